@@ -1,0 +1,31 @@
+"""Training state to disk and back onto any mesh; the only file that knows orbax."""
+
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+
+class Checkpoints:
+    """The newest whole checkpoint of a run; a save that is cut short leaves the one before it."""
+
+    def __init__(self, directory: str | Path):
+        policy = ocp.training.preservation_policies.LatestN(1)
+        self._checkpointer = ocp.training.Checkpointer(Path(directory).absolute(), preservation_policy=policy)
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Writes `state` (a tree of arrays) and `progress` (plain JSON) in the background."""
+        self._checkpointer.save_async(step, state, force=True, custom_metadata=progress)
+
+    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest state, laid out as `abstract_state` says, and its progress; None where nothing was saved."""
+        latest = self._checkpointer.latest
+        if latest is None:
+            return None
+        state = self._checkpointer.load(latest, abstract_state)
+        progress = self._checkpointer.metadata(latest).custom_metadata
+        return state, dict(progress or {})
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._checkpointer.close()

@@ -1,0 +1,90 @@
+"""`lamp STAGE --options`: which stages there are, and how a command line becomes a call of one."""
+
+import dataclasses
+import importlib
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from lamp_jax import config
+from lamp_jax.errors import LampError
+
+STAGES: dict[str, type] = {
+    "demo": config.Demo,
+    "rank": config.Rank,
+    "merge": config.Merge,
+    "prompts": config.Prompts,
+    "train": config.Train,
+    "generate": config.Generate,
+    "evaluate": config.Evaluate,
+    "synth": config.Synth,
+}
+_DESCRIPTION = """Personalize language models from a user's own history.
+
+--reference, anywhere on the line, sets every compatibility option to the papers' public code.
+`lamp train CONFIG.py` starts from the experiment in a Python page (its `experiment`); options after it override."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one stage; returns 0, or 1 after an error that the user can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        stage, options = parse(words)
+        importlib.import_module(f"lamp_jax.stages.{stage}").run(options)
+    except LampError as error:
+        print(f"lamp: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lamp: stopped; the same command goes on where it can", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(words: list[str]) -> tuple[str, Any]:
+    """The stage's name and its options. Exits with a message, as command lines do, where they do not fit."""
+    compatibility = config.REFERENCE if "--reference" in words else config.CORRECT
+    words = [word for word in words if word != "--reference"]
+    experiments: dict[str, Any] = {}
+    if len(words) > 1 and words[1].endswith(".py"):
+        experiments[words[0]] = load_experiment(words[0], words.pop(1))
+    defaults = {name: _defaults(options, compatibility) for name, options in STAGES.items()} | experiments
+    subcommands = [
+        Annotated[options, tyro.conf.subcommand(name, default=defaults[name])] for name, options in STAGES.items()
+    ]
+    chosen = tyro.cli(
+        Union[tuple(subcommands)],  # noqa: UP007 (built from a table)
+        prog="lamp",
+        description=_DESCRIPTION,
+        args=words,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    return next(name for name, options in STAGES.items() if isinstance(chosen, options)), chosen
+
+
+def load_experiment(stage: str, path: str) -> Any:
+    """The `experiment` of a config page; it must hold the options of the stage."""
+    try:
+        page = runpy.run_path(path)
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such config page") from None
+    experiment = page.get("experiment")
+    if stage not in STAGES or not isinstance(experiment, STAGES[stage]):
+        wanted = STAGES[stage].__name__ if stage in STAGES else "options"
+        raise LampError(f"{path}: `experiment` must be a {wanted}(...) for `lamp {stage}`, found {type(experiment)}")
+    return experiment
+
+
+def _defaults(options: type, compatibility: config.Compatibility) -> Any:
+    """An instance whose required options are still to be given."""
+    required = {
+        field.name: tyro.MISSING for field in dataclasses.fields(options) if field.default is dataclasses.MISSING
+    }
+    switches = {"compatibility": compatibility} if "compatibility" in options.__dataclass_fields__ else {}
+    return options(**required, **switches)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

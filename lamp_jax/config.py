@@ -1,0 +1,294 @@
+"""What a run is: frozen dataclasses, nothing else."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """Where the papers' public code departs from the papers or from what a careful user wants.
+
+    The defaults are right; `REFERENCE` holds the public code's values. Recorded in every output.
+    """
+
+    lamp1_query: Literal["template", "quotes"] = "template"
+    """LaMP-1's two references: read by the template's delimiters, or as the second and third quoted string."""
+    item_text: Literal["original", "decoded"] = "original"
+    """Profile text in prompts: as it is, cut between tokens, or as the generator's tokenizer decodes it."""
+    zero_budget: Literal["nothing", "whole"] = "nothing"
+    """What an item for which exactly no token is left gives: none of its text, or all of it."""
+    overlong: Literal["middle", "tail"] = "middle"
+    """Where a prompt beyond the maximum length is cut: in the middle of the question, or at its end."""
+    lamp5_phrase: Literal["a title", "the title"] = "a title"
+    """LaMP-5's items: `is a title for` (public code), or `is the title for` (the ROPG paper's Table 2)."""
+    rouge: Literal["mean", "bootstrap"] = "mean"
+    """ROUGE over samples: the mean, or the median of 1000 bootstrap means (seeded)."""
+
+
+CORRECT = Compatibility()
+REFERENCE = Compatibility(
+    lamp1_query="quotes", item_text="decoded", zero_budget="whole", overlong="tail", rouge="bootstrap"
+)
+
+Retriever = Literal["file", "none", "bm25", "recency", "random"]
+"""Who orders a profile: the file's own order, nobody (the bare input), or one of the rankers."""
+Decoding = Literal["beam", "greedy", "labels"]
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How much of a profile a generator reads."""
+
+    num_retrieved: int = 4
+    """Profile items in a prompt; 0 is the bare input."""
+    max_length: int = 512
+    """Longest prompt, in tokens, `</s>` included."""
+    use_date: bool = False
+    """Whether documents that are ranked here end in ` date: ...`."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How a model's answer is found."""
+
+    decode: Decoding = "beam"
+    """`beam` or `greedy` generation, or `labels`: score every label of the task, no generation (label tasks only)."""
+    num_beams: int = 4
+    """Beams of `beam`."""
+    generation_max_length: int = 128
+    """Longest answer, in tokens, the start token included (so 128 means 127 new tokens)."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How a run lies on its devices."""
+
+    data_parallel: int = -1
+    """Size of the mesh's data axis; -1 takes all devices that the model axis leaves."""
+    model_parallel: int = 1
+    """Size of the mesh's model axis (tensor parallelism)."""
+    sharding: Literal["data", "fsdp", "tensor", "fsdp+tensor"] = "data"
+    """What is spread over the mesh: batches only, parameters over `data`, over `model`, or over both."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the computation; parameters, softmax, norms, losses and logits are float32 in any case."""
+    remat: Literal["none", "full"] = "none"
+    """`full` recomputes each layer in the backward pass: more time, less memory."""
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The size of a model that is trained from scratch (`--model scratch`); FLAN-T5's architecture."""
+
+    d_model: int = 128
+    """Width."""
+    d_ff: int = 256
+    """Width of the feed-forward layers."""
+    num_layers: int = 2
+    """Layers of the encoder."""
+    num_decoder_layers: int = 2
+    """Layers of the decoder."""
+    num_heads: int = 4
+    """Attention heads, each of d_model / num_heads."""
+    vocab_size: int = 4096
+    """Pieces of the tokenizer, which is trained on the prompts and answers of the train file."""
+    dropout: float = 0.1
+    """Dropout rate."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Fine-tune T5 / FLAN-T5, or train one from scratch, with or without profiles."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    train: str
+    """Questions with golds, as `lamp merge` writes them."""
+    validation: str
+    """Questions with golds by which the best checkpoint is chosen."""
+    output: str
+    """Directory of the run: a Hugging Face model directory, beside it logs and the checkpoint for resuming."""
+    model: str = "google/flan-t5-base"
+    """Model directory or hub name to start from; `scratch` for a new model of the size below."""
+    scratch: Scratch = Scratch()
+    retrievers: tuple[Retriever, ...] = ("file",)
+    """Who orders the profiles in the train prompts; with several, every question is read once with each."""
+    prompting: Prompting = Prompting()
+    profile_targets: int = 0
+    """Further train examples from each profile: its newest N items, each with only the items before it."""
+    epochs: float = 10.0
+    """Passes over the train examples (a fraction is allowed)."""
+    batch_size: int = 16
+    """Examples in one update, over all devices and accumulation steps."""
+    accumulation: int = 1
+    """Parts in which an update's batch is computed; the gradient is the mean over all its tokens."""
+    learning_rate: float = 5e-5
+    """Peak of the schedule: linear warm-up, then linear decay to 0."""
+    warmup_ratio: float = 0.05
+    """Share of all updates in the warm-up."""
+    weight_decay: float = 1e-4
+    """AdamW's, on matrices and embeddings only."""
+    clip: float = 1.0
+    """Largest global norm of a gradient."""
+    seed: int = 0
+    """Seed of initialisation, dropout, order of examples and the `random` retriever."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations on the validation file, each of which also saves the run for resuming."""
+    validation_size: int = 0
+    """Validation questions that are answered at each evaluation (the first ones); 0 is all."""
+    patience: int = 0
+    """Evaluations without a better score after which the run ends; 0 never."""
+    answering: Answering = Answering()
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Answer questions with a model; where golds are known, also score the answers."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    questions: str
+    """Questions, official or merged."""
+    model: str
+    """Model directory or hub name."""
+    output: str
+    """Predictions in the official format; `.scores.json` beside it where golds are known."""
+    golds: str = ""
+    """Outputs file, where the questions do not hold their golds."""
+    retriever: Retriever = "file"
+    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out."""
+    seed: int = 0
+    """Seed of the `random` retriever."""
+    batch_size: int = 16
+    """Questions in one batch, over all devices."""
+    prompting: Prompting = Prompting()
+    answering: Answering = Answering()
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Write exactly what a generator would read, one `{id, prompt}` a line."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    merged: str
+    """Questions, official or merged."""
+    tokenizer: str
+    """Directory or hub name of the model whose tokenizer counts the tokens."""
+    output: str
+    """JSON lines."""
+    retriever: Retriever = "file"
+    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out."""
+    seed: int = 0
+    """Seed of the `random` retriever."""
+    prompting: Prompting = Prompting()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Rank every question's profile, best first: `{question id: [item id, ...]}`."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    questions: str
+    """Questions, official or merged."""
+    output: str
+    """Ranking file."""
+    ranker: Literal["bm25", "recency", "random"] = "bm25"
+    """Who ranks."""
+    bm25_variant: Literal["okapi", "lucene"] = "okapi"
+    """Scoring of `bm25`: rank_bm25's Okapi, which the papers used, or Lucene's, whose idf is never negative."""
+    use_date: bool = False
+    """Whether documents end in ` date: ...`."""
+    seed: int = 0
+    """Seed of `random`."""
+    workers: int = 0
+    """Processes; 0 takes every core."""
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Put profiles in the order of a ranking, and golds beside their questions."""
+
+    questions: str
+    """Questions."""
+    output: str
+    """Merged questions."""
+    outputs: str = ""
+    """Golds, official or a plain list; leave out for test questions."""
+    ranking: str = ""
+    """Ranking of `lamp rank`; leave out to keep the profiles' order."""
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Synth:
+    """Write a benchmark whose right items are known: train and dev files, and `oracle.json`."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    output: str
+    """Directory of the files."""
+    questions: int = 2000
+    """Train questions; dev has a tenth as many, at least 200."""
+    profile_size: int = 20
+    """Mean number of profile items."""
+    seed: int = 0
+    """Seed."""
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Make a small benchmark, train a small T5 on it and compare retrievers: the main job in five minutes."""
+
+    output: str = "demo"
+    """Directory of everything that is made."""
+    seed: int = 0
+    """Seed of the benchmark and of the training."""
+    size: Literal["full", "smoke"] = "full"
+    """`smoke` is seconds long and learns nothing: it shows that everything runs."""
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score predictions with the official metrics: one task's two files, or two zips with files of several tasks."""
+
+    output: str
+    """The JSON file to write: means, confidence interval and per-sample scores of every task."""
+    task: str = ""
+    """Task of `--golds` and `--predictions`, as `LaMP-3` or `LaMP_3`; empty: the one that the golds name."""
+    golds: str = ""
+    """An outputs file: `{"task", "golds": [{"id", "output"}]}`."""
+    predictions: str = ""
+    """A prediction file, of the same form."""
+    golds_zip: str = ""
+    """Instead of `--golds`: a zip of outputs files, in any folders; each names its task inside."""
+    predictions_zip: str = ""
+    """Instead of `--predictions`: a zip of prediction files."""
+    metrics: tuple[Literal["bleu", "meteor", "rouge-2", "rouge-lsum"], ...] = ()
+    """Metrics beside the official ones, for the tasks that generate text. BLEU is from 0 to 100, the others to 1;
+    METEOR needs nltk's data on this machine."""
+    out_of_range: Literal["keep", "clip"] = "keep"
+    """Numbers beyond a LaMP-3 scale: as they are (official), or as the nearest end of the scale (1 or 5)."""
+    compatibility: Compatibility = CORRECT
+    """Where to follow the public code instead of the papers; only `rouge` matters here."""
+    force: bool = False
+    """Start over where the output already exists."""

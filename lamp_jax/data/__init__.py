@@ -1,0 +1,1 @@
+"""LaMP files, in and out."""

@@ -1,0 +1,228 @@
+"""How LaMP files are read, checked and written: the official JSON formats, streamed and atomic."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import ijson
+
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+
+_SHOWN_IDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One sample of a LaMP file. `profile` is in the file's order; `output` is the gold where it is known."""
+
+    id: str
+    input: str
+    profile: tuple[Mapping[str, Any], ...]
+    user_id: str | int | None = None
+    output: str | None = None
+
+
+class Outputs(NamedTuple):
+    """An outputs or predictions file: the task it names (None in a plain list) and the text for each question id."""
+
+    task: str | None
+    by_id: dict[str, str]
+
+
+def stream_questions(path: str | Path, *, task: Task | None = None) -> Iterator[Question]:
+    """Questions of an official file (a list, or `{"task", "golds": [...]}`), one at a time, in the file's order.
+
+    With `task`, every profile item is checked for the fields that the task needs. Raises LampError with the file, the
+    record and the remedy for anything that is not such a file, duplicate question ids included.
+    """
+    seen: set[str] = set()
+    for number, record in enumerate(_records(path)):
+        question = _question(record, f"{path}, record {number}")
+        where = f"{path}, question {question.id!r}"
+        if question.id in seen:
+            raise LampError(f"{where}: this id occurs twice; ids must be unique, remove or rename one")
+        seen.add(question.id)
+        if task is not None:
+            _check_items(question, task, where)
+        yield question
+
+
+def read_questions(path: str | Path, *, task: Task | None = None) -> list[Question]:
+    """All questions of a file, checked before any work begins. See stream_questions."""
+    return list(stream_questions(path, task=task))
+
+
+def read_outputs(path: str | Path) -> Outputs:
+    """Golds or predictions: the official `{"task", "golds": [{"id", "output"}]}` or a plain list of those."""
+    by_id: dict[str, str] = {}
+    for number, record in enumerate(_records(path)):
+        where = f"{path}, record {number}"
+        if not isinstance(record, dict) or "id" not in record or record.get("output") is None:
+            raise LampError(f"{where}: expected an object with 'id' and 'output', found {_glimpse(record)}")
+        key = str(record["id"])
+        if key in by_id:
+            raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique, remove one")
+        by_id[key] = str(record["output"])
+    return Outputs(_task_name(path), by_id)
+
+
+def add_outputs(questions: Iterable[Question], outputs: Mapping[str, str]) -> list[Question]:
+    """Questions with their golds. Every question must have one and every gold a question (LampError otherwise)."""
+    questions = list(questions)
+    check_same_ids([q.id for q in questions], outputs, left="the questions", right="the outputs")
+    return [replace(q, output=outputs[q.id]) for q in questions]
+
+
+def check_same_ids(left_ids: Iterable[str], right_ids: Iterable[str], *, left: str, right: str) -> None:
+    """Raises LampError, with counts and the first ids, unless both name the same ids."""
+    in_left, in_right = dict.fromkeys(left_ids), dict.fromkeys(right_ids)
+    missing = [key for key in in_left if key not in in_right]
+    extra = [key for key in in_right if key not in in_left]
+    if missing or extra:
+        parts = [f"{len(missing)} ids of {left} are not in {right} ({_first(missing)})"] if missing else []
+        parts += [f"{len(extra)} ids of {right} are not in {left} ({_first(extra)})"] if extra else []
+        raise LampError("; ".join(parts) + "; give the files of one and the same split")
+
+
+def write_predictions(path: str | Path, task: Task, outputs: Mapping[str, str]) -> None:
+    """Predictions in the official format, in the mapping's order."""
+    golds = [{"id": key, "output": text} for key, text in outputs.items()]
+    write_json(path, {"task": task.official_name, "golds": golds})
+
+
+def write_questions(path: str | Path, questions: Iterable[Question]) -> int:
+    """Questions as an official list, streamed; `output` and `user_id` where they are known. Returns how many."""
+    return write_json_list(path, map(question_record, questions))
+
+
+def question_record(question: Question) -> dict[str, Any]:
+    """A question as the JSON object of an official file."""
+    record: dict[str, Any] = {"id": question.id, "input": question.input, "profile": list(question.profile)}
+    if question.user_id is not None:
+        record["user_id"] = question.user_id
+    if question.output is not None:
+        record["output"] = question.output
+    return record
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`value` as JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+
+
+def write_json_list(path: str | Path, records: Iterable[Any]) -> int:
+    """A JSON list, one record a line, streamed, whole or not at all. Returns the number of records."""
+    count = 0
+    with atomic_write(path) as file:
+        file.write("[")
+        for count, record in enumerate(records, start=1):
+            file.write("\n" if count == 1 else ",\n")
+            json.dump(record, file, ensure_ascii=False)
+        file.write("\n]\n")
+    return count
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[IO[str]]:
+    """A text file that is moved into place when the block ends, and vanishes when it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        # Lone surrogates are legal in JSON and occur in tweets; they are written as they were read.
+        with open(unfinished, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file. Raises LampError with the file and the byte where it breaks off."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
+
+
+def _records(path: str | Path) -> Iterator[Any]:
+    number = -1
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64).lstrip()
+            file.seek(0)
+            if start[:1] not in (b"[", b"{"):
+                raise LampError(f"{path}: neither a JSON list nor an object; it begins with {start[:20]!r}")
+            prefix = "item" if start[:1] == b"[" else "golds.item"
+            for number, record in enumerate(ijson.items(file, prefix, use_float=True)):  # noqa: B007 (counts for the error)
+                yield record
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise LampError(f"{path}: a directory, where a JSON file is expected") from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        last = f"after {number + 1} whole records"
+        raise LampError(f"{path}: not whole JSON, broken off {last} ({error}); download or make it again") from None
+    if number < 0:
+        raise LampError(f"{path}: holds no records; expected a list, or an object with the list 'golds'")
+
+
+def _task_name(path: str | Path) -> str | None:
+    with open(path, "rb") as file:
+        if file.read(64).lstrip()[:1] != b"{":
+            return None
+        file.seek(0)
+        return next((str(name) for name in ijson.items(file, "task")), None)
+
+
+def _question(record: Any, where: str) -> Question:
+    if not isinstance(record, dict):
+        raise LampError(f"{where}: expected an object, found {_glimpse(record)}")
+    for field, kinds in (("id", (str, int)), ("input", (str,)), ("profile", (list,))):
+        if not isinstance(record.get(field), kinds):
+            found = _glimpse(record[field]) if field in record else "nothing"
+            raise LampError(f"{where}: {field!r} must be {kinds[0].__name__}, found {found}")
+    for place, item in enumerate(record["profile"]):
+        if not isinstance(item, dict) or "id" not in item:
+            raise LampError(f"{where}: profile item {place} has no 'id'")
+    output = record.get("output")
+    return Question(
+        id=str(record["id"]),
+        input=record["input"],
+        profile=tuple({**item, "id": str(item["id"])} for item in record["profile"]),
+        user_id=record.get("user_id"),
+        output=None if output is None else str(output),
+    )
+
+
+def _check_items(question: Question, task: Task, where: str) -> None:
+    for item in question.profile:
+        for field in task.fields:
+            if not isinstance(item.get(field), str | int | float | Decimal):
+                found = _glimpse(item[field]) if field in item else "nothing"
+                needed = ", ".join(("id", *task.fields))
+                raise LampError(
+                    f"{where}, profile item {item['id']!r}: {field!r} must be a text, found {found}; "
+                    f"{task.name} needs the fields {needed} (is this a file of {task.name}?)"
+                )
+
+
+def _first(ids: list[str]) -> str:
+    return ", ".join(ids[:_SHOWN_IDS]) + (", ..." if len(ids) > _SHOWN_IDS else "")
+
+
+def _glimpse(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

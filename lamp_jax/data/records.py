@@ -1,0 +1,176 @@
+"""What made an output: by the record beside it the same command finds its work done, resumes, or refuses."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lamp_jax
+from lamp_jax.data.files import read_json, write_json
+from lamp_jax.errors import LampError
+
+State = Literal["new", "unfinished", "done"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The claim of one command on one output.
+
+    For a file the record stands beside it (`P.json.run.json`), for a directory in it (`run.json`). `state` says what
+    the command found: nothing, its own unfinished work, or its own finished output.
+    """
+
+    output: Path
+    contents: Mapping[str, Any]
+    state: State
+
+    @property
+    def path(self) -> Path:
+        return record_path(self.output)
+
+    @property
+    def journal(self) -> Path:
+        """Where a long stage appends what it has finished so far."""
+        return self.output.with_name(self.output.name + ".journal.jsonl")
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the output as whole; `facts` (counts, metrics) are kept in the record."""
+        whole = {**self.contents, "finished": True, "output_sha256": _output_digest(self.output), **facts}
+        write_json(self.path, whole)
+        self.journal.unlink(missing_ok=True)
+
+
+def record_path(output: Path) -> Path:
+    return output / "run.json" if output.is_dir() else output.with_name(output.name + ".run.json")
+
+
+def claim(
+    output: str | Path, options: Any, *, inputs: Iterable[str], ignore: Iterable[str] = (), directory: bool = False
+) -> Record:
+    """Claims `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub names).
+
+    `ignore` names options that do not change what is written (`output` and `force` never do). Two commands are the
+    same when their settings and the contents of their inputs are. Raises LampError when something else stands at
+    `output`; with `options.force` that is removed first.
+    """
+    output = Path(output)
+    settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
+    digests = {name: digest(name) for name in dict.fromkeys(inputs)}
+    # The fingerprint knows inputs by their contents alone: a moved file is the same file.
+    known = json.dumps([type(options).__name__, _without(settings, digests), sorted(digests.values())], default=str)
+    fingerprint = hashlib.sha256(known.encode()).hexdigest()
+    contents = {
+        "stage": type(options).__name__.lower(),
+        "settings": settings,
+        "inputs": digests,
+        "version": lamp_jax.__version__,
+        "fingerprint": fingerprint,
+    }
+    if getattr(options, "force", False):
+        _remove(output)
+    record = Record(output, contents, _state(output, fingerprint))
+    if record.state == "new":
+        if directory:
+            output.mkdir(parents=True, exist_ok=True)
+        write_json(record.path, {**contents, "finished": False})
+    return record
+
+
+def digest(name: str) -> str:
+    """SHA-256 of a file, or of a directory's files with their names; a hub name, which is no path, stands for itself."""
+    path = Path(name)
+    if path.is_file():
+        return _file_digest(path)
+    if path.is_dir():
+        parts = [
+            f"{part.relative_to(path)} {_file_digest(part)}" for part in sorted(path.rglob("*")) if _is_content(part)
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"name {name}"
+
+
+class Journal:
+    """An append-only file of JSON lines that survives a kill: a line broken off at the end is dropped on opening."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: list[Any] = []
+        kept = b""
+        if path.exists():
+            whole, newline, _ = path.read_bytes().rpartition(b"\n")
+            kept = whole + newline
+            self.entries = [json.loads(line) for line in kept.split(b"\n") if line]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the journal)
+        self._file.truncate(len(kept))
+
+    def append(self, entries: Iterable[Any]) -> None:
+        """Adds entries, on disk before this returns."""
+        entries = list(entries)
+        self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.entries += entries
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _state(output: Path, fingerprint: str) -> State:
+    path = record_path(output)
+    if not path.exists():
+        if output.exists() and (output.is_file() or any(output.iterdir())):
+            raise LampError(f"{output}: exists, and no record says how it was made; move it away or give --force")
+        return "new"
+    found = read_json(path)
+    if found.get("fingerprint") != fingerprint:
+        raise LampError(
+            f"{output}: stands there from other settings or inputs ({path} lists them); "
+            "give another --output, or --force to start over"
+        )
+    if not output.exists() and found.get("finished"):
+        return "new"
+    if not found.get("finished"):
+        return "unfinished"
+    if found.get("output_sha256") != _output_digest(output):
+        raise LampError(f"{output}: was changed after it was made; move it away, or give --force to make it again")
+    return "done"
+
+
+def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
+    """The settings with every input's path put aside."""
+    if isinstance(settings, Mapping):
+        return {key: _without(value, names) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_without(value, names) for value in settings]
+    return "(input)" if isinstance(settings, str) and settings in names else settings
+
+
+def _remove(output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()) and not record_path(output).exists():
+        raise LampError(
+            f"{output}: --force removes only what lamp made, and this directory has no run.json; move it away"
+        )
+    for path in (record_path(output), output.with_name(output.name + ".journal.jsonl")):
+        path.unlink(missing_ok=True)
+    if output.is_dir():
+        shutil.rmtree(output)
+    output.unlink(missing_ok=True)
+
+
+def _is_content(path: Path) -> bool:
+    return path.is_file() and path.name != "run.json" and not path.name.startswith(".")
+
+
+def _output_digest(output: Path) -> str:
+    """A directory's own outputs may be large and move on (logs); its record vouches for it."""
+    return _file_digest(output) if output.is_file() else "directory"
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

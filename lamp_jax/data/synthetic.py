@@ -1,0 +1,324 @@
+"""A benchmark in LaMP's format whose oracle is known: which profile items are right, and which retriever finds them.
+
+Every user has their own answer to a topic, which only their own profile tells. Users come in four groups, and for
+each of them another retriever is best (`GROUPS`). The question alone says nothing about group or answer, beyond
+what people in general think of its topic (`Lexicon.prior`).
+"""
+
+import contextlib
+import datetime
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from lamp_jax.data.files import Question, atomic_write, question_record
+from lamp_jax.data.lexicon import DIALECTS, LEXICON, STYLES, TOPICS
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+
+Split = Literal["train", "dev"]
+SPLITS: tuple[Split, ...] = ("train", "dev")
+SMALLEST_DEV = 200
+
+_MISLABELLED = 0.06  # so that a few alike items are no proof of the group
+_INTERESTS = 5  # topics of a user beside the one that is asked about
+_WEEK = 7
+_FIRST_DAY = datetime.date(2010, 1, 1)
+
+
+class OracleEntry(NamedTuple):
+    """What is known of one question: ids of the items that tell the gold, the user's group, the retriever for it."""
+
+    items: tuple[str, ...]
+    group: str
+    best: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """A part of a profile whose items are alike.
+
+    `share` is its part of the profile, `asked` the probability that an item is on the topic that is asked about,
+    `dialect` the item's against the question's, `life` the part of the user's life (from 0 to 1) it was written in.
+    `answer` is what it carries: the gold; one of two wrong answers that the user gives often (rival, former); the
+    user's wrong answer to that topic (by topic); or any wrong one.
+    """
+
+    share: float
+    answer: Literal["gold", "rival", "former", "by topic", "any"]
+    asked: float = 0.0
+    dialect: Literal["same", "other", "either"] = "either"
+    life: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Users for whom one retriever is best. `users` of every 20 belong to it; the first strand has 4 items or more."""
+
+    best: str
+    users: int
+    strands: tuple[Strand, ...]
+
+
+GROUPS = {
+    # The right items have the question's words; a homonymous topic of the other dialect misleads who reads meanings.
+    "topical": Group(
+        "bm25",
+        10,
+        (
+            Strand(0.40, "gold", asked=1, dialect="same", life=(0.15, 1.0)),
+            Strand(0.26, "rival", asked=1, dialect="other"),
+            Strand(0.34, "by topic"),
+        ),
+    ),
+    # Taste moves on, whatever the topic: what is on the question's topic is mostly of former times.
+    "drifting": Group(
+        "recency",
+        3,
+        (
+            Strand(0.40, "gold", asked=0.2, life=(0.6, 1.0)),
+            Strand(0.20, "rival", asked=0.35, life=(0.4, 0.6)),
+            Strand(0.20, "former", asked=0.35, life=(0.2, 0.4)),
+            Strand(0.20, "any", asked=0.35, life=(0.0, 0.2)),
+        ),
+    ),
+    # The right items say it in the other dialect; what shares words with the question is on other topics.
+    "hidden": Group(
+        "dense",
+        3,
+        (
+            Strand(0.40, "gold", asked=1, dialect="other", life=(0.0, 0.6)),
+            Strand(0.34, "by topic", dialect="same"),
+            Strand(0.26, "by topic", dialect="other"),
+        ),
+    ),
+    # The user answers otherwise everywhere, but to this question as everybody does.
+    "misled": Group(
+        "none",
+        4,
+        (
+            Strand(0.34, "rival", asked=0.4),
+            Strand(0.16, "rival", asked=0.4),
+            Strand(0.50, "any", asked=0.4),
+        ),
+    ),
+}
+# Groups take turns: any 20 questions in a row hold each in its share.
+_TURNS = [name for name, group in GROUPS.items() for _ in range(group.users)]
+_STRIDE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class _User:
+    group: Group
+    topic: int  # that is asked about
+    dialect: int  # of the question
+    answers: dict[str, int]  # the gold, and two wrong ones: rival and former
+    wrong: tuple[int, ...]  # all wrong answers
+    by_topic: dict[int, int]  # the user's wrong answers to other topics
+
+
+def dev_questions(questions: int) -> int:
+    """How many dev questions go with so many train questions."""
+    return max(SMALLEST_DEV, questions // 10)
+
+
+def generate(
+    task: Task, *, questions: int, profile_size: int, seed: int, split: Split
+) -> Iterator[tuple[Question, OracleEntry]]:
+    """Questions with their golds (`output`), each of another user, and what is known of them.
+
+    Question i depends on (task, profile_size, seed, split, i) alone. Profiles have from half to one and a half times
+    `profile_size` items, in no order; item ids are question id + index, so they collide between questions.
+    """
+    if questions < 1 or profile_size < 1:
+        raise LampError(f"{questions} questions with {profile_size} profile items: both must be at least 1")
+    if split not in SPLITS:
+        raise LampError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    number = SPLITS.index(split)
+    for index in range(questions):
+        rng = random.Random(f"{task.name} {profile_size} {seed} {split} {index}")
+        name = _TURNS[index * _STRIDE % len(_TURNS)]
+        user = _draw_user(task, rng, GROUPS[name])
+        asked, output = _ask(task, rng, user)
+        key = f"{_task_number(task) - 1}{number}{index}"
+        size = rng.randint((profile_size + 1) // 2, profile_size + profile_size // 2)
+        profile, right = _draw_profile(task, rng, user, size=size, key=key)
+        question = Question(key, asked, profile, user_id=len(SPLITS) * index + number, output=output)
+        yield question, OracleEntry(right, name, user.group.best)
+
+
+def _task_number(task: Task) -> int:
+    return int(re.findall(r"\d+", task.name)[0])
+
+
+def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
+    answers = range(_answer_count(task))
+    topic, *others = rng.sample(range(TOPICS), 1 + _INTERESTS)
+    gold, rival, former = rng.sample(answers, 3)
+    if group.best == "none":
+        gold, rival, former = _publicly_right(task, topic, (gold, rival, former))
+    wrong = tuple(answer for answer in answers if answer != gold)
+    return _User(
+        group=group,
+        topic=topic,
+        dialect=rng.randrange(DIALECTS),
+        answers={"gold": gold, "rival": rival, "former": former},
+        wrong=wrong,
+        by_topic={other: rng.choice(wrong) for other in others},
+    )
+
+
+def _draw_profile(
+    task: Task, rng: random.Random, user: _User, *, size: int, key: str
+) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
+    """Profile items in random order, and the ids of the right ones: those that carry the gold."""
+    strands = _spread(user.group.strands, size)
+    rng.shuffle(strands)
+    days = _days(rng, [rng.uniform(*strand.life) for strand in strands])
+    items, right = [], []
+    for place, (strand, day) in enumerate(zip(strands, days, strict=True)):
+        topic = user.topic if rng.random() < strand.asked else rng.choice(tuple(user.by_topic))
+        answer = _draw_answer(rng, user, strand, topic)
+        fields = _item_fields(task, rng, topic=topic, dialect=_draw_dialect(rng, user, strand), answer=answer)
+        items.append(fields | {"id": f"{key}{place}", "date": day})
+        if answer == user.answers["gold"]:
+            right.append(f"{key}{place}")
+    return tuple(items), tuple(right)
+
+
+def _spread(strands: tuple[Strand, ...], size: int) -> list[Strand]:
+    """`size` strands by their shares; of the first at least as many as a prompt holds, unless the profile is tiny."""
+    first, *others = strands
+    spread = [first] * max(round(first.share * size), min(4, size // 2), 1)
+    weight, room = sum(strand.share for strand in others), size - len(spread)
+    done = 0.0
+    for strand in others:
+        done += strand.share
+        spread += [strand] * (round(room * done / weight) - (len(spread) - (size - room)))
+    return spread
+
+
+def _days(rng: random.Random, moments: list[float]) -> list[str]:
+    """A date for each moment of a life (0 to 1), in their order; no two alike, so that recency has no ties."""
+    days = [""] * len(moments)
+    for week, place in enumerate(sorted(range(len(moments)), key=moments.__getitem__)):
+        days[place] = (_FIRST_DAY + datetime.timedelta(days=_WEEK * week + rng.randrange(_WEEK))).isoformat()
+    return days
+
+
+def _draw_answer(rng: random.Random, user: _User, strand: Strand, topic: int) -> int:
+    if strand.answer == "any" or (strand.answer == "gold" and rng.random() < _MISLABELLED):
+        return rng.choice(user.wrong)
+    return user.by_topic[topic] if strand.answer == "by topic" else user.answers[strand.answer]
+
+
+def _draw_dialect(rng: random.Random, user: _User, strand: Strand) -> int:
+    if strand.dialect == "either":
+        return rng.randrange(DIALECTS)
+    return user.dialect if strand.dialect == "same" else DIALECTS - 1 - user.dialect
+
+
+# What an answer is, by the task's row: one of its labels; without labels a style of writing; with references, which
+# have no labels of their own, the topic that the user writes about and cites.
+
+
+def _cites(task: Task) -> bool:
+    return "{ref1}" in task.template
+
+
+def _answer_count(task: Task) -> int:
+    return TOPICS if _cites(task) else len(task.labels) or STYLES
+
+
+def _publicly_right(task: Task, topic: int, answers: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Three different answers, the first of them what people in general think."""
+    if _cites(task):
+        gold, rival, former = sorted(answers, key=LEXICON.prior.__getitem__)
+        return gold, rival, former
+    gold = LEXICON.prior[topic] % _answer_count(task)
+    rival, former = [answer for answer in answers if answer != gold][:2]
+    return gold, rival, former
+
+
+def _ask(task: Task, rng: random.Random, user: _User) -> tuple[str, str]:
+    """The question's input and its gold."""
+    gold = user.answers["gold"]
+    if _cites(task):
+        title, *pair = (_describe(rng, topic, user.dialect) for topic in (user.topic, gold, user.answers["rival"]))
+        place = rng.randrange(2)
+        return task.template.format(title=title, ref1=pair[place], ref2=pair[1 - place]), task.labels[place]
+    text = _describe(rng, user.topic, user.dialect)
+    return task.input_for(text), _express(task, gold, text)
+
+
+def _item_fields(task: Task, rng: random.Random, *, topic: int, dialect: int, answer: int) -> dict[str, str]:
+    if _cites(task):
+        return {field: _describe(rng, answer, dialect) for field in task.fields}
+    text = _describe(rng, topic, dialect)
+    return {field: _headline(text) for field in task.fields} | {
+        task.source: text,
+        task.target: _express(task, answer, text),
+    }
+
+
+def _express(task: Task, answer: int, text: str) -> str:
+    """The answer to `text`: a label, or the text (its headline) in a style."""
+    if task.labels:
+        return task.labels[answer]
+    return " ".join((*LEXICON.styles[answer], text if task.source == task.target else _headline(text)))
+
+
+def _describe(rng: random.Random, topic: int, dialect: int) -> str:
+    """7 to 10 words of a dialect, 4 or 5 of them on the topic."""
+    words = rng.sample(LEXICON.topics[dialect][topic], rng.randint(4, 5))
+    words += rng.sample(LEXICON.fillers[dialect], rng.randint(3, 5))
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def _headline(text: str) -> str:
+    """The first three words that are no fillers."""
+    return " ".join([word for word in text.split() if word not in LEXICON.all_fillers][:3])
+
+
+def write_benchmark(task: Task, output_dir: str | Path, *, questions: int, profile_size: int, seed: int) -> None:
+    """`{train,dev}_{questions,outputs}.json` and `oracle.json` in `output_dir`, streamed, all of them or none.
+
+    `oracle.json` is `{question id: {"items": [...], "group": ..., "best": ...}}` over both splits. The same arguments
+    give the same bytes.
+    """
+    counts: dict[Split, int] = {"train": questions, "dev": dev_questions(questions)}
+    folder = Path(output_dir)
+    with contextlib.ExitStack() as stack:
+        oracle = _JsonWriter(stack.enter_context(atomic_write(folder / "oracle.json")), "{", "}")
+        for split, count in counts.items():
+            asked = _JsonWriter(stack.enter_context(atomic_write(folder / f"{split}_questions.json")), "[", "]")
+            file = stack.enter_context(atomic_write(folder / f"{split}_outputs.json"))
+            golds = _JsonWriter(file, f'{{"task": "{task.official_name}", "golds": [', "]}")
+            for question, known in generate(task, questions=count, profile_size=profile_size, seed=seed, split=split):
+                asked.add(question_record(replace(question, output=None)))
+                golds.add({"id": question.id, "output": question.output})
+                oracle.add(known._asdict(), key=question.id)
+            asked.end()
+            golds.end()
+        oracle.end()
+
+
+class _JsonWriter:
+    """A long JSON list or object, one member a line."""
+
+    def __init__(self, file: IO[str], opening: str, closing: str):
+        self._file, self._closing, self._before = file, closing, opening + "\n"
+
+    def add(self, value: Any, *, key: str | None = None) -> None:
+        name = "" if key is None else f"{json.dumps(key)}: "
+        self._file.write(self._before + name + json.dumps(value))
+        self._before = ",\n"
+
+    def end(self) -> None:
+        self._file.write(f"\n{self._closing}\n")

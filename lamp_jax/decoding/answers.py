@@ -1,0 +1,67 @@
+"""How prompts become answers: one jitted function for each way of decoding, and what it says read as text."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lamp_jax.config import Answering
+from lamp_jax.decoding.beam import beam_search
+from lamp_jax.decoding.greedy import greedy_search
+from lamp_jax.decoding.labels import score_labels
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+
+
+class Answerer:
+    """Answers of a T5 to prompts. Compiles once for each length of prompts."""
+
+    def __init__(self, graph: nnx.GraphDef, tokenizer: Any, task: Task, answering: Answering):
+        if answering.decode == "labels" and not task.labels:
+            raise LampError(f"--decode labels: {task.name} has no labels; use beam or greedy")
+        self.tokenizer, self.task = tokenizer, task
+        self.by_labels = answering.decode == "labels"
+        decode = _decoder(answering, tokenizer, task)
+        self._decode = jax.jit(lambda params, source: decode(nnx.merge(graph, params), source))
+
+    def __call__(self, params: Any, source: jax.Array) -> list[str]:
+        """Prompts [B, S] -> B answers."""
+        result = np.asarray(self._decode(params, source))
+        if self.by_labels:
+            return [choose_label(row, self.task) for row in result]
+        return [text.strip() for text in self.tokenizer.batch_decode(result, skip_special_tokens=True)]
+
+
+def choose_label(log_probabilities: np.ndarray, task: Task) -> str:
+    """The label [L] that is best for the task's metric.
+
+    Softmax over the labels; for accuracy the most probable one, for MAE the median: the first label, in their order,
+    at which the cumulative probability reaches one half.
+    """
+    weights = np.exp(log_probabilities - np.max(log_probabilities), dtype=np.float64)
+    probabilities = weights / weights.sum()
+    if task.metric == "mae":
+        return task.labels[int(np.searchsorted(np.cumsum(probabilities), 0.5))]
+    return task.labels[int(np.argmax(probabilities))]
+
+
+def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
+    """The labels' token ids, `</s>` included, [L, T] padded with 0."""
+    rows: Sequence[Sequence[int]] = tokenizer(list(task.labels)).input_ids
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    return tokens
+
+
+def _decoder(answering: Answering, tokenizer: Any, task: Task) -> Callable[[Any, jax.Array], jax.Array]:
+    new_tokens = answering.generation_max_length - 1
+    if answering.decode == "labels":
+        labels = label_tokens(task, tokenizer)
+        return lambda model, source: score_labels(model, source, labels)
+    if answering.decode == "greedy":
+        return lambda model, source: greedy_search(model, source, max_new_tokens=new_tokens)
+    beams = answering.num_beams
+    return lambda model, source: beam_search(model, source, num_beams=beams, max_new_tokens=new_tokens).sequences

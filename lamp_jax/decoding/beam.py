@@ -1,0 +1,151 @@
+"""Beam search with the scores and the stopping rule of HF's `generate(early_stopping=False)`, version 4.57."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lamp_jax.models.t5 import T5, CrossCache, SelfCache
+from lamp_jax.sharding import gathered
+
+# A score that no hypothesis has; added, it takes a candidate out of the choice.
+_NEVER = -1e9
+
+
+class Beams(NamedTuple):
+    """The finished hypotheses of every source, best first."""
+
+    tokens: jax.Array
+    """[B, K, T]: `</s>` included, padding behind it, no start token."""
+    scores: jax.Array
+    """[B, K]: sum of log-probabilities / (number of tokens, `</s>` included)^length_penalty; -1e9: none was found."""
+
+
+class _State(NamedTuple):
+    length: jax.Array
+    """How many tokens every live hypothesis has; a scalar."""
+    live_tokens: jax.Array
+    """[B, K, T]"""
+    live_scores: jax.Array
+    """[B, K]: sums of log-probabilities, best first."""
+    cache: SelfCache
+    """Of the live hypotheses, [L, B, K, T, H, size]."""
+    tokens: jax.Array
+    """[B, K, T]: the finished hypotheses."""
+    scores: jax.Array
+    """[B, K]: theirs, with the length penalty, best first."""
+    finished: jax.Array
+    """[B, K]: whether this place holds a finished hypothesis."""
+    open: jax.Array
+    """[B]: whether this source can still gain by going on."""
+
+
+def beam_search(
+    model: T5, tokens: jax.Array, *, num_beams: int, max_new_tokens: int, length_penalty: float = 1.0
+) -> Beams:
+    """Sources [B, S] -> the `num_beams` (K) best finished hypotheses each, at most `max_new_tokens` (T) tokens long.
+
+    Every step extends the K live hypotheses by one token and keeps the best 2K candidates. Those of the first K that
+    end with `</s>` (at the last step: all) compete for the K finished places; the best K that go on stay alive. A
+    source is done when its best live sum, divided by its present length^length_penalty, is not above its worst
+    finished score. HF's `max_length` counts the start token: it is max_new_tokens + 1. To be jitted by the caller
+    with the numbers static; the source's keys and values are shared by all hypotheses.
+    """
+    mask = model.source_mask(tokens)
+    cache, cross = model.start_cache(model.encode(tokens, mask=mask), mask, max_length=max_new_tokens)
+    start = _start(model, tokens, cache, num_beams=num_beams, max_new_tokens=max_new_tokens)
+
+    def unfinished(state: _State) -> jax.Array:
+        return (state.length < max_new_tokens) & jnp.any(state.open)
+
+    def step(state: _State) -> _State:
+        return _step(model, cross, state, length_penalty=length_penalty)
+
+    end = jax.lax.while_loop(unfinished, step, start)
+    return Beams(end.tokens, end.scores)
+
+
+def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, max_new_tokens: int) -> _State:
+    # Made from the sources, so that what is split over devices by the batch stays so.
+    places = jnp.broadcast_to(jnp.zeros_like(tokens[:, :1]), (len(tokens), num_beams))
+    blank = jnp.broadcast_to(places[:, :, None], (*places.shape, max_new_tokens)) + model.config.pad_token_id
+    zeros = places.astype(jnp.float32)
+    return _State(
+        length=jnp.int32(0),
+        live_tokens=blank,
+        # All hypotheses are equal at the start: only the first may be extended.
+        live_scores=zeros + jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEVER),
+        cache=jax.tree.map(lambda x: jnp.repeat(x[:, :, None], num_beams, axis=2), cache),
+        tokens=blank,
+        scores=zeros + _NEVER,
+        finished=places != 0,
+        open=places[:, 0] == 0,
+    )
+
+
+def _step(model: T5, cross: CrossCache, state: _State, *, length_penalty: float) -> _State:
+    num_beams, max_new_tokens = state.live_tokens.shape[1:]
+    best, cache = _extend(model, cross, state)
+    length = state.length + 1
+    divisor = length.astype(jnp.float32) ** length_penalty
+    ends = (best.last == model.config.eos_token_id) | (length == max_new_tokens)
+
+    # Only the first K may finish; the other K are there so that K go on, however many of the first end.
+    may_finish = ends & state.open[:, None] & (jnp.arange(2 * num_beams) < num_beams)
+    entries = jnp.concatenate([state.scores, best.sums / divisor + jnp.where(may_finish, 0.0, _NEVER)], axis=1)
+    scores, places = jax.lax.top_k(entries, num_beams)
+    finished = _pick(jnp.concatenate([state.finished, may_finish], axis=1), places)
+
+    live_scores, chosen = jax.lax.top_k(best.sums + jnp.where(ends, _NEVER, 0.0), num_beams)
+    best_possible = live_scores[:, :1] / divisor
+    worst_finished = jnp.where(finished, jnp.min(scores, axis=1, keepdims=True), _NEVER)
+    return _State(
+        length=length,
+        live_tokens=_pick(best.tokens, chosen),
+        live_scores=live_scores,
+        cache=jax.tree.map(lambda x: _pick_cache(x, _pick(best.parents, chosen)), cache),
+        tokens=_pick(jnp.concatenate([state.tokens, best.tokens], axis=1), places),
+        scores=scores,
+        finished=finished,
+        open=state.open & jnp.any(best_possible > worst_finished, axis=1),
+    )
+
+
+class _Candidates(NamedTuple):
+    """The 2K best one-token extensions of the live hypotheses, best first."""
+
+    sums: jax.Array
+    """[B, 2K]: sums of log-probabilities."""
+    parents: jax.Array
+    """[B, 2K]: which live hypothesis each extends."""
+    last: jax.Array
+    """[B, 2K]: the new token."""
+    tokens: jax.Array
+    """[B, 2K, T]"""
+
+
+def _extend(model: T5, cross: CrossCache, state: _State) -> tuple[_Candidates, SelfCache]:
+    num_beams, max_new_tokens = state.live_tokens.shape[1:]
+    before = jax.lax.dynamic_index_in_dim(state.live_tokens, jnp.maximum(state.length - 1, 0), axis=2, keepdims=False)
+    before = jnp.where(state.length == 0, model.config.decoder_start_token_id, before)
+    step = jax.vmap(model.step, in_axes=(1, None, 2, None), out_axes=(1, 2))
+    logits, cache = step(before, state.length, state.cache, cross)
+
+    # [B, K, V] -> [B, K * V]; top_k needs the whole vocabulary on one device.
+    logits = gathered(logits, model.rules.spec("batch", None, None))
+    sums = jax.nn.log_softmax(logits, axis=-1) + state.live_scores[:, :, None]
+    best, index = jax.lax.top_k(sums.reshape(len(sums), -1), 2 * num_beams)
+    parents, last = index // logits.shape[-1], (index % logits.shape[-1]).astype(before.dtype)
+    here = jnp.arange(max_new_tokens) == state.length
+    tokens = jnp.where(here, last[:, :, None], _pick(state.live_tokens, parents))
+    return _Candidates(best, parents, last, tokens), cache
+
+
+def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
+    """values[b, index[b, k]]: [B, N, ...] and [B, K] -> [B, K, ...]."""
+    return jax.vmap(lambda row, chosen: row[chosen])(values, index)
+
+
+def _pick_cache(values: jax.Array, index: jax.Array) -> jax.Array:
+    """The same for [L, B, N, ...]."""
+    return jax.vmap(_pick, in_axes=(0, None))(values, index)

@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class LampError(Exception):
+    """Something that the caller can mend; the message names the file, the id and the remedy.
+
+    `lamp` prints it without a traceback and exits with status 1.
+    """

@@ -1,0 +1,127 @@
+"""Examples as batches of few shapes, each a pure function of its number, so that a run resumes at any step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from lamp_jax.errors import LampError
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one prompt and one answer (`</s>` included in both; the answer may be empty at inference)."""
+
+    id: str
+    source: Sequence[int]
+    target: Sequence[int] = ()
+
+
+class Batch(NamedTuple):
+    """`source` [B, S] and `target` [B, T], int32, padded with 0. Rows that only fill the batch have no target."""
+
+    source: np.ndarray
+    target: np.ndarray
+
+
+class TrainingBatches:
+    """Every example once an epoch, in an order drawn from (seed, epoch); `batches[step]` for any step from 0.
+
+    Examples are put into the smallest length bucket that holds them; the rows left over in one bucket move up to the
+    next, so an epoch has ceil(N / batch_size) batches and a run meets at most `len(buckets)` shapes. The last batch of
+    an epoch is filled with rows that have no target and so no weight.
+    """
+
+    def __init__(self, examples: Sequence[Example], *, batch_size: int, buckets: Sequence[int], seed: int):
+        if not examples:
+            raise LampError("no training examples: is the train file empty?")
+        self.examples = examples
+        self.batch_size = batch_size
+        self.buckets = sorted(buckets)
+        self.seed = seed
+        self.per_epoch = -(-len(examples) // batch_size)
+        longest = max(len(example.target) for example in examples)
+        self.target_length = -(-longest // 8) * 8
+        self._bucket_of = np.array([find_bucket(len(example.source), self.buckets) for example in examples])
+        self._plan = lru_cache(maxsize=2)(self._plan_epoch)
+
+    def __len__(self) -> int:
+        """Number of batches of one epoch."""
+        return self.per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, self.per_epoch)
+        length, rows = self._plan(epoch)[place]
+        chosen = [self.examples[row] for row in rows]
+        return Batch(
+            pad_rows([example.source for example in chosen], self.batch_size, length),
+            pad_rows([example.target for example in chosen], self.batch_size, self.target_length),
+        )
+
+    def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        """For each batch of the epoch: its source length and the examples in it."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.examples))
+        batches: list[tuple[int, np.ndarray]] = []
+        left = np.array([], dtype=order.dtype)
+        for length in self.buckets:
+            rows = np.concatenate([left, order[self._bucket_of[order] == length]])
+            whole = len(rows) // self.batch_size * self.batch_size
+            batches += [(length, part) for part in rows[:whole].reshape(-1, self.batch_size)]
+            left = rows[whole:]
+        if len(left):
+            # Those left over may be shorter than the longest bucket.
+            batches.append((int(self._bucket_of[left].max()), left))
+        return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def prediction_batches(
+    examples: Sequence[Example], *, batch_size: int, buckets: Sequence[int]
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
+
+    Every batch has `batch_size` rows; the last of a bucket is filled with rows that no position stands for.
+    """
+    buckets = sorted(buckets)
+    by_length: dict[int, list[int]] = {length: [] for length in buckets}
+    for position, example in enumerate(examples):
+        by_length[find_bucket(len(example.source), buckets)].append(position)
+    for length, positions in by_length.items():
+        for start in range(0, len(positions), batch_size):
+            part = positions[start : start + batch_size]
+            source = pad_rows([examples[position].source for position in part], batch_size, length)
+            yield part, Batch(source, np.zeros((batch_size, 0), np.int32))
+
+
+def find_bucket(length: int, buckets: Sequence[int]) -> int:
+    """The smallest of the sorted `buckets` that holds `length` tokens."""
+    for bucket in buckets:
+        if length <= bucket:
+            return bucket
+    raise LampError(f"a sequence of {length} tokens does not fit the longest bucket of {buckets[-1]}")
+
+
+def choose_buckets(max_length: int) -> tuple[int, ...]:
+    """The lengths that prompts of up to `max_length` tokens are padded to."""
+    usual = (32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024)
+    return (*(length for length in usual if length < max_length), max_length)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int) -> np.ndarray:
+    """[count, length] int32: the rows padded with 0, then rows of nothing but padding."""
+    padded = np.full((count, length), PAD, np.int32)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row[:length]
+    return padded
+
+
+def read_ahead(batches: TrainingBatches, start: int, stop: int) -> Iterator[Batch]:
+    """The batches numbered `start` to `stop - 1`, made in a background thread a few ahead of their use."""
+    import grain
+
+    numbers = grain.MapDataset.range(start, stop).map(batches.__getitem__)
+    return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))

@@ -1,0 +1,116 @@
+"""How questions become examples: which profile items are read, the prompt they make, and its token ids."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from lamp_jax.config import Compatibility, Prompting, Retriever
+from lamp_jax.data.files import Question
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.batches import Example
+from lamp_jax.retrieval.ranking import RANKERS, RankOptions, apply_ranking
+from lamp_jax.retrieval.recency import dates_of
+from lamp_jax.tasks.catalog import Item, Task
+from lamp_jax.tasks.prompts import Prompt, PromptTokenizer, build_prompt
+
+
+def make_prompts(
+    questions: Sequence[Question],
+    task: Task,
+    tokenizer: Any,
+    *,
+    retriever: Retriever,
+    prompting: Prompting,
+    seed: int,
+    compatibility: Compatibility,
+) -> Iterator[Prompt]:
+    """What a generator reads for each question, in their order."""
+    prompt_tokenizer = PromptTokenizer(tokenizer)
+    chosen = retrieved_items(
+        questions, task, retriever=retriever, prompting=prompting, seed=seed, compatibility=compatibility
+    )
+    for question, items in zip(questions, chosen, strict=True):
+        yield build_prompt(
+            task,
+            question.input,
+            items,
+            prompt_tokenizer,
+            max_length=prompting.max_length,
+            compatibility=compatibility,
+        )
+
+
+def retrieved_items(
+    questions: Sequence[Question],
+    task: Task,
+    *,
+    retriever: Retriever,
+    prompting: Prompting,
+    seed: int,
+    compatibility: Compatibility,
+) -> Iterator[Sequence[Item]]:
+    """The items that each question's prompt holds, best first, at most `prompting.num_retrieved`."""
+    count = 0 if retriever == "none" else prompting.num_retrieved
+    if count == 0 or retriever == "file":
+        yield from (question.profile[:count] for question in questions)
+        return
+    options = RankOptions(use_date=prompting.use_date, seed=seed, compatibility=compatibility)
+    for question, (_, ranked) in zip(questions, RANKERS[retriever](questions, task, options), strict=True):
+        yield apply_ranking(question, ranked).profile[:count]
+
+
+def make_examples(
+    questions: Sequence[Question],
+    prompts: Iterable[Prompt],
+    tokenizer: Any,
+    *,
+    longest_answer: int,
+) -> list[Example]:
+    """Prompts with their golds, of at most `longest_answer` tokens (`</s>` included)."""
+    golds = [gold_of(question) for question in questions]
+    answers = tokenizer(golds, truncation=True, max_length=longest_answer).input_ids
+    rows = zip(questions, prompts, answers, strict=True)
+    return [Example(question.id, prompt.tokens, answer) for question, prompt, answer in rows]
+
+
+def prompt_examples(questions: Iterable[Question], prompts: Iterable[Prompt]) -> list[Example]:
+    """Prompts alone, for inference."""
+    return [Example(question.id, prompt.tokens) for question, prompt in zip(questions, prompts, strict=True)]
+
+
+def gold_of(question: Question, path: str = "the questions") -> str:
+    """A question's gold. LampError with the remedy where it has none."""
+    if question.output is None:
+        raise LampError(f"{path}: question {question.id!r} has no gold; add the golds with `lamp merge --outputs`")
+    return question.output
+
+
+def past_questions(questions: Iterable[Question], task: Task, *, newest: int) -> list[Question]:
+    """The newest profile items of each question as questions of the same user, each with the items before it alone.
+
+    An item that several of a user's questions hold, or that is itself one of them, gives no second question. Dates
+    decide what is before; items of one date stand in the profile's order. LampError where the task's profile items
+    are no examples of the task (LaMP-1, LaMP-7) or have no date.
+    """
+    if "{text}" not in task.template or task.source == task.target:
+        raise LampError(f"{task.name}: its profile items are not examples of the task, so they cannot be train targets")
+    questions = list(questions)
+    found: dict[tuple[Any, str], Question] = {}
+    for question in questions:
+        user = question.id if question.user_id is None else question.user_id
+        dates = dates_of(question)
+        items = [question.profile[place] for place in sorted(range(len(dates)), key=lambda place: dates[place])]
+        for place in range(max(len(items) - newest, 0), len(items)):
+            item = items[place]
+            past = Question(
+                id=f"{question.id}/{item['id']}",
+                input=task.input_for(str(item[task.source])),
+                profile=tuple(items[:place]),
+                user_id=question.user_id,
+                output=str(item[task.target]),
+            )
+            known = found.get((user, past.input))
+            if known is None or len(known.profile) < len(past.profile):
+                found[user, past.input] = past
+    for question in questions:
+        found.pop((question.id if question.user_id is None else question.user_id, question.input), None)
+    return list(found.values())

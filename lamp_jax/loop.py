@@ -1,0 +1,101 @@
+"""The one training loop: updates, evaluations, the best and the last state, on one screen."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+_LOG_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, beside its arrays: updates made, best validation score so far, evaluations since then."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+
+
+def train(
+    state: Any,
+    progress: Progress,
+    *,
+    update: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
+    batches: Iterable[Any],
+    total_steps: int,
+    evaluate_every: int,
+    evaluate: Callable[[Any], float],
+    higher_is_better: bool,
+    keep_best: Callable[[Any], None],
+    save: Callable[[int, Any, dict[str, Any]], None],
+    patience: int,
+    log: "Log",
+) -> tuple[Any, Progress]:
+    """Runs updates `progress.step + 1` to `total_steps` over `batches` (which begin at `progress.step`).
+
+    After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where the score is the best so far,
+    `save`. Ends early after `patience` evaluations without a better score (0: never).
+    """
+    bar = tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None)
+    for batch in batches:
+        if progress.step >= total_steps or 0 < patience <= progress.since_best:
+            break
+        state, metrics = update(state, batch)
+        step = progress.step + 1
+        progress = replace(progress, step=step)
+        bar.update()
+        log.step(step, metrics, bar)
+        if step % evaluate_every == 0 or step == total_steps:
+            score = evaluate(state)
+            better = progress.best is None or (score > progress.best if higher_is_better else score < progress.best)
+            if better:
+                keep_best(state)
+            progress = Progress(step, score, step) if better else replace(progress, since_best=progress.since_best + 1)
+            save(step, state, asdict(progress))
+            log.write(step, {"validation": score, "best": progress.best, "best_step": progress.best_step})
+    bar.close()
+    return state, progress
+
+
+class Log:
+    """Numbers of a run: to the terminal, to `metrics.jsonl` and to TensorBoard, all in one directory."""
+
+    def __init__(self, directory: Path):
+        from tensorboardX import SummaryWriter
+
+        self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+        self._board = SummaryWriter(str(directory / "tensorboard"))
+        self._last = time.monotonic()
+
+    def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
+        """Notes an update's metrics, at most every few seconds: reading them waits for the device."""
+        if time.monotonic() - self._last < _LOG_SECONDS:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        self._note(step, values)
+        self._last = time.monotonic()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Notes values that the reader should see."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        tqdm.write(f"step {step}: {shown}", file=sys.stderr)
+        self._note(step, values)
+
+    def _note(self, step: int, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()

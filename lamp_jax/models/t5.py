@@ -1,0 +1,310 @@
+"""T5 (v1.0, and v1.1 / FLAN): encode a source, score a target, or step a target token by token from a cache.
+
+Raffel et al. 2020 (arXiv 1910.10683). The layers of a stack are one scan over stacked parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamp_jax.models.layers import (
+    Attention,
+    FeedForward,
+    RelativePositions,
+    RMSNorm,
+    drop_values,
+    dropout,
+    normal,
+    read,
+)
+from lamp_jax.models.t5_config import T5Config
+from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
+
+Remat = Literal["none", "full", "dots"]
+"""What the backward pass computes again: nothing, every layer, or all but the matrix products with weights."""
+
+# Finite, so that a row of nothing but padding gives numbers; far below any score.
+_HIDDEN = -1e9
+
+
+class CrossCache(NamedTuple):
+    """What the decoder reads of one source; computed once, shared by all hypotheses."""
+
+    keys: jax.Array
+    """[L, B, S, H, K]"""
+    values: jax.Array
+    """[L, B, S, H, K]"""
+    bias: jax.Array
+    """[B, 1, 1, S], 0 at tokens, very negative at padding."""
+
+
+class SelfCache(NamedTuple):
+    """Keys and values of the target tokens so far, room for `max_length`; one per hypothesis."""
+
+    keys: jax.Array
+    """[L, B, T, H, K]"""
+    values: jax.Array
+    """[L, B, T, H, K]"""
+
+
+def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
+    """Labels [B, T] shifted right behind the start token: what the decoder reads to predict them.
+
+    Ignored labels (negative, HF's -100) become padding.
+    """
+    labels = jnp.where(labels < 0, config.pad_token_id, labels)
+    start = jnp.full_like(labels[:, :1], config.decoder_start_token_id)
+    return jnp.concatenate([start, labels[:, :-1]], axis=1)
+
+
+def _mask_bias(mask: jax.Array) -> jax.Array:
+    """True where there is a token, [B, S] -> scores to add, [B, 1, 1, S]."""
+    return jnp.where(mask, 0.0, _HIDDEN)[:, None, None, :]
+
+
+def _keys(key: jax.Array | None, count: int) -> Any:
+    return None if key is None else jax.random.split(key, count)
+
+
+def _keys_of_layer(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))
+
+
+def _scan(layer: Callable[..., Any], x: jax.Array, xs: Any, *, remat: Remat) -> tuple[jax.Array, Any]:
+    """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`."""
+    if remat == "full":
+        layer = jax.checkpoint(layer)
+    elif remat == "dots":
+        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    return jax.lax.scan(layer, x, xs)
+
+
+class EncoderLayers(nnx.Module):
+    """The encoder's layers, stacked: self-attention, then feed-forward, each behind a norm and added to its input."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs, rules: Rules):
+        count, hidden, factor = config.num_layers, config.d_model, config.initializer_factor
+        sizes = {"factor": factor, "rngs": rngs, "rules": rules}
+        self.attention_norm = _norm(config, count, rules)
+        self.attention = Attention(count, hidden, config.num_heads, config.d_kv, **sizes)
+        self.mlp_norm = _norm(config, count, rules)
+        self.mlp = FeedForward(count, hidden, config.d_ff, kind=config.feed_forward_proj, **sizes)
+        self.rate = config.dropout_rate
+
+    def __call__(self, x: jax.Array, biases: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
+        """One layer, [B, S, D] -> [B, S, D]."""
+        key_values, key_attention, key_inner, key_mlp = _keys_of_layer(key, 4)
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_and_values(normed)
+        values = drop_values(values, self.rate, key_values)
+        x = x + dropout(self.attention(normed, keys, values, biases=biases), self.rate, key_attention)
+        mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
+        return x + dropout(mlp, self.rate, key_mlp)
+
+
+class DecoderLayers(nnx.Module):
+    """The decoder's layers, stacked: self-attention, cross-attention, feed-forward."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs, rules: Rules):
+        count, hidden, factor = config.num_decoder_layers, config.d_model, config.initializer_factor
+        sizes = {"factor": factor, "rngs": rngs, "rules": rules}
+        self.attention_norm = _norm(config, count, rules)
+        self.attention = Attention(count, hidden, config.num_heads, config.d_kv, **sizes)
+        self.cross_norm = _norm(config, count, rules)
+        self.cross = Attention(count, hidden, config.num_heads, config.d_kv, **sizes)
+        self.mlp_norm = _norm(config, count, rules)
+        self.mlp = FeedForward(count, hidden, config.d_ff, kind=config.feed_forward_proj, **sizes)
+        self.rate = config.dropout_rate
+
+    def __call__(
+        self,
+        x: jax.Array,
+        biases: tuple[jax.Array, ...],
+        cross: tuple[jax.Array, jax.Array, jax.Array],
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """One layer over a whole target, [B, T, D] -> [B, T, D]; `cross` holds keys, values and bias of the source."""
+        key_values, key_attention, key_source, key_cross, key_inner, key_mlp = _keys_of_layer(key, 6)
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_and_values(normed)
+        values = drop_values(values, self.rate, key_values)
+        x = x + dropout(self.attention(normed, keys, values, biases=biases), self.rate, key_attention)
+        keys, values, bias = cross
+        values = drop_values(values, self.rate, key_source)
+        x = x + dropout(self.cross(self.cross_norm(x), keys, values, biases=(bias,)), self.rate, key_cross)
+        mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
+        return x + dropout(mlp, self.rate, key_mlp)
+
+    def step(
+        self,
+        x: jax.Array,
+        position: jax.Array,
+        biases: tuple[jax.Array, ...],
+        cross: tuple[jax.Array, jax.Array, jax.Array],
+        cache: SelfCache,
+    ) -> tuple[jax.Array, SelfCache]:
+        """One layer over one token, x [B, 1, D]; `cache` is this layer's, [B, T, H, K], with room at `position`."""
+        normed = self.attention_norm(x)
+        new_keys, new_values = self.attention.keys_and_values(normed)
+        keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, new_keys, position, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(cache.values, new_values, position, axis=1)
+        x = x + self.attention(normed, keys, values, biases=biases)
+        x = x + self.cross(self.cross_norm(x), cross[0], cross[1], biases=(cross[2],))
+        return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), SelfCache(keys, values)
+
+
+def _norm(config: T5Config, layers: int | None, rules: Rules) -> RMSNorm:
+    shape = (config.d_model,) if layers is None else (layers, config.d_model)
+    return RMSNorm(shape, epsilon=config.layer_norm_epsilon, factor=config.initializer_factor, rules=rules)
+
+
+def _positions(config: T5Config, direction: Literal["both", "past"], *, rngs: nnx.Rngs, rules: Rules):
+    return RelativePositions(
+        config.relative_attention_num_buckets,
+        config.num_heads,
+        max_distance=config.relative_attention_max_distance,
+        direction=direction,
+        deviation=config.initializer_factor * config.d_model**-0.5,
+        rngs=rngs,
+        rules=rules,
+    )
+
+
+class T5(nnx.Module):
+    """T5 with a language-model head; initialised as the original (Mesh TensorFlow) does, parameters in float32.
+
+    `dtype` is the dtype of activations and matrix products; softmax, norms and logits are float32 always.
+    LampError if a size does not divide over the current mesh by the `rules`.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        remat: Remat = "none",
+        rules: Rules = DATA_PARALLEL,
+    ):
+        _check_sizes(config, rules)
+        self.config, self.dtype, self.remat, self.rules = config, jnp.dtype(dtype), remat, rules
+        shape, axes, factor = (config.vocab_size, config.d_model), ("vocab", "embed"), config.initializer_factor
+        self.embedding = normal(rngs, shape, deviation=factor, rules=rules, axes=axes)
+        self.encoder_positions = _positions(config, "both", rngs=rngs, rules=rules)
+        self.encoder = EncoderLayers(config, rngs=rngs, rules=rules)
+        self.encoder_norm = _norm(config, None, rules)
+        self.decoder_positions = _positions(config, "past", rngs=rngs, rules=rules)
+        self.decoder = DecoderLayers(config, rngs=rngs, rules=rules)
+        self.decoder_norm = _norm(config, None, rules)
+        tied = config.tie_word_embeddings
+        self.head = None if tied else normal(rngs, shape, deviation=factor, rules=rules, axes=axes)
+
+    def source_mask(self, tokens: jax.Array) -> jax.Array:
+        """True at every token that is not padding, [B, S]."""
+        return tokens != self.config.pad_token_id
+
+    def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (by default all but padding)."""
+        mask = self.source_mask(tokens) if mask is None else mask
+        key_first, key_last, key_layers = _keys_of_layer(key, 3)
+        biases = (self.encoder_positions(tokens.shape[1]), _mask_bias(mask))
+
+        def layer(x, xs):
+            layers, key = xs
+            return layers(x, biases, key), None
+
+        x = dropout(self._embed(tokens), self.config.dropout_rate, key_first)
+        x, _ = _scan(layer, x, (self.encoder, _keys(key_layers, self.config.num_layers)), remat=self.remat)
+        return dropout(self.encoder_norm(x), self.config.dropout_rate, key_last)
+
+    def decode(
+        self, target: jax.Array, encoded: jax.Array, source_mask: jax.Array, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Decoder inputs [B, T], encoded source [B, S, D] and its mask [B, S] -> logits [B, T, V], float32.
+
+        Position t sees the inputs up to t; `decoder_inputs` makes them from labels.
+        """
+        key_first, key_last, key_layers = _keys_of_layer(key, 3)
+        biases, source_bias = (self._causal_bias(target.shape[1]),), _mask_bias(source_mask)
+
+        def layer(x, xs):
+            layers, key = xs
+            keys, values = layers.cross.keys_and_values(encoded)
+            return layers(x, biases, (keys, values, source_bias), key), None
+
+        x = dropout(self._embed(target), self.config.dropout_rate, key_first)
+        x, _ = _scan(layer, x, (self.decoder, _keys(key_layers, self.config.num_decoder_layers)), remat=self.remat)
+        return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
+
+    def cross_cache(self, encoded: jax.Array, source_mask: jax.Array) -> CrossCache:
+        """Keys and values of the source [B, S, D] for every decoder layer, and the bias of its mask [B, S]."""
+        _, (keys, values) = jax.lax.scan(
+            lambda _, layers: (None, layers.cross.keys_and_values(encoded)), None, self.decoder
+        )
+        return CrossCache(keys, values, _mask_bias(source_mask))
+
+    def read_target(self, target: jax.Array, cross: CrossCache) -> jax.Array:
+        """Decoder inputs [B, T] -> the decoder's last hidden states [B, T, D], from the cached source; no dropout."""
+        biases = (self._causal_bias(target.shape[1]),)
+
+        def layer(x, xs):
+            layers, keys, values = xs
+            return layers(x, biases, (keys, values, cross.bias), None), None
+
+        x, _ = _scan(layer, self._embed(target), (self.decoder, cross.keys, cross.values), remat="none")
+        return self.decoder_norm(x)
+
+    def start_cache(
+        self, encoded: jax.Array, source_mask: jax.Array, *, max_length: int
+    ) -> tuple[SelfCache, CrossCache]:
+        """An empty target of at most `max_length` tokens, and the source's keys and values, for `step`."""
+        config, rules = self.config, self.rules
+        shape = (config.num_decoder_layers, encoded.shape[0], max_length, config.num_heads, config.d_kv)
+        empty = jnp.zeros(shape, self.dtype, out_sharding=rules.out(None, "batch", None, "heads", None))
+        return SelfCache(empty, empty), self.cross_cache(encoded, source_mask)
+
+    def step(
+        self, token: jax.Array, position: jax.Array, self_cache: SelfCache, cross_cache: CrossCache
+    ) -> tuple[jax.Array, SelfCache]:
+        """Reads the token [B] at `position` (a scalar, from 0) -> logits [B, V] of the next one, float32; the cache."""
+        length = self_cache.keys.shape[2]
+        distance = jnp.arange(length) - position
+        scores = self.decoder_positions.scores(distance)[None, :, None, :]
+        biases = (jnp.where(distance > 0, _HIDDEN, scores),)
+
+        def layer(x, xs):
+            layers, keys, values, cache = xs
+            return layers.step(x, position, biases, (keys, values, cross_cache.bias), cache)
+
+        xs = (self.decoder, cross_cache.keys, cross_cache.values, self_cache)
+        x, self_cache = jax.lax.scan(layer, self._embed(token[:, None]), xs)
+        return self.logits(self.decoder_norm(x))[:, 0], self_cache
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """The decoder's last hidden states [..., D] -> [..., V], float32."""
+        head = self.embedding if self.head is None else self.head
+        if self.head is None:
+            x = x * self.config.d_model**-0.5
+        head = read(head, self.rules, "vocab", None, dtype=x.dtype)
+        return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
+
+    def _embed(self, tokens: jax.Array) -> jax.Array:
+        """[B, T] -> [B, T, D]."""
+        rules = self.rules
+        rows = gathered(self.embedding[...], rules.spec("vocab", None)).at[tokens]
+        return rows.get(out_sharding=rules.out("batch", None, None)).astype(self.dtype)
+
+    def _causal_bias(self, length: int) -> jax.Array:
+        """Scores of the earlier target tokens by distance, very negative for the later ones, [1, H, T, T]."""
+        later = jnp.triu(jnp.ones((length, length), bool), k=1)
+        return jnp.where(later, _HIDDEN, self.decoder_positions(length))
+
+
+def _check_sizes(config: T5Config, rules: Rules) -> None:
+    check_divides("d_model", config.d_model, rules.embed)
+    check_divides("num_heads", config.num_heads, rules.heads)
+    check_divides("d_ff", config.d_ff, rules.mlp)
+    check_divides("vocab_size", config.vocab_size, rules.vocab)

@@ -1,0 +1,126 @@
+"""What a T5 is made of, the published sizes, and how its configuration reads in Hugging Face's `config.json`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from lamp_jax.errors import LampError
+from lamp_jax.models.layers import FeedForwardKind
+
+_ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu_new"}
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The sizes of a T5; names as in Hugging Face's `config.json`. The defaults are those of T5 v1.0 small."""
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: FeedForwardKind = "relu"
+    tie_word_embeddings: bool = True
+    """T5 v1.0: logits come from the input embedding, and the decoder's output is scaled by d_model^-0.5."""
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    decoder_start_token_id: int = 0
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any], *, source: str) -> "T5Config":
+        """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`."""
+        if values.get("model_type") != "t5":
+            raise LampError(
+                f"{source}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 or FLAN-T5 model"
+            )
+        kind = _feed_forward_kind(values, source)
+        names = {field.name for field in fields(cls)}
+        known = {name: values[name] for name in names if values.get(name) is not None}
+        known |= {"feed_forward_proj": kind, "num_decoder_layers": values.get("num_decoder_layers")}
+        if known["num_decoder_layers"] is None:
+            known["num_decoder_layers"] = known.get("num_layers", cls.num_layers)
+        # transformers 5 writes tie_word_embeddings=true for every T5 and keeps the distinction in scale_decoder_outputs.
+        known["tie_word_embeddings"] = bool(
+            values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True) is not False)
+        )
+        known["eos_token_id"] = _single_token(known.get("eos_token_id", cls.eos_token_id), source)
+        return cls(**known)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of `config.json` for `transformers.T5ForConditionalGeneration`."""
+        gated = self.feed_forward_proj == "gated-gelu"
+        return asdict(self) | {
+            "architectures": ["T5ForConditionalGeneration"],
+            "dense_act_fn": _ACTIVATIONS[self.feed_forward_proj],
+            "dtype": "float32",
+            "is_encoder_decoder": True,
+            "is_gated_act": gated,
+            "model_type": "t5",
+            "use_cache": True,
+        }
+
+
+def _feed_forward_kind(values: Mapping[str, Any], source: str) -> FeedForwardKind:
+    """HF lets `dense_act_fn` and `is_gated_act` in the file win over what `feed_forward_proj` says."""
+    named = values.get("feed_forward_proj", "relu")
+    gated = values.get("is_gated_act", named.startswith("gated-"))
+    activation = values.get("dense_act_fn", _ACTIVATIONS.get(named, named.removeprefix("gated-")))
+    match gated, activation:
+        case False, "relu":
+            return "relu"
+        case True, "gelu_new":
+            return "gated-gelu"
+    raise LampError(
+        f"{source}: feed_forward_proj {named!r} (activation {activation!r}, {'gated' if gated else 'not gated'}) "
+        f"is not supported; T5's are 'relu' and 'gated-gelu' (activation 'gelu_new')"
+    )
+
+
+def _single_token(token: int | list[int], source: str) -> int:
+    if isinstance(token, int):
+        return token
+    if len(token) == 1:
+        return token[0]
+    raise LampError(f"{source}: eos_token_id {token} names {len(token)} tokens; decoding ends at one, keep one")
+
+
+T5_SMALL = T5Config()
+T5_BASE = replace(T5_SMALL, d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12)
+T5_LARGE = replace(T5_SMALL, d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16)
+T5_3B = replace(T5_LARGE, d_kv=128, d_ff=16384, num_heads=32)
+T5_11B = replace(T5_LARGE, d_kv=128, d_ff=65536, num_heads=128)
+
+FLAN_T5_SMALL = replace(
+    T5_SMALL,
+    d_ff=1024,
+    num_layers=8,
+    num_decoder_layers=8,
+    num_heads=6,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+)
+FLAN_T5_BASE = replace(FLAN_T5_SMALL, d_model=768, d_ff=2048, num_layers=12, num_decoder_layers=12, num_heads=12)
+FLAN_T5_LARGE = replace(FLAN_T5_SMALL, d_model=1024, d_ff=2816, num_layers=24, num_decoder_layers=24, num_heads=16)
+FLAN_T5_XL = replace(FLAN_T5_LARGE, d_model=2048, d_ff=5120, num_heads=32)
+FLAN_T5_XXL = replace(FLAN_T5_LARGE, d_model=4096, d_ff=10240, num_heads=64)
+
+SIZES: Mapping[str, T5Config] = {
+    "t5-small": T5_SMALL,
+    "t5-base": T5_BASE,
+    "t5-large": T5_LARGE,
+    "t5-3b": T5_3B,
+    "t5-11b": T5_11B,
+    "flan-t5-small": FLAN_T5_SMALL,
+    "flan-t5-base": FLAN_T5_BASE,
+    "flan-t5-large": FLAN_T5_LARGE,
+    "flan-t5-xl": FLAN_T5_XL,
+    "flan-t5-xxl": FLAN_T5_XXL,
+}
+"""Published sizes by name; FLAN-T5 has those of T5 v1.1."""

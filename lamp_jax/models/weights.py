@@ -1,0 +1,257 @@
+"""How a model's parameters come from, and go to, a directory in Hugging Face's format (safetensors)."""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lamp_jax.errors import LampError
+from lamp_jax.models.t5 import T5, Remat
+from lamp_jax.models.t5_config import T5Config
+from lamp_jax.sharding import DATA_PARALLEL, Rules, gathered, mesh_is_set
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+
+class Place(NamedTuple):
+    """Where one HF tensor stands in a model."""
+
+    path: tuple[str, ...]
+    """Attribute names from the model to the parameter."""
+    layer: int | None = None
+    """Which slice of a stacked parameter [L, ...]; None where the parameter is not stacked."""
+    inputs: int = 0
+    """How many leading axes of the slice are a matrix's input, which HF stores last; 0: stored as it is."""
+
+    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that HF gives to a slice of this shape."""
+        if not self.inputs:
+            return shape
+        return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
+
+    def from_hf(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """HF's tensor -> the slice, of this shape."""
+        return tensor.T.reshape(shape) if self.inputs else tensor
+
+    def to_hf(self, values: np.ndarray) -> np.ndarray:
+        """The slice -> HF's tensor."""
+        return values.reshape(self.hf_shape(values.shape)[::-1]).T if self.inputs else values
+
+
+def t5_places(config: T5Config) -> dict[str, Place]:
+    """HF's name of every parameter of a T5 -> its place in `T5`."""
+    places = {"shared.weight": Place(("embedding",))}
+    for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        places[bias] = Place((f"{stack}_positions", "table"))
+        places[f"{stack}.final_layer_norm.weight"] = Place((f"{stack}_norm", "scale"))
+        for layer in range(layers):
+            for name, place in _t5_layer(stack, layer, config):
+                places[f"{stack}.block.{layer}.layer.{name}.weight"] = place
+    if not config.tie_word_embeddings:
+        places["lm_head.weight"] = Place(("head",))
+    return places
+
+
+def _t5_layer(stack: str, layer: int, config: T5Config) -> Iterable[tuple[str, Place]]:
+    attentions = [("SelfAttention", "attention"), ("EncDecAttention", "cross")][: 2 if stack == "decoder" else 1]
+    for number, (name, ours) in enumerate(attentions):
+        yield f"{number}.layer_norm", Place((stack, f"{ours}_norm", "scale"), layer)
+        for letter, matrix, inputs in (("q", "query", 1), ("k", "key", 1), ("v", "value", 1), ("o", "output", 2)):
+            yield f"{number}.{name}.{letter}", Place((stack, ours, matrix), layer, inputs)
+    number = len(attentions)
+    gated = config.feed_forward_proj == "gated-gelu"
+    matrices = {"wi_0": "gate", "wi_1": "inner", "wo": "outer"} if gated else {"wi": "inner", "wo": "outer"}
+    yield f"{number}.layer_norm", Place((stack, "mlp_norm", "scale"), layer)
+    for name, matrix in matrices.items():
+        yield f"{number}.DenseReluDense.{name}", Place((stack, "mlp", matrix), layer, 1)
+
+
+# Copies and leftovers that HF's own files carry beside the parameters; `shared.weight` and the table above win.
+_T5_COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+_T5_UNREAD = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one directory: name -> the safetensors file that holds it."""
+
+    directory: Path
+    files: Mapping[str, Path]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with safe_open(self.files[name], framework="numpy") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as float32, whatever the file holds."""
+        with safe_open(self.files[name], framework="numpy") as file:
+            return np.asarray(file.get_tensor(name), dtype=np.float32)
+
+
+def open_checkpoint(directory: Path) -> Checkpoint:
+    """Finds every tensor of `model.safetensors`, or of the shards that its index names. LampError if it cannot."""
+    if (directory / WEIGHTS).is_file():
+        shards = {directory / WEIGHTS}
+    elif (directory / INDEX).is_file():
+        shards = {directory / name for name in read_json(directory / INDEX)["weight_map"].values()}
+    else:
+        raise LampError(_no_weights(directory))
+    files: dict[str, Path] = {}
+    for shard in sorted(shards):
+        if not shard.is_file():
+            raise LampError(f"{shard}: named in {INDEX} but not there; copy or download the directory again")
+        try:
+            with safe_open(shard, framework="numpy") as file:
+                files |= dict.fromkeys(file.keys(), shard)
+        except SafetensorError as error:
+            raise LampError(f"{shard}: not a whole safetensors file ({error}); copy or download it again") from error
+    return Checkpoint(directory, files)
+
+
+def _no_weights(directory: Path) -> str:
+    torch_files = sorted(file.name for file in directory.glob("*.bin"))
+    if torch_files:
+        return (
+            f"{directory}: has {torch_files[0]} but no {WEIGHTS}; convert it where torch is installed: "
+            f"`T5ForConditionalGeneration.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)`"
+        )
+    return f"{directory}: has no weights ({WEIGHTS} or {INDEX}); give a directory that `lamp train` or HF saved"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. LampError if the file is missing, cut off or no object."""
+    if not path.is_file():
+        raise LampError(f"{path.parent}: has no {path.name}; give a model directory in Hugging Face's format")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LampError(f"{path}: not valid JSON ({error}); copy or download it again") from error
+    if not isinstance(values, dict):
+        raise LampError(f"{path}: holds a {type(values).__name__}, not an object; copy or download it again")
+    return values
+
+
+def find_model(source: str | Path) -> Path:
+    """The directory of a model: `source` itself, or the hub's copy of that name (downloaded once, then cached)."""
+    if Path(source).is_dir():
+        return Path(source)
+    # Here, not above: only hub names need the package, and it is slow to import.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model"]))
+    except (OSError, HFValidationError) as error:
+        raise LampError(
+            f"{source}: neither a directory nor a model that the Hugging Face hub gave ({error}); "
+            f"give an existing directory, or a hub name such as google/flan-t5-base with a network"
+        ) from error
+
+
+def check_names_and_shapes(
+    checkpoint: Checkpoint, places: Mapping[str, Place], shapes: Mapping[tuple[str, ...], tuple[int, ...]]
+) -> None:
+    """LampError with all that is missing, unexpected or of another shape, together."""
+    problems = [f"missing: {name}" for name in places if name not in checkpoint.files]
+    problems += [f"unexpected: {name}" for name in checkpoint.files if name not in places]
+    for name, place in places.items():
+        shape = shapes[place.path] if place.layer is None else shapes[place.path][1:]
+        expected = place.hf_shape(shape)
+        if name in checkpoint.files and (found := checkpoint.shape(name)) != expected:
+            problems.append(f"shape of {name}: {list(found)} in the file, {list(expected)} by {CONFIG}")
+    if problems:
+        listed = "\n  ".join(problems)
+        raise LampError(
+            f"{checkpoint.directory}: the weights do not fit {CONFIG} ({len(problems)} mismatches); "
+            f"use the {CONFIG} they were saved with\n  {listed}"
+        )
+
+
+def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any:
+    """An abstract model (`jax.eval_shape`) with every parameter read from the checkpoint, each on its own devices."""
+    graph, state = nnx.split(model)
+    flat = dict(nnx.to_flat_state(state))
+    check_names_and_shapes(checkpoint, places, {path: flat[path].shape for path in {p.path for p in places.values()}})
+    parts: dict[tuple[str, ...], list[tuple[str, Place]]] = defaultdict(list)
+    for name, place in places.items():
+        parts[place.path].append((name, place))
+    for path, variable in flat.items():
+        values = np.empty(variable.shape, np.float32)
+        for name, place in parts[path]:
+            part = values if place.layer is None else values[place.layer]
+            part[...] = place.from_hf(checkpoint.read(name), part.shape)
+        flat[path] = variable.replace(_on_devices(values, variable.get_value()))
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _on_devices(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    if not mesh_is_set():
+        return jnp.asarray(values)
+    sharding = NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)  # pyright: ignore[reportOptionalMemberAccess]
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
+def load_t5(source: str | Path, *, dtype: Any = jnp.float32, remat: Remat = "none", rules: Rules = DATA_PARALLEL) -> T5:
+    """A T5 or FLAN-T5 from a directory or a hub name, onto the current mesh; parameters float32, computing in `dtype`.
+
+    LampError, naming the file, if the directory has no usable config or weights or they do not fit each other.
+    """
+    directory = find_model(source)
+    config = T5Config.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    checkpoint = open_checkpoint(directory)
+    files, places = dict(checkpoint.files), t5_places(config)
+    copies = sorted(_T5_COPIES & files.keys())
+    if copies and "shared.weight" not in files:
+        places[copies[0]] = places.pop("shared.weight")
+    redundant = _T5_COPIES | _T5_UNREAD | ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    used = {name: file for name, file in files.items() if name in places or name not in redundant}
+    build = partial(T5, config, dtype=dtype, remat=remat, rules=rules)
+    return fill(jax.eval_shape(lambda: build(rngs=nnx.Rngs(0))), Checkpoint(directory, used), places)
+
+
+def save_t5(model: T5, directory: str | Path) -> None:
+    """Writes `config.json` and `model.safetensors` so that `T5ForConditionalGeneration.from_pretrained` reads them.
+
+    Each file appears whole or not at all, the weights first. With several processes all call it; the first one writes.
+    """
+    tensors = hf_tensors(model, t5_places(model.config))
+    if jax.process_index() == 0:
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        partial_weights, partial_config = directory / f".{WEIGHTS}.partial", directory / f".{CONFIG}.partial"
+        save_file(tensors, partial_weights, metadata={"format": "pt"})
+        partial_config.write_text(json.dumps(model.config.to_hf(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(partial_weights, directory / WEIGHTS)
+        os.replace(partial_config, directory / CONFIG)
+
+
+def hf_tensors(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+    """HF's name -> tensor, in host memory."""
+    flat = dict(nnx.to_flat_state(nnx.state(model)))
+    whole = {path: _on_host(variable.get_value()) for path, variable in flat.items()}
+    tensors = {}
+    for name, place in places.items():
+        values = whole[place.path] if place.layer is None else whole[place.path][place.layer]
+        tensors[name] = np.ascontiguousarray(place.to_hf(values))
+    return tensors
+
+
+def _on_host(values: jax.Array) -> np.ndarray:
+    """All of an array, also where other processes hold parts of it."""
+    if values.is_fully_addressable:
+        return np.asarray(values)
+    return np.asarray(gathered(values, jax.sharding.PartitionSpec()).addressable_data(0))

@@ -1,0 +1,112 @@
+"""What a ranking is: a question's whole profile, best item first; how it is made, kept in files and applied."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lamp_jax.config import CORRECT, Compatibility
+from lamp_jax.data.files import Question, atomic_write, check_same_ids, read_json
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.bm25 import Variant, available_cores, rank_bm25
+from lamp_jax.retrieval.recency import rank_recency
+from lamp_jax.retrieval.sampling import rank_random
+from lamp_jax.tasks.catalog import Task
+
+Rankings = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """What rankers may be told; each reads what concerns it."""
+
+    use_date: bool = False
+    """Put ` date: ...` behind every document (BM25)."""
+    variant: Variant = "okapi"
+    """BM25 as rank_bm25's Okapi, whose idf may be negative, or Lucene's, whose idf never is."""
+    seed: int = 0
+    """Of the random ranker."""
+    workers: int = field(default_factory=available_cores)
+    """Processes (BM25)."""
+    compatibility: Compatibility = CORRECT
+
+
+Ranker = Callable[[Iterable[Question], Task, RankOptions], Iterator[tuple[str, list[str]]]]
+
+
+def _bm25(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[tuple[str, list[str]]]:
+    ranked = rank_bm25(
+        questions,
+        task,
+        variant=options.variant,
+        use_date=options.use_date,
+        compatibility=options.compatibility,
+        workers=options.workers,
+    )
+    return ((one.question_id, one.item_ids) for one in ranked)
+
+
+RANKERS: dict[str, Ranker] = {
+    "bm25": _bm25,
+    "recency": lambda questions, task, options: rank_recency(questions),
+    "random": lambda questions, task, options: rank_random(questions, seed=options.seed),
+}
+"""(question id, item ids best first) for every question, in the order of the questions."""
+
+
+def apply_ranking(question: Question, ranked_ids: Sequence[str]) -> Question:
+    """The question with its profile in the order of `ranked_ids`, which must be the profile's ids, each as often.
+
+    Where an id occurs several times in the profile, its occurrences are taken in their order. LampError otherwise.
+    """
+    places: dict[str, deque[int]] = {}
+    for place, item in enumerate(question.profile):
+        places.setdefault(str(item["id"]), deque()).append(place)
+    if Counter(ranked_ids) != {item_id: len(found) for item_id, found in places.items()}:
+        raise _mismatch(question, ranked_ids)
+    return replace(question, profile=tuple(question.profile[places[item_id].popleft()] for item_id in ranked_ids))
+
+
+def apply_rankings(questions: Iterable[Question], rankings: Rankings) -> list[Question]:
+    """Every question with its profile re-ordered. LampError unless both have the same question ids and item ids."""
+    questions = list(questions)
+    check_same_ids([question.id for question in questions], rankings, left="the questions", right="the ranking")
+    return [apply_ranking(question, rankings[question.id]) for question in questions]
+
+
+def read_rankings(path: str | Path) -> dict[str, list[str]]:
+    """A ranking file, `{question id: [item id, ...]}`. Raises LampError, with the file, for any other content."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise LampError(
+            f"{path}: expected an object of question ids, found a {type(content).__name__}; is it a ranking?"
+        )
+    for question_id, item_ids in content.items():
+        if not isinstance(item_ids, list) or not all(isinstance(item_id, str | int) for item_id in item_ids):
+            raise LampError(f"{path}, question {question_id!r}: expected a list of item ids; is it a ranking?")
+    return {question_id: [str(item_id) for item_id in item_ids] for question_id, item_ids in content.items()}
+
+
+def write_rankings(path: str | Path, rankings: Iterable[tuple[str, Sequence[str]]]) -> int:
+    """Writes a ranking file, one question a line, as they come, whole or not at all. Returns the number of questions."""
+    seen: set[str] = set()
+    with atomic_write(path) as file:
+        file.write("{")
+        for question_id, item_ids in rankings:
+            if question_id in seen:
+                raise LampError(f"{path}: question {question_id!r} was ranked twice; question ids must be unique")
+            file.write(f"{',' if seen else ''}\n{json.dumps(question_id)}: {json.dumps(list(item_ids))}")
+            seen.add(question_id)
+        file.write("\n}\n")
+    return len(seen)
+
+
+def _mismatch(question: Question, ranked_ids: Sequence[str]) -> LampError:
+    in_profile, in_ranking = Counter(str(item["id"]) for item in question.profile), Counter(ranked_ids)
+    absent, unknown = list((in_profile - in_ranking).elements()), list((in_ranking - in_profile).elements())
+    return LampError(
+        f"question {question.id!r}: the ranking lacks {len(absent)} of {len(question.profile)} profile items "
+        f"{absent[:3]} and names {len(unknown)} that are not in the profile {unknown[:3]}; "
+        "rank this questions file again"
+    )

@@ -1,0 +1,125 @@
+"""How arrays lie on devices: one mesh `("data", "model")` and one table from axis name to mesh axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamp_jax.errors import LampError
+
+MeshAxis = Literal["data", "model"]
+MESH_AXES = ("data", "model")
+
+# Axes that stand together in one array (a weight or an activation): no two of them may lie on the same mesh axis.
+_TOGETHER = (("embed", "heads"), ("embed", "mlp"), ("embed", "vocab"), ("batch", "heads"), ("batch", "mlp"))
+_TOGETHER += (("batch", "vocab"),)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which mesh axis each named axis is split over; `None` means that every device holds the whole axis.
+
+    `embed` is the hidden axis of weights only: a weight split over it is gathered just before its use (FSDP).
+    """
+
+    batch: MeshAxis | None = "data"
+    embed: MeshAxis | None = None
+    heads: MeshAxis | None = None
+    mlp: MeshAxis | None = None
+    vocab: MeshAxis | None = None
+
+    def __post_init__(self) -> None:
+        for name, axis in ((field.name, getattr(self, field.name)) for field in fields(self)):
+            if axis is not None and axis not in MESH_AXES:
+                raise LampError(
+                    f"sharding rule {name}={axis!r}: the mesh axes are {MESH_AXES}; use one of them or None"
+                )
+        for one, other in _TOGETHER:
+            axis = getattr(self, one)
+            if axis is not None and axis == getattr(self, other):
+                raise LampError(
+                    f"sharding rules {one}={axis!r} and {other}={axis!r} split two axes of one array "
+                    f"over the same mesh axis; set one of them to None or to the other mesh axis"
+                )
+
+    def spec(self, *axes: str | None) -> P:
+        """The partition of an array with these named axes, e.g. `spec("batch", None, "heads", None)`."""
+        return P(*(None if axis is None else getattr(self, axis) for axis in axes))
+
+    def out(self, *axes: str | None) -> P | None:
+        """`spec`, for `out_sharding=`; None where no mesh is set (one device, nothing to say)."""
+        return self.spec(*axes) if mesh_is_set() else None
+
+
+DATA_PARALLEL = Rules()
+FSDP = Rules(embed="data")
+TENSOR_PARALLEL = Rules(heads="model", mlp="model", vocab="model")
+FSDP_AND_TENSOR_PARALLEL = Rules(embed="data", heads="model", mlp="model", vocab="model")
+RULES = {"data": DATA_PARALLEL, "fsdp": FSDP, "tensor": TENSOR_PARALLEL, "fsdp+tensor": FSDP_AND_TENSOR_PARALLEL}
+"""By the names that options use."""
+
+
+def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `data` x `model` devices; `data=-1` takes all that `model` leaves.
+
+    Use it as `with jax.set_mesh(make_mesh(...)):`. LampError if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if model < 1 or count % model:
+        raise LampError(
+            f"mesh: {count} devices do not divide over model={model}; use a model size that divides {count}"
+        )
+    if data == -1:
+        data = count // model
+    if data * model != count:
+        raise LampError(
+            f"mesh: data={data} times model={model} is {data * model}, but there are {count} devices; "
+            f"use data={count // model} (or -1: all that are left)"
+        )
+    return jax.make_mesh((data, model), MESH_AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
+
+
+def mesh_is_set() -> bool:
+    """Whether the code runs under `jax.set_mesh`."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def shards(axis: MeshAxis | None) -> int:
+    """Over how many devices the current mesh splits this mesh axis; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape[axis] if axis is not None and mesh_is_set() else 1
+
+
+def check_divides(what: str, size: int, axis: MeshAxis | None) -> None:
+    """LampError with both numbers and the next sizes that fit, unless `size` divides over the mesh axis."""
+    count = shards(axis)
+    if size % count:
+        fitting = [size // count * count, (size // count + 1) * count]
+        choice = " or ".join(str(fit) for fit in fitting if fit)
+        raise LampError(f"{what} {size} does not divide over {count} {axis} shards; use {choice}, or another mesh")
+
+
+def gathered(weight: jax.Array, spec: P) -> jax.Array:
+    """The weight as a computation reads it: laid out as `spec`; its gradient is scattered back by the transpose."""
+    return jax.sharding.reshard(weight, spec) if mesh_is_set() else weight
+
+
+def place_batch(batch: Any, *, rules: Rules = DATA_PARALLEL) -> Any:
+    """Puts a tree of numpy arrays [B, ...] on the devices, split over the batch.
+
+    With several processes each gives its own rows, [B / processes, ...], and the result is the global batch.
+    LampError if the global batch does not divide over the mesh.
+    """
+    if not mesh_is_set():
+        return jax.tree.map(jax.numpy.asarray, batch)
+    sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+
+    def place(rows: np.ndarray) -> jax.Array:
+        check_divides("batch", len(rows) * jax.process_count(), rules.batch)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+
+    return jax.tree.map(place, batch)

@@ -1,0 +1,1 @@
+"""The programs behind `lamp STAGE`: the only place where host and device meet."""

@@ -1,0 +1,97 @@
+"""`lamp generate`: a model's answers to questions as an official prediction file, scored where golds are known."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from tqdm import tqdm
+
+from lamp_jax.config import Generate
+from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
+from lamp_jax.data.records import Journal, claim
+from lamp_jax.decoding.answers import Answerer
+from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
+from lamp_jax.inputs.examples import make_prompts, prompt_examples
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.weights import load_t5
+from lamp_jax.sharding import RULES, make_mesh, place_batch
+from lamp_jax.stages.evaluate import report, write_report
+from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.metrics import score
+
+
+def run(options: Generate) -> None:
+    task = find_task(options.task)
+    inputs = [name for name in (options.questions, options.golds, options.model) if name]
+    record = claim(options.output, options, inputs=inputs)
+    if record.state == "done":
+        return print(f"{options.output}: already generated")
+    questions = read_questions(options.questions, task=task)
+    if options.golds:
+        questions = add_outputs(questions, read_outputs(options.golds).by_id)
+    tokenizer = load_tokenizer(options.model)
+    prompts = make_prompts(
+        questions,
+        task,
+        tokenizer,
+        retriever=options.retriever,
+        prompting=options.prompting,
+        seed=options.seed,
+        compatibility=options.compatibility,
+    )
+    prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
+    examples = prompt_examples(questions, prompts)
+    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+        devices = options.devices
+        model = load_t5(options.model, dtype=devices.dtype, rules=RULES[devices.sharding])
+        graph, params = nnx.split(model)
+        answerer = Answerer(graph, tokenizer, task, options.answering)
+        with contextlib.closing(Journal(record.journal)) as journal:
+            answers = answer(
+                examples,
+                answerer,
+                params,
+                batch_size=options.batch_size,
+                max_length=options.prompting.max_length,
+                journal=journal,
+            )
+    write_predictions(options.output, task, answers)
+    record.finish(questions=len(questions), bare_inputs=sum(prompt.fell_back for prompt in prompts))
+    print(f"{options.output}: {len(answers)} answers")
+    _write_scores(options, task, questions, answers)
+
+
+def answer(
+    examples: Sequence[Example],
+    answerer: Answerer,
+    params: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    journal: Journal | None = None,
+) -> dict[str, str]:
+    """The answer to every example, by id, in their order. With a journal, what it holds is not answered again."""
+    answers: dict[str, str] = dict(journal.entries) if journal else {}
+    batches = prediction_batches(examples, batch_size=batch_size, buckets=choose_buckets(max_length))
+    with tqdm(total=len(examples), desc="answers", unit="question", disable=None, leave=journal is not None) as bar:
+        for positions, batch in batches:
+            ids = [examples[position].id for position in positions]
+            if not all(key in answers for key in ids):
+                texts = answerer(params, place_batch(batch.source))
+                fresh = dict(zip(ids, texts, strict=False))  # rows beyond the ids only fill the batch
+                answers |= fresh
+                if journal:
+                    journal.append(fresh.items())
+            bar.update(len(ids))
+    return {example.id: answers[example.id] for example in examples}
+
+
+def _write_scores(options: Generate, task: Task, questions: Sequence[Question], answers: dict[str, str]) -> None:
+    golds = {question.id: question.output for question in questions if question.output is not None}
+    if len(golds) == len(questions):
+        path = Path(options.output).with_suffix(".scores.json")
+        scores = score(task, answers, golds, compatibility=options.compatibility)
+        write_report(path, {task.official_name: report(task, scores)}, {}, options.compatibility)

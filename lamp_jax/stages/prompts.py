@@ -1,0 +1,36 @@
+"""`lamp prompts`: exactly what a generator would read, to look at or to feed another model."""
+
+import json
+
+from tqdm import tqdm
+
+from lamp_jax.config import Prompts
+from lamp_jax.data.files import atomic_write, read_questions
+from lamp_jax.data.records import claim
+from lamp_jax.inputs.examples import make_prompts
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.tasks.catalog import find_task
+
+
+def run(options: Prompts) -> None:
+    task = find_task(options.task)
+    record = claim(options.output, options, inputs=[options.merged, options.tokenizer])
+    if record.state == "done":
+        return print(f"{options.output}: already written")
+    questions = read_questions(options.merged, task=task)
+    prompts = make_prompts(
+        questions,
+        task,
+        load_tokenizer(options.tokenizer),
+        retriever=options.retriever,
+        prompting=options.prompting,
+        seed=options.seed,
+        compatibility=options.compatibility,
+    )
+    fallbacks = 0
+    with atomic_write(options.output) as file:
+        for question, prompt in zip(questions, tqdm(prompts, "prompts", len(questions), disable=None), strict=True):
+            file.write(json.dumps({"id": question.id, "prompt": prompt.text}, ensure_ascii=False) + "\n")
+            fallbacks += prompt.fell_back
+    record.finish(prompts=len(questions), bare_inputs=fallbacks)
+    print(f"{options.output}: {len(questions)} prompts, {fallbacks} of them without room for any profile item")

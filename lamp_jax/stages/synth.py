@@ -1,0 +1,18 @@
+"""`lamp synth`: the synthetic benchmark as files, with the oracle beside them."""
+
+from lamp_jax.config import Synth
+from lamp_jax.data.records import claim
+from lamp_jax.data.synthetic import write_benchmark
+from lamp_jax.tasks.catalog import find_task
+
+
+def run(options: Synth) -> None:
+    task = find_task(options.task)
+    record = claim(options.output, options, inputs=[], directory=True)
+    if record.state == "done":
+        return print(f"{options.output}: already made")
+    write_benchmark(
+        task, options.output, questions=options.questions, profile_size=options.profile_size, seed=options.seed
+    )
+    record.finish()
+    print(f"{options.output}: train and dev questions and outputs of {task.name}, and oracle.json")

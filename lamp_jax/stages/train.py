@@ -1,0 +1,198 @@
+"""`lamp train`: a T5 fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from tqdm import tqdm
+
+from lamp_jax.checkpoints import Checkpoints
+from lamp_jax.config import Retriever, Train
+from lamp_jax.data.files import Question, read_questions
+from lamp_jax.data.records import claim
+from lamp_jax.decoding.answers import Answerer
+from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets, read_ahead
+from lamp_jax.inputs.examples import gold_of, make_examples, make_prompts, past_questions, prompt_examples
+from lamp_jax.inputs.tokenizer import load_tokenizer, train_tokenizer
+from lamp_jax.loop import Log, Progress, train
+from lamp_jax.models.t5 import T5
+from lamp_jax.models.t5_config import T5Config
+from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.sharding import RULES, make_mesh, place_batch
+from lamp_jax.stages.generate import answer
+from lamp_jax.steps.generator import TrainState, make_optimizer, make_update, start
+from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.metrics import main_metric, score
+from lamp_jax.tasks.prompts import Prompt
+
+SCRATCH = "scratch"
+_VOCABULARY_MULTIPLE = 64  # so that it divides over a mesh
+
+
+def run(options: Train) -> None:
+    task = find_task(options.task)
+    inputs = [options.train, options.validation] + [options.model] * (options.model != SCRATCH)
+    record = claim(options.output, options, inputs=inputs, directory=True)
+    if record.state == "done":
+        return print(f"{options.output}: already trained")
+    questions, validation = (_read(path, task) for path in (options.train, options.validation))
+    if options.profile_targets:
+        questions += past_questions(questions, task, newest=options.profile_targets)
+    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+        progress = train_generator(options, task, questions, validation[: options.validation_size or None])
+    record.finish(**dataclasses.asdict(progress))
+    print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")
+
+
+def train_generator(
+    options: Train, task: Task, questions: Sequence[Question], validation: Sequence[Question]
+) -> Progress:
+    """Trains on `questions`, resuming what stands in `options.output`; the best model is written there."""
+    output = Path(options.output)
+    tokenizer = _prepare_tokenizer(options, task, questions)
+    model = _prepare_model(options, len(tokenizer))
+    graph, params = nnx.split(model)
+    buckets = choose_buckets(options.prompting.max_length)
+    examples = _examples(options, task, questions, tokenizer)
+    batches = TrainingBatches(examples, batch_size=options.batch_size, buckets=buckets, seed=options.seed)
+    total_steps = math.ceil(options.epochs * len(batches))
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        total_steps=total_steps,
+        warmup_ratio=options.warmup_ratio,
+        weight_decay=options.weight_decay,
+        clip=options.clip,
+    )
+    state, progress = start(params, optimizer), Progress()
+    checkpoints = Checkpoints(output / "checkpoints")
+    if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
+        state, progress = restored[0], Progress(**restored[1])
+        print(f"{output}: going on after step {progress.step} of {total_steps}")
+    update = make_update(graph, optimizer, seed=options.seed, accumulation=options.accumulation, rules=model.rules)
+    log = Log(output)
+    state, progress = train(
+        state,
+        progress,
+        update=lambda state, batch: update(state, *place_batch(tuple(batch))),
+        batches=read_ahead(batches, progress.step, total_steps),
+        total_steps=total_steps,
+        evaluate_every=max(1, round(options.evaluate_every * len(batches))),
+        evaluate=_evaluation(options, task, validation, tokenizer, graph),
+        higher_is_better=task.higher_is_better,
+        keep_best=lambda state: save_t5(nnx.merge(graph, state.params), output),
+        save=checkpoints.save,
+        patience=options.patience,
+        log=log,
+    )
+    checkpoints.close()
+    log.close()
+    return progress
+
+
+def _read(path: str, task: Task) -> list[Question]:
+    questions = read_questions(path, task=task)
+    for question in questions:
+        gold_of(question, path)
+    return questions
+
+
+def _prepare_tokenizer(options: Train, task: Task, questions: Sequence[Question]) -> Any:
+    """The model's tokenizer, or one trained on the questions; beside the model that is written, in both cases."""
+    output = Path(options.output)
+    if (output / "tokenizer.json").exists():
+        return load_tokenizer(output)
+    if options.model == SCRATCH:
+        tokenizer = train_tokenizer(_texts(task, questions), vocab_size=options.scratch.vocab_size)
+    else:
+        tokenizer = load_tokenizer(options.model)
+    tokenizer.save_pretrained(output)
+    return tokenizer
+
+
+def _texts(task: Task, questions: Sequence[Question]) -> list[str]:
+    """Every distinct text that a prompt or an answer may hold."""
+    texts = dict.fromkeys(text for question in questions for text in (question.input, gold_of(question)))
+    items = (task.prompt.item.frame.format(**item) for question in questions for item in question.profile)
+    return list(texts | dict.fromkeys(items))
+
+
+def _prepare_model(options: Train, vocabulary: int) -> T5:
+    devices, size = options.devices, options.scratch
+    if options.model != SCRATCH:
+        return load_t5(options.model, dtype=devices.dtype, remat=devices.remat, rules=RULES[devices.sharding])
+    config = T5Config(
+        vocab_size=-(-vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+        d_model=size.d_model,
+        d_kv=size.d_model // size.num_heads,
+        d_ff=size.d_ff,
+        num_layers=size.num_layers,
+        num_decoder_layers=size.num_decoder_layers,
+        num_heads=size.num_heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        dropout_rate=size.dropout,
+    )
+    rngs = nnx.Rngs(options.seed)
+    return T5(config, rngs=rngs, dtype=devices.dtype, remat=devices.remat, rules=RULES[devices.sharding])
+
+
+def _examples(options: Train, task: Task, questions: Sequence[Question], tokenizer: Any) -> list[Example]:
+    """One example for each question and retriever."""
+    return [
+        example
+        for retriever in options.retrievers
+        for example in make_examples(
+            questions,
+            _prompts(options, task, questions, tokenizer, retriever),
+            tokenizer,
+            longest_answer=options.answering.generation_max_length - 1,
+        )
+    ]
+
+
+def _prompts(
+    options: Train, task: Task, questions: Sequence[Question], tokenizer: Any, retriever: Retriever
+) -> Iterator[Prompt]:
+    prompts = make_prompts(
+        questions,
+        task,
+        tokenizer,
+        retriever=retriever,
+        prompting=options.prompting,
+        seed=options.seed,
+        compatibility=options.compatibility,
+    )
+    return iter(tqdm(prompts, f"prompts ({retriever})", len(questions), disable=None))
+
+
+def _evaluation(
+    options: Train, task: Task, validation: Sequence[Question], tokenizer: Any, graph: nnx.GraphDef
+) -> Callable[[TrainState], float]:
+    """The main metric on the validation questions, the mean over the retrievers."""
+    answerer = Answerer(graph, tokenizer, task, options.answering)
+    golds = {question.id: gold_of(question) for question in validation}
+    prompts = [_prompts(options, task, validation, tokenizer, retriever) for retriever in options.retrievers]
+    sets = [prompt_examples(validation, one) for one in prompts]
+
+    def evaluate(state: TrainState) -> float:
+        values = []
+        for examples in sets:
+            answers = answer(
+                examples,
+                answerer,
+                state.params,
+                batch_size=options.batch_size,
+                max_length=options.prompting.max_length,
+            )
+            values.append(score(task, answers, golds, compatibility=options.compatibility).value)
+        return sum(values) / len(values)
+
+    return evaluate
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

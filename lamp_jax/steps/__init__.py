@@ -1,0 +1,1 @@
+"""One pure update for each thing that is trained."""

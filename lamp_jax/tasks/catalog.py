@@ -1,0 +1,275 @@
+"""Everything in which one LaMP task differs from another: one row per task, read by all other code.
+
+Source of templates, fields and metrics: LaMP (arXiv 2304.11406), and Table 2 of ROPG/RSPG (arXiv 2404.05970).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lamp_jax.errors import LampError
+
+Item = Mapping[str, Any]
+Metric = Literal["accuracy", "mae", "rouge-1"]
+
+MOVIE_TAGS = (
+    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
+    "psychology", "fantasy", "romance", "thought-provoking", "social commentary", "violence", "true story",
+)  # fmt: skip
+NEWS_CATEGORIES = (
+    "women", "religion", "politics", "style & beauty", "entertainment", "culture & arts", "sports",
+    "science & technology", "travel", "business", "crime", "education", "healthy living", "parents", "food & drink",
+)  # fmt: skip
+
+
+class MissingMarker(LampError):  # noqa: N818 (it names what is wrong with the input)
+    """An input that does not have its task's form, so that no query can be read from it."""
+
+
+@dataclass(frozen=True)
+class ItemPhrase:
+    """How one profile item stands in a prompt.
+
+    `frame` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
+    `measured` is the frame as the public code counts it (REFERENCE 1.5), with a space for the cut text; a whole
+    number there is a constant count of tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public
+    code has another.
+    """
+
+    frame: str
+    cut: str
+    measured: str | int
+    paper_frame: str | None = None
+
+    def wording(self, variant: Literal["a title", "the title"]) -> str:
+        """The frame of the public code ("a title") or of the paper ("the title"); most tasks have only one."""
+        return self.paper_frame if variant == "the title" and self.paper_frame is not None else self.frame
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How profile items and input make one prompt.
+
+    `glue` is the text between the items and the input, `glue_measured` the text that the public code counts for it
+    beside one token ("" where it counts that token alone, None where it counts nothing). `after`, if set, is the
+    word of the input after which the items are inserted; otherwise they stand before the input.
+    """
+
+    item: ItemPhrase
+    glue: str = ". "
+    glue_measured: str | None = ""
+    after: str | None = None
+
+    def glue_cost(self, measured: int) -> int:
+        """Tokens that the public code counts for the glue, if its measured text has `measured` tokens."""
+        if self.glue_measured is None:
+            return 0
+        return 1 + measured if self.glue_measured else 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table. `name` is written as `LaMP-3`; official files say `LaMP_3`."""
+
+    name: str
+    template: str  # the input, over the fields of an example: {text}, or {title}, {ref1}, {ref2}
+    marker: str  # the query is what follows the marker's first occurrence in the input
+    document: tuple[str, ...]  # fields of a profile item, joined by a space, that a retriever reads
+    target: str  # field of a profile item that answers the template put to that item
+    source: str  # field of a profile item that takes the template's {text}
+    prompt: PromptForm
+    metric: Metric
+    labels: tuple[str, ...] = ()
+    deprecated: bool = False
+
+    @property
+    def official_name(self) -> str:
+        """The name in official files; those of the deprecated news task say `LaMP_2` as well."""
+        return self.name.removesuffix("-old").replace("-", "_")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that every profile item must have, beside `id`."""
+        used = (*self.document, self.target, self.source, *re.findall(r"{(\w+)}", self.prompt.item.frame))
+        return tuple(dict.fromkeys(used))
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric != "mae"
+
+    def input_for(self, text: str) -> str:
+        """The task's input put to `text`. Not for LaMP-1, whose template takes three titles."""
+        return self.template.format(text=text)
+
+    def query(self, question: str, *, reference: bool = False) -> str:
+        """The part of an input that a retriever is asked about (REFERENCE 1.4).
+
+        `reference` reads LaMP-1's two references as the public code does, by counting quotation marks.
+        Raises MissingMarker where the input does not have the task's form.
+        """
+        if "{ref1}" in self.template:
+            return _references(question, self.marker, by_quotes=reference)
+        _, found, rest = question.partition(self.marker)
+        if not found:
+            raise MissingMarker(f"{self.name}: the input has no {self.marker!r}: {question[:80]!r}")
+        return rest.removeprefix(" ")
+
+    def instruction(self, question: str) -> str:
+        """What stands before the query in an input, marker included; "" where the marker is missing."""
+        before, found, _ = question.partition(self.marker)
+        return before + found if found else ""
+
+    def document_of(self, item: Item, *, use_date: bool = False) -> str:
+        """The text of a profile item that a retriever reads, with ` date: ...` behind it if asked for."""
+        text = " ".join(str(item[field]) for field in self.document)
+        return f"{text} date: {item['date']}" if use_date else text
+
+
+_REFERENCES = re.compile(r'(.*?)" \[2\]: "(.*)"\s*', re.DOTALL)
+
+
+def _references(question: str, marker: str, *, by_quotes: bool) -> str:
+    if by_quotes:
+        quoted = question.split('"')[1:-1:2]  # A string that is never closed is none.
+        if len(quoted) >= 3:
+            return f"{quoted[1]} {quoted[2]}"
+    else:
+        _, _, references = question.partition(marker)
+        match = _REFERENCES.fullmatch(references)
+        if match:
+            return f"{match[1]} {match[2]}"
+    raise MissingMarker(f'LaMP-1: the input has no {marker}..." [2]: "...": {question[:80]!r}')
+
+
+_PATTERNS = "Following the given patterns"
+_TITLED = ItemPhrase('"{title}" is the title for "{text}" ', cut="text", measured='"{title}" is the title for " " ')
+
+_ROWS = (
+    Task(
+        name="LaMP-1",
+        template='For an author who has written the paper with the title "{title}", which reference is related? '
+        'Just answer with [1] or [2] without explanation. [1]: "{ref1}" [2]: "{ref2}"',
+        marker='explanation. [1]: "',  # A title may hold `[1]: "` as well.
+        document=("title", "abstract"),
+        source="title",
+        target="abstract",
+        prompt=PromptForm(ItemPhrase('"{title}"', cut="title", measured=2), glue="", glue_measured=None, after="title"),
+        metric="accuracy",
+        labels=("[1]", "[2]"),
+    ),
+    Task(
+        name="LaMP-2",
+        template="Which tag does this movie relate to among the following tags? Just answer with the tag name without "
+        f"further explanation. tags: [{', '.join(MOVIE_TAGS)}] description: {{text}}",
+        marker="description:",
+        document=("description",),
+        source="description",
+        target="tag",
+        prompt=PromptForm(
+            ItemPhrase(
+                'the tag for the movie: "{description}" is "{tag}" ',
+                cut="description",
+                measured='the tag for the movie: " " is "{tag}" ',
+            )
+        ),
+        metric="accuracy",
+        labels=MOVIE_TAGS,
+    ),
+    Task(
+        name="LaMP-2-old",
+        template="Which category does this article relate to among the following categories? Just answer with the "
+        f"category name without further explanation. categories: [{', '.join(NEWS_CATEGORIES)}] article: {{text}}",
+        marker="article:",
+        document=("title", "text"),
+        source="text",
+        target="category",
+        prompt=PromptForm(
+            ItemPhrase(
+                'the category for the article: "{text}" is "{category}" ',
+                cut="text",
+                measured='the category for the article: " " is "{category}" ',
+            )
+        ),
+        metric="accuracy",
+        labels=NEWS_CATEGORIES,
+        deprecated=True,
+    ),
+    Task(
+        name="LaMP-3",
+        template="What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 "
+        "without further explanation. review: {text}",
+        marker="review:",
+        document=("text",),
+        source="text",
+        target="score",
+        prompt=PromptForm(
+            ItemPhrase('{score} is the score for "{text}" ', cut="text", measured='{score} is the score for " " ')
+        ),
+        metric="mae",
+        labels=("1", "2", "3", "4", "5"),
+    ),
+    Task(
+        name="LaMP-4",
+        template="Generate a headline for the following article: {text}",
+        marker="article:",
+        document=("title", "text"),
+        source="text",
+        target="title",
+        prompt=PromptForm(_TITLED),
+        metric="rouge-1",
+    ),
+    Task(
+        name="LaMP-5",
+        template="Generate a title for the following abstract of a paper: {text}",
+        marker=":",
+        document=("title", "abstract"),
+        source="abstract",
+        target="title",
+        prompt=PromptForm(
+            ItemPhrase(
+                '"{title}" is a title for "{abstract}" ',
+                cut="abstract",
+                measured='"{title}" is a title " " ',
+                paper_frame='"{title}" is the title for "{abstract}" ',
+            ),
+            glue=f". {_PATTERNS} ",
+            glue_measured=_PATTERNS,
+        ),
+        metric="rouge-1",
+    ),
+    Task(
+        name="LaMP-6",
+        template="Generate a subject for the following email: {text}",
+        marker=":",
+        document=("text",),
+        source="text",
+        target="title",
+        prompt=PromptForm(_TITLED),
+        metric="rouge-1",
+    ),
+    Task(
+        name="LaMP-7",
+        template="Paraphrase the following tweet without any explanation before or after it: {text}",
+        marker=":",
+        document=("text",),
+        source="text",
+        target="text",
+        prompt=PromptForm(
+            ItemPhrase('"{text}" ', cut="text", measured='" '),
+            glue=f" are written by a person. {_PATTERNS} ",
+            glue_measured=f"are written by user. {_PATTERNS}",
+        ),
+        metric="rouge-1",
+    ),
+)
+TASKS = {task.name: task for task in _ROWS}
+
+
+def find_task(name: str) -> Task:
+    """The task called `name`; `LaMP-3`, `LaMP_3` and `lamp_3` are the same. Raises LampError with the list."""
+    wanted = name.lower().replace("_", "-")
+    for task in _ROWS:
+        if task.name.lower() == wanted:
+            return task
+    raise LampError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")

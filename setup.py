@@ -1,0 +1,46 @@
+"""How lamp_jax is installed: `pip install -e .`, with extras for accelerators and tests."""
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "jax>=0.10.2",  # Explicit mesh axes as the default of jax.make_mesh, jax.set_mesh
+    "flax>=0.12.8,<0.13",  # NNX modules are pytrees
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",  # the v1 API is still renamed now and then
+    "grain>=0.2.18,<0.3",
+    "transformers>=5.0,<6",  # tokenizers and hub access; no Flax models any more
+    "tokenizers>=0.22",
+    "tensorflow-datasets>=4.9.10",
+    "safetensors>=0.6",
+    "bm25s>=0.3.0,<0.4",  # BM25.get_scores_from_ids, dtype="float64"
+    "rouge_score>=0.1.2",
+    "scikit-learn>=1.5",
+    "sacrebleu>=2.4",
+    "nltk>=3.9",
+    "scipy>=1.13",
+    "numpy>=2.0",
+    "ijson>=3.3",
+    "tyro>=1.0.10,<2",  # OmitArgPrefixes over subcommands with defaults
+    "tqdm>=4.66",
+    "tensorboardX>=2.6.4",  # writes TensorBoard files without TensorFlow
+]
+
+setup(
+    name="lamp_jax",
+    version="0.1.0",
+    description="Personalizing language models from a user's own history, in JAX",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lamp_jax", "lamp_jax.*"]),
+    install_requires=REQUIRED,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda13]>=0.10.2"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.*", "pyright==1.1.*", "pre-commit>=4"],
+        # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
+        "parity": ["torch==2.13.0", "rank_bm25==0.2.2"],
+    },
+    entry_points={"console_scripts": ["lamp = lamp_jax.cli:main"]},
+)

@@ -1,0 +1,74 @@
+"""Prompts are byte-identical to those of the reference."""
+
+import gzip
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+
+from lamp_jax.config import REFERENCE
+from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
+from tests.goldens import cases
+
+NOT_BUILT = {
+    ("recency_contriever", True): "needs recency and dense ranking, not built yet",
+    ("recency_contriever", False): "needs recency and dense ranking, not built yet",
+    ("random", False): "needs the reference's own draws",
+}
+
+
+@cache
+def load_tokenizer(name: str) -> PromptTokenizer:
+    from transformers import AutoTokenizer
+
+    return PromptTokenizer(AutoTokenizer.from_pretrained(cases.CASES / name))
+
+
+def read_prompts(file: str) -> dict[str, str]:
+    text = gzip.decompress((cases.CASES / "goldens/prompts" / file).read_bytes()).decode("utf-8")
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    return {row["id"]: row["prompt"] for row in rows}
+
+
+def read_profiles(case: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+    """How the case orders a question's profile, best first."""
+    task, split, ranking = cases.parse_source(case["source"])
+    retriever = case["ret_type"]
+    if (retriever, case["is_ranked"]) in NOT_BUILT:
+        pytest.skip(f"{retriever}: {NOT_BUILT[retriever, case['is_ranked']]}")
+    if not case["is_ranked"] and retriever == "recency":
+        return cases.order_by_date
+    if not case["is_ranked"]:
+        ranking = retriever
+    if ranking == "none":
+        return lambda question: question["profile"]
+    if not cases.has_ranking(task, split, ranking):
+        pytest.skip(f"goldens/rank has no rank_{task}_{split}_{ranking}.json")
+    ranked = cases.read_ranking(task, split, ranking)
+    return lambda question: cases.order_profile(question, ranked[question["id"]])
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", cases.read_index("prompts"), ids=lambda case: f"prompts-{case['file']}")
+def test_prompts_are_the_references(case):
+    profile_of = read_profiles(case)
+    task, tokenizer = find_task(case["task"]), load_tokenizer(case["tokenizer"])
+    questions = {question["id"]: question for question in cases.read_questions(*cases.parse_source(case["source"])[:2])}
+    goldens = read_prompts(case["file"])
+    prompts = {
+        question_id: build_prompt(
+            task,
+            questions[question_id]["input"],
+            profile_of(questions[question_id])[: case["num_retrieve"]],
+            tokenizer,
+            max_length=case["max_length"],
+            compatibility=REFERENCE,
+        )
+        for question_id in goldens
+    }
+    assert {question_id: prompt.text for question_id, prompt in prompts.items()} == goldens
+    assert len(goldens) == case["n"]
+    assert sum(prompt.fell_back for prompt in prompts.values()) == case["fell_back_to_input"]
