@@ -35,7 +35,7 @@ class Record:
     @property
     def journal(self) -> Path:
         """Where a long stage appends what it has finished so far."""
-        return self.output.with_name(self.output.name + ".journal.jsonl")
+        return journal_path(self.output)
 
     def finish(self, **facts: Any) -> None:
         """Marks the output as whole; `facts` (counts, metrics) are kept in the record."""
@@ -46,6 +46,10 @@ class Record:
 
 def record_path(output: Path) -> Path:
     return output / "run.json" if output.is_dir() else output.with_name(output.name + ".run.json")
+
+
+def journal_path(output: Path) -> Path:
+    return output.with_name(output.name + ".journal.jsonl")
 
 
 def claim(
@@ -127,18 +131,25 @@ def _state(output: Path, fingerprint: str) -> State:
             raise LampError(f"{output}: exists, and no record says how it was made; move it away or give --force")
         return "new"
     found = read_json(path)
+    if not _has_begun(output):
+        return "new"
     if found.get("fingerprint") != fingerprint:
         raise LampError(
             f"{output}: stands there from other settings or inputs ({path} lists them); "
             "give another --output, or --force to start over"
         )
-    if not output.exists() and found.get("finished"):
-        return "new"
     if not found.get("finished"):
         return "unfinished"
     if found.get("output_sha256") != _output_digest(output):
         raise LampError(f"{output}: was changed after it was made; move it away, or give --force to make it again")
     return "done"
+
+
+def _has_begun(output: Path) -> bool:
+    """Whether anything but the record stands there: a command that failed in its checks leaves nothing to keep."""
+    if output.is_dir():
+        return any(path != record_path(output) for path in output.iterdir())
+    return output.exists() or journal_path(output).exists()
 
 
 def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
@@ -155,7 +166,7 @@ def _remove(output: Path) -> None:
         raise LampError(
             f"{output}: --force removes only what lamp made, and this directory has no run.json; move it away"
         )
-    for path in (record_path(output), output.with_name(output.name + ".journal.jsonl")):
+    for path in (record_path(output), journal_path(output)):
         path.unlink(missing_ok=True)
     if output.is_dir():
         shutil.rmtree(output)

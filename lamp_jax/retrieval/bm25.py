@@ -272,7 +272,7 @@ def _in_processes(
             else:
                 waiting.append(Future())
                 waiting[-1].set_result(score(chunk))
-            while waiting[0].done() and len(waiting) > 1:
+            while waiting and waiting[0].done():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -89,7 +89,7 @@ def read_rankings(path: str | Path) -> dict[str, list[str]]:
 
 
 def write_rankings(path: str | Path, rankings: Iterable[tuple[str, Sequence[str]]]) -> int:
-    """Writes a ranking file, one question a line, as they come, whole or not at all. Returns the number of questions."""
+    """Writes a ranking file, one question a line, whole or not at all. Returns the number of questions."""
     seen: set[str] = set()
     with atomic_write(path) as file:
         file.write("{")

@@ -38,11 +38,15 @@ def parse_date(value: object) -> Date:
             raise ValueError(f"no such date: {text!r}")
         return numbers
     moment = datetime.fromisoformat(text)
-    moment = moment.astimezone(UTC) if moment.tzinfo else moment
+    try:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment
+    except OverflowError:
+        raise ValueError(f"no such date in UTC: {text!r}") from None
     return (*moment.timetuple()[:6], moment.microsecond)
 
 
 def dates_of(question: Question) -> list[Date]:
+    """The date of every profile item. Raises LampError as rank_recency does."""
     if question.profile and not any("date" in item for item in question.profile):
         raise LampError(
             f"question {question.id!r}: no profile item has a 'date'; files of the user-based split have none, "

@@ -143,7 +143,7 @@ def row(
         "low": interval.low,
         "high": interval.high,
         "n": len(samples),
-        "p_against_none": paired_test(metric, samples, scores["none"].samples).p_value,
+        "p_against_none": paired_test(metric, samples, scores["none"].samples).p,
         "groups": {group: sum(values) / len(values) for group, values in sorted(groups.items())},
     }
 

@@ -65,7 +65,7 @@ def make_update(
         return token_cross_entropy(model.decode(read, encoded, model.source_mask(source), key=decoder_key), target)
 
     def update(state: TrainState, source: jax.Array, target: jax.Array):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
 
         def accumulate(carry, part):
             part_source, part_target, place = part
@@ -80,7 +80,7 @@ def make_update(
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, changes)
-        metrics = {"loss": loss / jnp.maximum(count, 1), "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss": loss / jnp.maximum(count, 1), "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return jax.jit(update, donate_argnums=0)

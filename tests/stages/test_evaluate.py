@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,7 @@ def evaluate(tmp_path):
         run(
             Evaluate(
                 output=str(output),
+                force=True,
                 golds=write(tmp_path / "G.json", golds),
                 predictions=write(tmp_path / "P.json", predictions),
                 **options,
@@ -58,7 +60,7 @@ def evaluate_zips(tmp_path):
     def call(golds, predictions, **options):
         output = tmp_path / "E.json"
         zips = {"golds_zip": pack(tmp_path / "G.zip", golds), "predictions_zip": pack(tmp_path / "P.zip", predictions)}
-        run(Evaluate(output=str(output), **zips, **options))
+        run(Evaluate(output=str(output), force=True, **zips, **options))
         return read(output)
 
     return call
@@ -111,6 +113,26 @@ def test_the_deprecated_news_task_is_known_by_its_labels(evaluate):
         assert evaluate(*files, **options)["tasks"]["LaMP_2"]["task"] == "LaMP-2-old"
     with pytest.raises(LampError, match=r"G\.json: LaMP-2, question '250': the gold 'politics' is none of"):
         evaluate(*files, task="LaMP-2")
+
+
+def test_the_same_command_again_is_done_and_another_is_refused(tmp_path, capsys):
+    paths = {"golds": tmp_path / "G.json", "predictions": tmp_path / "P.json", "output": tmp_path / "E.json"}
+    options = Evaluate(**{name: str(path) for name, path in paths.items()})
+    write(paths["golds"], answers("LaMP_3", {"350": "4"}))
+    write(paths["predictions"], '{"task": "LaMP_3", "golds": [')
+    with pytest.raises(LampError, match="not whole JSON"):
+        run(options)
+    write(paths["predictions"], answers("LaMP_3", {"350": "4"}))
+    run(options)  # the mended file needs no --force
+    made = paths["output"].stat().st_mtime_ns
+    run(options)
+    assert "already evaluated" in capsys.readouterr().out
+    assert paths["output"].stat().st_mtime_ns == made
+    write(paths["predictions"], answers("LaMP_3", {"350": "5"}))
+    with pytest.raises(LampError, match="--force"):
+        run(options)
+    run(replace(options, force=True))
+    assert read(paths["output"])["tasks"]["LaMP_3"]["mean"]["MAE"] == 1
 
 
 def test_clipping_is_an_option(evaluate):
@@ -206,7 +228,7 @@ def test_nothing_but_the_output_is_touched(evaluate_zips, tmp_path, monkeypatch)
     kept.write_text("mine")
     evaluate_zips({"a.json": answers("LaMP_4", {"4": "a"})}, {"a.json": answers("LaMP_4", {"4": "a"})})
     assert kept.read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["E.json", "G.zip", "P.zip", "tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["E.json", "E.json.run.json", "G.zip", "P.zip", "tmp"]
 
 
 def test_extra_metrics_go_to_the_tasks_that_generate_text(evaluate_zips):

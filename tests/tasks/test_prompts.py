@@ -173,6 +173,41 @@ def test_an_overlong_prompt_loses_its_end_in_the_public_code():
     assert prompt.tokens == (*load_tokenizer().ids(prompt.text)[:127], END)
 
 
+def test_words_that_tokenise_otherwise_in_their_place_do_not_break_the_length():
+    text = "president of the other country"
+    counted = count('5 is the score for " " ') + 1 + count("fine") + count(text)
+    assert count(f'5 is the score for "{text}" . fine') > counted
+    prompt = build(REVIEWS, "fine", [{"score": "5", "text": text}], counted)
+    assert count(prompt.text) <= counted
+    assert prompt.text.startswith('5 is the score for "')
+
+
+def test_a_character_of_several_tokens_is_not_cut():
+    encoded = load_tokenizer().encode(["aﷺb"])[0]
+    assert len(encoded.ids) == 12
+    assert [encoded.head(n) for n in range(12)] == [0, 0, *[1] * 9, 2]
+    assert [encoded.tail(n) for n in range(12)] == [3, *[2] * 9, 1, 1]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_a_long_instruction_survives_an_overlong_question(task):
+    question = question_of(task, " ".join(f"w{i}" for i in range(300)))
+    instruction = task.instruction(question_of(task, "w0"))
+    instruction = instruction.split('"')[0]  # LaMP-1's own title is not part of it.
+    prompt = build(task, question, [], int(count(instruction) / 0.7) + 2)
+    assert prompt.text.startswith(instruction)
+    assert prompt.text.endswith(question[-6:])
+    assert " ... " in prompt.text
+
+
+def test_the_public_codes_budget_ends_with_nothing_kept_for_the_question():
+    title = "word " * 100
+    length = count(f'"{title}" is the title for " " ') + 2
+    prompt = build(NEWS, question_of(NEWS, "fine"), [{"title": title, "text": "x"}], length, TAIL)
+    assert prompt.used_items == 1
+    assert build(NEWS, question_of(NEWS, "fine"), [{"title": title, "text": "x"}], length - 2, TAIL).fell_back
+
+
 def test_a_question_without_the_insertion_point_is_kept_and_reported():
     prompt = build(find_task("LaMP-1"), "bare text", [{"title": "One"}])
     assert (prompt.text, prompt.used_items, prompt.fell_back) == ("bare text", 0, True)
@@ -209,8 +244,9 @@ def test_a_tokenizer_without_offsets_is_an_error():
 def test_truncation_set_elsewhere_has_no_effect():
     backend = Tokenizer.from_file(str(Path(__file__).parents[1] / "cases/tiny/t5/tokenizer.json"))
     backend.enable_truncation(5)
-    tokenizer = PromptTokenizer(SimpleNamespace(backend_tokenizer=backend))
     backend.enable_padding(length=50)
+    tokenizer = PromptTokenizer(SimpleNamespace(backend_tokenizer=backend))
+    backend.enable_truncation(4)
     text = "one two three four five six seven eight"
     assert tokenizer.length(text) == len(tokenizer.ids(text)) == count(text) > 5
 

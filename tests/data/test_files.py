@@ -1,0 +1,123 @@
+"""What reading and writing LaMP files promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamp_jax.data.files import (
+    Question,
+    add_outputs,
+    atomic_write,
+    question_record,
+    read_outputs,
+    read_questions,
+    write_predictions,
+    write_questions,
+)
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import find_task
+
+ITEM = {"id": "10", "text": "good\u0085film\r\n", "score": "4"}
+RECORD = {"id": "1", "input": "review: fine", "profile": [ITEM]}
+
+
+def written(path: Path, value) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_official_lists_and_objects_are_read_alike(tmp_path):
+    plain = read_questions(written(tmp_path / "plain.json", [RECORD]))
+    wrapped = read_questions(written(tmp_path / "wrapped.json", {"task": "LaMP_3", "golds": [RECORD]}))
+    assert plain == wrapped == [Question("1", "review: fine", (ITEM,))]
+
+
+def test_outputs_are_read_from_both_forms_and_name_their_task(tmp_path):
+    golds = [{"id": "011", "output": "4"}, {"id": 12, "output": 5}]
+    official = read_outputs(written(tmp_path / "a.json", {"task": "LaMP_3", "golds": golds}))
+    assert official == ("LaMP_3", {"011": "4", "12": "5"})
+    assert read_outputs(written(tmp_path / "b.json", golds)) == (None, official.by_id)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "neither a JSON list nor an object"),
+        ("<!DOCTYPE html>", "neither a JSON list nor an object"),
+        ([], "no records"),
+        ([RECORD, RECORD], "'1': this id occurs twice"),
+        ([{"id": "1", "profile": []}], "'input' must be str, found nothing"),
+        ([{"id": "1", "input": "x"}], "'profile' must be list, found nothing"),
+        ([{"id": "1", "input": "x", "profile": [{"text": "y"}]}], "profile item 0 has no 'id'"),
+        (["x"], "expected an object, found 'x'"),
+        ([{"id": "1", "input": "x", "profile": [{"id": "10", "text": "y"}]}], "item '10': 'score' must be a text"),
+        ([{"id": "1", "input": "x", "profile": [{**ITEM, "score": None}]}], "'score' must be a text, found None"),
+    ],
+)
+def test_bad_questions_are_named(tmp_path, content, words):
+    path = written(tmp_path / "bad.json", content)
+    with pytest.raises(LampError, match=r"bad\.json") as error:
+        read_questions(path, task=find_task("LaMP-3"))
+    assert words in str(error.value)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path):
+    for path, words in ((tmp_path / "none.json", "no such file"), (tmp_path, "a directory")):
+        with pytest.raises(LampError, match=words):
+            read_questions(path)
+
+
+@given(st.integers(1, 200))
+def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path_factory, cut):
+    whole = json.dumps([RECORD, {**RECORD, "id": "2"}])
+    path = tmp_path_factory.mktemp("cut") / "cut.json"
+    path.write_text(whole[: min(cut, len(whole) - 1)], encoding="utf-8")
+    with pytest.raises(LampError, match=r"cut\.json"):
+        read_questions(path)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, st.one_of(st.none(), st.integers(), TEXT)), min_size=1, max_size=5))
+def test_questions_survive_writing_and_reading(tmp_path_factory, rows):
+    questions = [
+        Question(str(place), text, ({"id": "1", "text": output, "score": 3},), user_id=user, output=output)
+        for place, (text, output, user) in enumerate(rows)
+    ]
+    path = tmp_path_factory.mktemp("trip") / "questions.json"
+    assert write_questions(path, questions) == len(questions)
+    assert read_questions(path) == questions
+    assert json.loads(path.read_text(encoding="utf-8"))[0] == question_record(questions[0])
+
+
+def test_lone_surrogates_survive(tmp_path):
+    path = written(tmp_path / "tweet.json", [{**RECORD, "input": "half \ud83d"}])
+    questions = read_questions(path)
+    write_questions(tmp_path / "again.json", questions)
+    assert read_questions(tmp_path / "again.json") == questions
+
+
+def test_golds_must_fit_their_questions():
+    questions = [Question(key, "", ()) for key in ("1", "2")]
+    assert [q.output for q in add_outputs(questions, {"2": "b", "1": "a"})] == ["a", "b"]
+    with pytest.raises(LampError, match=r"1 ids of the questions are not in the outputs \(2\)") as error:
+        add_outputs(questions, {"1": "a", "3": "c"})
+    assert "1 ids of the outputs are not in the questions (3)" in str(error.value)
+
+
+def test_predictions_are_official(tmp_path):
+    write_predictions(tmp_path / "p.json", find_task("LaMP-3"), {"7": "4"})
+    assert json.loads((tmp_path / "p.json").read_text()) == {"task": "LaMP_3", "golds": [{"id": "7", "output": "4"}]}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = written(tmp_path / "out.json", "old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,120 @@
+"""What a command does where its output already stands."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from lamp_jax.data.records import Journal, claim
+from lamp_jax.errors import LampError
+
+
+@dataclass(frozen=True)
+class Options:
+    questions: str
+    output: str
+    number: int = 4
+    workers: int = 1
+    force: bool = False
+
+
+@pytest.fixture
+def options(tmp_path):
+    source = tmp_path / "questions.json"
+    source.write_text("[]")
+    return Options(str(source), str(tmp_path / "out.json"))
+
+
+def claimed(options):
+    return claim(options.output, options, inputs=[options.questions], ignore=["workers"])
+
+
+def make(options, text="made"):
+    record = claimed(options)
+    record.output.write_text(text)
+    record.finish(count=1)
+
+
+def test_a_new_output_is_new_and_a_finished_one_is_done(options):
+    assert claimed(options).state == "new"
+    make(options)
+    assert claimed(options).state == "done"
+
+
+def test_a_moved_input_is_the_same_input(options, tmp_path):
+    make(options)
+    moved = tmp_path / "moved.json"
+    moved.write_text("[]")
+    assert claimed(replace(options, questions=str(moved))).state == "done"
+
+
+def test_options_that_change_nothing_do_not_count(options):
+    make(options)
+    assert claimed(replace(options, workers=8)).state == "done"
+
+
+def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp_path):
+    make(options)
+    with pytest.raises(LampError, match="other settings or inputs"):
+        claimed(replace(options, number=5))
+    (tmp_path / "questions.json").write_text("[1]")
+    with pytest.raises(LampError, match="other settings or inputs"):
+        claimed(options)
+    assert claimed(replace(options, force=True)).state == "new"
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_command_that_failed_before_its_work_leaves_the_output_free(options):
+    assert claimed(options).state == "new"
+    assert claimed(replace(options, number=5)).state == "new"
+
+
+def test_a_begun_journal_is_resumed_by_the_same_command_alone(options):
+    journal = Journal(claimed(options).journal)
+    journal.append([["1", "a"]])
+    journal.close()
+    assert claimed(options).state == "unfinished"
+    with pytest.raises(LampError, match="other settings or inputs"):
+        claimed(replace(options, number=5))
+
+
+def test_a_changed_output_is_refused(options, tmp_path):
+    make(options)
+    (tmp_path / "out.json").write_text("by hand")
+    with pytest.raises(LampError, match="was changed after it was made"):
+        claimed(options)
+
+
+def test_a_file_of_somebody_else_is_refused(options, tmp_path):
+    (tmp_path / "out.json").write_text("precious")
+    with pytest.raises(LampError, match="no record says how it was made"):
+        claimed(options)
+
+
+def test_force_never_removes_a_directory_that_was_not_made_here(options, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "precious.txt").write_text("precious")
+    mine = replace(options, output=str(tmp_path / "home"), force=True)
+    with pytest.raises(LampError, match="removes only what lamp made"):
+        claim(mine.output, mine, inputs=[], directory=True)
+    assert (tmp_path / "home" / "precious.txt").exists()
+
+
+def test_an_unfinished_directory_is_resumed(options, tmp_path):
+    mine = replace(options, output=str(tmp_path / "run"))
+    claim(mine.output, mine, inputs=[], directory=True)
+    (tmp_path / "run" / "part").write_text("half")
+    assert claim(mine.output, mine, inputs=[], directory=True).state == "unfinished"
+
+
+def test_a_journal_keeps_whole_lines_and_drops_the_broken_one(tmp_path):
+    path = tmp_path / "out.journal.jsonl"
+    journal = Journal(path)
+    journal.append([["1", "a\u2028b"], ["2", "b"]])
+    journal.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'["3", "hal')
+    journal = Journal(path)
+    assert journal.entries == [["1", "a\u2028b"], ["2", "b"]]
+    journal.append([["3", "c"]])
+    journal.close()
+    assert path.read_bytes() == whole + b'["3", "c"]\n'

@@ -1,0 +1,90 @@
+"""Batches are pure functions of their number and meet few shapes."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.batches import (
+    Example,
+    TrainingBatches,
+    choose_buckets,
+    find_bucket,
+    prediction_batches,
+    read_ahead,
+)
+
+BUCKETS = (4, 8, 16)
+LENGTHS = st.lists(st.integers(1, 16), min_size=1, max_size=60)
+
+
+def examples(lengths):
+    """Example n holds the number n + 1 only, so that a row tells which example it is."""
+    return [Example(str(n), [n + 1] * length, [n + 1, 1]) for n, length in enumerate(lengths)]
+
+
+def training(lengths, *, seed=0, batch_size=4):
+    return TrainingBatches(examples(lengths), batch_size=batch_size, buckets=BUCKETS, seed=seed)
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
+def test_an_epoch_holds_every_example_once_uncut(lengths, batch_size, epoch):
+    batches = training(lengths, batch_size=batch_size)
+    found = Counter()
+    for step in range(epoch * len(batches), (epoch + 1) * len(batches)):
+        batch = batches[step]
+        assert batch.source.shape[0] == batch_size
+        assert batch.source.shape[1] in BUCKETS
+        for source, target in zip(batch.source, batch.target, strict=True):
+            if target.any():
+                found[int(source[0]) - 1, int((source != 0).sum())] += 1
+    assert found == Counter(enumerate(lengths))
+
+
+def test_a_batch_does_not_depend_on_those_before_it():
+    lengths = np.random.default_rng(0).integers(1, 17, 50)
+    first, second = training(lengths), training(lengths)
+    for step in (40, 3, 17):
+        np.testing.assert_array_equal(first[step].source, second[step].source)
+    other = training(lengths, seed=1)
+    assert not all(np.array_equal(other[step].source, first[step].source) for step in range(3))
+
+
+def test_epochs_have_different_orders():
+    batches = training([4] * 40)
+    assert not np.array_equal(batches[0].source, batches[len(batches)].source)
+
+
+def test_reading_ahead_begins_anywhere():
+    batches = training([3] * 20)
+    read = list(read_ahead(batches, 7, 12))
+    assert len(read) == 5
+    for step, batch in enumerate(read, start=7):
+        np.testing.assert_array_equal(batch.source, batches[step].source)
+
+
+def test_no_examples_is_an_error():
+    with pytest.raises(LampError, match="no training examples"):
+        training([])
+
+
+@given(LENGTHS, st.integers(1, 9))
+def test_prediction_covers_every_example_once(lengths, batch_size):
+    seen = []
+    for positions, batch in prediction_batches(examples(lengths), batch_size=batch_size, buckets=BUCKETS):
+        assert batch.source.shape[0] == batch_size
+        for position, source in zip(positions, batch.source, strict=False):
+            assert (source != 0).sum() == lengths[position]
+            seen.append(position)
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_buckets_end_with_the_maximum():
+    assert choose_buckets(100)[-1] == 100
+    assert choose_buckets(16) == (16,)
+    assert find_bucket(33, choose_buckets(512)) == 64
+    with pytest.raises(LampError, match="17 tokens does not fit the longest bucket of 16"):
+        find_bucket(17, BUCKETS)

@@ -1,0 +1,42 @@
+"""A trained tokenizer has T5's form, and comes back the same from its directory."""
+
+import pytest
+
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.tokenizer import EXTRA_IDS, load_tokenizer, train_tokenizer
+
+TEXTS = [f"the {word} film was {other} and  long" for word in ("good", "bad", "old") for other in ("dull", "bright")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS * 10, vocab_size=120)
+
+
+def test_special_tokens_have_t5s_ids(tokenizer):
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>"]) == [0, 1, 2]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{n}>" for n in range(EXTRA_IDS)])
+    assert sorted(sentinels) == list(range(len(tokenizer) - EXTRA_IDS, len(tokenizer)))
+
+
+def test_texts_end_in_eos_and_come_back(tokenizer):
+    ids = tokenizer("the good film").input_ids
+    assert ids[-1] == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the good film"
+
+
+def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    for again in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(str(tmp_path))):
+        for text in (*TEXTS, "unseen wörds 日本", "", "<extra_id_3> x"):
+            assert again(text).input_ids == tokenizer(text).input_ids
+
+
+def test_a_directory_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(LampError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(LampError, match="no such directory"):
+        load_tokenizer(tmp_path / "absent")

@@ -1,0 +1,126 @@
+"""Rankings go to files and back, re-order profiles whole or not at all, and every ranker keeps one contract."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamp_jax.data.files import Question
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.ranking import (
+    RANKERS,
+    RankOptions,
+    apply_ranking,
+    apply_rankings,
+    read_rankings,
+    write_rankings,
+)
+from lamp_jax.tasks.catalog import find_task
+
+TASK = find_task("LaMP-7")
+
+
+def question(key, *item_ids):
+    items = tuple({"id": i, "text": f"text {n}", "date": 2000 + n} for n, i in enumerate(item_ids))
+    return Question(key, TASK.input_for("text 1"), items)
+
+
+@pytest.mark.parametrize("name", RANKERS)
+def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(name):
+    questions = [question("b", "1", "2", "3"), question("a"), question("c", "1", "1", "2")]
+    ranked = list(RANKERS[name](iter(questions), TASK, RankOptions(workers=1)))
+    assert [question_id for question_id, _ in ranked] == ["b", "a", "c"]
+    assert [sorted(ids) for _, ids in ranked] == [["1", "2", "3"], [], ["1", "1", "2"]]
+    assert len(apply_rankings(questions, dict(ranked))) == 3
+
+
+# BM25 finds "2003" only in dates. "text" is in every document: Okapi's floor is negative then, Lucene's idf is not.
+@pytest.mark.parametrize(
+    ("name", "query", "left", "right"),
+    [
+        ("random", "", RankOptions(seed=1), RankOptions(seed=2)),
+        ("bm25", "2003", RankOptions(use_date=False, workers=1), RankOptions(use_date=True, workers=1)),
+        ("bm25", "text", RankOptions(variant="okapi", workers=1), RankOptions(variant="lucene", workers=1)),
+    ],
+)
+def test_options_reach_the_rankers(name, query, left, right):
+    items = tuple({"id": str(n), "text": "text " * n, "date": 2000 + n} for n in range(1, 6))
+    asked = [Question("q", TASK.input_for(query), items)]
+    assert list(RANKERS[name](asked, TASK, left)) != list(RANKERS[name](asked, TASK, right))
+
+
+def test_a_profile_is_reordered():
+    ordered = apply_ranking(question("q", "a", "b", "c"), ["c", "a", "b"])
+    assert [item["text"] for item in ordered.profile] == ["text 2", "text 0", "text 1"]
+    assert (ordered.id, ordered.input) == ("q", TASK.input_for("text 1"))
+
+
+@given(st.lists(st.sampled_from("ab"), max_size=6).flatmap(lambda ids: st.tuples(st.just(ids), st.permutations(ids))))
+def test_items_of_one_id_are_all_kept_in_their_order(ids_and_ranking):
+    ids, ranking = ids_and_ranking
+    ordered = apply_ranking(question("q", *ids), ranking).profile
+    assert [item["id"] for item in ordered] == ranking
+    for item_id in "ab":
+        dates = [item["date"] for item in ordered if item["id"] == item_id]
+        assert dates == sorted(dates)
+    assert len(ordered) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "counts"),
+    [
+        (["a"], r"lacks 1 of 2 profile items \['b'\] and names 0"),
+        (["a", "b", "c", "d"], r"lacks 0 of 2 profile items \[\] and names 2 .*\['c', 'd'\]"),
+        (["a", "a"], r"lacks 1 of 2 profile items \['b'\] and names 1 .*\['a'\]"),
+    ],
+)
+def test_a_ranking_of_other_items_is_an_error_with_counts(ranking, counts):
+    with pytest.raises(LampError, match=rf"question 'q': the ranking {counts}"):
+        apply_ranking(question("q", "a", "b"), ranking)
+
+
+def test_a_ranking_of_other_questions_is_an_error():
+    with pytest.raises(LampError, match="1 ids of the questions are not in the ranking"):
+        apply_rankings([question("q", "a")], {})
+    with pytest.raises(LampError, match="1 ids of the ranking are not in the questions"):
+        apply_rankings([], {"q": ["a"]})
+
+
+@given(rankings=st.dictionaries(st.text(), st.lists(st.text(), max_size=4), max_size=4))
+def test_a_ranking_file_reads_as_it_was_written(tmp_path_factory, rankings):
+    path = tmp_path_factory.getbasetemp() / "ranking.json"
+    assert write_rankings(path, rankings.items()) == len(rankings)
+    assert read_rankings(path) == rankings
+    assert json.loads(path.read_text(encoding="utf-8")) == rankings
+
+
+def test_a_failed_ranking_leaves_the_old_file(tmp_path):
+    path = tmp_path / "R.json"
+    write_rankings(path, [("q", ["a"])])
+    with pytest.raises(LampError, match="'q' was ranked twice"):
+        write_rankings(path, [("q", ["b"]), ("q", ["c"])])
+    assert read_rankings(path) == {"q": ["a"]}
+    assert [one.name for one in tmp_path.iterdir()] == ["R.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[]", "expected an object of question ids, found a list"),
+        ('{"q": "ab"}', "question 'q': expected a list of item ids"),
+        ('{"q": [["a", 0.5]]}', "question 'q': expected a list of item ids"),
+        ('{"q": ["a"', "not whole JSON"),
+    ],
+)
+def test_a_file_that_is_no_ranking_is_named(tmp_path, content, problem):
+    path = tmp_path / "R.json"
+    path.write_text(content)
+    with pytest.raises(LampError, match=rf"R\.json.*{problem}"):
+        read_rankings(path)
+
+
+def test_numeric_item_ids_are_read_as_texts(tmp_path):
+    path = tmp_path / "R.json"
+    path.write_text('{"1": [12, "13"]}')
+    assert read_rankings(path) == {"1": ["12", "13"]}

@@ -1,0 +1,69 @@
+"""How a command line becomes options."""
+
+import pytest
+
+from lamp_jax import cli, config
+
+RANK = ["rank", "--task", "LaMP-3", "--questions", "q.json", "--output", "r.json"]
+
+
+def test_options_and_defaults():
+    stage, options = cli.parse([*RANK, "--ranker", "recency", "--use-date"])
+    assert stage == "rank"
+    assert options == config.Rank("LaMP-3", "q.json", "r.json", ranker="recency", use_date=True)
+
+
+def test_reference_sets_every_switch_and_each_can_be_set_alone():
+    _, options = cli.parse([*RANK, "--reference"])
+    assert options.compatibility == config.REFERENCE
+    _, options = cli.parse([*RANK, "--reference", "--lamp1-query", "template"])
+    assert options.compatibility.lamp1_query == "template"
+    assert options.compatibility.zero_budget == "whole"
+    assert cli.parse(RANK)[1].compatibility == config.CORRECT
+
+
+def test_nested_options_have_plain_names():
+    words = ["generate", "--task", "LaMP-3", "--questions", "q", "--model", "m", "--output", "p"]
+    _, options = cli.parse([*words, "--num-beams", "2", "--max-length", "256", "--dtype", "bfloat16"])
+    assert options.answering.num_beams == 2
+    assert options.prompting.max_length == 256
+    assert options.devices.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_every_stage_explains_every_option(stage, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse([stage, "--help"])
+    assert end.value.code == 0
+    assert "--output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_every_stage_has_a_program(stage):
+    from importlib import import_module
+
+    assert callable(import_module(f"lamp_jax.stages.{stage}").run)
+
+
+PAGE = 'from lamp_jax.config import Train\nexperiment = Train("LaMP-3", "a.json", "b.json", "out", epochs=3.0)\n'
+
+
+def test_a_config_page_gives_the_defaults_and_options_override(tmp_path):
+    page = tmp_path / "page.py"
+    page.write_text(PAGE)
+    assert cli.parse(["train", str(page)])[1].epochs == 3.0
+    options = cli.parse(["train", str(page), "--epochs", "1", "--seed", "5"])[1]
+    assert (options.epochs, options.seed, options.train) == (1.0, 5, "a.json")
+
+
+def test_a_bad_config_page_is_named(tmp_path, capsys):
+    assert cli.main(["train", str(tmp_path / "absent.py")]) == 1
+    assert "no such config page" in capsys.readouterr().err
+    (tmp_path / "empty.py").write_text("")
+    assert cli.main(["train", str(tmp_path / "empty.py")]) == 1
+    assert "`experiment` must be a Train(...)" in capsys.readouterr().err
+
+
+def test_an_unknown_task_is_answered_with_the_list(capsys):
+    assert cli.main(["rank", "--task", "LaMP-9", "--questions", "q.json", "--output", "r.json"]) == 1
+    assert "choose one of LaMP-1, LaMP-2" in capsys.readouterr().err

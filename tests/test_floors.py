@@ -1,0 +1,107 @@
+"""The house stands: a module imports only from floors below it, and host floors never wake jax."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lamp_jax"
+FLOORS = {
+    "": 0,
+    "errors": 0,
+    "config": 0,
+    "tasks": 1,
+    "data": 2,
+    "retrieval": 3,
+    "inputs": 4,
+    "sharding": 5,
+    "models": 6,
+    "losses": 6,
+    "decoding": 7,
+    "checkpoints": 7,
+    "steps": 8,
+    "loop": 9,
+    "stages": 10,
+    "cli": 11,
+}
+WATERLINE = 4
+DEVICE_LIBRARIES = {"jax", "flax", "optax", "orbax", "jaxlib", "chex"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """The name in FLOORS that a module of the package belongs to."""
+    return module.removeprefix("lamp_jax").removeprefix(".").partition(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            # `from lamp_jax import config` imports a module, `from lamp_jax.errors import LampError` a name of one.
+            package = node.module == "lamp_jax"
+            names |= {f"lamp_jax.{alias.name}" for alias in node.names} if package else {node.module or ""}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_a_module_imports_only_from_floors_below(path: Path):
+    own = room(module_name(path))
+    for name in imports(path):
+        if name == "lamp_jax" or name.startswith("lamp_jax."):
+            other = room(name)
+            below = FLOORS[other] < FLOORS[own] or other == own or other == ""
+            assert below, f"{module_name(path)} (floor {FLOORS[own]}) imports {name} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if FLOORS[room(module_name(path))] <= WATERLINE], ids=module_name
+)
+def test_a_host_module_names_no_device_library(path: Path):
+    assert not {name.partition(".")[0] for name in imports(path)} & DEVICE_LIBRARIES
+
+
+def test_no_host_module_wakes_jax():
+    host = [module_name(path) for path in MODULES if FLOORS[room(module_name(path))] <= WATERLINE]
+    program = f"""
+import importlib, sys
+for name in {host!r}:
+    importlib.import_module(name)
+assert "jax" not in sys.modules, "jax was imported"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_no_import_of_any_module_starts_a_backend():
+    """Multi-host programs call jax.distributed.initialize after their imports, before the backend starts."""
+    names = [module_name(path) for path in MODULES]
+    program = f"""
+import importlib
+for name in {names!r}:
+    importlib.import_module(name)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_help_does_not_wake_jax():
+    program = """
+import sys
+from lamp_jax import cli
+try:
+    cli.main(["train", "--help"])
+except SystemExit:
+    pass
+assert "jax" not in sys.modules and "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
