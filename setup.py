@@ -1,5 +1,7 @@
 """How lamp_jax is installed: `pip install -e .`, with extras for accelerators and tests."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 REQUIRED = [
@@ -29,7 +31,7 @@ setup(
     name="lamp_jax",
     version="0.1.0",
     description="Personalizing language models from a user's own history, in JAX",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -38,7 +40,14 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff==0.17.*", "pyright==1.1.*", "pre-commit>=4"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff==0.17.*",
+            "pyright==1.1.*",
+            "pre-commit>=4",
+        ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
         "parity": ["torch==2.13.0", "rank_bm25==0.2.2"],
     },

@@ -23,8 +23,8 @@ class Checkpoints:
         if latest is None:
             return None
         state = self._checkpointer.load(latest, abstract_state)
-        progress = self._checkpointer.metadata(latest).custom_metadata
-        return state, dict(progress or {})
+        progress: Any = self._checkpointer.metadata(latest).custom_metadata
+        return state, progress or {}
 
     def close(self) -> None:
         """Waits until everything is on disk."""

@@ -54,8 +54,9 @@ def parse(words: list[str]) -> tuple[str, Any]:
     subcommands = [
         Annotated[options, tyro.conf.subcommand(name, default=defaults[name])] for name, options in STAGES.items()
     ]
+    choice: Any = Union[tuple(subcommands)]  # noqa: UP007 (built from a table)
     chosen = tyro.cli(
-        Union[tuple(subcommands)],  # noqa: UP007 (built from a table)
+        choice,
         prog="lamp",
         description=_DESCRIPTION,
         args=words,

@@ -12,6 +12,7 @@ import jax
 from tqdm import tqdm
 
 _LOG_SECONDS = 5.0
+_LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,24 @@ class Log:
 
         self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
         self._board = SummaryWriter(str(directory / "tensorboard"))
-        self._last = time.monotonic()
+        self._last = self._last_line = time.monotonic()
 
     def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
         """Notes an update's metrics, at most every few seconds: reading them waits for the device."""
-        if time.monotonic() - self._last < _LOG_SECONDS:
+        now = time.monotonic()
+        if now - self._last < _LOG_SECONDS:
             return
+        self._last = now
         values = {name: float(value) for name, value in metrics.items()}
-        bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
         self._note(step, values)
-        self._last = time.monotonic()
+        bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        if bar.disable and now - self._last_line > _LINE_SECONDS:
+            self._last_line = now
+            _show(f"step {step} of {bar.total}", values)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Notes values that the reader should see."""
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        tqdm.write(f"step {step}: {shown}", file=sys.stderr)
+        _show(f"step {step}", values)
         self._note(step, values)
 
     def _note(self, step: int, values: dict[str, Any]) -> None:
@@ -99,3 +103,7 @@ class Log:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _show(where: str, values: dict[str, Any]) -> None:
+    tqdm.write(f"{where}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()), file=sys.stderr)

@@ -1,11 +1,17 @@
-"""Every test runs on eight fake CPU devices; this must be said before jax is imported."""
+"""Every test runs on eight fake CPU devices and compiles in a hurry; this must be said before jax is imported."""
 
 import os
 
 from hypothesis import settings
 
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # Tests run each program a few times: compiling well would cost more than it saves.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A first example may import transformers or compile: time says nothing about right or wrong.

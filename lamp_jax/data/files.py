@@ -72,10 +72,16 @@ def read_outputs(path: str | Path) -> Outputs:
     return Outputs(_task_name(path), by_id)
 
 
-def add_outputs(questions: Iterable[Question], outputs: Mapping[str, str]) -> list[Question]:
-    """Questions with their golds. Every question must have one and every gold a question (LampError otherwise)."""
+def add_outputs(
+    questions: Iterable[Question],
+    outputs: Mapping[str, str],
+    *,
+    left: str = "the questions",
+    right: str = "the outputs",
+) -> list[Question]:
+    """Questions with their golds. LampError, by these names, unless both hold the same ids."""
     questions = list(questions)
-    check_same_ids([q.id for q in questions], outputs, left="the questions", right="the outputs")
+    check_same_ids([q.id for q in questions], outputs, left=left, right=right)
     return [replace(q, output=outputs[q.id]) for q in questions]
 
 

@@ -16,9 +16,9 @@ STYLES = 15
 STYLE_WORDS = 2
 DIALECTS = 2
 
-_ONSETS = "b br c ch d dr f fl g gr h j k l m n p pl r s sh st t th tr v w z".split()
-_VOWELS = "a ai e ea i o ou u".split()
-_CODAS = "ck l m n nd r s st t x".split()
+_ONSETS = (*"bcdfghjklmnprstvwz", "br", "ch", "dr", "fl", "gr", "pl", "sh", "st", "th", "tr")
+_VOWELS = ("a", "ai", "e", "ea", "i", "o", "ou", "u")
+_CODAS = ("ck", "l", "m", "n", "nd", "r", "s", "st", "t", "x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +35,23 @@ class Lexicon:
     styles: tuple[tuple[str, ...], ...]
     prior: tuple[int, ...]
 
-    @property
-    def all_fillers(self) -> tuple[str, ...]:
-        return tuple(word for dialect in self.fillers for word in dialect)
+    def describe(self, rng: random.Random, *, topic: int, dialect: int) -> str:
+        """7 to 10 words of a dialect, 4 or 5 of them on the topic."""
+        words = rng.sample(self.topics[dialect][topic], rng.randint(4, 5))
+        words += rng.sample(self.fillers[dialect], rng.randint(3, 5))
+        rng.shuffle(words)
+        return " ".join(words)
 
-    def topic_of(self, text: str) -> int | None:
-        """The topic that most words of `text` belong to, in whichever dialect; None where no word has a topic."""
-        words = text.split()
-        counts = [sum(word in dialect[topic] for dialect in self.topics for word in words) for topic in range(TOPICS)]
-        return max(range(TOPICS), key=counts.__getitem__) if any(counts) else None
+    def headline(self, text: str) -> str:
+        """The first three words of a description that are no fillers."""
+        fillers = {word for dialect in self.fillers for word in dialect}
+        return " ".join([word for word in text.split() if word not in fillers][:3])
 
 
-def _syllables(rng: random.Random) -> Iterator[str]:
+def _new_words(rng: random.Random, *, syllables: int, taken: set[str]) -> Iterator[str]:
+    """Endless words that are not `taken` yet, of open syllables and a last consonant."""
     while True:
-        yield rng.choice(_ONSETS) + rng.choice(_VOWELS)
-
-
-def _words(rng: random.Random, *, syllables: int, taken: set[str]) -> Iterator[str]:
-    """Endless new words: open syllables, the last one closed."""
-    while True:
-        word = "".join(itertools.islice(_syllables(rng), syllables)) + rng.choice(_CODAS)
+        word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
         if word not in taken:
             taken.add(word)
             yield word
@@ -63,7 +60,7 @@ def _words(rng: random.Random, *, syllables: int, taken: set[str]) -> Iterator[s
 def _build() -> Lexicon:
     rng = random.Random("the language of the synthetic benchmark")
     taken: set[str] = set()
-    short, long = (_words(rng, syllables=count, taken=taken) for count in (1, 2))
+    short, long = (_new_words(rng, syllables=count, taken=taken) for count in (1, 2))
 
     def take(words: Iterator[str], count: int) -> tuple[str, ...]:
         return tuple(itertools.islice(words, count))

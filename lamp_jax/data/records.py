@@ -85,7 +85,7 @@ def claim(
 
 
 def digest(name: str) -> str:
-    """SHA-256 of a file, or of a directory's files with their names; a hub name, which is no path, stands for itself."""
+    """SHA-256 of a file, or of a directory's files with their names; a hub name stands for itself."""
     path = Path(name)
     if path.is_file():
         return _file_digest(path)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -59,9 +60,9 @@ def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
 def _decoder(answering: Answering, tokenizer: Any, task: Task) -> Callable[[Any, jax.Array], jax.Array]:
     new_tokens = answering.generation_max_length - 1
     if answering.decode == "labels":
-        labels = label_tokens(task, tokenizer)
+        labels = jnp.asarray(label_tokens(task, tokenizer))
         return lambda model, source: score_labels(model, source, labels)
     if answering.decode == "greedy":
         return lambda model, source: greedy_search(model, source, max_new_tokens=new_tokens)
     beams = answering.num_beams
-    return lambda model, source: beam_search(model, source, num_beams=beams, max_new_tokens=new_tokens).sequences
+    return lambda model, source: beam_search(model, source, num_beams=beams, max_new_tokens=new_tokens).tokens[:, 0]

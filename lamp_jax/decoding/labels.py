@@ -20,7 +20,7 @@ def score_labels(model: T5, tokens: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _score(model: T5, cross: CrossCache, label: jax.Array) -> jax.Array:
     """One label [T] for every source -> [B]."""
-    sources = cross.bias.shape[0]
+    sources = cross.padding.shape[0]
     target = jnp.broadcast_to(decoder_inputs(label[None], model.config), (sources, len(label)))
     hidden = model.read_target(target, cross)
 

@@ -107,7 +107,7 @@ def find_bucket(length: int, buckets: Sequence[int]) -> int:
 
 def choose_buckets(max_length: int) -> tuple[int, ...]:
     """The lengths that prompts of up to `max_length` tokens are padded to."""
-    usual = (32, 64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024)
+    usual = (64, 128, 256, 384, 512, 768, 1024)
     return (*(length for length in usual if length < max_length), max_length)
 
 

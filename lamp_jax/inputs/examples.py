@@ -1,12 +1,14 @@
 """How questions become examples: which profile items are read, the prompt they make, and its token ids."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from lamp_jax.config import Compatibility, Prompting, Retriever
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
+from lamp_jax.retrieval.bm25 import available_cores
 from lamp_jax.retrieval.ranking import RANKERS, RankOptions, apply_ranking
 from lamp_jax.retrieval.recency import dates_of
 from lamp_jax.tasks.catalog import Item, Task
@@ -28,15 +30,16 @@ def make_prompts(
     chosen = retrieved_items(
         questions, task, retriever=retriever, prompting=prompting, seed=seed, compatibility=compatibility
     )
-    for question, items in zip(questions, chosen, strict=True):
-        yield build_prompt(
-            task,
-            question.input,
-            items,
-            prompt_tokenizer,
-            max_length=prompting.max_length,
-            compatibility=compatibility,
+
+    def build(question: Question, items: Sequence[Item]) -> Prompt:
+        length = prompting.max_length
+        return build_prompt(
+            task, question.input, items, prompt_tokenizer, max_length=length, compatibility=compatibility
         )
+
+    # Threads, because nearly all of the time is spent in the tokenizer, which lets others run.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        yield from pool.map(build, questions, chosen)
 
 
 def retrieved_items(

@@ -28,24 +28,24 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
-    """A unigram tokenizer with T5's normalisation, special tokens and ids: <pad> 0, </s> 1, <unk> 2, sentinels last.
+    """A tokenizer with T5's normalisation, special tokens and ids: <pad> 0, </s> 1, <unk> 2, the 100 sentinels last.
 
-    The vocabulary has `vocab_size` pieces at most, the 100 sentinels not counted.
+    The vocabulary has `vocab_size` pieces at most, the sentinels not counted. Pieces are merged by frequency (BPE):
+    the unigram trainer of `tokenizers` only knows pieces that several words share, so that a template's words, which
+    stand in every prompt, would fall apart.
     """
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "</s>", "<unk>"]
-    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
         [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
         single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]

@@ -8,26 +8,27 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from lamp_jax.models.layers import (
-    Attention,
-    FeedForward,
-    RelativePositions,
-    RMSNorm,
-    drop_values,
-    dropout,
-    normal,
-    read,
-)
+from lamp_jax.models.attention import Attention, RelativePositions, attend, attend_by_rows, drop_values
+from lamp_jax.models.layers import FeedForward, RMSNorm, dropout, normal, read
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
 
 Remat = Literal["none", "full", "dots"]
 """What the backward pass computes again: nothing, every layer, or all but the matrix products with weights."""
 
+AttentionOrder = Literal["whole", "rows"]
+"""How the encoder attends: to the whole batch at once (accelerators), or to a few rows at a time (CPUs)."""
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
 # Finite, so that a row of nothing but padding gives numbers; far below any score.
 _HIDDEN = -1e9
+
+# Scores to add where there are none.
+_NOTHING = np.zeros((1, 1, 1, 1), np.float32)
 
 
 class CrossCache(NamedTuple):
@@ -37,7 +38,7 @@ class CrossCache(NamedTuple):
     """[L, B, S, H, K]"""
     values: jax.Array
     """[L, B, S, H, K]"""
-    bias: jax.Array
+    padding: jax.Array
     """[B, 1, 1, S], 0 at tokens, very negative at padding."""
 
 
@@ -60,7 +61,7 @@ def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
     return jnp.concatenate([start, labels[:, :-1]], axis=1)
 
 
-def _mask_bias(mask: jax.Array) -> jax.Array:
+def _hide_padding(mask: jax.Array) -> jax.Array:
     """True where there is a token, [B, S] -> scores to add, [B, 1, 1, S]."""
     return jnp.where(mask, 0.0, _HIDDEN)[:, None, None, :]
 
@@ -94,13 +95,14 @@ class EncoderLayers(nnx.Module):
         self.mlp = FeedForward(count, hidden, config.d_ff, kind=config.feed_forward_proj, **sizes)
         self.rate = config.dropout_rate
 
-    def __call__(self, x: jax.Array, biases: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
-        """One layer, [B, S, D] -> [B, S, D]."""
+    def __call__(self, x: jax.Array, attend: Attend, key: jax.Array | None) -> jax.Array:
+        """One layer, [B, S, D] -> [B, S, D]; `attend` takes queries, keys and values."""
         key_values, key_attention, key_inner, key_mlp = _keys_of_layer(key, 4)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
-        x = x + dropout(self.attention(normed, keys, values, biases=biases), self.rate, key_attention)
+        heads = attend(self.attention.queries(normed), keys, values)
+        x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
 
@@ -122,19 +124,21 @@ class DecoderLayers(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        biases: tuple[jax.Array, ...],
+        position_scores: jax.Array,
         cross: tuple[jax.Array, jax.Array, jax.Array],
         key: jax.Array | None,
     ) -> jax.Array:
-        """One layer over a whole target, [B, T, D] -> [B, T, D]; `cross` holds keys, values and bias of the source."""
+        """One layer over a whole target, [B, T, D] -> [B, T, D]; `cross`: keys, values and padding of the source."""
         key_values, key_attention, key_source, key_cross, key_inner, key_mlp = _keys_of_layer(key, 6)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
-        x = x + dropout(self.attention(normed, keys, values, biases=biases), self.rate, key_attention)
-        keys, values, bias = cross
+        heads = attend(self.attention.queries(normed), keys, values, position_scores, _NOTHING)
+        x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
+        keys, values, padding = cross
         values = drop_values(values, self.rate, key_source)
-        x = x + dropout(self.cross(self.cross_norm(x), keys, values, biases=(bias,)), self.rate, key_cross)
+        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, _NOTHING, padding)
+        x = x + dropout(self.cross.mix(heads), self.rate, key_cross)
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
 
@@ -142,18 +146,23 @@ class DecoderLayers(nnx.Module):
         self,
         x: jax.Array,
         position: jax.Array,
-        biases: tuple[jax.Array, ...],
+        position_scores: jax.Array,
         cross: tuple[jax.Array, jax.Array, jax.Array],
         cache: SelfCache,
     ) -> tuple[jax.Array, SelfCache]:
         """One layer over one token, x [B, 1, D]; `cache` is this layer's, [B, T, H, K], with room at `position`."""
         normed = self.attention_norm(x)
         new_keys, new_values = self.attention.keys_and_values(normed)
-        keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, new_keys, position, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(cache.values, new_values, position, axis=1)
-        x = x + self.attention(normed, keys, values, biases=biases)
-        x = x + self.cross(self.cross_norm(x), cross[0], cross[1], biases=(cross[2],))
-        return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), SelfCache(keys, values)
+        cache = SelfCache(
+            jax.lax.dynamic_update_slice_in_dim(cache.keys, new_keys, position, axis=1),
+            jax.lax.dynamic_update_slice_in_dim(cache.values, new_values, position, axis=1),
+        )
+        heads = attend(self.attention.queries(normed), *cache, position_scores, _NOTHING)
+        x = x + self.attention.mix(heads)
+        keys, values, padding = cross
+        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, _NOTHING, padding)
+        x = x + self.cross.mix(heads)
+        return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), cache
 
 
 def _norm(config: T5Config, layers: int | None, rules: Rules) -> RMSNorm:
@@ -187,10 +196,13 @@ class T5(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
         remat: Remat = "none",
+        attention: AttentionOrder = "whole",
         rules: Rules = DATA_PARALLEL,
     ):
         _check_sizes(config, rules)
-        self.config, self.dtype, self.remat, self.rules = config, jnp.dtype(dtype), remat, rules
+        self.config, self.dtype, self.rules = config, jnp.dtype(dtype), rules
+        self.remat: Remat = remat
+        self.attention: AttentionOrder = attention
         shape, axes, factor = (config.vocab_size, config.d_model), ("vocab", "embed"), config.initializer_factor
         self.embedding = normal(rngs, shape, deviation=factor, rules=rules, axes=axes)
         self.encoder_positions = _positions(config, "both", rngs=rngs, rules=rules)
@@ -200,7 +212,9 @@ class T5(nnx.Module):
         self.decoder = DecoderLayers(config, rngs=rngs, rules=rules)
         self.decoder_norm = _norm(config, None, rules)
         tied = config.tie_word_embeddings
-        self.head = None if tied else normal(rngs, shape, deviation=factor, rules=rules, axes=axes)
+        self.head = (
+            None if tied else normal(rngs, shape, deviation=factor * config.d_model**-0.5, rules=rules, axes=axes)
+        )
 
     def source_mask(self, tokens: jax.Array) -> jax.Array:
         """True at every token that is not padding, [B, S]."""
@@ -210,11 +224,16 @@ class T5(nnx.Module):
         """Tokens [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (by default all but padding)."""
         mask = self.source_mask(tokens) if mask is None else mask
         key_first, key_last, key_layers = _keys_of_layer(key, 3)
-        biases = (self.encoder_positions(tokens.shape[1]), _mask_bias(mask))
+        position, padding = self.encoder_positions(tokens.shape[1]), _hide_padding(mask)
+
+        def attend_source(query, keys, values):
+            if self.attention == "rows":
+                return attend_by_rows(query, keys, values, position, padding, rules=self.rules)
+            return attend(query, keys, values, position, padding)
 
         def layer(x, xs):
             layers, key = xs
-            return layers(x, biases, key), None
+            return layers(x, attend_source, key), None
 
         x = dropout(self._embed(tokens), self.config.dropout_rate, key_first)
         x, _ = _scan(layer, x, (self.encoder, _keys(key_layers, self.config.num_layers)), remat=self.remat)
@@ -228,31 +247,31 @@ class T5(nnx.Module):
         Position t sees the inputs up to t; `decoder_inputs` makes them from labels.
         """
         key_first, key_last, key_layers = _keys_of_layer(key, 3)
-        biases, source_bias = (self._causal_bias(target.shape[1]),), _mask_bias(source_mask)
+        position, padding = self._causal_scores(target.shape[1]), _hide_padding(source_mask)
 
         def layer(x, xs):
             layers, key = xs
             keys, values = layers.cross.keys_and_values(encoded)
-            return layers(x, biases, (keys, values, source_bias), key), None
+            return layers(x, position, (keys, values, padding), key), None
 
         x = dropout(self._embed(target), self.config.dropout_rate, key_first)
         x, _ = _scan(layer, x, (self.decoder, _keys(key_layers, self.config.num_decoder_layers)), remat=self.remat)
         return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
 
     def cross_cache(self, encoded: jax.Array, source_mask: jax.Array) -> CrossCache:
-        """Keys and values of the source [B, S, D] for every decoder layer, and the bias of its mask [B, S]."""
+        """Keys and values of the source [B, S, D] for every decoder layer; `source_mask` [B, S] hides padding."""
         _, (keys, values) = jax.lax.scan(
             lambda _, layers: (None, layers.cross.keys_and_values(encoded)), None, self.decoder
         )
-        return CrossCache(keys, values, _mask_bias(source_mask))
+        return CrossCache(keys, values, _hide_padding(source_mask))
 
     def read_target(self, target: jax.Array, cross: CrossCache) -> jax.Array:
         """Decoder inputs [B, T] -> the decoder's last hidden states [B, T, D], from the cached source; no dropout."""
-        biases = (self._causal_bias(target.shape[1]),)
+        position = self._causal_scores(target.shape[1])
 
         def layer(x, xs):
             layers, keys, values = xs
-            return layers(x, biases, (keys, values, cross.bias), None), None
+            return layers(x, position, (keys, values, cross.padding), None), None
 
         x, _ = _scan(layer, self._embed(target), (self.decoder, cross.keys, cross.values), remat="none")
         return self.decoder_norm(x)
@@ -272,12 +291,11 @@ class T5(nnx.Module):
         """Reads the token [B] at `position` (a scalar, from 0) -> logits [B, V] of the next one, float32; the cache."""
         length = self_cache.keys.shape[2]
         distance = jnp.arange(length) - position
-        scores = self.decoder_positions.scores(distance)[None, :, None, :]
-        biases = (jnp.where(distance > 0, _HIDDEN, scores),)
+        scores = jnp.where(distance > 0, _HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
 
         def layer(x, xs):
             layers, keys, values, cache = xs
-            return layers.step(x, position, biases, (keys, values, cross_cache.bias), cache)
+            return layers.step(x, position, scores, (keys, values, cross_cache.padding), cache)
 
         xs = (self.decoder, cross_cache.keys, cross_cache.values, self_cache)
         x, self_cache = jax.lax.scan(layer, self._embed(token[:, None]), xs)
@@ -297,7 +315,7 @@ class T5(nnx.Module):
         rows = gathered(self.embedding[...], rules.spec("vocab", None)).at[tokens]
         return rows.get(out_sharding=rules.out("batch", None, None)).astype(self.dtype)
 
-    def _causal_bias(self, length: int) -> jax.Array:
+    def _causal_scores(self, length: int) -> jax.Array:
         """Scores of the earlier target tokens by distance, very negative for the later ones, [1, H, T, T]."""
         later = jnp.triu(jnp.ones((length, length), bool), k=1)
         return jnp.where(later, _HIDDEN, self.decoder_positions(length))

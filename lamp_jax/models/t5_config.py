@@ -46,7 +46,7 @@ class T5Config:
         known |= {"feed_forward_proj": kind, "num_decoder_layers": values.get("num_decoder_layers")}
         if known["num_decoder_layers"] is None:
             known["num_decoder_layers"] = known.get("num_layers", cls.num_layers)
-        # transformers 5 writes tie_word_embeddings=true for every T5 and keeps the distinction in scale_decoder_outputs.
+        # transformers 5 writes tie_word_embeddings=true for every T5; scale_decoder_outputs keeps the distinction.
         known["tie_word_embeddings"] = bool(
             values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True) is not False)
         )

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lamp_jax.errors import LampError
-from lamp_jax.models.t5 import T5, Remat
+from lamp_jax.models.t5 import T5, AttentionOrder, Remat
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, gathered, mesh_is_set
 
@@ -186,7 +186,7 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
     graph, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
     check_names_and_shapes(checkpoint, places, {path: flat[path].shape for path in {p.path for p in places.values()}})
-    parts: dict[tuple[str, ...], list[tuple[str, Place]]] = defaultdict(list)
+    parts: dict[tuple[Any, ...], list[tuple[str, Place]]] = defaultdict(list)
     for name, place in places.items():
         parts[place.path].append((name, place))
     for path, variable in flat.items():
@@ -205,7 +205,14 @@ def _on_devices(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def load_t5(source: str | Path, *, dtype: Any = jnp.float32, remat: Remat = "none", rules: Rules = DATA_PARALLEL) -> T5:
+def load_t5(
+    source: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    remat: Remat = "none",
+    attention: AttentionOrder = "whole",
+    rules: Rules = DATA_PARALLEL,
+) -> T5:
     """A T5 or FLAN-T5 from a directory or a hub name, onto the current mesh; parameters float32, computing in `dtype`.
 
     LampError, naming the file, if the directory has no usable config or weights or they do not fit each other.
@@ -219,7 +226,7 @@ def load_t5(source: str | Path, *, dtype: Any = jnp.float32, remat: Remat = "non
         places[copies[0]] = places.pop("shared.weight")
     redundant = _T5_COPIES | _T5_UNREAD | ({"lm_head.weight"} if config.tie_word_embeddings else set())
     used = {name: file for name, file in files.items() if name in places or name not in redundant}
-    build = partial(T5, config, dtype=dtype, remat=remat, rules=rules)
+    build = partial(T5, config, dtype=dtype, remat=remat, attention=attention, rules=rules)
     return fill(jax.eval_shape(lambda: build(rngs=nnx.Rngs(0))), Checkpoint(directory, used), places)
 
 

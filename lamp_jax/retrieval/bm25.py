@@ -1,15 +1,16 @@
 """How BM25 ranks profiles: rank_bm25's Okapi scores to the last bit, or bm25s's Lucene scores, on all cores.
 
-Okapi is scored in numpy on token numbers, because bm25s is slower at every size a profile has. Milliseconds for
-indexing + one query (Zipf words, queries of 80 words, one core of a shared two-core machine):
+Okapi is scored in numpy on token numbers, because bm25s is slower at every size that a profile has. Milliseconds of
+one core (of a busy machine), indexing + one query of 80 words, texts by Zipf's law:
 
-    items x words    rank_bm25      numpy (here)     bm25s, float64
-       15 x 80             1.6      0.4 +  0.06        1.4 +  0.15
-      200 x 80            12        3.2 +  0.15       18   +  0.2
-    1,000 x 80            63         26 +  0.4        69   +  0.3
-   10,000 x 80         1,000        360 +  5         930   +  1.7
+    items x words     rank_bm25      numpy (here)    bm25s, float64
+        15 x 20             1.6      0.2 + 0.1         0.9 + 0.1
+        50 x 80             3.6      0.9 + 0.1           4 + 0.1
+       200 x 80              14      3.5 + 0.1          16 + 0.3
+     1,000 x 80              79       29 + 0.6          82 + 0.4
+    10,000 x 80             840      350 + 5           880 + 0.9
 
-bm25s gains on numpy only from thousands of items with many queries each. It scores the Lucene variant.
+So bm25s would gain from more than a hundred queries on one profile of 10,000 items. It scores the Lucene variant.
 """
 
 import math

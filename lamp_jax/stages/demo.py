@@ -26,7 +26,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
 from lamp_jax.sharding import make_mesh
 from lamp_jax.stages import synth, train
-from lamp_jax.stages.generate import answer
+from lamp_jax.stages.generate import answer, attention_order
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import Scores, paired_test, score
 from lamp_jax.tasks.significance import confidence_interval
@@ -97,12 +97,12 @@ def prepare(options: Demo) -> Train:
 
 
 def compare_retrievers(experiment: Train, questions: Sequence[Question], output: Path) -> dict[str, Scores]:
-    """Answers the questions with each retriever's items in the prompt, by the one trained model; scores by retriever."""
+    """The one trained model's answers with each retriever's items in the prompt: their scores by retriever."""
     golds = {question.id: gold_of(question) for question in questions}
     tokenizer = load_tokenizer(experiment.output)
     scores = {}
     with jax.set_mesh(make_mesh()):
-        graph, params = nnx.split(load_t5(experiment.output))
+        graph, params = nnx.split(load_t5(experiment.output, attention=attention_order()))
         answerer = Answerer(graph, tokenizer, TASK, experiment.answering)
         for retriever in experiment.retrievers:
             prompts = make_prompts(
@@ -129,7 +129,7 @@ def compare_retrievers(experiment: Train, questions: Sequence[Question], output:
 def row(
     name: str, scores: Mapping[str, Scores], questions: Sequence[Question], oracle: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One retriever's line of `results.json`: its mean with a 95 % interval, by group of users, and against no profile."""
+    """One retriever's line of `results.json`: mean, 95 % interval, test against no profile, mean by group of users."""
     samples = scores[name].samples
     interval = confidence_interval(samples)
     groups: dict[str, list[float]] = {}

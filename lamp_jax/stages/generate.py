@@ -16,6 +16,7 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.t5 import AttentionOrder
 from lamp_jax.models.weights import load_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch
 from lamp_jax.stages.evaluate import report, write_report
@@ -31,7 +32,9 @@ def run(options: Generate) -> None:
         return print(f"{options.output}: already generated")
     questions = read_questions(options.questions, task=task)
     if options.golds:
-        questions = add_outputs(questions, read_outputs(options.golds).by_id)
+        questions = add_outputs(
+            questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
+        )
     tokenizer = load_tokenizer(options.model)
     prompts = make_prompts(
         questions,
@@ -46,7 +49,8 @@ def run(options: Generate) -> None:
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
         devices = options.devices
-        model = load_t5(options.model, dtype=devices.dtype, rules=RULES[devices.sharding])
+        rules = RULES[devices.sharding]
+        model = load_t5(options.model, dtype=devices.dtype, attention=attention_order(), rules=rules)
         graph, params = nnx.split(model)
         answerer = Answerer(graph, tokenizer, task, options.answering)
         with contextlib.closing(Journal(record.journal)) as journal:
@@ -62,6 +66,11 @@ def run(options: Generate) -> None:
     record.finish(questions=len(questions), bare_inputs=sum(prompt.fell_back for prompt in prompts))
     print(f"{options.output}: {len(answers)} answers")
     _write_scores(options, task, questions, answers)
+
+
+def attention_order() -> AttentionOrder:
+    """How attention is computed on this machine; the result is the same, but a CPU's cache holds only some rows."""
+    return "rows" if jax.default_backend() == "cpu" else "whole"
 
 
 def answer(

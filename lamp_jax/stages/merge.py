@@ -15,7 +15,9 @@ def run(options: Merge) -> None:
         return print(f"{options.output}: already merged")
     questions = read_questions(options.questions)
     if options.outputs:
-        questions = add_outputs(questions, read_outputs(options.outputs).by_id)
+        questions = add_outputs(
+            questions, read_outputs(options.outputs).by_id, left=options.questions, right=options.outputs
+        )
     if options.ranking:
         questions = apply_rankings(questions, read_rankings(options.ranking))
     count = write_questions(options.output, tqdm(questions, "merge", disable=None))

@@ -5,6 +5,7 @@ from tqdm import tqdm
 from lamp_jax.config import Rank
 from lamp_jax.data.files import read_questions
 from lamp_jax.data.records import claim
+from lamp_jax.errors import LampError
 from lamp_jax.retrieval.bm25 import available_cores
 from lamp_jax.retrieval.ranking import RANKERS, RankOptions, write_rankings
 from lamp_jax.tasks.catalog import find_task
@@ -23,7 +24,10 @@ def run(options: Rank) -> None:
         workers=options.workers or available_cores(),
         compatibility=options.compatibility,
     )
-    rankings = RANKERS[options.ranker](questions, task, told)
-    count = write_rankings(options.output, tqdm(rankings, "rank", len(questions), disable=None))
+    try:
+        rankings = RANKERS[options.ranker](questions, task, told)
+        count = write_rankings(options.output, tqdm(rankings, "rank", len(questions), disable=None))
+    except LampError as error:
+        raise LampError(f"{options.questions}: {error}") from error
     record.finish(questions=count)
     print(f"{options.output}: {count} rankings by {options.ranker}")

@@ -23,7 +23,7 @@ from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch
-from lamp_jax.stages.generate import answer
+from lamp_jax.stages.generate import answer, attention_order
 from lamp_jax.steps.generator import TrainState, make_optimizer, make_update, start
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric, score
@@ -66,6 +66,7 @@ def train_generator(
         warmup_ratio=options.warmup_ratio,
         weight_decay=options.weight_decay,
         clip=options.clip,
+        step_size=options.step_size,
     )
     state, progress = start(params, optimizer), Progress()
     checkpoints = Checkpoints(output / "checkpoints")
@@ -122,8 +123,14 @@ def _texts(task: Task, questions: Sequence[Question]) -> list[str]:
 
 def _prepare_model(options: Train, vocabulary: int) -> T5:
     devices, size = options.devices, options.scratch
+    layout: dict[str, Any] = {
+        "dtype": devices.dtype,
+        "remat": devices.remat,
+        "attention": attention_order(),
+        "rules": RULES[devices.sharding],
+    }
     if options.model != SCRATCH:
-        return load_t5(options.model, dtype=devices.dtype, remat=devices.remat, rules=RULES[devices.sharding])
+        return load_t5(options.model, **layout)
     config = T5Config(
         vocab_size=-(-vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
         d_model=size.d_model,
@@ -136,8 +143,7 @@ def _prepare_model(options: Train, vocabulary: int) -> T5:
         tie_word_embeddings=False,
         dropout_rate=size.dropout,
     )
-    rngs = nnx.Rngs(options.seed)
-    return T5(config, rngs=rngs, dtype=devices.dtype, remat=devices.remat, rules=RULES[devices.sharding])
+    return T5(config, rngs=nnx.Rngs(options.seed), **layout)
 
 
 def _examples(options: Train, task: Task, questions: Sequence[Question], tokenizer: Any) -> list[Example]:

@@ -1,7 +1,7 @@
 """How a T5 learns from prompts and answers: AdamW on the mean cross-entropy of the answers' tokens."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.sharding import Rules
 
 
+StepSize = Literal["absolute", "relative"]
+
+
 class TrainState(NamedTuple):
     """All that a resumed run needs. `step` is the number of updates made, int32."""
 
@@ -22,11 +25,19 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(
-    *, learning_rate: float, total_steps: int, warmup_ratio: float, weight_decay: float, clip: float
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_ratio: float,
+    weight_decay: float,
+    clip: float,
+    step_size: StepSize = "absolute",
 ) -> optax.GradientTransformation:
     """AdamW with a clipped gradient; the rate rises linearly for `warmup_ratio` of the updates and falls linearly to 0.
 
-    Weight decay spares the norms' scales and the relative position biases, as usual for T5.
+    Weight decay spares the norms' scales and the relative position biases, as usual for T5. With the step size
+    "relative", each tensor's update is multiplied by the root mean square of its values, as in Adafactor (Shazeer and
+    Stern 2018, section 8), with which T5 was trained: its embeddings begin ten times as large as its other matrices.
     """
     warmup = round(warmup_ratio * total_steps)
     rise = optax.linear_schedule(0.0, learning_rate, warmup)
@@ -34,7 +45,10 @@ def make_optimizer(
     schedule = optax.join_schedules([rise, fall], [warmup])
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        optax.adamw(schedule, weight_decay=weight_decay, mask=_decayed),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay, _decayed),
+        optax.scale_by_param_block_rms() if step_size == "relative" else optax.identity(),
+        optax.scale_by_learning_rate(schedule),
     )
 
 

@@ -1,4 +1,4 @@
-"""The stages one after another, as a user runs them, on files of every task; and what happens to a run that is killed."""
+"""The stages one after another, as a user runs them, on files of every task; and runs that are killed."""
 
 import json
 import shutil

@@ -1,5 +1,8 @@
 """What one update of the generator does."""
 
+from dataclasses import replace
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,11 +48,18 @@ def optimizer(**changes):
     return make_optimizer(**(settings | changes))
 
 
-def after(steps, *, accumulation=1, rules=optimizer, config=CONFIG):
-    graph, params = nnx.split(T5(config, rngs=nnx.Rngs(0)))
-    transformation = rules()
+@cache
+def compiled(*, accumulation=1, dropout_rate=0.0, **changes):
+    """The first state and the update of a small model; compiled once for all tests that use it."""
+    graph, params = nnx.split(T5(replace(CONFIG, dropout_rate=dropout_rate), rngs=nnx.Rngs(0)))
+    transformation = optimizer(**changes)
     update = make_update(graph, transformation, seed=0, accumulation=accumulation, rules=DATA_PARALLEL)
-    state, losses = start(params, transformation), []
+    return start(params, transformation), update
+
+
+def after(steps, **settings):
+    state, update = compiled(**settings)
+    state, losses = jax.tree.map(jnp.copy, state), []  # the update takes its argument away
     for _ in range(steps):
         state, metrics = update(state, *place_batch(batch()))
         losses.append(float(metrics["loss"]))
@@ -79,19 +89,18 @@ def test_accumulated_parts_make_the_same_update():
 def test_the_rate_warms_up_from_zero():
     """HF's linear schedule: the first update has rate 0."""
     model = nnx.state(T5(CONFIG, rngs=nnx.Rngs(0)))
-    state, _ = after(1, rules=lambda: optimizer(warmup_ratio=0.5))
+    state, _ = after(1, warmup_ratio=0.5)
     jax.tree.map(np.testing.assert_array_equal, state.params, model)
 
 
 def test_weight_decay_spares_norms_and_position_biases():
-    decayed, plain = (after(1, rules=lambda d=d: optimizer(weight_decay=d))[0].params for d in (1.0, 0.0))
+    decayed, plain = (after(1, weight_decay=d)[0].params for d in (1.0, 0.0))
     pairs = zip(nnx.to_flat_state(decayed), nnx.to_flat_state(plain), strict=True)
     spared = {".".join(path): bool(np.array_equal(a[...], b[...])) for (path, a), (_, b) in pairs}
     assert spared == {name: "norm" in name or "positions" in name for name in spared}
 
 
 def test_dropout_is_drawn_from_seed_and_step():
-    config = T5Config(**{**vars(CONFIG), "dropout_rate": 0.3})
-    first, second, dry = (after(3, config=c)[1] for c in (config, config, CONFIG))
+    first, second, dry = (after(3, dropout_rate=rate)[1] for rate in (0.3, 0.3, 0.0))
     assert first == second
     assert first != dry

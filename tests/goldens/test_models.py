@@ -1,0 +1,166 @@
+"""The models say what Hugging Face's say: activations, losses, gradients, generated tokens and their scores."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamp_jax.decoding.beam import beam_search
+from lamp_jax.decoding.greedy import greedy_search
+from lamp_jax.losses import token_cross_entropy
+from lamp_jax.models.t5 import decoder_inputs
+from lamp_jax.models.weights import hf_tensors, load_t5, t5_places
+from tests.goldens.cases import CASES
+
+pytestmark = pytest.mark.golden
+
+FOLDER = CASES / "goldens" / "models"
+FILES = sorted(path.name for path in FOLDER.glob("*")) if FOLDER.is_dir() else []
+FORWARD = [name.removesuffix("_forward.npz") for name in FILES if re.fullmatch(r"t5.*_forward\.npz", name)]
+GENERATED = [name.removesuffix("_gen.json") for name in FILES if re.fullmatch(r"t5.*_gen\.json", name)]
+OTHERS = [name for name in FILES if not name.startswith("t5")]
+
+
+def read_generated(name):
+    return json.loads((FOLDER / f"{name}_gen.json").read_text(encoding="utf-8"))
+
+
+SEARCHES = [(name, key) for name in GENERATED for key in read_generated(name) if key.startswith("beam")]
+WITH_GRADIENTS = [name for name in GENERATED if name in FORWARD and "grad_norms" in read_generated(name)]
+WITH_LOSSES = [name for name in GENERATED if name in FORWARD and "loss_each" in read_generated(name)]
+
+
+@functools.cache
+def load(name):
+    return load_t5(CASES / "tiny" / name)
+
+
+@functools.cache
+def read_forward(name):
+    with np.load(FOLDER / f"{name}_forward.npz") as arrays:
+        return {key: arrays[key].astype(np.int32) if arrays[key].dtype.kind == "i" else arrays[key] for key in arrays}
+
+
+@functools.cache
+def forward(name):
+    """Encoder output and logits of the whole batch."""
+
+    @jax.jit
+    def run(model, tokens, mask, target):
+        encoded = model.encode(tokens, mask=mask)
+        return encoded, model.decode(target, encoded, mask)
+
+    golden = read_forward(name)
+    mask = golden["attention_mask"].astype(bool)
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(run(load(name), golden["input_ids"], mask, golden["decoder_input_ids"]))
+
+
+@pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
+def test_encoder_output_is_hf(name):
+    golden = read_forward(name)
+    expected = golden["encoder_last_hidden"]
+    tokens = golden["attention_mask"].astype(bool)[: len(expected)]
+    np.testing.assert_allclose(forward(name)[0][: len(expected)][tokens], expected[tokens], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
+def test_logits_are_hf(name):
+    golden = read_forward(name)
+    columns = golden.get("logits_columns", slice(None))
+    np.testing.assert_allclose(forward(name)[1][..., columns], golden["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
+def test_decoder_inputs_are_hf(name):
+    golden = read_forward(name)
+    ours = decoder_inputs(jnp.asarray(golden["labels"]), load(name).config)
+    np.testing.assert_array_equal(ours, golden["decoder_input_ids"])
+
+
+@pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
+def test_loss_is_hf(name):
+    golden = read_forward(name)
+    total, count = token_cross_entropy(jnp.asarray(forward(name)[1]), golden["labels"])
+    np.testing.assert_allclose(total / count, golden["loss"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_LOSSES, ids="models-{}".format)
+def test_loss_of_each_sample_is_hf(name):
+    total, count = jax.vmap(token_cross_entropy)(jnp.asarray(forward(name)[1]), read_forward(name)["labels"])
+    np.testing.assert_allclose(total / count, read_generated(name)["loss_each"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENTS, ids="models-{}".format)
+def test_gradient_norms_are_hf(name):
+    golden, expected = read_forward(name), read_generated(name)["grad_norms"]
+
+    @jax.jit
+    @jax.grad
+    def differentiate(model, tokens, target, labels):
+        logits = model.decode(target, model.encode(tokens), model.source_mask(tokens))
+        total, count = token_cross_entropy(logits, labels)
+        return total / count
+
+    model = load(name)
+    with jax.default_matmul_precision("highest"):
+        gradients = differentiate(model, golden["input_ids"], golden["decoder_input_ids"], golden["labels"])
+    norms = {key: np.linalg.norm(value) for key, value in hf_tensors(gradients, t5_places(model.config)).items()}
+    assert norms.keys() == expected.keys()
+    for key, norm in expected.items():
+        np.testing.assert_allclose(norms[key], norm, rtol=1e-3, err_msg=key)
+
+
+@functools.cache
+def search(num_beams, max_new_tokens):
+    """The jitted search: sources -> best tokens, and their scores where there are any."""
+    if num_beams == 1:
+        return jax.jit(lambda model, tokens: (greedy_search(model, tokens, max_new_tokens=max_new_tokens), None))
+
+    @jax.jit
+    def run(model, tokens):
+        beams = beam_search(model, tokens, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        return beams.tokens[:, 0], beams.scores[:, 0]
+
+    return run
+
+
+def up_to_end(row, end):
+    row = [int(token) for token in row]
+    return row[: row.index(end) + 1] if end in row else row
+
+
+def check_search(name, key, sources, expected, scores):
+    num_beams, max_length = (int(number) for number in re.findall(r"\d+", key))
+    model = load(name)
+    with jax.default_matmul_precision("highest"):
+        tokens, ours = search(num_beams, max_length - 1)(model, sources)
+    for row, golden in zip(tokens, expected, strict=True):
+        # HF's sequences start with the start token.
+        assert up_to_end(row, model.config.eos_token_id) == up_to_end(golden[1:], model.config.eos_token_id)
+    if scores is not None:
+        np.testing.assert_allclose(ours, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "key"), SEARCHES, ids="models-{}".format)
+def test_generated_batch_is_hf(name, key):
+    golden = read_generated(name)[key]
+    check_search(name, key, read_forward(name)["input_ids"], golden["sequences"], golden.get("sequences_scores"))
+
+
+@pytest.mark.parametrize(("name", "key"), SEARCHES, ids="models-{}".format)
+def test_generated_alone_is_hf(name, key):
+    golden = read_generated(name)[key].get("sequences_batch1")
+    if golden is None:
+        pytest.skip("HF's outputs of single sources are not in this case")
+    for source, expected in zip(read_forward(name)["input_ids"], golden, strict=True):
+        check_search(name, key, source[None], [expected], None)
+
+
+@pytest.mark.parametrize("file", OTHERS, ids="models-{}".format)
+def test_encoder_is_hf(file):
+    pytest.skip(f"{file}: encoder not built yet")
