@@ -46,8 +46,12 @@ class Size:
 
 
 SIZES = {
-    "full": Size(3000, 16, 6, Scratch(d_model=128, d_ff=256, num_layers=2, num_decoder_layers=1, vocab_size=1000)),
-    "smoke": Size(40, 6, 1, Scratch(d_model=32, d_ff=64, num_layers=1, num_decoder_layers=1, vocab_size=400)),
+    "full": Size(
+        2000, 24, 2, Scratch(64, 128, num_layers=2, num_decoder_layers=1, num_heads=2, vocab_size=1000, dropout=0)
+    ),
+    "smoke": Size(
+        40, 6, 1, Scratch(16, 32, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=400, dropout=0)
+    ),
 }
 
 
@@ -87,10 +91,14 @@ def prepare(options: Demo) -> Train:
         model=train.SCRATCH,
         scratch=size.model,
         retrievers=RETRIEVERS,
-        prompting=Prompting(num_retrieved=4, max_length=256),
+        prompting=Prompting(num_retrieved=4, max_length=192),
         epochs=size.epochs,
-        batch_size=64,
-        learning_rate=2e-3,
+        batch_size=16,
+        learning_rate=2e-2,
+        step_size="relative",
+        warmup_ratio=0.1,
+        weight_decay=0.0,
+        evaluate_every=0.5,
         seed=options.seed,
         answering=Answering(decode="labels"),
     )

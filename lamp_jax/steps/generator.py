@@ -12,7 +12,6 @@ from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.sharding import Rules
 
-
 StepSize = Literal["absolute", "relative"]
 
 

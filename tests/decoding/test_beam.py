@@ -83,11 +83,12 @@ def test_best_path_is_the_one_on_paper(length_penalty, tokens, log_p):
 
 
 def test_only_the_first_candidates_may_finish():
-    # Both beams can go on with more than `</s>` is worth: a </s> and b </s> are candidates 3 and 4, beyond the beam.
-    paths = {(0, A): 0.5, (0, B): 0.5, (A, A): 0.6, (A, 1): 0.4, (B, B): 0.6, (B, 1): 0.4}
-    found, score = on_paper(paths, 1.0)
-    assert found in [(A,) * 6, (B,) * 6]
-    assert score == pytest.approx((np.log(0.5) + 5 * np.log(0.6)) / 6, rel=1e-5)
+    # a </s> and b </s> are candidates 3 and 4 of the second step, beyond the beam of 2, though their sums (0.495 * 0.45
+    # and less) are above what six tokens of a, or of b, come to.
+    paths = {(0, A): 0.51, (0, B): 0.49, (A, A): 0.55, (A, 1): 0.45, (B, B): 0.55, (B, 1): 0.45}
+    found, score = on_paper(paths, 0.0)
+    assert found == (A,) * 6
+    assert score == pytest.approx(np.log(0.51) + 5 * np.log(0.55), rel=1e-5)
 
 
 def test_a_source_is_searched_as_if_it_were_alone():

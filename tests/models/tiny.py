@@ -32,7 +32,8 @@ GATED = T5Config(
 
 @functools.cache
 def _draw(config: T5Config) -> nnx.State:
-    return nnx.state(T5(config, rngs=nnx.Rngs(0)))
+    # In host memory: what is cached must not lie on the mesh of the test that came first.
+    return jax.device_get(nnx.state(T5(config, rngs=nnx.Rngs(0))))
 
 
 def build(config: T5Config, **options) -> T5:
@@ -42,7 +43,7 @@ def build(config: T5Config, **options) -> T5:
         mesh = jax.sharding.get_mesh()
         layout = jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), abstract)
         return nnx.merge(graph, jax.device_put(_draw(config), layout))
-    return nnx.merge(graph, _draw(config))
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, _draw(config)))
 
 
 def make_batch(rows: int = 8, source: int = 12, target: int = 5) -> tuple[np.ndarray, np.ndarray]:
