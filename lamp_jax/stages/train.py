@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,29 +69,26 @@ def train_generator(
         clip=options.clip,
         step_size=options.step_size,
     )
-    state, progress = start(params, optimizer), Progress()
-    checkpoints = Checkpoints(output / "checkpoints")
-    if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
-        state, progress = restored[0], Progress(**restored[1])
-        print(f"{output}: going on after step {progress.step} of {total_steps}")
     update = make_update(graph, optimizer, seed=options.seed, accumulation=options.accumulation, rules=model.rules)
-    log = Log(output)
-    state, progress = train(
-        state,
-        progress,
-        update=lambda state, batch: update(state, *place_batch(tuple(batch))),
-        batches=read_ahead(batches, progress.step, total_steps),
-        total_steps=total_steps,
-        evaluate_every=max(1, round(options.evaluate_every * len(batches))),
-        evaluate=_evaluation(options, task, validation, tokenizer, graph),
-        higher_is_better=task.higher_is_better,
-        keep_best=lambda state: save_t5(nnx.merge(graph, state.params), output),
-        save=checkpoints.save,
-        patience=options.patience,
-        log=log,
-    )
-    checkpoints.close()
-    log.close()
+    state, progress = start(params, optimizer), Progress()
+    with closing(Checkpoints(output / "checkpoints")) as checkpoints, closing(Log(output)) as log:
+        if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
+            state, progress = restored[0], Progress(**restored[1])
+            print(f"{output}: going on after step {progress.step} of {total_steps}")
+        state, progress = train(
+            state,
+            progress,
+            update=lambda state, batch: update(state, *place_batch(tuple(batch), rules=model.rules)),
+            batches=read_ahead(batches, progress.step, total_steps),
+            total_steps=total_steps,
+            evaluate_every=max(1, round(options.evaluate_every * len(batches))),
+            evaluate=_evaluation(options, task, validation, tokenizer, graph),
+            higher_is_better=task.higher_is_better,
+            keep_best=lambda state: save_t5(nnx.merge(graph, state.params), output),
+            save=checkpoints.save,
+            patience=options.patience,
+            log=log,
+        )
     return progress
 
 
