@@ -1,11 +1,15 @@
 """Where a tokenizer comes from: a directory, a hub name, or training on the texts at hand."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lamp_jax.errors import LampError
+
+# Its advice, such as that PyTorch is not installed, is not meant for users of this package.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 EXTRA_IDS = 100  # T5's sentinels, at the end of the vocabulary
 
