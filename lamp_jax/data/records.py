@@ -27,6 +27,8 @@ class Record:
     output: Path
     contents: Mapping[str, Any]
     state: State
+    directory: bool = False
+    force: bool = False
 
     @property
     def path(self) -> Path:
@@ -36,6 +38,15 @@ class Record:
     def journal(self) -> Path:
         """Where a long stage appends what it has finished so far."""
         return journal_path(self.output)
+
+    def begin(self) -> None:
+        """Says whose unfinished work will stand there. For commands that resume, once their checks have passed."""
+        if self.force:
+            _remove(self.output)
+        if self.directory:
+            self.output.mkdir(parents=True, exist_ok=True)
+        if self.state == "new":
+            write_json(self.path, {**self.contents, "finished": False})
 
     def finish(self, **facts: Any) -> None:
         """Marks the output as whole; `facts` (counts, metrics) are kept in the record."""
@@ -59,7 +70,7 @@ def claim(
 
     `ignore` names options that do not change what is written (`output` and `force` never do). Two commands are the
     same when their settings and the contents of their inputs are. Raises LampError when something else stands at
-    `output`; with `options.force` that is removed first.
+    `output`; with `options.force` that is replaced, once the command's checks have passed (`begin`, `finish`).
     """
     output = Path(output)
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
@@ -74,14 +85,10 @@ def claim(
         "version": lamp_jax.__version__,
         "fingerprint": fingerprint,
     }
-    if getattr(options, "force", False):
-        _remove(output)
-    record = Record(output, contents, _state(output, fingerprint))
-    if record.state == "new":
-        if directory:
-            output.mkdir(parents=True, exist_ok=True)
-        write_json(record.path, {**contents, "finished": False})
-    return record
+    force = getattr(options, "force", False)
+    if force:
+        _check_removable(output)
+    return Record(output, contents, "new" if force else _state(output, fingerprint), directory, force)
 
 
 def digest(name: str) -> str:
@@ -161,11 +168,14 @@ def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
     return "(input)" if isinstance(settings, str) and settings in names else settings
 
 
-def _remove(output: Path) -> None:
+def _check_removable(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()) and not record_path(output).exists():
         raise LampError(
             f"{output}: --force removes only what lamp made, and this directory has no run.json; move it away"
         )
+
+
+def _remove(output: Path) -> None:
     for path in (record_path(output), journal_path(output)):
         path.unlink(missing_ok=True)
     if output.is_dir():

@@ -60,6 +60,7 @@ def run(options: Demo) -> None:
     record = claim(output, options, inputs=[], directory=True)
     if record.state == "done":
         return print((output / "table.txt").read_text(encoding="utf-8"))
+    record.begin()
     experiment = prepare(options)
     train.run(experiment)
     questions = read_questions(experiment.validation, task=TASK)

@@ -53,6 +53,7 @@ def run(options: Generate) -> None:
         model = load_t5(options.model, dtype=devices.dtype, attention=attention_order(), rules=rules)
         graph, params = nnx.split(model)
         answerer = Answerer(graph, tokenizer, task, options.answering)
+        record.begin()
         with contextlib.closing(Journal(record.journal)) as journal:
             answers = answer(
                 examples,

@@ -11,6 +11,7 @@ def run(options: Synth) -> None:
     record = claim(options.output, options, inputs=[], directory=True)
     if record.state == "done":
         return print(f"{options.output}: already made")
+    record.begin()
     write_benchmark(
         task, options.output, questions=options.questions, profile_size=options.profile_size, seed=options.seed
     )

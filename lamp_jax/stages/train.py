@@ -43,6 +43,7 @@ def run(options: Train) -> None:
     questions, validation = (_read(path, task) for path in (options.train, options.validation))
     if options.profile_targets:
         questions += past_questions(questions, task, newest=options.profile_targets)
+    record.begin()
     with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
         progress = train_generator(options, task, questions, validation[: options.validation_size or None])
     record.finish(**dataclasses.asdict(progress))

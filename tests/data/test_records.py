@@ -30,6 +30,7 @@ def claimed(options):
 
 def make(options, text="made"):
     record = claimed(options)
+    record.begin()
     record.output.write_text(text)
     record.finish(count=1)
 
@@ -59,17 +60,23 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     (tmp_path / "questions.json").write_text("[1]")
     with pytest.raises(LampError, match="other settings or inputs"):
         claimed(options)
-    assert claimed(replace(options, force=True)).state == "new"
+    forced = claimed(replace(options, force=True))
+    assert forced.state == "new"
+    assert (tmp_path / "out.json").read_text() == "made"  # until the command's checks have passed
+    forced.begin()
     assert not (tmp_path / "out.json").exists()
 
 
 def test_a_command_that_failed_before_its_work_leaves_the_output_free(options):
+    claimed(options).begin()
     assert claimed(options).state == "new"
     assert claimed(replace(options, number=5)).state == "new"
 
 
 def test_a_begun_journal_is_resumed_by_the_same_command_alone(options):
-    journal = Journal(claimed(options).journal)
+    record = claimed(options)
+    record.begin()
+    journal = Journal(record.journal)
     journal.append([["1", "a"]])
     journal.close()
     assert claimed(options).state == "unfinished"
@@ -101,7 +108,7 @@ def test_force_never_removes_a_directory_that_was_not_made_here(options, tmp_pat
 
 def test_an_unfinished_directory_is_resumed(options, tmp_path):
     mine = replace(options, output=str(tmp_path / "run"))
-    claim(mine.output, mine, inputs=[], directory=True)
+    claim(mine.output, mine, inputs=[], directory=True).begin()
     (tmp_path / "run" / "part").write_text("half")
     assert claim(mine.output, mine, inputs=[], directory=True).state == "unfinished"
 
