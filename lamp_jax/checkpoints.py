@@ -10,8 +10,9 @@ class Checkpoints:
     """The newest whole checkpoint of a run; a save that is cut short leaves the one before it."""
 
     def __init__(self, directory: str | Path):
-        policy = ocp.training.preservation_policies.LatestN(1)
-        self._checkpointer = ocp.training.Checkpointer(Path(directory).absolute(), preservation_policy=policy)
+        # Typed loosely: orbax's own policies do not fit its annotation of the argument.
+        policy: Any = ocp.training.preservation_policies.LatestN(1)
+        self._checkpointer = ocp.training.Checkpointer(str(Path(directory).absolute()), preservation_policy=policy)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` (a tree of arrays) and `progress` (plain JSON) in the background."""
