@@ -16,7 +16,7 @@ from lamp_jax.config import Retriever, Train
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.data.records import claim
 from lamp_jax.decoding.answers import Answerer
-from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets, read_ahead
+from lamp_jax.inputs.batches import Batch, Example, TrainingBatches, choose_buckets, read_ahead
 from lamp_jax.inputs.examples import gold_of, make_examples, make_prompts, past_questions, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer, train_tokenizer
 from lamp_jax.loop import Log, Progress, train
@@ -72,6 +72,12 @@ def train_generator(
     )
     update = make_update(graph, optimizer, seed=options.seed, accumulation=options.accumulation, rules=model.rules)
     state, progress = start(params, optimizer), Progress()
+    shapes: set[tuple[int, ...]] = set()  # each of them is one compilation
+
+    def update_on_devices(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        shapes.add(batch.source.shape)
+        return update(state, *place_batch(tuple(batch), rules=model.rules))
+
     with closing(Checkpoints(output / "checkpoints")) as checkpoints, closing(Log(output)) as log:
         if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
             state, progress = restored[0], Progress(**restored[1])
@@ -79,7 +85,7 @@ def train_generator(
         state, progress = train(
             state,
             progress,
-            update=lambda state, batch: update(state, *place_batch(tuple(batch), rules=model.rules)),
+            update=update_on_devices,
             batches=read_ahead(batches, progress.step, total_steps),
             total_steps=total_steps,
             evaluate_every=max(1, round(options.evaluate_every * len(batches))),
@@ -90,6 +96,7 @@ def train_generator(
             patience=options.patience,
             log=log,
         )
+    print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
     return progress
 
 
