@@ -39,7 +39,8 @@ def stream_questions(path: str | Path, *, task: Task | None = None) -> Iterator[
     """Questions of an official file (a list, or `{"task", "golds": [...]}`), one at a time, in the file's order.
 
     With `task`, every profile item is checked for the fields that the task needs. Raises LampError with the file, the
-    record and the remedy for anything that is not such a file, duplicate question ids included.
+    record and the remedy for anything that is not such a file, duplicate question ids and numbers beyond 64 bits
+    included.
     """
     seen: set[str] = set()
     for number, record in enumerate(_records(path)):

@@ -82,7 +82,11 @@ def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path_factory, cut
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@given(st.lists(st.tuples(TEXT, TEXT, st.one_of(st.none(), st.integers(), TEXT)), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(TEXT, TEXT, st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), TEXT)), min_size=1, max_size=5
+    )
+)
 def test_questions_survive_writing_and_reading(tmp_path_factory, rows):
     questions = [
         Question(str(place), text, ({"id": "1", "text": output, "score": 3},), user_id=user, output=output)
@@ -92,6 +96,12 @@ def test_questions_survive_writing_and_reading(tmp_path_factory, rows):
     assert write_questions(path, questions) == len(questions)
     assert read_questions(path) == questions
     assert json.loads(path.read_text(encoding="utf-8"))[0] == question_record(questions[0])
+
+
+def test_a_number_beyond_64_bits_is_an_error_that_names_the_file(tmp_path):
+    path = written(tmp_path / "big.json", [{**RECORD, "user_id": 2**63}])
+    with pytest.raises(LampError, match=r"big\.json.*integer overflow"):
+        read_questions(path)
 
 
 def test_lone_surrogates_survive(tmp_path):
