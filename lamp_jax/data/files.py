@@ -61,16 +61,21 @@ def read_questions(path: str | Path, *, task: Task | None = None) -> list[Questi
 
 def read_outputs(path: str | Path) -> Outputs:
     """Golds or predictions: the official `{"task", "golds": [{"id", "output"}]}` or a plain list of those."""
+    return Outputs(_task_name(path), outputs_by_id(_records(path), str(path)))
+
+
+def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
+    """The text for each question id in the records of the file `name`. LampError where one is no such record."""
     by_id: dict[str, str] = {}
-    for number, record in enumerate(_records(path)):
-        where = f"{path}, record {number}"
+    for number, record in enumerate(records):
+        where = f"{name}, record {number}"
         if not isinstance(record, dict) or "id" not in record or record.get("output") is None:
             raise LampError(f"{where}: expected an object with 'id' and 'output', found {_glimpse(record)}")
         key = str(record["id"])
         if key in by_id:
             raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique, remove one")
         by_id[key] = str(record["output"])
-    return Outputs(_task_name(path), by_id)
+    return by_id
 
 
 def add_outputs(

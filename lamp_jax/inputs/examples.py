@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from lamp_jax.config import Compatibility, Prompting, Retriever
 from lamp_jax.data.files import Question
@@ -15,49 +15,49 @@ from lamp_jax.tasks.catalog import Item, Task
 from lamp_jax.tasks.prompts import Prompt, PromptTokenizer, build_prompt
 
 
+class PromptOptions(Protocol):
+    """What the stages that build prompts are told, `Generate` for one."""
+
+    @property
+    def prompting(self) -> Prompting: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def compatibility(self) -> Compatibility: ...
+
+
 def make_prompts(
     questions: Sequence[Question],
     task: Task,
     tokenizer: Any,
+    options: PromptOptions,
     *,
     retriever: Retriever,
-    prompting: Prompting,
-    seed: int,
-    compatibility: Compatibility,
 ) -> Iterator[Prompt]:
     """What a generator reads for each question, in their order."""
     prompt_tokenizer = PromptTokenizer(tokenizer)
-    chosen = retrieved_items(
-        questions, task, retriever=retriever, prompting=prompting, seed=seed, compatibility=compatibility
-    )
+    length, compatibility = options.prompting.max_length, options.compatibility
 
     def build(question: Question, items: Sequence[Item]) -> Prompt:
-        length = prompting.max_length
         return build_prompt(
             task, question.input, items, prompt_tokenizer, max_length=length, compatibility=compatibility
         )
 
     # Threads, because nearly all of the time is spent in the tokenizer, which lets others run.
     with ThreadPoolExecutor(available_cores()) as pool:
-        yield from pool.map(build, questions, chosen)
+        yield from pool.map(build, questions, retrieved_items(questions, task, options, retriever=retriever))
 
 
 def retrieved_items(
-    questions: Sequence[Question],
-    task: Task,
-    *,
-    retriever: Retriever,
-    prompting: Prompting,
-    seed: int,
-    compatibility: Compatibility,
+    questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: Retriever
 ) -> Iterator[Sequence[Item]]:
-    """The items that each question's prompt holds, best first, at most `prompting.num_retrieved`."""
-    count = 0 if retriever == "none" else prompting.num_retrieved
+    """The items that each question's prompt holds, best first, at most `num_retrieved`."""
+    count = 0 if retriever == "none" else options.prompting.num_retrieved
     if count == 0 or retriever == "file":
         yield from (question.profile[:count] for question in questions)
         return
-    options = RankOptions(use_date=prompting.use_date, seed=seed, compatibility=compatibility)
-    for question, (_, ranked) in zip(questions, RANKERS[retriever](questions, task, options), strict=True):
+    told = RankOptions(use_date=options.prompting.use_date, seed=options.seed, compatibility=options.compatibility)
+    for question, (_, ranked) in zip(questions, RANKERS[retriever](questions, task, told), strict=True):
         yield apply_ranking(question, ranked).profile[:count]
 
 

@@ -114,15 +114,7 @@ def compare_retrievers(experiment: Train, questions: Sequence[Question], output:
         graph, params = nnx.split(load_t5(experiment.output, attention=attention_order()))
         answerer = Answerer(graph, tokenizer, TASK, experiment.answering)
         for retriever in experiment.retrievers:
-            prompts = make_prompts(
-                questions,
-                TASK,
-                tokenizer,
-                retriever=retriever,
-                prompting=experiment.prompting,
-                seed=experiment.seed,
-                compatibility=experiment.compatibility,
-            )
+            prompts = make_prompts(questions, TASK, tokenizer, experiment, retriever=retriever)
             answers = answer(
                 prompt_examples(questions, prompts),
                 answerer,

@@ -11,7 +11,7 @@ from typing import Any
 
 import lamp_jax
 from lamp_jax.config import Compatibility, Evaluate
-from lamp_jax.data.files import Outputs, check_same_ids, read_outputs, write_json
+from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs, write_json
 from lamp_jax.data.records import claim
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
@@ -221,12 +221,4 @@ def _read_member(member: str, name: str, read: Callable[[str], bytes]) -> Source
         raise LampError(f"{name}: not whole JSON ({error}); download or make it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise LampError(f'{name}: expected {{"task": "LaMP_3", "golds": [...]}}, which names its task')
-    by_id: dict[str, str] = {}
-    for number, record in enumerate(content["golds"]):
-        if not isinstance(record, dict) or "id" not in record or record.get("output") is None:
-            raise LampError(f"{name}, record {number}: expected an object with 'id' and 'output'")
-        key = str(record["id"])
-        if key in by_id:
-            raise LampError(f"{name}, record {number}: the id {key!r} occurs twice; ids must be unique, remove one")
-        by_id[key] = str(record["output"])
-    return Source(name, Outputs(str(content["task"]), by_id))
+    return Source(name, Outputs(str(content["task"]), outputs_by_id(content["golds"], name)))

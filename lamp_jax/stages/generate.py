@@ -36,15 +36,7 @@ def run(options: Generate) -> None:
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
         )
     tokenizer = load_tokenizer(options.model)
-    prompts = make_prompts(
-        questions,
-        task,
-        tokenizer,
-        retriever=options.retriever,
-        prompting=options.prompting,
-        seed=options.seed,
-        compatibility=options.compatibility,
-    )
+    prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):

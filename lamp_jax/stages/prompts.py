@@ -18,15 +18,7 @@ def run(options: Prompts) -> None:
     if record.state == "done":
         return print(f"{options.output}: already written")
     questions = read_questions(options.merged, task=task)
-    prompts = make_prompts(
-        questions,
-        task,
-        load_tokenizer(options.tokenizer),
-        retriever=options.retriever,
-        prompting=options.prompting,
-        seed=options.seed,
-        compatibility=options.compatibility,
-    )
+    prompts = make_prompts(questions, task, load_tokenizer(options.tokenizer), options, retriever=options.retriever)
     fallbacks = 0
     with atomic_write(options.output) as file:
         for question, prompt in zip(questions, tqdm(prompts, "prompts", len(questions), disable=None), strict=True):

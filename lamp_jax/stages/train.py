@@ -169,15 +169,7 @@ def _examples(options: Train, task: Task, questions: Sequence[Question], tokeniz
 def _prompts(
     options: Train, task: Task, questions: Sequence[Question], tokenizer: Any, retriever: Retriever
 ) -> Iterator[Prompt]:
-    prompts = make_prompts(
-        questions,
-        task,
-        tokenizer,
-        retriever=retriever,
-        prompting=options.prompting,
-        seed=options.seed,
-        compatibility=options.compatibility,
-    )
+    prompts = make_prompts(questions, task, tokenizer, options, retriever=retriever)
     return iter(tqdm(prompts, f"prompts ({retriever})", len(questions), disable=None))
 
 

@@ -84,7 +84,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 @given(
     st.lists(
-        st.tuples(TEXT, TEXT, st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), TEXT)), min_size=1, max_size=5
+        st.tuples(TEXT, TEXT, st.one_of(st.none(), st.integers(1 - 2**63, 2**63 - 1), TEXT)), min_size=1, max_size=5
     )
 )
 def test_questions_survive_writing_and_reading(tmp_path_factory, rows):

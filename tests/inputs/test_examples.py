@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lamp_jax.config import CORRECT, Prompting
+from lamp_jax.config import Prompting, Prompts
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.examples import make_examples, make_prompts, past_questions, prompt_examples, retrieved_items
@@ -20,10 +20,12 @@ PROFILE = tuple(
 QUESTION = Question("1", TASK.input_for("gamma again"), PROFILE, user_id=7, output="4")
 
 
+def told(count):
+    return Prompts("LaMP-3", "", "", "", prompting=Prompting(num_retrieved=count))
+
+
 def items(retriever, count=2, question=QUESTION):
-    chosen = retrieved_items(
-        [question], TASK, retriever=retriever, prompting=Prompting(num_retrieved=count), seed=0, compatibility=CORRECT
-    )
+    chosen = retrieved_items([question], TASK, told(count), retriever=retriever)
     return [item["id"] for item in next(chosen)]
 
 
@@ -51,15 +53,7 @@ def tokenizer():
 
 def test_an_example_holds_prompt_and_gold(tokenizer):
     def prompts():
-        return make_prompts(
-            [QUESTION],
-            TASK,
-            tokenizer,
-            retriever="bm25",
-            prompting=Prompting(num_retrieved=1),
-            seed=0,
-            compatibility=CORRECT,
-        )
+        return make_prompts([QUESTION], TASK, tokenizer, told(1), retriever="bm25")
 
     (prompt,) = prompts()
     assert prompt.text == f'3 is the score for "gamma story" . {QUESTION.input}'

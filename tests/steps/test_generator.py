@@ -11,22 +11,11 @@ import pytest
 from flax import nnx
 
 from lamp_jax.models.t5 import T5, decoder_inputs
-from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, make_mesh, place_batch
 from lamp_jax.steps.generator import make_optimizer, make_update, start
+from tests.models.tiny import GATED
 
-CONFIG = T5Config(
-    vocab_size=32,
-    d_model=16,
-    d_kv=8,
-    d_ff=32,
-    num_layers=1,
-    num_decoder_layers=1,
-    num_heads=2,
-    feed_forward_proj="gated-gelu",
-    tie_word_embeddings=False,
-    dropout_rate=0.0,
-)
+CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)
 
 
 @pytest.fixture(autouse=True)
