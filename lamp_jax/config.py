@@ -23,15 +23,31 @@ class Compatibility:
     """LaMP-5's items: `is a title for` (public code), or `is the title for` (the ROPG paper's Table 2)."""
     rouge: Literal["mean", "bootstrap"] = "mean"
     """ROUGE over samples: the mean, or the median of 1000 bootstrap means (seeded)."""
+    halves: Literal["distinct", "doubled"] = "distinct"
+    """`recency+dense`: exactly K items, none twice, equal dates in dense order; or K // 2 of both kinds whatever they
+    share, equal dates in reverse dense order (and for K = 1 the whole profile)."""
+    ropg: Literal["masked", "padded"] = "masked"
+    """ROPG's losses over the real items of a question, KL for `kd`; or over profiles padded with empty documents, for
+    `kd` the cross-entropy of a softmax of probabilities, for `rl` against the first item of the file."""
 
 
 CORRECT = Compatibility()
 REFERENCE = Compatibility(
-    lamp1_query="quotes", item_text="decoded", zero_budget="whole", overlong="tail", rouge="bootstrap"
+    lamp1_query="quotes",
+    item_text="decoded",
+    zero_budget="whole",
+    overlong="tail",
+    rouge="bootstrap",
+    halves="doubled",
+    ropg="padded",
 )
 
-Retriever = Literal["file", "none", "bm25", "recency", "random"]
-"""Who orders a profile: the file's own order, nobody (the bare input), or one of the rankers."""
+Retriever = Literal["file", "none", "bm25", "recency", "random", "recency+dense"]
+"""Who orders a profile: the file's own order, nobody (the bare input), or one of the rankers.
+
+`recency+dense` reads half of the items from the file's order, which is then that of a dense ranking, and half from the
+newest.
+"""
 Decoding = Literal["beam", "greedy", "labels"]
 
 
@@ -162,7 +178,8 @@ class Generate:
     golds: str = ""
     """Outputs file, where the questions do not hold their golds."""
     retriever: Retriever = "file"
-    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out."""
+    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out,
+    `recency+dense` takes half from the file's (dense) order and half from the newest."""
     seed: int = 0
     """Seed of the `random` retriever."""
     batch_size: int = 16
@@ -188,7 +205,8 @@ class Prompts:
     output: str
     """JSON lines."""
     retriever: Retriever = "file"
-    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out."""
+    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out,
+    `recency+dense` takes half from the file's (dense) order and half from the newest."""
     seed: int = 0
     """Seed of the `random` retriever."""
     prompting: Prompting = Prompting()
@@ -207,16 +225,29 @@ class Rank:
     """Questions, official or merged."""
     output: str
     """Ranking file."""
-    ranker: Literal["bm25", "recency", "random"] = "bm25"
-    """Who ranks."""
+    ranker: Literal["bm25", "recency", "random", "dense", "rrf"] = "bm25"
+    """Who ranks; `rrf` fuses the rankings of others."""
+    encoder: str = "facebook/contriever"
+    """Model directory or hub name of the encoder of `dense`."""
+    embeddings_cache: str = ""
+    """Directory where `dense` keeps its vectors for the next run; empty: nowhere."""
+    max_length: int = 512
+    """Longest query and document that `dense` reads, in tokens, special tokens included."""
+    batch_size: int = 64
+    """Texts in one batch of `dense`, over all devices."""
+    rankings: tuple[str, ...] = ()
+    """Rankings that `rrf` fuses, two or more."""
+    rrf_k: float = 60.0
+    """Constant of `rrf`: an item's score is the sum of 1 / (k + rank) over the rankings."""
     bm25_variant: Literal["okapi", "lucene"] = "okapi"
     """Scoring of `bm25`: rank_bm25's Okapi, which the papers used, or Lucene's, whose idf is never negative."""
     use_date: bool = False
-    """Whether documents end in ` date: ...`."""
+    """Whether documents end in ` date: ...`. An encoder that lamp trained knows how it was trained."""
     seed: int = 0
     """Seed of `random`."""
     workers: int = 0
-    """Processes; 0 takes every core."""
+    """Processes of `bm25`; 0 takes every core."""
+    devices: Devices = Devices()
     compatibility: Compatibility = CORRECT
     force: bool = False
     """Start over where the output already exists."""

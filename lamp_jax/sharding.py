@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lamp_jax.config import Devices
 from lamp_jax.errors import LampError
 
 MeshAxis = Literal["data", "model"]
@@ -61,6 +62,16 @@ TENSOR_PARALLEL = Rules(heads="model", mlp="model", vocab="model")
 FSDP_AND_TENSOR_PARALLEL = Rules(embed="data", heads="model", mlp="model", vocab="model")
 RULES = {"data": DATA_PARALLEL, "fsdp": FSDP, "tensor": TENSOR_PARALLEL, "fsdp+tensor": FSDP_AND_TENSOR_PARALLEL}
 """By the names that options use."""
+
+
+def model_layout(devices: Devices) -> dict[str, Any]:
+    """How a model lies and computes: the keyword arguments that models and their loaders take beside a config.
+
+    Attention is computed for a few rows at a time on CPUs, whose caches hold no more; the result is the same.
+    """
+    order = "rows" if jax.default_backend() == "cpu" else "whole"
+    rules = RULES[devices.sharding]
+    return {"dtype": devices.dtype, "remat": devices.remat, "attention": order, "rules": rules}
 
 
 def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:

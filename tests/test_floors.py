@@ -20,6 +20,7 @@ FLOORS = {
     "models": 6,
     "losses": 6,
     "decoding": 7,
+    "encoding": 7,
     "checkpoints": 7,
     "steps": 8,
     "loop": 9,

@@ -80,7 +80,7 @@ class TrainingBatches:
 
 
 def prediction_batches(
-    examples: Sequence[Example], *, batch_size: int, buckets: Sequence[int]
+    examples: Sequence[Example], *, batch_size: int, buckets: Sequence[int], pad: int = PAD
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
 
@@ -93,7 +93,7 @@ def prediction_batches(
     for length, positions in by_length.items():
         for start in range(0, len(positions), batch_size):
             part = positions[start : start + batch_size]
-            source = pad_rows([examples[position].source for position in part], batch_size, length)
+            source = pad_rows([examples[position].source for position in part], batch_size, length, pad=pad)
             yield part, Batch(source, np.zeros((batch_size, 0), np.int32))
 
 
@@ -107,13 +107,21 @@ def find_bucket(length: int, buckets: Sequence[int]) -> int:
 
 def choose_buckets(max_length: int) -> tuple[int, ...]:
     """The lengths that prompts of up to `max_length` tokens are padded to."""
-    usual = (64, 128, 256, 384, 512, 768, 1024)
-    return (*(length for length in usual if length < max_length), max_length)
+    return _up_to(max_length, (64, 128, 256, 384, 512, 768, 1024))
 
 
-def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int) -> np.ndarray:
-    """[count, length] int32: the rows padded with 0, then rows of nothing but padding."""
-    padded = np.full((count, length), PAD, np.int32)
+def choose_text_buckets(max_length: int) -> tuple[int, ...]:
+    """The lengths that single texts are padded to: more of them, because they are shorter and their model is small."""
+    return _up_to(max_length, (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512))
+
+
+def _up_to(longest: int, lengths: Sequence[int]) -> tuple[int, ...]:
+    return (*(length for length in lengths if length < longest), longest)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int = PAD) -> np.ndarray:
+    """[count, length] int32: the rows padded, then rows of nothing but padding."""
+    padded = np.full((count, length), pad, np.int32)
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row[:length]
     return padded

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lamp_jax.config import Compatibility, Prompting, Retriever
 from lamp_jax.data.files import Question
@@ -56,9 +56,28 @@ def retrieved_items(
     if count == 0 or retriever == "file":
         yield from (question.profile[:count] for question in questions)
         return
+    if retriever == "recency+dense":
+        yield from (dense_and_newest(question, count, halves=options.compatibility.halves) for question in questions)
+        return
     told = RankOptions(use_date=options.prompting.use_date, seed=options.seed, compatibility=options.compatibility)
     for question, (_, ranked) in zip(questions, RANKERS[retriever](questions, task, told), strict=True):
         yield apply_ranking(question, ranked).profile[:count]
+
+
+def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[Item]:
+    """`count` items of a profile in dense order: the first half of them (rounded up), then the newest of the others.
+
+    `halves="doubled"` gives what the public code gives: count // 2 of both kinds, whatever they share. Raises
+    LampError as dates_of.
+    """
+    profile, dates = question.profile, dates_of(question)
+    if halves == "doubled":
+        oldest_first = sorted(range(len(profile)), key=lambda place: dates[place])
+        newest = oldest_first[-(count // 2) :][::-1]
+        return [*profile[: count // 2], *(profile[place] for place in newest)]
+    half = (count + 1) // 2
+    newest_first = sorted(range(half, len(profile)), key=lambda place: dates[place], reverse=True)
+    return [*profile[:half], *(profile[place] for place in newest_first[: count - half])]
 
 
 def make_examples(

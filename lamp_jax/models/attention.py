@@ -1,14 +1,29 @@
-"""Attention as T5 does it: scores from products and relative positions, computed for all rows or a few at a time."""
+"""Attention: scores from products and relative positions, computed for all rows or a few at a time."""
 
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lamp_jax.models.layers import dropout, normal, project, read
 from lamp_jax.sharding import Rules, mesh_is_set
+
+AttentionOrder = Literal["whole", "rows"]
+"""How an encoder attends: to the whole batch at once (accelerators), or to a few rows at a time (CPUs)."""
+
+HIDDEN = -1e9
+"""Finite, so that a row of nothing but padding gives numbers; far below any score."""
+
+NOTHING = np.zeros((1, 1, 1, 1), np.float32)
+"""Scores to add where there are none."""
+
+
+def hide_padding(mask: jax.Array) -> jax.Array:
+    """True where there is a token, [B, S] -> scores to add, [B, 1, 1, S]."""
+    return jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
 
 
 def relative_position_bucket(
@@ -132,14 +147,14 @@ def attend_by_rows(
     """`attend` for a few rows of the batch at a time.
 
     No more than some rows' [H, T, S] scores exist at once, so that they stay in a CPU's cache (two to three times
-    faster there at T = S = 320). `position` is [1, H, T, S], `padding` [B, 1, 1, S].
+    faster there at T = S = 320). `position` is [1, H, T, S] or NOTHING, `padding` [B, 1, 1, S].
     """
 
     def attend_locally(query, keys, values, position, padding):
         if mesh_is_set() and rules.batch is not None:
             # Every shard of the batch has a gradient of its own for the positions; the cast adds them up.
             position = jax.lax.pcast(position, rules.batch, to="varying")
-        rows = max(1, min(len(query), _SCORES_IN_CACHE // position.size))
+        rows = max(1, min(len(query), _SCORES_IN_CACHE // (query.shape[1] * query.shape[2] * keys.shape[1])))
 
         def attend_row(row):
             query, keys, values, padding = (x[None] for x in row)
@@ -149,7 +164,8 @@ def attend_by_rows(
 
     if not mesh_is_set():
         return attend_locally(query, keys, values, position, padding)
-    whole, by_head = rules.spec("batch", None, "heads", None), rules.spec(None, "heads", None, None)
+    whole = rules.spec("batch", None, "heads", None)
+    by_head = rules.spec(None, "heads" if position.shape[1] > 1 else None, None, None)
     specs = (whole, whole, whole, by_head, rules.spec("batch", None, None, None))
     return jax.shard_map(attend_locally, in_specs=specs, out_specs=whole)(query, keys, values, position, padding)
 

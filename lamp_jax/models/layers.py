@@ -1,11 +1,12 @@
-"""The parts of a T5 layer beside attention: parameters, products with them, RMS norm, feed-forward, dropout.
+"""The parts of a layer beside attention: parameters, products with them, norms, feed-forward, dropout, the scan.
 
 Every module holds the parameters of a whole stack, [L, ...]; `lax.scan` hands its call one layer's slice. Matrices
 are stored in float32 and used in the dtype of the activations; softmax and norms are computed in float32.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,28 @@ from jax.sharding import PartitionSpec as P
 from lamp_jax.sharding import Rules, gathered, mesh_is_set
 
 FeedForwardKind = Literal["relu", "gated-gelu"]
+
+Remat = Literal["none", "full", "dots"]
+"""What the backward pass computes again: nothing, every layer, or all but the matrix products with weights."""
+
+
+def scan_layers(layer: Callable[..., Any], x: jax.Array, xs: Any, *, remat: Remat) -> tuple[jax.Array, Any]:
+    """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`."""
+    if remat == "full":
+        layer = jax.checkpoint(layer)
+    elif remat == "dots":
+        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    return jax.lax.scan(layer, x, xs)
+
+
+def layer_keys(key: jax.Array | None, layers: int) -> Any:
+    """A key for every layer of a scan; none where there is none."""
+    return None if key is None else jax.random.split(key, layers)
+
+
+def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
+    """`count` keys; none of them where there is none."""
+    return (None,) * count if key is None else tuple(jax.random.split(key, count))
 
 
 def normal(
@@ -42,6 +65,32 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     words = jax.random.bits(key, (x.shape[0], -(-x.shape[1] // 4), *x.shape[2:]), jnp.uint32, out_sharding=_layout(x))
     octets = jnp.concatenate([(words >> shift).astype(jnp.uint8) for shift in (0, 8, 16, 24)], axis=1)
     return jnp.where(octets[:, : x.shape[1]] >= dropped, x * (256 / (256 - dropped)), 0).astype(x.dtype)
+
+
+def zeros(shape: tuple[int, ...], *, rules: Rules, axes: tuple[str | None, ...]) -> nnx.Param[jax.Array]:
+    """A float32 parameter of zeros (a bias), laid out by the rules of its named axes."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32, out_sharding=rules.out(*axes)))
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis."""
+
+    def __init__(self, shape: tuple[int, ...], *, epsilon: float, rules: Rules):
+        axes = (None,) * len(shape)
+        self.scale = nnx.Param(jnp.ones(shape, jnp.float32, out_sharding=rules.out(*axes)))
+        self.bias = zeros(shape, rules=rules, axes=axes)
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _normalize(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+@partial(jax.checkpoint, static_argnums=3)
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (wide * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -8,27 +8,34 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from lamp_jax.models.attention import Attention, RelativePositions, attend, attend_by_rows, drop_values
-from lamp_jax.models.layers import FeedForward, RMSNorm, dropout, normal, read
+from lamp_jax.models.attention import (
+    HIDDEN,
+    NOTHING,
+    Attention,
+    AttentionOrder,
+    RelativePositions,
+    attend,
+    attend_by_rows,
+    drop_values,
+    hide_padding,
+)
+from lamp_jax.models.layers import (
+    FeedForward,
+    Remat,
+    RMSNorm,
+    dropout,
+    layer_keys,
+    normal,
+    read,
+    scan_layers,
+    split_key,
+)
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
 
-Remat = Literal["none", "full", "dots"]
-"""What the backward pass computes again: nothing, every layer, or all but the matrix products with weights."""
-
-AttentionOrder = Literal["whole", "rows"]
-"""How the encoder attends: to the whole batch at once (accelerators), or to a few rows at a time (CPUs)."""
-
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-# Finite, so that a row of nothing but padding gives numbers; far below any score.
-_HIDDEN = -1e9
-
-# Scores to add where there are none.
-_NOTHING = np.zeros((1, 1, 1, 1), np.float32)
 
 
 class CrossCache(NamedTuple):
@@ -61,28 +68,6 @@ def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
     return jnp.concatenate([start, labels[:, :-1]], axis=1)
 
 
-def _hide_padding(mask: jax.Array) -> jax.Array:
-    """True where there is a token, [B, S] -> scores to add, [B, 1, 1, S]."""
-    return jnp.where(mask, 0.0, _HIDDEN)[:, None, None, :]
-
-
-def _keys(key: jax.Array | None, count: int) -> Any:
-    return None if key is None else jax.random.split(key, count)
-
-
-def _keys_of_layer(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
-    return (None,) * count if key is None else tuple(jax.random.split(key, count))
-
-
-def _scan(layer: Callable[..., Any], x: jax.Array, xs: Any, *, remat: Remat) -> tuple[jax.Array, Any]:
-    """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`."""
-    if remat == "full":
-        layer = jax.checkpoint(layer)
-    elif remat == "dots":
-        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    return jax.lax.scan(layer, x, xs)
-
-
 class EncoderLayers(nnx.Module):
     """The encoder's layers, stacked: self-attention, then feed-forward, each behind a norm and added to its input."""
 
@@ -97,7 +82,7 @@ class EncoderLayers(nnx.Module):
 
     def __call__(self, x: jax.Array, attend: Attend, key: jax.Array | None) -> jax.Array:
         """One layer, [B, S, D] -> [B, S, D]; `attend` takes queries, keys and values."""
-        key_values, key_attention, key_inner, key_mlp = _keys_of_layer(key, 4)
+        key_values, key_attention, key_inner, key_mlp = split_key(key, 4)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
@@ -129,15 +114,15 @@ class DecoderLayers(nnx.Module):
         key: jax.Array | None,
     ) -> jax.Array:
         """One layer over a whole target, [B, T, D] -> [B, T, D]; `cross`: keys, values and padding of the source."""
-        key_values, key_attention, key_source, key_cross, key_inner, key_mlp = _keys_of_layer(key, 6)
+        key_values, key_attention, key_source, key_cross, key_inner, key_mlp = split_key(key, 6)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
-        heads = attend(self.attention.queries(normed), keys, values, position_scores, _NOTHING)
+        heads = attend(self.attention.queries(normed), keys, values, position_scores, NOTHING)
         x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
         keys, values, padding = cross
         values = drop_values(values, self.rate, key_source)
-        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, _NOTHING, padding)
+        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NOTHING, padding)
         x = x + dropout(self.cross.mix(heads), self.rate, key_cross)
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
@@ -157,10 +142,10 @@ class DecoderLayers(nnx.Module):
             jax.lax.dynamic_update_slice_in_dim(cache.keys, new_keys, position, axis=1),
             jax.lax.dynamic_update_slice_in_dim(cache.values, new_values, position, axis=1),
         )
-        heads = attend(self.attention.queries(normed), *cache, position_scores, _NOTHING)
+        heads = attend(self.attention.queries(normed), *cache, position_scores, NOTHING)
         x = x + self.attention.mix(heads)
         keys, values, padding = cross
-        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, _NOTHING, padding)
+        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NOTHING, padding)
         x = x + self.cross.mix(heads)
         return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), cache
 
@@ -223,8 +208,8 @@ class T5(nnx.Module):
     def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (by default all but padding)."""
         mask = self.source_mask(tokens) if mask is None else mask
-        key_first, key_last, key_layers = _keys_of_layer(key, 3)
-        position, padding = self.encoder_positions(tokens.shape[1]), _hide_padding(mask)
+        key_first, key_last, key_layers = split_key(key, 3)
+        position, padding = self.encoder_positions(tokens.shape[1]), hide_padding(mask)
 
         def attend_source(query, keys, values):
             if self.attention == "rows":
@@ -236,7 +221,7 @@ class T5(nnx.Module):
             return layers(x, attend_source, key), None
 
         x = dropout(self._embed(tokens), self.config.dropout_rate, key_first)
-        x, _ = _scan(layer, x, (self.encoder, _keys(key_layers, self.config.num_layers)), remat=self.remat)
+        x, _ = scan_layers(layer, x, (self.encoder, layer_keys(key_layers, self.config.num_layers)), remat=self.remat)
         return dropout(self.encoder_norm(x), self.config.dropout_rate, key_last)
 
     def decode(
@@ -246,8 +231,8 @@ class T5(nnx.Module):
 
         Position t sees the inputs up to t; `decoder_inputs` makes them from labels.
         """
-        key_first, key_last, key_layers = _keys_of_layer(key, 3)
-        position, padding = self._causal_scores(target.shape[1]), _hide_padding(source_mask)
+        key_first, key_last, key_layers = split_key(key, 3)
+        position, padding = self._causal_scores(target.shape[1]), hide_padding(source_mask)
 
         def layer(x, xs):
             layers, key = xs
@@ -255,7 +240,9 @@ class T5(nnx.Module):
             return layers(x, position, (keys, values, padding), key), None
 
         x = dropout(self._embed(target), self.config.dropout_rate, key_first)
-        x, _ = _scan(layer, x, (self.decoder, _keys(key_layers, self.config.num_decoder_layers)), remat=self.remat)
+        x, _ = scan_layers(
+            layer, x, (self.decoder, layer_keys(key_layers, self.config.num_decoder_layers)), remat=self.remat
+        )
         return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
 
     def cross_cache(self, encoded: jax.Array, source_mask: jax.Array) -> CrossCache:
@@ -263,7 +250,7 @@ class T5(nnx.Module):
         _, (keys, values) = jax.lax.scan(
             lambda _, layers: (None, layers.cross.keys_and_values(encoded)), None, self.decoder
         )
-        return CrossCache(keys, values, _hide_padding(source_mask))
+        return CrossCache(keys, values, hide_padding(source_mask))
 
     def read_target(self, target: jax.Array, cross: CrossCache) -> jax.Array:
         """Decoder inputs [B, T] -> the decoder's last hidden states [B, T, D], from the cached source; no dropout."""
@@ -273,7 +260,7 @@ class T5(nnx.Module):
             layers, keys, values = xs
             return layers(x, position, (keys, values, cross.padding), None), None
 
-        x, _ = _scan(layer, self._embed(target), (self.decoder, cross.keys, cross.values), remat="none")
+        x, _ = scan_layers(layer, self._embed(target), (self.decoder, cross.keys, cross.values), remat="none")
         return self.decoder_norm(x)
 
     def start_cache(
@@ -291,7 +278,7 @@ class T5(nnx.Module):
         """Reads the token [B] at `position` (a scalar, from 0) -> logits [B, V] of the next one, float32; the cache."""
         length = self_cache.keys.shape[2]
         distance = jnp.arange(length) - position
-        scores = jnp.where(distance > 0, _HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
+        scores = jnp.where(distance > 0, HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
 
         def layer(x, xs):
             layers, keys, values, cache = xs
@@ -318,7 +305,7 @@ class T5(nnx.Module):
     def _causal_scores(self, length: int) -> jax.Array:
         """Scores of the earlier target tokens by distance, very negative for the later ones, [1, H, T, T]."""
         later = jnp.triu(jnp.ones((length, length), bool), k=1)
-        return jnp.where(later, _HIDDEN, self.decoder_positions(length))
+        return jnp.where(later, HIDDEN, self.decoder_positions(length))
 
 
 def _check_sizes(config: T5Config, rules: Rules) -> None:

@@ -1,14 +1,12 @@
 """How a model's parameters come from, and go to, a directory in Hugging Face's format (safetensors)."""
 
 import json
-import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,70 +17,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lamp_jax.errors import LampError
-from lamp_jax.models.t5 import T5, AttentionOrder, Remat
+from lamp_jax.models.bert import Bert, BertConfig
+from lamp_jax.models.hf_names import Place, bert_places, t5_places
+from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.sharding import DATA_PARALLEL, Rules, gathered, mesh_is_set
+from lamp_jax.sharding import gathered, mesh_is_set
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-
-
-class Place(NamedTuple):
-    """Where one HF tensor stands in a model."""
-
-    path: tuple[str, ...]
-    """Attribute names from the model to the parameter."""
-    layer: int | None = None
-    """Which slice of a stacked parameter [L, ...]; None where the parameter is not stacked."""
-    inputs: int = 0
-    """How many leading axes of the slice are a matrix's input, which HF stores last; 0: stored as it is."""
-
-    def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that HF gives to a slice of this shape."""
-        if not self.inputs:
-            return shape
-        return math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs])
-
-    def from_hf(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """HF's tensor -> the slice, of this shape."""
-        return tensor.T.reshape(shape) if self.inputs else tensor
-
-    def to_hf(self, values: np.ndarray) -> np.ndarray:
-        """The slice -> HF's tensor."""
-        return values.reshape(self.hf_shape(values.shape)[::-1]).T if self.inputs else values
-
-
-def t5_places(config: T5Config) -> dict[str, Place]:
-    """HF's name of every parameter of a T5 -> its place in `T5`."""
-    places = {"shared.weight": Place(("embedding",))}
-    for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        places[bias] = Place((f"{stack}_positions", "table"))
-        places[f"{stack}.final_layer_norm.weight"] = Place((f"{stack}_norm", "scale"))
-        for layer in range(layers):
-            for name, place in _t5_layer(stack, layer, config):
-                places[f"{stack}.block.{layer}.layer.{name}.weight"] = place
-    if not config.tie_word_embeddings:
-        places["lm_head.weight"] = Place(("head",))
-    return places
-
-
-def _t5_layer(stack: str, layer: int, config: T5Config) -> Iterable[tuple[str, Place]]:
-    attentions = [("SelfAttention", "attention"), ("EncDecAttention", "cross")][: 2 if stack == "decoder" else 1]
-    for number, (name, ours) in enumerate(attentions):
-        yield f"{number}.layer_norm", Place((stack, f"{ours}_norm", "scale"), layer)
-        for letter, matrix, inputs in (("q", "query", 1), ("k", "key", 1), ("v", "value", 1), ("o", "output", 2)):
-            yield f"{number}.{name}.{letter}", Place((stack, ours, matrix), layer, inputs)
-    number = len(attentions)
-    gated = config.feed_forward_proj == "gated-gelu"
-    matrices = {"wi_0": "gate", "wi_1": "inner", "wo": "outer"} if gated else {"wi": "inner", "wo": "outer"}
-    yield f"{number}.layer_norm", Place((stack, "mlp_norm", "scale"), layer)
-    for name, matrix in matrices.items():
-        yield f"{number}.DenseReluDense.{name}", Place((stack, "mlp", matrix), layer, 1)
 
 
 # Copies and leftovers that HF's own files carry beside the parameters; `shared.weight` and the table above win.
 _T5_COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
 _T5_UNREAD = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
+_BERT_UNREAD = ("pooler.", "cls.", "embeddings.position_ids")
 
 
 @dataclass(frozen=True)
@@ -127,7 +74,7 @@ def _no_weights(directory: Path) -> str:
     if torch_files:
         return (
             f"{directory}: has {torch_files[0]} but no {WEIGHTS}; convert it where torch is installed: "
-            f"`T5ForConditionalGeneration.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)`"
+            f"`AutoModel.from_pretrained(DIR).save_pretrained(DIR)` (a T5: `T5ForConditionalGeneration`)"
         )
     return f"{directory}: has no weights ({WEIGHTS} or {INDEX}); give a directory that `lamp train` or HF saved"
 
@@ -205,17 +152,11 @@ def _on_devices(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
-def load_t5(
-    source: str | Path,
-    *,
-    dtype: Any = jnp.float32,
-    remat: Remat = "none",
-    attention: AttentionOrder = "whole",
-    rules: Rules = DATA_PARALLEL,
-) -> T5:
-    """A T5 or FLAN-T5 from a directory or a hub name, onto the current mesh; parameters float32, computing in `dtype`.
+def load_t5(source: str | Path, **layout: Any) -> T5:
+    """A T5 or FLAN-T5 from a directory or a hub name, onto the current mesh; parameters float32.
 
-    LampError, naming the file, if the directory has no usable config or weights or they do not fit each other.
+    `layout` is what `T5` takes beside its config: dtype, remat, attention, rules. LampError, naming the file, if the
+    directory has no usable config or weights or they do not fit each other.
     """
     directory = find_model(source)
     config = T5Config.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
@@ -226,8 +167,28 @@ def load_t5(
         places[copies[0]] = places.pop("shared.weight")
     redundant = _T5_COPIES | _T5_UNREAD | ({"lm_head.weight"} if config.tie_word_embeddings else set())
     used = {name: file for name, file in files.items() if name in places or name not in redundant}
-    build = partial(T5, config, dtype=dtype, remat=remat, attention=attention, rules=rules)
-    return fill(jax.eval_shape(lambda: build(rngs=nnx.Rngs(0))), Checkpoint(directory, used), places)
+    abstract = jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **layout))
+    return fill(abstract, Checkpoint(directory, used), places)
+
+
+def load_bert(source: str | Path, **layout: Any) -> Bert:
+    """A BERT, such as Contriever, from a directory or a hub name, onto the current mesh; as load_t5 otherwise.
+
+    Its pooler and what a larger model has beside the encoder (`cls.*`) are not read.
+    """
+    directory = find_model(source)
+    config = BertConfig.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    checkpoint = open_checkpoint(directory)
+    places = bert_places(config)
+    if not places.keys() & checkpoint.files.keys():  # saved inside a larger model
+        places = {f"bert.{name}": place for name, place in places.items()}
+    used = {
+        name: file
+        for name, file in checkpoint.files.items()
+        if name in places or not name.removeprefix("bert.").startswith(_BERT_UNREAD)
+    }
+    abstract = jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **layout))
+    return fill(abstract, Checkpoint(directory, used), places)
 
 
 def save_t5(model: T5, directory: str | Path) -> None:
@@ -235,13 +196,21 @@ def save_t5(model: T5, directory: str | Path) -> None:
 
     Each file appears whole or not at all, the weights first. With several processes all call it; the first one writes.
     """
-    tensors = hf_tensors(model, t5_places(model.config))
+    _save(model, t5_places(model.config), model.config.to_hf(), Path(directory))
+
+
+def save_bert(model: Bert, directory: str | Path) -> None:
+    """Writes `config.json` and `model.safetensors` so that `AutoModel.from_pretrained` reads them; as save_t5."""
+    _save(model, bert_places(model.config), model.config.to_hf(), Path(directory))
+
+
+def _save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], directory: Path) -> None:
+    tensors = hf_tensors(model, places)
     if jax.process_index() == 0:
-        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         partial_weights, partial_config = directory / f".{WEIGHTS}.partial", directory / f".{CONFIG}.partial"
         save_file(tensors, partial_weights, metadata={"format": "pt"})
-        partial_config.write_text(json.dumps(model.config.to_hf(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        partial_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(partial_weights, directory / WEIGHTS)
         os.replace(partial_config, directory / CONFIG)
 

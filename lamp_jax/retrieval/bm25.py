@@ -31,6 +31,7 @@ import numpy as np
 from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
+from lamp_jax.retrieval.scored import Ranked, best_first
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import Task
 
@@ -43,14 +44,6 @@ _FIXED_WORK = 4096
 _CHUNK_WORK = 2**20
 # A process takes about as long to start as half of this much work.
 _WORK_WORTH_A_PROCESS = 2**24
-
-
-class Ranked(NamedTuple):
-    """One question's whole profile, best first: item ids, and the score of each, float64 [N]."""
-
-    question_id: str
-    item_ids: list[str]
-    scores: np.ndarray
 
 
 def rank_bm25(
@@ -71,11 +64,6 @@ def rank_bm25(
     questions = list(questions)
     jobs = _jobs(questions, task, use_date, compatibility)
     return _in_order(questions, jobs, _score_all(jobs, partial(_score_jobs, variant), workers))
-
-
-def best_first(scores: np.ndarray) -> np.ndarray:
-    """Positions by descending score; equal scores by position. [N] -> int [N]"""
-    return np.argsort(-scores, kind="stable")
 
 
 def available_cores() -> int:

@@ -56,16 +56,21 @@ RANKERS: dict[str, Ranker] = {
 
 
 def apply_ranking(question: Question, ranked_ids: Sequence[str]) -> Question:
-    """The question with its profile in the order of `ranked_ids`, which must be the profile's ids, each as often.
+    """The question with its profile in the order of `ranked_ids`. LampError as places_of."""
+    return replace(question, profile=tuple(question.profile[place] for place in places_of(question, ranked_ids)))
 
-    Where an id occurs several times in the profile, its occurrences are taken in their order. LampError otherwise.
+
+def places_of(question: Question, ranked_ids: Sequence[str]) -> list[int]:
+    """The places in the profile of `ranked_ids`, which must be the profile's ids, each as often; else LampError.
+
+    Where an id occurs several times in the profile, its occurrences are taken in their order.
     """
     places: dict[str, deque[int]] = {}
     for place, item in enumerate(question.profile):
         places.setdefault(str(item["id"]), deque()).append(place)
     if Counter(ranked_ids) != {item_id: len(found) for item_id, found in places.items()}:
         raise _mismatch(question, ranked_ids)
-    return replace(question, profile=tuple(question.profile[places[item_id].popleft()] for item_id in ranked_ids))
+    return [places[item_id].popleft() for item_id in ranked_ids]
 
 
 def apply_rankings(questions: Iterable[Question], rankings: Rankings) -> list[Question]:

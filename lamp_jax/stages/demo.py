@@ -24,9 +24,9 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import make_mesh
+from lamp_jax.sharding import make_mesh, model_layout
 from lamp_jax.stages import synth, train
-from lamp_jax.stages.generate import answer, attention_order
+from lamp_jax.stages.generate import answer
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import Scores, paired_test, score
 from lamp_jax.tasks.significance import confidence_interval
@@ -111,7 +111,7 @@ def compare_retrievers(experiment: Train, questions: Sequence[Question], output:
     tokenizer = load_tokenizer(experiment.output)
     scores = {}
     with jax.set_mesh(make_mesh()):
-        graph, params = nnx.split(load_t5(experiment.output, attention=attention_order()))
+        graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))
         answerer = Answerer(graph, tokenizer, TASK, experiment.answering)
         for retriever in experiment.retrievers:
             prompts = make_prompts(questions, TASK, tokenizer, experiment, retriever=retriever)

@@ -16,9 +16,8 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.t5 import AttentionOrder
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import RULES, make_mesh, place_batch
+from lamp_jax.sharding import make_mesh, model_layout, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
@@ -40,10 +39,7 @@ def run(options: Generate) -> None:
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
-        devices = options.devices
-        rules = RULES[devices.sharding]
-        model = load_t5(options.model, dtype=devices.dtype, attention=attention_order(), rules=rules)
-        graph, params = nnx.split(model)
+        graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
         answerer = Answerer(graph, tokenizer, task, options.answering)
         record.begin()
         with contextlib.closing(Journal(record.journal)) as journal:
@@ -59,11 +55,6 @@ def run(options: Generate) -> None:
     record.finish(questions=len(questions), bare_inputs=sum(prompt.fell_back for prompt in prompts))
     print(f"{options.output}: {len(answers)} answers")
     _write_scores(options, task, questions, answers)
-
-
-def attention_order() -> AttentionOrder:
-    """How attention is computed on this machine; the result is the same, but a CPU's cache holds only some rows."""
-    return "rows" if jax.default_backend() == "cpu" else "whole"
 
 
 def answer(

@@ -23,8 +23,8 @@ from lamp_jax.loop import Log, Progress, train
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
-from lamp_jax.sharding import RULES, make_mesh, place_batch
-from lamp_jax.stages.generate import answer, attention_order
+from lamp_jax.sharding import make_mesh, model_layout, place_batch
+from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import TrainState, make_optimizer, make_update, start
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric, score
@@ -128,13 +128,7 @@ def _texts(task: Task, questions: Sequence[Question]) -> list[str]:
 
 
 def _prepare_model(options: Train, vocabulary: int) -> T5:
-    devices, size = options.devices, options.scratch
-    layout: dict[str, Any] = {
-        "dtype": devices.dtype,
-        "remat": devices.remat,
-        "attention": attention_order(),
-        "rules": RULES[devices.sharding],
-    }
+    size, layout = options.scratch, model_layout(options.devices)
     if options.model != SCRATCH:
         return load_t5(options.model, **layout)
     config = T5Config(

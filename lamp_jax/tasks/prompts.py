@@ -92,7 +92,7 @@ class PromptTokenizer:
             # A new dictionary, never an emptied one: another thread may be reading the old.
             seen = self._seen = {}
             missing = list(dict.fromkeys(texts))
-        clean = [_without_surrogates(text) for text in missing]
+        clean = [without_surrogates(text) for text in missing]
         encodings = self._backend.encode_batch(clean, add_special_tokens=False)
         for text, encoding in zip(missing, encodings, strict=True):
             starts, ends = zip(*encoding.offsets, strict=True) if len(encoding) else ((), ())
@@ -105,7 +105,7 @@ class PromptTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The token ids of `text` with special tokens; not remembered, for texts that do not recur."""
-        return self._backend.encode_batch_fast([_without_surrogates(text)])[0].ids
+        return self._backend.encode_batch_fast([without_surrogates(text)])[0].ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens and without clean-up of spaces."""
@@ -119,7 +119,7 @@ class PromptTokenizer:
         return (*self._before, *text, *self._after)
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """JSON can hold half a surrogate pair, which is no text for a tokenizer; one character for one keeps offsets."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
@@ -154,7 +154,7 @@ def build_prompt(
     fill = _fill_as_published if compatibility.overlong == "tail" else _fill_what_is_free
     filled = fill(draft, max_length)
     text, ids, used = filled or (*_bare(draft, max_length), 0)
-    text = _without_surrogates(text)
+    text = without_surrogates(text)
     return Prompt(text, tokenizer.cut(ids, max_length), used_items=used, fell_back=used == 0 and len(items) > 0)
 
 

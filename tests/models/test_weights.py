@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax.errors import LampError
 from lamp_jax.models import weights
-from lamp_jax.models.weights import hf_tensors, load_t5, save_t5, t5_places
+from lamp_jax.models.hf_names import t5_places
+from lamp_jax.models.weights import hf_tensors, load_t5, save_t5
 from lamp_jax.sharding import FSDP_AND_TENSOR_PARALLEL, make_mesh
 from tests.models.tiny import GATED, TIED, build, make_batch
 

@@ -1,0 +1,81 @@
+"""Vectors from texts: a dual encoder's, in batches of few shapes over the whole mesh."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from lamp_jax.config import Devices
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
+from lamp_jax.models.weights import load_bert
+from lamp_jax.sharding import model_layout, place_batch
+from lamp_jax.tasks.prompts import without_surrogates
+
+# Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
+_WINDOW = 8192
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut to `max_length`."""
+    clean = [without_surrogates(text) for text in texts]
+    return tokenizer(clean, truncation=True, max_length=max_length).input_ids if clean else []
+
+
+def open_encoder(name: str, devices: Devices, *, max_length: int, batch_size: int) -> "Encoder":
+    """The encoder of a directory or hub name, on the current mesh. LampError where it cannot read `max_length`."""
+    tokenizer = load_tokenizer(name)
+    model = load_bert(name, **model_layout(devices))
+    check_length(model.config, max_length, name)
+    graph, params = nnx.split(model)
+    return Encoder(graph, params, tokenizer, max_length=max_length, batch_size=batch_size)
+
+
+def check_length(config: BertConfig, max_length: int, name: str) -> None:
+    """LampError unless the encoder has positions for texts of `max_length` tokens."""
+    if max_length > config.max_position_embeddings:
+        raise LampError(
+            f"{name}: reads texts of at most {config.max_position_embeddings} tokens, not {max_length}; "
+            f"give --max-length {config.max_position_embeddings} or less"
+        )
+
+
+class Encoder:
+    """Mean-pooled vectors of texts. Compiles once for each length of texts. An `Embed` of `rank_dense`."""
+
+    def __init__(self, graph: nnx.GraphDef, params: Any, tokenizer: Any, *, max_length: int, batch_size: int):
+        self.params, self.tokenizer = params, tokenizer
+        self.max_length, self.batch_size = max_length, batch_size
+        self._embed = jax.jit(lambda params, tokens: _bert(graph, params).embed(tokens))
+
+    def __call__(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of (places of n texts, their vectors float32 [n, D])."""
+        buckets = choose_text_buckets(self.max_length)
+        with tqdm(total=len(texts), desc="embed", unit="text", disable=None) as bar:
+            for start in range(0, len(texts), _WINDOW):
+                rows = tokenize(texts[start : start + _WINDOW], self.tokenizer, max_length=self.max_length)
+                examples = [Example("", row) for row in rows]
+                waiting: tuple[list[int], jax.Array] | None = None
+                for places, batch in prediction_batches(
+                    examples, batch_size=self.batch_size, buckets=buckets, pad=NO_TOKEN
+                ):
+                    found = self._embed(self.params, place_batch(batch.source))
+                    if waiting:  # read one batch late, so that the device is never idle
+                        yield _whole(*waiting)
+                    waiting = ([start + place for place in places], found)
+                    bar.update(len(places))
+                if waiting:
+                    yield _whole(*waiting)
+
+
+def _whole(places: list[int], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
+    return places, np.asarray(vectors)[: len(places)]  # rows beyond the places only fill the batch
+
+
+def _bert(graph: nnx.GraphDef, params: Any) -> Bert:
+    return nnx.merge(graph, params)

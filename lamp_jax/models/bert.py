@@ -1,0 +1,200 @@
+"""BERT: texts in, one vector for each token or for each text out; the encoder of dense retrieval.
+
+Devlin et al. 2018 (arXiv 1810.04805); mean pooling as in Contriever (Izacard et al. 2021, arXiv 2112.09118). The layers
+are one scan over stacked parameters.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamp_jax.errors import LampError
+from lamp_jax.models.attention import NOTHING, AttentionOrder, attend, attend_by_rows, drop_values, hide_padding
+from lamp_jax.models.layers import (
+    LayerNorm,
+    Remat,
+    dropout,
+    layer_keys,
+    normal,
+    project,
+    read,
+    scan_layers,
+    split_key,
+    zeros,
+)
+from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
+
+NO_TOKEN = -1
+"""Pads texts. Not the vocabulary's [PAD], which a text may hold: it is then a token like any other."""
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The sizes of a BERT; names as in Hugging Face's `config.json`. The defaults are those of BERT base, uncased."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any], *, source: str) -> "BertConfig":
+        """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`."""
+        if values.get("model_type") != "bert":
+            raise LampError(
+                f"{source}: model_type is {values.get('model_type')!r}, not 'bert'; give an encoder such as Contriever"
+            )
+        for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+            if values.get(name, only) != only:
+                raise LampError(f"{source}: {name} {values[name]!r} is not supported; BERT's is {only!r}")
+        known = {field.name: values[field.name] for field in fields(cls) if values.get(field.name) is not None}
+        return cls(**known)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of `config.json` for `transformers.BertModel`."""
+        return asdict(self) | {
+            "architectures": ["BertModel"],
+            "dtype": "float32",
+            "hidden_act": "gelu",
+            "model_type": "bert",
+            "position_embedding_type": "absolute",
+        }
+
+
+class BertLayers(nnx.Module):
+    """The layers, stacked: self-attention, then feed-forward, each added to its input and then normed."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, rules: Rules):
+        count, hidden, mlp, heads = (
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+        )
+        size = hidden // heads
+
+        def matrix(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param[jax.Array]:
+            deviation = config.initializer_range
+            return normal(rngs, (count, *shape), deviation=deviation, rules=rules, axes=(None, *axes))
+
+        def bias(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param[jax.Array]:
+            return zeros((count, *shape), rules=rules, axes=(None, *axes))
+
+        self.query, self.key, self.value = (matrix((hidden, heads, size), ("embed", "heads", None)) for _ in range(3))
+        self.query_bias, self.key_bias, self.value_bias = (bias((heads, size), ("heads", None)) for _ in range(3))
+        self.output = matrix((heads, size, hidden), ("heads", None, "embed"))
+        self.output_bias = bias((hidden,), (None,))
+        self.attention_norm = LayerNorm((count, hidden), epsilon=config.layer_norm_eps, rules=rules)
+        self.inner, self.inner_bias = matrix((hidden, mlp), ("embed", "mlp")), bias((mlp,), ("mlp",))
+        self.outer, self.outer_bias = matrix((mlp, hidden), ("mlp", "embed")), bias((hidden,), (None,))
+        self.mlp_norm = LayerNorm((count, hidden), epsilon=config.layer_norm_eps, rules=rules)
+        self.config, self.rules = config, rules
+
+    def __call__(self, x: jax.Array, padding: jax.Array, order: AttentionOrder, key: jax.Array | None) -> jax.Array:
+        """One layer, [B, S, D] -> [B, S, D]; `padding` [B, 1, 1, S] is added to the scores."""
+        rate, rules = self.config.hidden_dropout_prob, self.rules
+        key_values, key_attention, key_mlp = split_key(key, 3)
+        query, keys, values = (
+            self._heads(x, weight, bias)
+            for weight, bias in (
+                (self.query, self.query_bias),
+                (self.key, self.key_bias),
+                (self.value, self.value_bias),
+            )
+        )
+        query = query * query.shape[-1] ** -0.5
+        values = drop_values(values, self.config.attention_probs_dropout_prob, key_values)
+        if order == "rows":
+            heads = attend_by_rows(query, keys, values, jnp.asarray(NOTHING), padding, rules=rules)
+        else:
+            heads = attend(query, keys, values, NOTHING, padding)
+        output = read(self.output, rules, "heads", None, None, dtype=x.dtype)
+        mixed = project("bthk,hkd->btd", heads, output, out=rules.out("batch", None, None))
+        mixed = mixed + self.output_bias[...].astype(x.dtype)
+        x = self.attention_norm(x + dropout(mixed, rate, key_attention))
+        wide = project("btd,df->btf", x, read(self.inner, rules, None, "mlp", dtype=x.dtype))
+        wide = jax.nn.gelu(wide + self.inner_bias[...].astype(x.dtype), approximate=False)
+        outer = read(self.outer, rules, "mlp", None, dtype=x.dtype)
+        narrow = project("btf,fd->btd", wide, outer, out=rules.out("batch", None, None))
+        narrow = narrow + self.outer_bias[...].astype(x.dtype)
+        return self.mlp_norm(x + dropout(narrow, rate, key_mlp))
+
+    def _heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
+        """[B, S, D] -> [B, S, H, K]."""
+        matrix = read(weight, self.rules, None, "heads", None, dtype=x.dtype)
+        return project("bsd,dhk->bshk", x, matrix) + bias[...].astype(x.dtype)
+
+
+class Bert(nnx.Module):
+    """BERT without pooler and heads, parameters in float32; texts are single, so the token type is always 0.
+
+    `dtype` is the dtype of activations and matrix products; softmax, norms and pooled vectors are float32 always.
+    LampError if a size does not divide over the current mesh by the `rules`.
+    """
+
+    def __init__(
+        self,
+        config: BertConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        remat: Remat = "none",
+        attention: AttentionOrder = "whole",
+        rules: Rules = DATA_PARALLEL,
+    ):
+        check_divides("hidden_size", config.hidden_size, rules.embed)
+        check_divides("num_attention_heads", config.num_attention_heads, rules.heads)
+        check_divides("intermediate_size", config.intermediate_size, rules.mlp)
+        check_divides("vocab_size", config.vocab_size, rules.vocab)
+        self.config, self.dtype, self.rules = config, jnp.dtype(dtype), rules
+        self.remat: Remat = remat
+        self.attention: AttentionOrder = attention
+
+        def table(rows: int, axes: tuple[str | None, str | None]) -> nnx.Param[jax.Array]:
+            return normal(rngs, (rows, config.hidden_size), deviation=config.initializer_range, rules=rules, axes=axes)
+
+        self.words = table(config.vocab_size, ("vocab", "embed"))
+        self.positions = table(config.max_position_embeddings, (None, "embed"))
+        self.types = table(config.type_vocab_size, (None, "embed"))
+        self.first_norm = LayerNorm((config.hidden_size,), epsilon=config.layer_norm_eps, rules=rules)
+        self.layers = BertLayers(config, rngs=rngs, rules=rules)
+
+    def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, S], padded with NO_TOKEN -> the last hidden states [B, S, D]. No key, no dropout."""
+        config, rules = self.config, self.rules
+        key_first, key_layers = split_key(key, 2)
+        padding = hide_padding(tokens != NO_TOKEN)
+        words = gathered(self.words[...], rules.spec("vocab", None)).at[jnp.maximum(tokens, 0)]
+        x = words.get(out_sharding=rules.out("batch", None, None))
+        fixed = gathered(self.positions[...], rules.spec(None, None))[: tokens.shape[1]]
+        fixed = fixed + gathered(self.types[...], rules.spec(None, None))[0]
+        x = self.first_norm((x + fixed).astype(self.dtype))
+        x = dropout(x, config.hidden_dropout_prob, key_first)
+
+        def layer(x, xs):
+            layers, key = xs
+            return layers(x, padding, self.attention, key), None
+
+        keys = layer_keys(key_layers, config.num_hidden_layers)
+        return scan_layers(layer, x, (self.layers, keys), remat=self.remat)[0]
+
+    def embed(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, S], padded with NO_TOKEN -> the mean over each text's hidden states [B, D], float32.
+
+        [CLS] and [SEP] count. A row of nothing but padding gives zeros.
+        """
+        mask = (tokens != NO_TOKEN).astype(jnp.float32)
+        total = jnp.einsum("bsd,bs->bd", self(tokens, key=key).astype(jnp.float32), mask, precision="highest")
+        return total / jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None]

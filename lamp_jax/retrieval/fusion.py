@@ -1,0 +1,42 @@
+"""How several rankings of one profile become one: reciprocal rank fusion."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from lamp_jax.data.files import Question, check_same_ids
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.ranking import Rankings, places_of
+from lamp_jax.retrieval.scored import Ranked, best_first
+
+
+def fuse_rankings(
+    questions: Iterable[Question], rankings: Mapping[str, Rankings], *, k: float = 60.0
+) -> Iterator[Ranked]:
+    """Scores items with the sum over the rankings of 1 / (k + rank), ranks from 1; ties by position in the profile.
+
+    `rankings` are named for the errors. Source: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms
+    Condorcet and individual Rank Learning Methods", with their k = 60. LampError unless every ranking has the same
+    questions and whole profiles.
+    """
+    questions = list(questions)
+    if len(rankings) < 2:
+        raise LampError(f"rrf: {len(rankings)} rankings; give two or more with --rankings")
+    if k < 0:
+        raise LampError(f"rrf: k is {k}; it must not be negative")
+    for name, ranking in rankings.items():
+        check_same_ids([question.id for question in questions], ranking, left="the questions", right=name)
+    return (_fuse(question, rankings, k) for question in questions)
+
+
+def _fuse(question: Question, rankings: Mapping[str, Rankings], k: float) -> Ranked:
+    scores = np.zeros(len(question.profile))
+    for name, ranking in rankings.items():
+        try:
+            places = places_of(question, ranking[question.id])
+        except LampError as error:
+            raise LampError(f"{name}: {error}") from error
+        scores[places] += 1 / (k + np.arange(1, len(places) + 1))
+    order = best_first(scores)
+    ids = [str(item["id"]) for item in question.profile]
+    return Ranked(question.id, [ids[place] for place in order], scores[order])
