@@ -19,6 +19,8 @@ STAGES: dict[str, type] = {
     "prompts": config.Prompts,
     "train": config.Train,
     "generate": config.Generate,
+    "feedback items": config.FeedbackItems,
+    "train-retriever": config.TrainRetriever,
     "evaluate": config.Evaluate,
     "synth": config.Synth,
 }
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         stage, options = parse(words)
-        importlib.import_module(f"lamp_jax.stages.{stage}").run(options)
+        module = stage.replace(" ", "_").replace("-", "_")
+        importlib.import_module(f"lamp_jax.stages.{module}").run(options)
     except LampError as error:
         print(f"lamp: {error}", file=sys.stderr)
         return 1
@@ -47,6 +50,8 @@ def parse(words: list[str]) -> tuple[str, Any]:
     """The stage's name and its options. Exits with a message, as command lines do, where they do not fit."""
     compatibility = config.REFERENCE if "--reference" in words else config.CORRECT
     words = [word for word in words if word != "--reference"]
+    if " ".join(words[:2]) in STAGES:  # a stage of two words is one choice
+        words[:2] = [" ".join(words[:2])]
     experiments: dict[str, Any] = {}
     if len(words) > 1 and words[1].endswith(".py"):
         experiments[words[0]] = load_experiment(words[0], words.pop(1))

@@ -193,6 +193,126 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class FeedbackItems:
+    """Ask a model each question once with each of its top items, alone in the prompt, and score the answers."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    merged: str
+    """Questions with golds, profiles in the order of the retriever whose top items are asked about."""
+    model: str
+    """Model directory or hub name of the generator."""
+    output: str
+    """Directory of the feedback: one JSON record for each question and item."""
+    profile_size: int = 16
+    """Items of each question, from the first on."""
+    reward: Literal["metric", "likelihood"] = "metric"
+    """What is measured: the task's metrics of a generated answer, or the mean log-probability of the gold's tokens."""
+    batch_size: int = 16
+    """Pairs of question and item in one batch, over all devices."""
+    max_length: int = 512
+    """Longest prompt, in tokens, `</s>` included."""
+    answering: Answering = Answering()
+    export_reference: str = ""
+    """Also write the public code's file, `{"qid-pid": {metric: value}}`."""
+    shards: int = 1
+    """Runs, on machines of their own, that share the questions and the output directory."""
+    shard: int = 0
+    """Which of them this is, from 0."""
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class ScratchEncoder:
+    """The size of an encoder that is trained from scratch (`--encoder scratch`); BERT's architecture."""
+
+    hidden_size: int = 128
+    """Width."""
+    intermediate_size: int = 256
+    """Width of the feed-forward layers."""
+    num_layers: int = 2
+    """Layers."""
+    num_heads: int = 4
+    """Attention heads."""
+    vocab_size: int = 4096
+    """Pieces of the tokenizer, which is trained on the queries and documents at hand."""
+    dropout: float = 0.1
+    """Dropout rate."""
+
+
+@dataclass(frozen=True)
+class TrainRetriever:
+    """Train a dense retriever on a generator's feedback: ROPG-KD or ROPG-RL."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    questions: str
+    """The questions with golds on which the feedback was made, profiles in the same order."""
+    feedback: tuple[str, ...]
+    """Directories of `lamp feedback items`, or files of the public code's form."""
+    output: str
+    """Directory of the run: a Hugging Face encoder directory, beside it logs and the checkpoint for resuming."""
+    method: Literal["kd", "rl"] = "kd"
+    """Learn the softmax of the rewards (ROPG-KD), or raise the expected reward (ROPG-RL)."""
+    encoder: str = "facebook/contriever"
+    """Model directory or hub name to start from; `scratch` for a new encoder of the size below."""
+    scratch: ScratchEncoder = ScratchEncoder()
+    validation: str = ""
+    """Questions by whose feedback the best checkpoint is chosen; empty: a part of the questions is held out."""
+    validation_feedback: tuple[str, ...] = ()
+    """Their feedback."""
+    held_out: float = 0.1
+    """Share of the questions that is held out where there is no validation file."""
+    reward: Literal["metric", "likelihood"] = "metric"
+    """Which part of the feedback is the reward: the task's metric (LaMP-3: Eq. 8), or the gold's log-probability."""
+    profile_size: int = 16
+    """Items of each question, from the first on."""
+    reward_at: int = 4
+    """The best checkpoint has the highest mean reward of the K items that it ranks first."""
+    use_date: bool = True
+    """Whether documents end in ` date: ...`; stored beside the encoder, so that ranking does the same."""
+    max_length: int = 512
+    """Longest query and document, in tokens, special tokens included."""
+    score_temperature: float = 1.0
+    """`kd`: what scores are divided by."""
+    reward_temperature: float = 1.0
+    """`kd`: what rewards are divided by."""
+    gradient: Literal["sampled", "expected"] = "sampled"
+    """`rl`: REINFORCE with sampled items, or the exact expectation over all items."""
+    sampled_items: int = 1
+    """`rl`: items drawn for a question, without replacement."""
+    epochs: float = 10.0
+    """Passes over the questions (a fraction is allowed)."""
+    batch_size: int = 64
+    """Questions in one update, over all devices and accumulation steps."""
+    accumulation: int = 8
+    """Parts in which an update's batch is computed; the gradient is the mean over all its questions."""
+    learning_rate: float = 1e-5
+    """Peak of the schedule: linear warm-up, then linear decay to 0."""
+    step_size: Literal["absolute", "relative"] = "absolute"
+    """`relative` multiplies each tensor's update by the size of its values, which suits training from scratch."""
+    warmup_ratio: float = 0.05
+    """Share of all updates in the warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices and embeddings only; 0 is Adam."""
+    clip: float = 1.0
+    """Largest global norm of a gradient."""
+    seed: int = 0
+    """Seed of initialisation, dropout, sampled items, order of questions and of what is held out."""
+    evaluate_every: float = 1.0
+    """Epochs between validations, each of which also saves the run for resuming."""
+    patience: int = 0
+    """Validations without a better score after which the run ends; 0 never."""
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Write exactly what a generator would read, one `{id, prompt}` a line."""
 
@@ -297,6 +417,8 @@ class Demo:
     """Seed of the benchmark and of the training."""
     size: Literal["full", "smoke"] = "full"
     """`smoke` is seconds long and learns nothing: it shows that everything runs."""
+    stages: tuple[Literal["retriever"], ...] = ()
+    """What to show beside: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL)."""
     force: bool = False
     """Start over where the output already exists."""
 

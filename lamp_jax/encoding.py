@@ -1,6 +1,7 @@
 """Vectors from texts: a dual encoder's, in batches of few shapes over the whole mesh."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_bat
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert
+from lamp_jax.retrieval.dense import Embed
 from lamp_jax.sharding import model_layout, place_batch
 from lamp_jax.tasks.prompts import without_surrogates
 
@@ -27,13 +29,13 @@ def tokenize(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[l
     return tokenizer(clean, truncation=True, max_length=max_length).input_ids if clean else []
 
 
-def open_encoder(name: str, devices: Devices, *, max_length: int, batch_size: int) -> "Encoder":
+def open_encoder(name: str, devices: Devices, *, max_length: int, batch_size: int) -> Embed:
     """The encoder of a directory or hub name, on the current mesh. LampError where it cannot read `max_length`."""
     tokenizer = load_tokenizer(name)
     model = load_bert(name, **model_layout(devices))
     check_length(model.config, max_length, name)
     graph, params = nnx.split(model)
-    return Encoder(graph, params, tokenizer, max_length=max_length, batch_size=batch_size)
+    return partial(Encoder(graph, tokenizer, max_length=max_length, batch_size=batch_size), params)
 
 
 def check_length(config: BertConfig, max_length: int, name: str) -> None:
@@ -46,14 +48,14 @@ def check_length(config: BertConfig, max_length: int, name: str) -> None:
 
 
 class Encoder:
-    """Mean-pooled vectors of texts. Compiles once for each length of texts. An `Embed` of `rank_dense`."""
+    """Mean-pooled vectors of texts. Compiles once for each length of texts."""
 
-    def __init__(self, graph: nnx.GraphDef, params: Any, tokenizer: Any, *, max_length: int, batch_size: int):
-        self.params, self.tokenizer = params, tokenizer
+    def __init__(self, graph: nnx.GraphDef, tokenizer: Any, *, max_length: int, batch_size: int):
+        self.tokenizer = tokenizer
         self.max_length, self.batch_size = max_length, batch_size
         self._embed = jax.jit(lambda params, tokens: _bert(graph, params).embed(tokens))
 
-    def __call__(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
+    def __call__(self, params: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of (places of n texts, their vectors float32 [n, D])."""
         buckets = choose_text_buckets(self.max_length)
         with tqdm(total=len(texts), desc="embed", unit="text", disable=None) as bar:
@@ -64,7 +66,7 @@ class Encoder:
                 for places, batch in prediction_batches(
                     examples, batch_size=self.batch_size, buckets=buckets, pad=NO_TOKEN
                 ):
-                    found = self._embed(self.params, place_batch(batch.source))
+                    found = self._embed(params, place_batch(batch.source))
                     if waiting:  # read one batch late, so that the device is never idle
                         yield _whole(*waiting)
                     waiting = ([start + place for place in places], found)

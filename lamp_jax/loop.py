@@ -3,13 +3,16 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
+
+from lamp_jax.checkpoints import Checkpoints
 
 _LOG_SECONDS = 5.0
 _LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
@@ -25,6 +28,26 @@ class Progress:
     since_best: int = 0
 
 
+def fit(
+    output: Path, state: Any, *, batches: Callable[[int], Iterable[Any]], total_steps: int, **steps: Any
+) -> tuple[Any, Progress]:
+    """`train` in a directory: goes on behind its newest checkpoint, and writes checkpoints and logs there.
+
+    `batches(n)` are the batches behind the first n updates; `steps` are the other arguments of `train`.
+    """
+    with closing(Checkpoints(output / "checkpoints")) as checkpoints, closing(Log(output)) as log:
+        progress = Progress()
+        if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
+            state, progress = restored[0], Progress(**restored[1])
+            print(f"{output}: going on after step {progress.step} of {total_steps}")
+        ahead = batches(progress.step)
+        return train(state, progress, batches=ahead, total_steps=total_steps, save=checkpoints.save, log=log, **steps)
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
 def train(
     state: Any,
     progress: Progress,
@@ -33,7 +56,7 @@ def train(
     batches: Iterable[Any],
     total_steps: int,
     evaluate_every: int,
-    evaluate: Callable[[Any], float],
+    evaluate: Callable[[Any], Mapping[str, float]],
     higher_is_better: bool,
     keep_best: Callable[[Any], None],
     save: Callable[[int, Any, dict[str, Any]], None],
@@ -42,8 +65,8 @@ def train(
 ) -> tuple[Any, Progress]:
     """Runs updates `progress.step + 1` to `total_steps` over `batches` (which begin at `progress.step`).
 
-    After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where the score is the best so far,
-    `save`. Ends early after `patience` evaluations without a better score (0: never).
+    After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where its "validation" is the best so
+    far, `save`. Ends early after `patience` evaluations without a better score (0: never).
     """
     bar = tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None)
     for batch in batches:
@@ -55,13 +78,14 @@ def train(
         bar.update()
         log.step(step, metrics, bar)
         if step % evaluate_every == 0 or step == total_steps:
-            score = evaluate(state)
+            found = evaluate(state)
+            score = found["validation"]
             better = progress.best is None or (score > progress.best if higher_is_better else score < progress.best)
             if better:
                 keep_best(state)
             progress = Progress(step, score, step) if better else replace(progress, since_best=progress.since_best + 1)
             save(step, state, asdict(progress))
-            log.write(step, {"validation": score, "best": progress.best, "best_step": progress.best_step})
+            log.write(step, {**found, "best": progress.best, "best_step": progress.best_step})
     bar.close()
     return state, progress
 

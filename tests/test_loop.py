@@ -19,7 +19,7 @@ class Run:
             settings.pop("progress", Progress()),
             update=lambda state, batch: (state + 1, {"loss": jnp.float32(batch)}),
             batches=range(settings.pop("begin", 0), 100),
-            evaluate=lambda state: next(self.scores),
+            evaluate=lambda state: {"validation": next(self.scores)},
             keep_best=self.kept.append,
             save=lambda step, state, progress: self.saved.append((step, state, progress)),
             log=log,

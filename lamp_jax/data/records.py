@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -109,15 +109,16 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
-        self.entries: list[Any] = []
-        kept = b""
-        if path.exists():
-            whole, newline, _ = path.read_bytes().rpartition(b"\n")
-            kept = whole + newline
-            self.entries = [json.loads(line) for line in kept.split(b"\n") if line]
+        lines = _whole_lines(path)
+        self.entries: list[Any] = [json.loads(line) for line in lines]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the journal)
-        self._file.truncate(len(kept))
+        self._file.truncate(sum(map(len, lines)))
+
+    def keep(self, count: int) -> None:
+        """Drops all entries but the first `count`."""
+        self._file.truncate(sum(map(len, _whole_lines(self.path)[:count])))
+        del self.entries[count:]
 
     def append(self, entries: Iterable[Any]) -> None:
         """Adds entries, on disk before this returns."""
@@ -129,6 +130,17 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_journal(path: Path) -> Iterator[Any]:
+    """The entries of a journal that nobody writes to any more."""
+    return (json.loads(line) for line in _whole_lines(path))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _state(output: Path, fingerprint: str) -> State:

@@ -1,9 +1,9 @@
-"""How probable each of a few given labels is: one pass, no generation."""
+"""How probable given answers are: every label of a task, or one answer for each source; one pass, no generation."""
 
 import jax
 import jax.numpy as jnp
 
-from lamp_jax.losses import token_log_probabilities
+from lamp_jax.losses import sequence_log_probability, token_log_probabilities
 from lamp_jax.models.t5 import T5, CrossCache, decoder_inputs
 
 
@@ -16,6 +16,17 @@ def score_labels(model: T5, tokens: jax.Array, labels: jax.Array) -> jax.Array:
     mask = model.source_mask(tokens)
     cross = model.cross_cache(model.encode(tokens, mask=mask), mask)
     return jax.vmap(lambda label: _score(model, cross, label), out_axes=1)(labels)
+
+
+def mean_log_probability(model: T5, tokens: jax.Array, target: jax.Array) -> jax.Array:
+    """The mean of log p(y_t | y_<t, source) over each answer's tokens, `</s>` included; float32.
+
+    Sources [B, S] and their answers [B, T] -> [B]. 0 where there is no answer.
+    """
+    mask = model.source_mask(tokens)
+    logits = model.decode(decoder_inputs(target, model.config), model.encode(tokens, mask=mask), mask)
+    count = jnp.sum(target != model.config.pad_token_id, axis=-1)
+    return sequence_log_probability(logits, target, pad=model.config.pad_token_id) / jnp.maximum(count, 1)
 
 
 def _score(model: T5, cross: CrossCache, label: jax.Array) -> jax.Array:

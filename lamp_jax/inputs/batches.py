@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -64,19 +64,32 @@ class TrainingBatches:
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """For each batch of the epoch: its source length and the examples in it."""
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.examples))
-        batches: list[tuple[int, np.ndarray]] = []
-        left = np.array([], dtype=order.dtype)
-        for length in self.buckets:
-            rows = np.concatenate([left, order[self._bucket_of[order] == length]])
-            whole = len(rows) // self.batch_size * self.batch_size
-            batches += [(length, part) for part in rows[:whole].reshape(-1, self.batch_size)]
-            left = rows[whole:]
-        if len(left):
-            # Those left over may be shorter than the longest bucket.
-            batches.append((int(self._bucket_of[left].max()), left))
-        return [batches[place] for place in rng.permutation(len(batches))]
+        plan = plan_epoch(self._bucket_of[:, None], batch_size=self.batch_size, seed=self.seed, epoch=epoch)
+        return [(length, rows) for (length,), rows in plan]
+
+
+def plan_epoch(
+    sizes: np.ndarray, *, batch_size: int, seed: int, epoch: int
+) -> list[tuple[tuple[int, ...], np.ndarray]]:
+    """Every one of N rows once, in batches of like size: for each its sizes and its rows; a function of the arguments.
+
+    `sizes` [N, k] are the rows' buckets along k axes. The rows left over in one bucket move up to the next, where the
+    batch has the largest size of its rows along each axis. The last batch alone may be smaller than `batch_size`.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(sizes))
+    batches: list[np.ndarray] = []
+    left = np.array([], dtype=order.dtype)
+    for size in np.unique(sizes, axis=0):
+        rows = np.concatenate([left, order[(sizes[order] == size).all(axis=1)]])
+        whole = len(rows) // batch_size * batch_size
+        batches += list(rows[:whole].reshape(-1, batch_size))
+        left = rows[whole:]
+    batches += [left] if len(left) else []
+    return [
+        (tuple(int(size) for size in sizes[batches[place]].max(axis=0)), batches[place])
+        for place in rng.permutation(len(batches))
+    ]
 
 
 def prediction_batches(
@@ -105,6 +118,12 @@ def find_bucket(length: int, buckets: Sequence[int]) -> int:
     raise LampError(f"a sequence of {length} tokens does not fit the longest bucket of {buckets[-1]}")
 
 
+class StepAddressed(Protocol):
+    """Batches by number, from 0 on without end."""
+
+    def __getitem__(self, step: int) -> Any: ...
+
+
 def choose_buckets(max_length: int) -> tuple[int, ...]:
     """The lengths that prompts of up to `max_length` tokens are padded to."""
     return _up_to(max_length, (64, 128, 256, 384, 512, 768, 1024))
@@ -127,7 +146,7 @@ def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int
     return padded
 
 
-def read_ahead(batches: TrainingBatches, start: int, stop: int) -> Iterator[Batch]:
+def read_ahead(batches: StepAddressed, start: int, stop: int) -> Iterator[Any]:
     """The batches numbered `start` to `stop - 1`, made in a background thread a few ahead of their use."""
     import grain
 

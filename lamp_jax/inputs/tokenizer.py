@@ -38,35 +38,52 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     the unigram trainer of `tokenizers` only knows pieces that several words share, so that a template's words, which
     stand in every prompt, would fall apart.
     """
+    from tokenizers import Regex, normalizers
+
+    normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    extra = [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]
+    return _train_bpe(texts, vocab_size, normalizer, names, form=["$A", "</s>"], extra_special_tokens=extra)
+
+
+def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
+    """An uncased tokenizer with BERT's normalisation and special tokens, [PAD] 0 to [MASK] 4.
+
+    BPE, not BERT's WordPiece, whose trainer in `tokenizers` gives another vocabulary at each run.
+    """
+    from tokenizers import normalizers
+
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    form = ["[CLS]", "$A", "[SEP]"]
+    return _train_bpe(texts, vocab_size, normalizers.BertNormalizer(lowercase=True), names, form=form)
+
+
+def _train_bpe(
+    texts: Iterable[str], vocab_size: int, normalizer: Any, names: dict[str, str], *, form: list[str], **further: Any
+) -> Any:
+    """`names` are the special tokens by their roles, which get the ids from 0 on; `form` is a text with them, as $A."""
     import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "</s>", "<unk>"]
-    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
-        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
+    special = list(names.values())
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=names["unk_token"], fuse_unk=True))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
     tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    used = [(token, special.index(token)) for token in form if token in special]
+    pair = form + [token.replace("$A", "$B") for token in form if token != "[CLS]"]
     tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
+        single=form, pair=pair, special_tokens=used
     )
     _check_special_ids(tokenizer, special)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens=[f"<extra_id_{i}>" for i in range(EXTRA_IDS)],
-        clean_up_tokenization_spaces=False,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names, **further)
 
 
 def _check_special_ids(tokenizer: Any, special: list[str]) -> None:
-    found = [tokenizer.token_to_id(token) for token in special]
-    if found != [0, 1, 2]:
+    found, wanted = [tokenizer.token_to_id(token) for token in special], list(range(len(special)))
+    if found != wanted:
         vocabulary = len(json.loads(tokenizer.to_str())["model"]["vocab"])
-        raise LampError(f"the trained tokenizer gave {special} the ids {found} of {vocabulary}, not T5's 0, 1, 2")
+        raise LampError(f"the trained tokenizer gave {special} the ids {found} of {vocabulary}, not {wanted}")

@@ -151,9 +151,11 @@ def attend_by_rows(
     """
 
     def attend_locally(query, keys, values, position, padding):
-        if mesh_is_set() and rules.batch is not None:
-            # Every shard of the batch has a gradient of its own for the positions; the cast adds them up.
-            position = jax.lax.pcast(position, rules.batch, to="varying")
+        # Every shard has a gradient of its own for the positions that it shares with others; the cast adds them up.
+        shared = [rules.batch] + [rules.heads] * (position.shape[1] == 1)
+        axes = tuple(axis for axis in shared if axis is not None)
+        if mesh_is_set() and axes:
+            position = jax.lax.pcast(position, axes, to="varying")
         rows = max(1, min(len(query), _SCORES_IN_CACHE // (query.shape[1] * query.shape[2] * keys.shape[1])))
 
         def attend_row(row):

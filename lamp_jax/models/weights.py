@@ -180,6 +180,9 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
     config = BertConfig.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
     checkpoint = open_checkpoint(directory)
     places = bert_places(config)
+    if any(name.endswith(".gamma") for name in checkpoint.files):  # as the first BERTs were converted
+        old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        places = {_renamed(name, old): place for name, place in places.items()}
     if not places.keys() & checkpoint.files.keys():  # saved inside a larger model
         places = {f"bert.{name}": place for name, place in places.items()}
     used = {
@@ -189,6 +192,11 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
     }
     abstract = jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **layout))
     return fill(abstract, Checkpoint(directory, used), places)
+
+
+def _renamed(name: str, endings: Mapping[str, str]) -> str:
+    ending = next((ending for ending in endings if name.endswith(ending)), None)
+    return name if ending is None else name.removesuffix(ending) + endings[ending]
 
 
 def save_t5(model: T5, directory: str | Path) -> None:

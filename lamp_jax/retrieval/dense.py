@@ -92,28 +92,38 @@ def embed_all(texts: Sequence[str], embed: Embed) -> np.ndarray:
 
 
 class EmbeddingCache:
-    """Vectors of one encoder on disk, by text: `keys` (SHA-256, 32 bytes each), `vectors` (float32), `cache.json`.
+    """Vectors of one encoder on disk, by text, for one process at a time.
 
-    Both grow at their end, batch by batch; what a killed run left half written is dropped.
+    `vectors` is a table of rows: the SHA-256 of a text (32 bytes), then its vector (float32). It grows at its end,
+    batch by batch; a row that a killed run left half written is dropped. `cache.json` says whose vectors they are.
     """
 
     def __init__(self, directory: str | Path, encoder: Mapping[str, Any]):
         """`encoder`: all that vectors depend on beside the text. LampError where another's are in the directory."""
-        self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
-        description = self._directory / "cache.json"
-        if not description.exists():
-            if any(self._directory.iterdir()):
-                raise LampError(f"{directory}: holds other files, and no embeddings; give an empty or a new directory")
-            write_json(description, dict(encoder))
-        elif (found := read_json(description)) != dict(encoder):
-            differing = sorted(name for name in {*found, *encoder} if found.get(name) != encoder.get(name))
+        self._path = Path(directory) / "vectors"
+        self._description = Path(directory) / "cache.json"
+        self._encoder = dict(encoder)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self._size = 0  # of a vector
+        self._places: dict[bytes, int] = {}
+        if self._description.exists():
+            self._open()
+        elif any(not path.name.startswith(".") for path in Path(directory).iterdir()):
+            raise LampError(f"{directory}: holds other files, and no embeddings; give an empty or a new directory")
+
+    def _open(self) -> None:
+        found = read_json(self._description)
+        size = found.pop("size", None) if isinstance(found, dict) else None
+        if not isinstance(size, int):
+            raise LampError(f"{self._description}: does not describe embeddings; give an empty or a new directory")
+        if found != self._encoder:
+            differing = sorted(name for name in {*found, *self._encoder} if found.get(name) != self._encoder.get(name))
             raise LampError(
-                f"{directory}: holds another encoder's embeddings ({', '.join(differing)} differ, see {description}); "
-                "give each encoder a directory of its own"
+                f"{self._path.parent}: holds another encoder's embeddings ({', '.join(differing)} differ, see "
+                f"{self._description}); give each encoder a directory of its own"
             )
-        whole = self._read("keys")
-        self._places = {whole[start : start + 32]: start // 32 for start in range(0, len(whole) - 31, 32)}
+        self._size = size
+        self._places = {row["key"].tobytes(): place for place, row in enumerate(self._rows())}
 
     def wrap(self, embed: Embed) -> Embed:
         """`embed` for texts that are not in the cache, which then holds them too."""
@@ -121,34 +131,35 @@ class EmbeddingCache:
 
     def _embed(self, texts: Sequence[str], embed: Embed) -> Iterator[tuple[Sequence[int], np.ndarray]]:
         keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        known = [place for place, key in enumerate(keys) if key in self._places]
-        missing = [place for place, key in enumerate(keys) if key not in self._places]
-        if known:
-            count = len(self._places)
-            stored = np.frombuffer(self._read("vectors"), np.float32)
-            stored = stored[: len(stored) // count * count].reshape(count, -1)
-            yield known, stored[[self._places[keys[place]] for place in known]]
-        for batch, vectors in embed([texts[place] for place in missing]):
-            places = [missing[place] for place in batch]
-            self._append([keys[place] for place in places], vectors)
-            yield places, vectors
+        missing: dict[bytes, int] = {}
+        for place, key in enumerate(keys):
+            if key not in self._places:
+                missing.setdefault(key, place)
+        new = list(missing.values())
+        for batch, vectors in embed([texts[place] for place in new]) if new else ():
+            self._append([keys[new[place]] for place in batch], vectors)
+        if keys:
+            yield range(len(keys)), self._rows()["vector"][[self._places[key] for key in keys]]
 
-    def _read(self, name: str) -> bytes:
-        path = self._directory / name
-        return path.read_bytes() if path.exists() else b""
+    @property
+    def _row(self) -> np.dtype:
+        return np.dtype([("key", "V32"), ("vector", "<f4", (self._size,))])
+
+    def _rows(self) -> np.ndarray:
+        """All whole rows, read as they are needed."""
+        count = self._path.stat().st_size // self._row.itemsize if self._path.exists() else 0
+        return np.memmap(self._path, self._row, "r", shape=(count,)) if count else np.zeros(0, self._row)
 
     def _append(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
-        # Vectors first: a key stands for a vector that is there. What lies beyond the keys is written over.
-        row = vectors.shape[1] * vectors.itemsize
-        for name, at, content in (
-            ("vectors", len(self._places) * row, np.ascontiguousarray(vectors, np.float32).tobytes()),
-            ("keys", len(self._places) * 32, b"".join(keys)),
-        ):
-            path = self._directory / name
-            with open(path, "r+b" if path.exists() else "w+b") as file:
-                file.seek(at)
-                file.truncate()
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        if not self._size:
+            self._size = vectors.shape[1]
+            write_json(self._description, self._encoder | {"size": self._size})
+        rows = np.zeros(len(keys), self._row)
+        rows["key"], rows["vector"] = np.frombuffer(b"".join(keys), "V32"), vectors
+        with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
+            file.seek(len(self._places) * self._row.itemsize)
+            file.truncate()  # what a killed run left half written
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         self._places |= {key: len(self._places) + place for place, key in enumerate(keys)}

@@ -30,13 +30,14 @@ def fuse_rankings(
 
 
 def _fuse(question: Question, rankings: Mapping[str, Rankings], k: float) -> Ranked:
-    scores = np.zeros(len(question.profile))
-    for name, ranking in rankings.items():
+    ranks = np.zeros((len(rankings), len(question.profile)))
+    for row, (name, ranking) in zip(ranks, rankings.items(), strict=True):
         try:
-            places = places_of(question, ranking[question.id])
+            row[places_of(question, ranking[question.id])] = np.arange(1, len(row) + 1)
         except LampError as error:
             raise LampError(f"{name}: {error}") from error
-        scores[places] += 1 / (k + np.arange(1, len(places) + 1))
+    # Added up from the best rank on: items of the same ranks are equal to the last bit, whoever gave which.
+    scores = np.sum(1 / (k + np.sort(ranks, axis=0)), axis=0)
     order = best_first(scores)
     ids = [str(item["id"]) for item in question.profile]
     return Ranked(question.id, [ids[place] for place in order], scores[order])

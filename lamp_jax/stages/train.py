@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import jax
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.config import Retriever, Train
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.data.records import claim
@@ -19,13 +17,14 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.batches import Batch, Example, TrainingBatches, choose_buckets, read_ahead
 from lamp_jax.inputs.examples import gold_of, make_examples, make_prompts, past_questions, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer, train_tokenizer
-from lamp_jax.loop import Log, Progress, train
+from lamp_jax.loop import Progress, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
 from lamp_jax.sharding import make_mesh, model_layout, place_batch
 from lamp_jax.stages.generate import answer
-from lamp_jax.steps.generator import TrainState, make_optimizer, make_update, start
+from lamp_jax.steps.generator import generator_loss
+from lamp_jax.steps.update import TrainState, make_optimizer, make_update, start
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric, score
 from lamp_jax.tasks.prompts import Prompt
@@ -70,32 +69,26 @@ def train_generator(
         clip=options.clip,
         step_size=options.step_size,
     )
-    update = make_update(graph, optimizer, seed=options.seed, accumulation=options.accumulation, rules=model.rules)
-    state, progress = start(params, optimizer), Progress()
+    loss, rules = generator_loss(graph), model.rules
+    update = make_update(loss, optimizer, seed=options.seed, accumulation=options.accumulation, rules=rules)
     shapes: set[tuple[int, ...]] = set()  # each of them is one compilation
 
     def update_on_devices(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         shapes.add(batch.source.shape)
-        return update(state, *place_batch(tuple(batch), rules=model.rules))
+        return update(state, place_batch(tuple(batch), rules=rules))
 
-    with closing(Checkpoints(output / "checkpoints")) as checkpoints, closing(Log(output)) as log:
-        if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
-            state, progress = restored[0], Progress(**restored[1])
-            print(f"{output}: going on after step {progress.step} of {total_steps}")
-        state, progress = train(
-            state,
-            progress,
-            update=update_on_devices,
-            batches=read_ahead(batches, progress.step, total_steps),
-            total_steps=total_steps,
-            evaluate_every=max(1, round(options.evaluate_every * len(batches))),
-            evaluate=_evaluation(options, task, validation, tokenizer, graph),
-            higher_is_better=task.higher_is_better,
-            keep_best=lambda state: save_t5(nnx.merge(graph, state.params), output),
-            save=checkpoints.save,
-            patience=options.patience,
-            log=log,
-        )
+    _, progress = fit(
+        output,
+        start(params, optimizer),
+        update=update_on_devices,
+        batches=lambda done: read_ahead(batches, done, total_steps),
+        total_steps=total_steps,
+        evaluate_every=max(1, round(options.evaluate_every * len(batches))),
+        evaluate=_evaluation(options, task, validation, tokenizer, graph),
+        higher_is_better=task.higher_is_better,
+        keep_best=lambda state: save_t5(nnx.merge(graph, state.params), output),
+        patience=options.patience,
+    )
     print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
     return progress
 
@@ -169,14 +162,14 @@ def _prompts(
 
 def _evaluation(
     options: Train, task: Task, validation: Sequence[Question], tokenizer: Any, graph: nnx.GraphDef
-) -> Callable[[TrainState], float]:
+) -> Callable[[TrainState], dict[str, float]]:
     """The main metric on the validation questions, the mean over the retrievers."""
     answerer = Answerer(graph, tokenizer, task, options.answering)
     golds = {question.id: gold_of(question) for question in validation}
     prompts = [_prompts(options, task, validation, tokenizer, retriever) for retriever in options.retrievers]
     sets = [prompt_examples(validation, one) for one in prompts]
 
-    def evaluate(state: TrainState) -> float:
+    def evaluate(state: TrainState) -> dict[str, float]:
         values = []
         for examples in sets:
             answers = answer(
@@ -187,10 +180,6 @@ def _evaluation(
                 max_length=options.prompting.max_length,
             )
             values.append(score(task, answers, golds, compatibility=options.compatibility).value)
-        return sum(values) / len(values)
+        return {"validation": sum(values) / len(values)}
 
     return evaluate
-
-
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

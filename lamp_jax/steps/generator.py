@@ -1,108 +1,22 @@
-"""How a T5 learns from prompts and answers: AdamW on the mean cross-entropy of the answers' tokens."""
-
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+"""How a T5 learns from prompts and answers: the cross-entropy of the answers' tokens."""
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.sharding import Rules
-
-StepSize = Literal["absolute", "relative"]
+from lamp_jax.steps.update import LossSum
 
 
-class TrainState(NamedTuple):
-    """All that a resumed run needs. `step` is the number of updates made, int32."""
+def generator_loss(graph: nnx.GraphDef) -> LossSum:
+    """Nats over the target tokens of a batch (source [B, S], target [B, T]), and their number."""
 
-    step: jax.Array
-    params: Any
-    optimizer: Any
-
-
-def make_optimizer(
-    *,
-    learning_rate: float,
-    total_steps: int,
-    warmup_ratio: float,
-    weight_decay: float,
-    clip: float,
-    step_size: StepSize = "absolute",
-) -> optax.GradientTransformation:
-    """AdamW with a clipped gradient; the rate rises linearly for `warmup_ratio` of the updates and falls linearly to 0.
-
-    Weight decay spares the norms' scales and the relative position biases, as usual for T5. With the step size
-    "relative", each tensor's update is multiplied by the root mean square of its values, as in Adafactor (Shazeer and
-    Stern 2018, section 8), with which T5 was trained: its embeddings begin ten times as large as its other matrices.
-    """
-    warmup = round(warmup_ratio * total_steps)
-    rise = optax.linear_schedule(0.0, learning_rate, warmup)
-    fall = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1))
-    schedule = optax.join_schedules([rise, fall], [warmup])
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, _decayed),
-        optax.scale_by_param_block_rms() if step_size == "relative" else optax.identity(),
-        optax.scale_by_learning_rate(schedule),
-    )
-
-
-def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
-
-
-def make_update(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int, rules: Rules
-) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted update `(state, source [B, S], target [B, T]) -> (state, metrics)`, in `accumulation` parts of B.
-
-    The loss is the mean over the update's target tokens, however they are spread over the parts. `metrics` holds
-    scalars: `loss` (nats per token) and `gradient_norm` (before clipping).
-    """
-
-    def split(rows: jax.Array) -> jax.Array:
-        """[B, S] -> [A, B / A, S]; every device keeps its rows."""
-        shape = (rows.shape[0] // accumulation, accumulation, rows.shape[1])
-        return jnp.swapaxes(jnp.reshape(rows, shape, out_sharding=rules.out("batch", None, None)), 0, 1)
-
-    def loss_sum(params: Any, source: jax.Array, target: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_sum(params, batch, key):
+        source, target = batch
         model = nnx.merge(graph, params)
         encoder_key, decoder_key = jax.random.split(key)
         encoded = model.encode(source, key=encoder_key)
         read = decoder_inputs(target, model.config)
         return token_cross_entropy(model.decode(read, encoded, model.source_mask(source), key=decoder_key), target)
 
-    def update(state: TrainState, source: jax.Array, target: jax.Array):
-        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
-
-        def accumulate(carry, part):
-            part_source, part_target, place = part
-            (loss, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
-                state.params, part_source, part_target, jax.random.fold_in(key, place)
-            )
-            return jax.tree.map(jnp.add, carry, (gradient, loss, count)), None
-
-        nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
-        parts = (split(source), split(target), jnp.arange(accumulation))
-        (gradient, loss, count), _ = jax.lax.scan(accumulate, nothing, parts)
-        gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), gradient)
-        changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, changes)
-        metrics = {"loss": loss / jnp.maximum(count, 1), "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(state.step + 1, params, optimizer_state), metrics
-
-    return jax.jit(update, donate_argnums=0)
-
-
-def _decayed(params: Any) -> Any:
-    """True for matrices and embeddings, False for norms and relative position biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not _is_spared(path), params)
-
-
-def _is_spared(path: tuple[Any, ...]) -> bool:
-    return any(word in jax.tree_util.keystr(path) for word in ("norm", "positions"))
+    return loss_sum

@@ -11,9 +11,12 @@ import pytest
 
 from lamp_jax.decoding.beam import beam_search
 from lamp_jax.decoding.greedy import greedy_search
+from lamp_jax.encoding import tokenize
+from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.losses import token_cross_entropy
+from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.models.weights import hf_tensors, load_t5, t5_places
+from lamp_jax.models.weights import hf_tensors, load_bert, load_t5, t5_places
 from tests.goldens.cases import CASES
 
 pytestmark = pytest.mark.golden
@@ -22,7 +25,8 @@ FOLDER = CASES / "goldens" / "models"
 FILES = sorted(path.name for path in FOLDER.glob("*")) if FOLDER.is_dir() else []
 FORWARD = [name.removesuffix("_forward.npz") for name in FILES if re.fullmatch(r"t5.*_forward\.npz", name)]
 GENERATED = [name.removesuffix("_gen.json") for name in FILES if re.fullmatch(r"t5.*_gen\.json", name)]
-OTHERS = [name for name in FILES if not name.startswith("t5")]
+POOLED = [name.removesuffix("_pool.npz") for name in FILES if re.fullmatch(r"bert.*_pool\.npz", name)]
+OTHERS = [name for name in FILES if not name.startswith(("t5", "bert"))]
 
 
 def read_generated(name):
@@ -159,6 +163,55 @@ def test_generated_alone_is_hf(name, key):
         pytest.skip("HF's outputs of single sources are not in this case")
     for source, expected in zip(read_forward(name)["input_ids"], golden, strict=True):
         check_search(name, key, source[None], [expected], None)
+
+
+def read_texts(name):
+    """{"texts": [...], "lengths": [...]}"""
+    return json.loads((FOLDER / f"{name}_texts.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def read_pooled(name):
+    with np.load(FOLDER / f"{name}_pool.npz") as arrays:
+        return {key: arrays[key] for key in arrays}
+
+
+@functools.cache
+def encode(name):
+    """Hidden states and vectors of the golden's tokens."""
+    golden = read_pooled(name)
+    tokens = np.where(golden["attention_mask"] == 1, golden["input_ids"], NO_TOKEN).astype(np.int32)
+    run = jax.jit(lambda model: (model(tokens), model.embed(tokens)))
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(run(load_bert(CASES / "tiny" / name)))
+
+
+@pytest.mark.parametrize("name", POOLED, ids="models-{}".format)
+def test_tokens_of_texts_are_hf(name):
+    golden = read_pooled(name)
+    texts, lengths = (read_texts(name)[key] for key in ("texts", "lengths"))
+    rows = tokenize(texts, load_tokenizer(CASES / "tiny" / name), max_length=golden["input_ids"].shape[1])
+    expected = [
+        ids[mask == 1].tolist() for ids, mask in zip(golden["input_ids"], golden["attention_mask"], strict=True)
+    ]
+    assert rows == expected
+    assert [len(row) for row in rows] == lengths
+
+
+@pytest.mark.parametrize("name", POOLED, ids="models-{}".format)
+def test_hidden_states_are_hf(name):
+    golden = read_pooled(name)
+    expected = golden["last_hidden"]  # of the first texts, up to a length that holds them
+    texts, length = expected.shape[:2]
+    mask = golden["attention_mask"][:texts]
+    assert mask.sum(axis=1).max() <= length
+    tokens = mask[:, :length] == 1
+    np.testing.assert_allclose(encode(name)[0][:texts, :length][tokens], expected[tokens], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", POOLED, ids="models-{}".format)
+def test_vectors_are_hf(name):
+    np.testing.assert_allclose(encode(name)[1], read_pooled(name)["emb"], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("file", OTHERS, ids="models-{}".format)

@@ -1,13 +1,23 @@
 """Which items a prompt holds, and which further examples a profile gives."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lamp_jax.config import Prompting, Prompts
+from lamp_jax.config import CORRECT, REFERENCE, Prompting, Prompts
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.examples import make_examples, make_prompts, past_questions, prompt_examples, retrieved_items
+from lamp_jax.inputs.examples import (
+    dense_and_newest,
+    make_examples,
+    make_prompts,
+    past_questions,
+    prompt_examples,
+    retrieved_items,
+)
 from lamp_jax.inputs.tokenizer import train_tokenizer
 from lamp_jax.tasks.catalog import find_task
 
@@ -20,8 +30,8 @@ PROFILE = tuple(
 QUESTION = Question("1", TASK.input_for("gamma again"), PROFILE, user_id=7, output="4")
 
 
-def told(count):
-    return Prompts("LaMP-3", "", "", "", prompting=Prompting(num_retrieved=count))
+def told(count, compatibility=CORRECT):
+    return Prompts("LaMP-3", "", "", "", prompting=Prompting(num_retrieved=count), compatibility=compatibility)
 
 
 def items(retriever, count=2, question=QUESTION):
@@ -42,8 +52,80 @@ def test_no_items_asked_for_is_the_bare_input():
 
 
 def test_an_empty_profile_is_legal_for_everybody():
-    for retriever in ("file", "none", "bm25", "recency", "random"):
+    for retriever in ("file", "none", "bm25", "recency", "random", "recency+dense"):
         assert items(retriever, question=replace(QUESTION, profile=())) == []
+
+
+def in_dense_order(*years):
+    """A profile whose items, best first, have these dates; ids are their places."""
+    profile = tuple({"id": str(n), "text": "t", "score": "1", "date": str(year)} for n, year in enumerate(years))
+    return replace(QUESTION, profile=profile)
+
+
+def halved(count, *years, halves: Literal["distinct", "doubled"] = "distinct"):
+    chosen = dense_and_newest(in_dense_order(*years), count, halves=halves)
+    return [int(str(item["id"])) for item in chosen]
+
+
+years = st.lists(st.integers(2000, 2004), max_size=9)
+
+
+@given(years, st.integers(1, 12))
+def test_half_of_the_items_are_the_densest_and_half_the_newest_of_the_others(years, count):
+    chosen = halved(count, *years)
+    half = -(-count // 2)
+    assert len(chosen) == len(set(chosen)) == min(count, len(years))
+    assert chosen[:half] == list(range(len(years)))[:half]
+    newest = chosen[half:]
+    # Newest first, equal dates in dense order; and nothing newer is left out.
+    assert newest == sorted(newest, key=lambda place: (-years[place], place))
+    left_out = set(range(half, len(years))) - set(newest)
+    assert all((-years[taken], taken) < (-years[left], left) for taken in newest for left in left_out)
+
+
+def test_an_odd_number_of_items_has_one_more_of_the_dense():
+    assert halved(1, 2001, 2002, 2003) == [0]
+    assert halved(3, 2001, 2002, 2003, 2004) == [0, 1, 3]
+
+
+def test_more_items_than_the_profile_has_are_the_whole_profile_each_once():
+    assert halved(9, 2001, 2003, 2002) == [0, 1, 2]
+    assert halved(4, 2001, 2002, 2003) == [0, 1, 2]
+
+
+def test_equal_dates_stand_in_dense_order():
+    assert halved(6, 2000, 2000, 2000, 2001, 2002, 2001, 2002) == [0, 1, 2, 4, 6, 3]
+
+
+@given(years.filter(bool), st.integers(1, 12))
+def test_doubled_halves_are_the_public_codes(years, count):
+    half = count // 2
+    oldest_first = sorted(enumerate(years), key=lambda item: item[1])
+    expected = list(range(len(years)))[:half] + [place for place, _ in oldest_first[-half:][::-1]]
+    assert halved(count, *years, halves="doubled") == expected
+
+
+def test_doubled_halves_may_share_items_and_turn_equal_dates_around():
+    assert halved(4, 2003, 2001, 2001, 2002, halves="doubled") == [0, 1, 0, 3]
+    assert halved(4, 2000, 2001, 2001, 2001, halves="doubled") == [0, 1, 3, 2]
+    assert halved(5, 2003, 2001, 2002, halves="doubled") == [0, 1, 0, 2]
+
+
+def test_the_doubled_half_of_one_is_the_whole_profile_newest_first():
+    assert halved(1, 2001, 2003, 2002, 2003, halves="doubled") == [3, 1, 2, 0]
+
+
+def test_compatibility_says_which_halves_a_prompt_has():
+    question = in_dense_order(2003, 2001, 2002)
+    for compatibility, expected in ((CORRECT, ["0", "2"]), (REFERENCE, ["0", "0"])):
+        (chosen,) = retrieved_items([question], TASK, told(2, compatibility), retriever="recency+dense")
+        assert [item["id"] for item in chosen] == expected
+
+
+def test_halves_need_dates():
+    undated = replace(QUESTION, profile=({"id": "1", "text": "t", "score": "1"},))
+    with pytest.raises(LampError, match="question '1': no profile item has a 'date'"):
+        dense_and_newest(undated, 2, halves="distinct")
 
 
 @pytest.fixture(scope="module")

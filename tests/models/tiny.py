@@ -1,6 +1,7 @@
-"""Small T5s and batches that the tests of the device half share."""
+"""Small T5s, BERTs and batches that the tests of the device half share."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from lamp_jax.losses import token_cross_entropy
+from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import mesh_is_set
@@ -28,6 +30,17 @@ GATED = T5Config(
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
 )
+BERT = BertConfig(
+    vocab_size=48,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=32,
+    max_position_embeddings=16,
+    hidden_dropout_prob=0.25,
+    attention_probs_dropout_prob=0.25,
+    initializer_range=0.2,
+)
 
 
 @functools.cache
@@ -36,14 +49,31 @@ def _draw(config: T5Config) -> nnx.State:
     return jax.device_get(nnx.state(T5(config, rngs=nnx.Rngs(0))))
 
 
+@functools.cache
+def _draw_bert(config: BertConfig) -> nnx.State:
+    # Biases and norms too: what is 0 or 1 everywhere would hide that it is left out or put elsewhere.
+    random = np.random.default_rng(0)
+    drawn = jax.device_get(nnx.state(Bert(config, rngs=nnx.Rngs(0))))
+    return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), drawn)
+
+
 def build(config: T5Config, **options) -> T5:
     """A model with the parameters of seed 0, on the current mesh by the rules among the options."""
-    graph, abstract = nnx.split(jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **options)))
+    return _place(jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **options)), _draw(config))
+
+
+def build_bert(config: BertConfig = BERT, **options) -> Bert:
+    """As `build`; biases and norms are random too."""
+    return _place(jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **options)), _draw_bert(config))
+
+
+def _place(model: Any, values: nnx.State) -> Any:
+    graph, abstract = nnx.split(model)
     if mesh_is_set():
         mesh = jax.sharding.get_mesh()
         layout = jax.tree.map(lambda leaf: NamedSharding(mesh, leaf.sharding.spec), abstract)
-        return nnx.merge(graph, jax.device_put(_draw(config), layout))
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, _draw(config)))
+        return nnx.merge(graph, jax.device_put(values, layout))
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, values))
 
 
 def make_batch(rows: int = 8, source: int = 12, target: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ from flax import nnx
 
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.sharding import DATA_PARALLEL, make_mesh, place_batch
-from lamp_jax.steps.generator import make_optimizer, make_update, start
+from lamp_jax.steps.generator import generator_loss
+from lamp_jax.steps.update import make_optimizer, make_update, start
 from tests.models.tiny import GATED
 
 CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)
@@ -42,7 +43,8 @@ def compiled(*, accumulation=1, dropout_rate=0.0, **changes):
     """The first state and the update of a small model; compiled once for all tests that use it."""
     graph, params = nnx.split(T5(replace(CONFIG, dropout_rate=dropout_rate), rngs=nnx.Rngs(0)))
     transformation = optimizer(**changes)
-    update = make_update(graph, transformation, seed=0, accumulation=accumulation, rules=DATA_PARALLEL)
+    loss = generator_loss(graph)
+    update = make_update(loss, transformation, seed=0, accumulation=accumulation, rules=DATA_PARALLEL)
     return start(params, transformation), update
 
 
@@ -50,7 +52,7 @@ def after(steps, **settings):
     state, update = compiled(**settings)
     state, losses = jax.tree.map(jnp.copy, state), []  # the update takes its argument away
     for _ in range(steps):
-        state, metrics = update(state, *place_batch(batch()))
+        state, metrics = update(state, place_batch(batch()))
         losses.append(float(metrics["loss"]))
     return state, losses
 

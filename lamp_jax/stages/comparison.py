@@ -1,0 +1,122 @@
+"""One model's answers under several orders of the profiles: `predictions/`, `results.json` and `table.txt`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from lamp_jax.config import Retriever, Train
+from lamp_jax.data.files import Question, write_json, write_predictions
+from lamp_jax.decoding.answers import Answerer
+from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.weights import load_t5
+from lamp_jax.sharding import make_mesh, model_layout
+from lamp_jax.stages.generate import answer
+from lamp_jax.tasks.catalog import Task
+from lamp_jax.tasks.metrics import Scores, paired_test, score
+from lamp_jax.tasks.significance import confidence_interval
+
+
+class Order(NamedTuple):
+    """Questions and who orders their profiles."""
+
+    questions: Sequence[Question]
+    retriever: Retriever
+
+
+def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: Path) -> dict[str, Scores]:
+    """The scores of the one trained model with each order's items in the prompt; predictions are written."""
+    tokenizer = load_tokenizer(experiment.output)
+    scores = {}
+    with jax.set_mesh(make_mesh()):
+        graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))
+        answerer = Answerer(graph, tokenizer, task, experiment.answering)
+        for name, (questions, retriever) in orders.items():
+            prompts = make_prompts(questions, task, tokenizer, experiment, retriever=retriever)
+            answers = answer(
+                prompt_examples(questions, prompts),
+                answerer,
+                params,
+                batch_size=experiment.batch_size,
+                max_length=experiment.prompting.max_length,
+            )
+            write_predictions(output / "predictions" / f"{name}.json", task, answers)
+            golds = {question.id: gold_of(question) for question in questions}
+            scores[name] = score(task, answers, golds, compatibility=experiment.compatibility)
+    return scores
+
+
+class Against(NamedTuple):
+    """A paired test of every row against one of them, over all questions or one group of users."""
+
+    row: str
+    group: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"p vs {self.row}" + (f" ({self.group})" if self.group else "")
+
+
+def report(
+    scores: Mapping[str, Scores],
+    task: Task,
+    questions: Sequence[Question],
+    output: Path,
+    *,
+    oracle: Mapping[str, Any],
+    tests: Sequence[Against],
+    seed: int,
+) -> str:
+    """Writes `results.json` and `table.txt` to `output`; returns the table. `oracle` knows the users' groups."""
+    groups: dict[str, list[str]] = {}
+    for question in questions:
+        groups.setdefault(oracle[question.id]["group"], []).append(question.id)
+    rows = [_row(name, scores, dict(sorted(groups.items())), tests) for name in scores]
+    text = _table(rows)
+    (output / "table.txt").write_text(text + "\n", encoding="utf-8")
+    direction = "higher is better" if task.higher_is_better else "lower is better"
+    write_json(output / "results.json", {"task": task.name, "direction": direction, "seed": seed, "rows": rows})
+    return text
+
+
+def _row(
+    name: str, scores: Mapping[str, Scores], groups: Mapping[str, Sequence[str]], tests: Sequence[Against]
+) -> dict[str, Any]:
+    """One line of `results.json`: mean, 95 % interval, tests against other rows, mean by group of users."""
+    metric, samples = scores[name].metric, scores[name].samples
+    interval = confidence_interval(samples)
+
+    def test(against: Against) -> float:
+        ids = groups[against.group] if against.group else list(samples)
+        one, other = ({key: scores[row].samples[key] for key in ids} for row in (name, against.row))
+        return paired_test(metric, one, other).p
+
+    return {
+        "retriever": name,
+        "metric": metric,
+        "mean": scores[name].value,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(samples),
+        "tests": {against.title: test(against) for against in tests},
+        "groups": {group: sum(samples[key] for key in ids) / len(ids) for group, ids in groups.items()},
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as lines of text."""
+    titles, groups = list(rows[0]["tests"]), list(rows[0]["groups"])
+    widths = [max(10, len(title) + 2) for title in titles]
+    head = f"{'retriever':10} {rows[0]['metric']:>8}  95 % interval "
+    lines = [
+        head + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)) + "".join(f"{g:>10}" for g in groups)
+    ]
+    for one in rows:
+        tests = "".join(f"{one['tests'][title]:{width}.2g}" for title, width in zip(titles, widths, strict=True))
+        by_group = "".join(f"{one['groups'][group]:10.3f}" for group in groups)
+        interval = f"{one['low']:.3f} to {one['high']:.3f}"
+        lines.append(f"{one['retriever']:10} {one['mean']:8.3f}  {interval}{tests}{by_group}")
+    return "\n".join(lines)

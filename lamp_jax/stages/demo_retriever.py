@@ -1,0 +1,108 @@
+"""`lamp demo --stages retriever`: dense retrievers learn from the demo's generator what BM25 cannot find."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lamp_jax.config import Answering, Demo, FeedbackItems, Rank, ScratchEncoder, Train, TrainRetriever
+from lamp_jax.data.files import read_json, read_questions
+from lamp_jax.data.records import claim
+from lamp_jax.models.weights import save_bert
+from lamp_jax.retrieval.dense import RetrieverSettings, write_settings
+from lamp_jax.retrieval.ranking import apply_rankings, read_rankings
+from lamp_jax.stages import feedback_items, rank, train_retriever
+from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.tasks.catalog import find_task
+
+HARD_GROUP = "hidden"
+"""The users whose relevant items share no words with their question."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much this part does."""
+
+    profile_size: int
+    kd_epochs: float
+    rl_epochs: float
+    encoder: ScratchEncoder
+
+
+SIZES = {
+    "full": Size(16, 4, 8, ScratchEncoder(64, 128, num_layers=1, num_heads=2, vocab_size=1000, dropout=0)),
+    "smoke": Size(2, 1, 1, ScratchEncoder(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0)),
+}
+
+
+def run(options: Demo, generator: Train) -> None:
+    output = Path(options.output) / "retriever"
+    # What the generator is follows from the demo's own record, which is done when this begins.
+    record = claim(output, replace(options, output=str(output)), inputs=[generator.output], directory=True)
+    if record.state == "done":
+        return print((output / "table.txt").read_text(encoding="utf-8"))
+    record.begin()
+    task = find_task(generator.task)
+    feedback_items.run(feedback(options, generator))
+    encoders = {"untrained": output / "untrained"}
+    make_untrained(trainings(options, generator)["ROPG-KD"], encoders["untrained"])
+    for name, training in trainings(options, generator).items():
+        train_retriever.run(replace(training, encoder=str(encoders["untrained"])))
+        encoders[name] = Path(training.output)
+    questions = read_questions(generator.validation, task=task)
+    orders = {"none": Order(questions, "none"), "bm25": Order(questions, "bm25")}
+    for name, encoder in encoders.items():
+        ranking = str(output / "rankings" / f"{name}.json")
+        rank.run(Rank(task.name, generator.validation, ranking, "dense", encoder=str(encoder), max_length=64))
+        orders[name] = Order(apply_rankings(questions, read_rankings(ranking)), "file")
+    scores = compare(generator, task, orders, output)
+    oracle = read_json(Path(options.output) / "data" / "oracle.json")
+    tests = [Against("untrained", HARD_GROUP), Against("bm25", HARD_GROUP)]
+    print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
+    record.finish()
+
+
+def feedback(options: Demo, generator: Train) -> FeedbackItems:
+    """The generator's feedback on the first items of the train questions, whose profiles are in random order."""
+    return FeedbackItems(
+        task=generator.task,
+        merged=generator.train,
+        model=generator.output,
+        output=str(Path(options.output) / "retriever" / "feedback"),
+        profile_size=SIZES[options.size].profile_size,
+        batch_size=64,
+        max_length=128,
+        answering=Answering(decode="labels"),
+    )
+
+
+def trainings(options: Demo, generator: Train) -> dict[str, TrainRetriever]:
+    """ROPG-KD and ROPG-RL, from the same start on the same feedback."""
+    size, output = SIZES[options.size], Path(options.output) / "retriever"
+    kd = TrainRetriever(
+        task=generator.task,
+        questions=generator.train,
+        feedback=(str(output / "feedback"),),
+        output=str(output / "kd"),
+        encoder=train_retriever.SCRATCH,
+        scratch=size.encoder,
+        profile_size=size.profile_size,
+        use_date=False,
+        max_length=64,
+        epochs=size.kd_epochs,
+        batch_size=32,
+        accumulation=1,
+        learning_rate=2e-2,
+        step_size="relative",
+        seed=options.seed,
+    )
+    rl = replace(kd, method="rl", gradient="expected", epochs=size.rl_epochs, output=str(output / "rl"))
+    return {"ROPG-KD": kd, "ROPG-RL": rl}
+
+
+def make_untrained(training: TrainRetriever, directory: Path) -> None:
+    """The encoder that both trainings start from, in a directory of its own."""
+    if (directory / "model.safetensors").exists():
+        return
+    judged = train_retriever.read_judged(training, find_task(training.task), training.questions, training.feedback)
+    tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), judged)
+    save_bert(train_retriever.prepare_model(training, len(tokenizer)), directory)
+    write_settings(directory, RetrieverSettings(training.use_date))

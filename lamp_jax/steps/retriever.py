@@ -1,0 +1,63 @@
+"""How a dual encoder learns which items help the generator: ROPG-KD and ROPG-RL (arXiv 2404.05970, section 4.1)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamp_jax import losses
+from lamp_jax.config import TrainRetriever
+from lamp_jax.models.bert import Bert
+from lamp_jax.steps.update import LossSum
+
+Objective = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(scores [B, N], rewards [B, N], mask [B, N], baseline [B], key) -> the loss of each question [B]."""
+
+
+def choose_objective(options: TrainRetriever) -> Objective:
+    """The loss that the options name; with `ropg="padded"` in their compatibility, the public code's."""
+    if options.method == "kd" and options.compatibility.ropg == "padded":
+        # One temperature for both, as there; padding has a mask like any other item and so counts.
+        temperature = options.score_temperature
+        return lambda scores, rewards, mask, baseline, key: jnp.where(
+            jnp.any(mask, axis=-1), losses.kd_loss_of_probabilities(scores, rewards, temperature=temperature), 0.0
+        )
+    if options.method == "kd":
+        temperatures = {
+            "score_temperature": options.score_temperature,
+            "reward_temperature": options.reward_temperature,
+        }
+        return lambda scores, rewards, mask, baseline, key: losses.kd_loss(scores, rewards, mask, **temperatures)
+    if options.gradient == "expected":
+        return lambda scores, rewards, mask, baseline, key: losses.expected_reward_loss(scores, rewards, mask, baseline)
+
+    def reinforce(scores, rewards, mask, baseline, key):
+        items = losses.sample_items(key, scores, mask, count=min(options.sampled_items, scores.shape[-1]))
+        return losses.reinforce_loss(scores, rewards, mask, baseline, items)
+
+    return reinforce
+
+
+def retriever_loss(graph: nnx.GraphDef, objective: Objective) -> LossSum:
+    """The losses of a `CandidateBatch`'s questions, and how many of them have items."""
+
+    def loss_sum(params, batch, key):
+        tokens, rewards, mask, baseline = batch
+        dropout_key, sample_key = jax.random.split(key)
+        scores = score_candidates(nnx.merge(graph, params), tokens, key=dropout_key)
+        loss = objective(scores, rewards, mask, baseline, sample_key)
+        return jnp.sum(loss), jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32))
+
+    return loss_sum
+
+
+def score_candidates(model: Bert, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """Dot products of a query and its documents: tokens [B, 1 + N, S], the query first -> [B, N], float32."""
+    questions, texts, length = tokens.shape
+    rules: Any = model.rules
+    rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=rules.out("batch", None))
+    vectors = model.embed(rows, key=key)
+    vectors = jnp.reshape(vectors, (questions, texts, -1), out_sharding=rules.out("batch", None, None))
+    return jnp.einsum("bnd,bd->bn", vectors[:, 1:], vectors[:, 0], precision="highest")

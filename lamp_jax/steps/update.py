@@ -1,0 +1,101 @@
+"""One update of anything that is trained: AdamW on the gradient of a mean loss, its batch computed in parts."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lamp_jax.sharding import Rules
+
+StepSize = Literal["absolute", "relative"]
+LossSum = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
+"""(parameters, batch, dropout key) -> the sum of the losses, and of how many: tokens, or questions."""
+
+
+class TrainState(NamedTuple):
+    """All that a resumed run needs. `step` is the number of updates made, int32."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_ratio: float,
+    weight_decay: float,
+    clip: float,
+    step_size: StepSize = "absolute",
+) -> optax.GradientTransformation:
+    """AdamW with a clipped gradient; the rate rises linearly for `warmup_ratio` of the updates and falls linearly to 0.
+
+    Weight decay spares biases, the norms' scales and the relative position biases, as usual. With the step size
+    "relative", each tensor's update is multiplied by the root mean square of its values, as in Adafactor (Shazeer and
+    Stern 2018, section 8), with which T5 was trained: its embeddings begin ten times as large as its other matrices.
+    """
+    warmup = round(warmup_ratio * total_steps)
+    rise = optax.linear_schedule(0.0, learning_rate, warmup)
+    fall = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1))
+    schedule = optax.join_schedules([rise, fall], [warmup])
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay, _decayed),
+        optax.scale_by_param_block_rms() if step_size == "relative" else optax.identity(),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+
+
+def make_update(
+    loss_sum: LossSum, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int, rules: Rules
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted update `(state, batch) -> (state, metrics)`; a batch is a tree of arrays [B, ...].
+
+    It is computed in `accumulation` parts of B. The loss is the mean over all that the update's batch counts, however
+    that is spread over the parts. `metrics` holds scalars: `loss` and `gradient_norm` (before clipping).
+    """
+
+    def split(rows: jax.Array) -> jax.Array:
+        """[B, ...] -> [A, B / A, ...]; every device keeps its rows."""
+        shape = (rows.shape[0] // accumulation, accumulation, *rows.shape[1:])
+        layout = rules.out("batch", *(None,) * (len(shape) - 1))
+        return jnp.swapaxes(jnp.reshape(rows, shape, out_sharding=layout), 0, 1)
+
+    def update(state: TrainState, batch: Any):
+        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
+
+        def accumulate(carry, part):
+            rows, place = part
+            (loss, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
+                state.params, rows, jax.random.fold_in(key, place)
+            )
+            return jax.tree.map(jnp.add, carry, (gradient, loss, count)), None
+
+        nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
+        parts = (jax.tree.map(split, batch), jnp.arange(accumulation))
+        (gradient, loss, count), _ = jax.lax.scan(accumulate, nothing, parts)
+        gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), gradient)
+        changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        metrics = {"loss": loss / jnp.maximum(count, 1), "gradient_norm": optax.tree.norm(gradient)}
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def _decayed(params: Any) -> Any:
+    """True for matrices and embeddings, False for biases, norms and relative position biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: not _is_spared(path), params)
+
+
+def _is_spared(path: tuple[Any, ...]) -> bool:
+    return any(word in jax.tree_util.keystr(path) for word in ("norm", "bias", "_positions"))

@@ -1,0 +1,39 @@
+"""What a generator's answer is worth to a retriever or selector that learns from it: metrics as rewards."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+from lamp_jax.tasks.metrics import main_metric
+
+Reward = Literal["metric", "likelihood"]
+
+LIKELIHOOD = "likelihood"
+"""Name, among an answer's metrics, of the mean log-probability of the gold's tokens."""
+
+
+def reward_of(task: Task, metrics: Mapping[str, float], gold: str, *, kind: Reward = "metric") -> float:
+    """The reward of one answer from its metrics, higher is better; source: ROPG/RSPG (arXiv 2404.05970), section 5.
+
+    The task's metric itself; for LaMP-3 (worst - MAE) / worst with `worst_error` (Eq. 8), 1 where the answer is right
+    and 0 where it is as far off as the scale allows. With kind "likelihood", the mean log-probability of the gold's
+    tokens. Raises LampError for a metric that is not there or no number; metrics' names differ in case between sources.
+    """
+    wanted = LIKELIHOOD if kind == "likelihood" else main_metric(task)
+    by_name = {name.lower(): value for name, value in metrics.items()}
+    value = by_name.get(wanted.lower())
+    if value is None:
+        raise LampError(f"the feedback has no {wanted!r}, only {', '.join(sorted(metrics))}; see --reward")
+    if not math.isfinite(value):
+        raise LampError(f"the feedback's {wanted} is {value}; make it again")
+    if kind == "metric" and task.metric == "mae":
+        worst = worst_error(gold)
+        return (worst - value) / worst
+    return value
+
+
+def worst_error(gold: str) -> float:
+    """How far an answer within LaMP-3's scale of 1 to 5 can be from the gold."""
+    return max(abs(1 - float(gold)), abs(5 - float(gold)))

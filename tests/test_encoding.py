@@ -1,0 +1,137 @@
+"""Texts as tokens and vectors: nothing but the text decides its vector."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamp_jax import encoding
+from lamp_jax.config import Devices
+from lamp_jax.encoding import check_length, open_encoder, tokenize
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.bert import BertConfig
+from lamp_jax.models.weights import save_bert
+from lamp_jax.retrieval.dense import embed_all
+from lamp_jax.sharding import make_mesh
+from tests.goldens.cases import CASES
+from tests.models.tiny import build_bert
+
+CONFIG = BertConfig(
+    vocab_size=3000,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=32,
+    max_position_embeddings=32,
+    initializer_range=0.2,
+)
+# Of two lengths of batch, 16 and 32, the last of them cut.
+TEXTS = ["", "a", "the end", "a story of the sea and the sky " * 2, "model of language", "b " * 20, "the sea " * 40]
+
+
+@functools.cache
+def tokenizer():
+    return load_tokenizer(CASES / "tiny" / "bert")
+
+
+def opened(directory, devices=Devices()):  # noqa: B008 (frozen)
+    return open_encoder(str(directory), devices, max_length=32, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder")
+    save_bert(build_bert(CONFIG), path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(CASES / "tiny" / "bert" / name, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(directory):
+    return opened(directory)
+
+
+@pytest.fixture(scope="module")
+def alone(encoder):
+    """The vector of every text in a batch of its own."""
+    return {text: embed_all([text], encoder)[0] for text in TEXTS}
+
+
+def check(texts, embed, alone):
+    found = embed_all(texts, embed)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.stack([alone[text] for text in texts]), atol=1e-5)
+
+
+@given(st.lists(st.text(max_size=30), max_size=4), st.integers(2, 24))
+def test_texts_are_cut_to_the_length_between_their_special_tokens(texts, length):
+    cls, sep = tokenizer().cls_token_id, tokenizer().sep_token_id
+    whole = tokenize(texts, tokenizer(), max_length=512)
+    cut = tokenize(texts, tokenizer(), max_length=length)
+    assert len(cut) == len(whole) == len(texts)
+    for short, row in zip(cut, whole, strict=True):
+        assert (row[0], row[-1]) == (cls, sep)
+        assert short == (row if len(row) <= length else [*row[: length - 1], sep])
+
+
+def test_an_empty_text_is_its_special_tokens():
+    assert tokenize([""], tokenizer(), max_length=16) == [[tokenizer().cls_token_id, tokenizer().sep_token_id]]
+
+
+def test_lone_surrogates_can_be_read():
+    surrogate, replaced = tokenize(["a \ud83d b", "a ? b"], tokenizer(), max_length=16)
+    assert surrogate == replaced
+
+
+@given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=20))
+@settings(max_examples=40)
+def test_order_and_batch_mates_do_not_change_a_vector(encoder, alone, texts):
+    check(texts, encoder, alone)
+
+
+def test_a_vector_is_the_models(encoder, alone):
+    ids = tokenize([TEXTS[1]], tokenizer(), max_length=32)
+    expected = jax.jit(lambda model, tokens: model.embed(tokens))(build_bert(CONFIG), np.array(ids, np.int32))
+    np.testing.assert_allclose(alone[TEXTS[1]], expected[0], atol=1e-5)
+
+
+def test_no_texts_have_no_vectors(encoder):
+    assert list(encoder([])) == []
+
+
+def test_different_texts_have_different_vectors(alone):
+    vectors = np.stack(list(alone.values()))
+    distances = np.abs(vectors[:, None] - vectors[None]).max(axis=-1)
+    assert distances[~np.eye(len(TEXTS), dtype=bool)].min() > 0.01
+
+
+def test_every_place_is_given_once(encoder):
+    texts = TEXTS * 4
+    places = [place for part, vectors in encoder(texts) for place in part if len(vectors) == len(part)]
+    assert sorted(places) == list(range(len(texts)))
+
+
+def test_long_lists_are_read_in_parts(monkeypatch, encoder, alone):
+    monkeypatch.setattr(encoding, "_WINDOW", 3)
+    check(TEXTS[::-1] * 2, encoder, alone)
+
+
+def test_vectors_do_not_depend_on_the_mesh(directory, alone):
+    with jax.set_mesh(make_mesh(4, 2)):
+        check(TEXTS, opened(directory, Devices(sharding="fsdp+tensor", model_parallel=2)), alone)
+
+
+def test_texts_beyond_the_encoders_positions_are_an_error_with_the_remedy(directory):
+    check_length(CONFIG, 32, "some/encoder")
+    message = "reads texts of at most 32 tokens, not 33; give --max-length 32 or less"
+    with pytest.raises(LampError, match=f"some/encoder: {message}"):
+        check_length(CONFIG, 33, "some/encoder")
+    with pytest.raises(LampError, match=message) as caught:
+        open_encoder(str(directory), Devices(), max_length=33, batch_size=8)
+    assert str(directory) in str(caught.value)
