@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         stage, options = parse(words)
-        module = stage.replace(" ", "_").replace("-", "_")
-        importlib.import_module(f"lamp_jax.stages.{module}").run(options)
+        importlib.import_module(module_of(stage)).run(options)
     except LampError as error:
         print(f"lamp: {error}", file=sys.stderr)
         return 1
@@ -44,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("lamp: stopped; the same command goes on where it can", file=sys.stderr)
         return 130
     return 0
+
+
+def module_of(stage: str) -> str:
+    """The module whose `run` is the stage."""
+    return f"lamp_jax.stages.{stage.replace(' ', '_').replace('-', '_')}"
 
 
 def parse(words: list[str]) -> tuple[str, Any]:

@@ -42,7 +42,7 @@ def test_every_stage_explains_every_option(stage, capsys):
 def test_every_stage_has_a_program(stage):
     from importlib import import_module
 
-    assert callable(import_module(f"lamp_jax.stages.{stage}").run)
+    assert callable(import_module(cli.module_of(stage)).run)
 
 
 PAGE = 'from lamp_jax.config import Train\nexperiment = Train("LaMP-3", "a.json", "b.json", "out", epochs=3.0)\n'
