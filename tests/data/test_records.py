@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lamp_jax.data.records import Journal, claim
+from lamp_jax.data.records import Journal, claim, read_journal
 from lamp_jax.errors import LampError
 
 
@@ -125,3 +125,35 @@ def test_a_journal_keeps_whole_lines_and_drops_the_broken_one(tmp_path):
     journal.append([["3", "c"]])
     journal.close()
     assert path.read_bytes() == whole + b'["3", "c"]\n'
+
+
+def make_journal(path, *batches):
+    journal = Journal(path)
+    for batch in batches:
+        journal.append(batch)
+    return journal
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_a_journal_keeps_its_first_entries_and_goes_on_behind_them(tmp_path, count):
+    path = tmp_path / "out.journal.jsonl"
+    journal = make_journal(path, ["a\u2028", ["b", 1]], [{"c": 2.5}])
+    journal.keep(count)
+    whole = ["a\u2028", ["b", 1], {"c": 2.5}][:count]
+    assert journal.entries == whole
+    journal.append(["d"])
+    journal.close()
+    assert list(read_journal(path)) == [*whole, "d"]
+    make_journal(tmp_path / "straight", whole, ["d"]).close()
+    assert path.read_bytes() == (tmp_path / "straight").read_bytes()
+
+
+def test_a_journal_that_was_cut_keeps_whole_entries_only(tmp_path):
+    path = tmp_path / "out.journal.jsonl"
+    make_journal(path, ["first", "second"]).close()
+    path.write_bytes(path.read_bytes()[:-3])
+    journal = Journal(path)
+    journal.keep(1)
+    journal.append(["other"])
+    journal.close()
+    assert path.read_bytes() == b'"first"\n"other"\n'

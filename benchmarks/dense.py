@@ -1,0 +1,116 @@
+"""How much faster a file is embedded than question by question in PyTorch: `python benchmarks/dense.py`.
+
+An encoder of all-MiniLM-L6's size with random weights; texts of 5 to 400 words. The other side does what the public
+code does: each question's documents in batches of 16, padded to the longest, by `transformers` on torch. Both use the
+same model directory; ours has compiled its shapes before (that time is printed). Runs are interleaved, because the
+machine may be shared; printed are medians, and the ratios of runs that stood side by side.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from transformers import AutoModel, AutoTokenizer
+
+from lamp_jax.config import Devices
+from lamp_jax.data.files import Question
+from lamp_jax.encoding import open_encoder
+from lamp_jax.inputs.tokenizer import train_text_tokenizer
+from lamp_jax.models.bert import Bert, BertConfig
+from lamp_jax.models.weights import save_bert
+from lamp_jax.retrieval.dense import rank_dense
+from lamp_jax.sharding import make_mesh
+from lamp_jax.tasks.catalog import find_task
+
+TASK = find_task("LaMP-3")
+SIZE = BertConfig(vocab_size=4096, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+
+
+def make_questions(count: int, *, items: int, per_profile: int) -> list[Question]:
+    """Questions with texts of 5 to 400 words; `per_profile` of them in a row have the same profile."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(LETTERS, rng.integers(2, 9))) for _ in range(2000)]
+
+    def text(length: int) -> str:
+        return " ".join(rng.choice(words, length))
+
+    questions = []
+    for number in range(count):
+        if number % per_profile == 0:
+            texts = [text(length) for length in rng.integers(5, 401, items)]
+        profile = tuple({"id": str(place), "text": one, "score": "3"} for place, one in enumerate(texts))
+        questions.append(Question(str(number), TASK.input_for(text(60)), profile))
+    return questions
+
+
+def make_model(directory: Path, questions: list[Question]) -> None:
+    texts = [str(item["text"]) for question in questions for item in question.profile]
+    train_text_tokenizer(texts, vocab_size=SIZE.vocab_size).save_pretrained(directory)
+    save_bert(Bert(SIZE, rngs=nnx.Rngs(0)), directory)
+
+
+def one_by_one(directory: Path) -> Callable[[list[Question]], None]:
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    model: Any = AutoModel.from_pretrained(directory).eval()
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+        hidden = model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).last_hidden_state
+        mask = encoded["attention_mask"][..., None]
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def run(questions: list[Question]) -> None:
+        with torch.no_grad():
+            for question in questions:
+                query = embed([TASK.query(question.input)])
+                texts = [TASK.document_of(item) for item in question.profile]
+                batches = [embed(texts[start : start + 16]) for start in range(0, len(texts), 16)]
+                (torch.cat(batches) @ query[0]).argsort(descending=True).tolist()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--items", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    for per_profile in (1, 2):
+        questions = make_questions(options.questions, items=options.items, per_profile=per_profile)
+        with tempfile.TemporaryDirectory() as name, jax.set_mesh(make_mesh()):
+            make_model(Path(name), questions)
+            embed = open_encoder(name, Devices(), max_length=512, batch_size=options.batch_size)
+            theirs = one_by_one(Path(name))
+
+            def ours() -> None:
+                list(rank_dense(questions, TASK, embed))  # noqa: B023 (run before the next round)
+
+            first = seconds(ours)
+            times = [(seconds(ours), seconds(lambda: theirs(questions))) for _ in range(options.repeats)]  # noqa: B023
+        mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+        ratio = statistics.median(b / a for a, b in times)
+        print(
+            f"{per_profile} questions a profile: {mine:.1f} s, question by question {other:.1f} s, {ratio:.2f} times "
+            f"as fast (the first run, which compiles: {first:.1f} s)"
+        )
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

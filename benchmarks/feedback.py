@@ -1,0 +1,73 @@
+"""How much faster pairs are answered than one at a time in PyTorch: `python benchmarks/feedback.py`.
+
+A T5 of T5-small's size with random weights; prompts of 256 tokens, answers of exactly 32 (start token included), 4
+beams. The other side is `transformers`' generate on torch, one prompt at a time, as the public item scorer has it. Both
+read the same model directory; ours has compiled before (that time is printed). Runs are interleaved.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from transformers import T5ForConditionalGeneration
+
+from lamp_jax.config import Devices
+from lamp_jax.decoding.beam import beam_search
+from lamp_jax.models.t5 import T5
+from lamp_jax.models.t5_config import T5_SMALL
+from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.sharding import make_mesh, model_layout, place_batch
+
+SOURCE, NEW, BEAMS = 256, 31, 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--one-by-one", type=int, default=8, help="prompts that the other side answers in a run")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(3, 32000, (options.batch_size, SOURCE)).astype(np.int32)
+    with tempfile.TemporaryDirectory() as name, jax.set_mesh(make_mesh()):
+        save_t5(T5(T5_SMALL, rngs=nnx.Rngs(0)), name)
+        graph, params = nnx.split(load_t5(name, **model_layout(Devices())))
+        search = jax.jit(
+            lambda params, source: (
+                beam_search(nnx.merge(graph, params), source, num_beams=BEAMS, max_new_tokens=NEW).tokens
+            )
+        )
+        theirs: Any = T5ForConditionalGeneration.from_pretrained(name).eval()
+
+        def ours() -> float:
+            start = time.perf_counter()
+            found = np.asarray(search(params, place_batch(prompts)))
+            assert not (found == T5_SMALL.eos_token_id).any(), "an answer ended early: the lengths would not be equal"
+            return (time.perf_counter() - start) / len(prompts)
+
+        def one_by_one() -> float:
+            start = time.perf_counter()
+            for row in prompts[: options.one_by_one]:
+                source = torch.tensor(row[None].astype(np.int64))
+                found = theirs.generate(source, num_beams=BEAMS, min_new_tokens=NEW, max_new_tokens=NEW)
+                assert found.shape[1] == NEW + 1
+            return (time.perf_counter() - start) / options.one_by_one
+
+        first = ours() * len(prompts)
+        times = [(ours(), one_by_one()) for _ in range(options.repeats)]
+    mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = statistics.median(b / a for a, b in times)
+    print(
+        f"{1 / mine:.2f} pairs a second in batches of {len(prompts)}, {1 / other:.2f} one by one, {ratio:.2f} times "
+        f"as fast (the first batch, which compiles: {first:.1f} s)"
+    )
+
+
+if __name__ == "__main__":
+    main()

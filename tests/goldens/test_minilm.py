@@ -1,0 +1,40 @@
+"""A real encoder, all-MiniLM-L6-v2, gives PyTorch's vectors."""
+
+import jax
+import numpy as np
+import pytest
+
+from lamp_jax.config import Devices
+from lamp_jax.encoding import open_encoder
+from lamp_jax.retrieval.dense import embed_all
+from tests.goldens.minilm import COUNT, GOLDEN, find_directory, make_texts, torch_vectors
+
+DIRECTORY = find_directory()
+
+pytestmark = [
+    pytest.mark.golden,
+    pytest.mark.skipif(DIRECTORY is None, reason="all-MiniLM-L6-v2 is not installed (see tests/goldens/minilm.py)"),
+]
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):
+        embed = open_encoder(str(DIRECTORY), Devices(), max_length=512, batch_size=16)
+        with jax.default_matmul_precision("highest"):
+            return embed_all(make_texts(), embed)
+
+
+def test_vectors_are_pytorchs(vectors):
+    expected = np.load(GOLDEN)["vectors"]
+    assert len(expected) == COUNT
+    np.testing.assert_allclose(vectors, expected, atol=1e-4)
+
+
+def test_vectors_are_what_pytorch_gives_here(vectors):
+    pytest.importorskip("torch")
+    assert DIRECTORY is not None
+    some = range(0, COUNT, 10)
+    texts = make_texts()
+    expected = torch_vectors(DIRECTORY, [texts[place] for place in some])
+    np.testing.assert_allclose(vectors[list(some)], expected, atol=1e-4)

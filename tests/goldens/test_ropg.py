@@ -1,0 +1,220 @@
+"""A retriever learns as the public code's: its losses and gradients on the same tokens, its rewards, its training runs.
+
+`results.json` under goldens/ropg has an entry for each step (`kd`, `rl`; tokens in `batch_T_I.npz`, texts in
+`batch_T_I.json`) and for each short training run (`kd_train`, `rl_train`; feedback in `scores_T.json`).
+`questions_T.json` holds the questions of the runs by their number, where the files of `synth` are not there whole.
+"""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lamp_jax.config import REFERENCE, TrainRetriever
+from lamp_jax.inputs.batches import pad_rows
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.losses import reinforce_loss
+from lamp_jax.models.bert import NO_TOKEN
+from lamp_jax.models.hf_names import bert_places
+from lamp_jax.models.weights import hf_tensors, load_bert
+from lamp_jax.stages import train_retriever
+from lamp_jax.stages.train_retriever import Judged, read_judged
+from lamp_jax.steps.retriever import choose_objective, score_candidates
+from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.rewards import reward_of
+from tests.goldens.cases import CASES, order_profile, read_json, read_outputs, read_questions, read_ranking
+
+pytestmark = pytest.mark.golden
+
+FOLDER = CASES / "goldens" / "ropg"
+RESULTS = read_json("goldens/ropg/results.json") if (FOLDER / "results.json").exists() else []
+STEPS = [entry for entry in RESULTS if entry["kind"] in ("kd", "rl")]
+RUNS = [entry for entry in RESULTS if entry["kind"] in ("kd_train", "rl_train")]
+
+
+def label(entry):
+    named = (entry.get(key) for key in ("task", "batch", "kind", "temperature", "optim", "scheduler"))
+    return "-".join(["ropg", *(str(name) for name in named if name is not None)])
+
+
+def options_of(entry, **changes):
+    temperature = entry.get("temperature", 1.0)
+    return TrainRetriever(
+        task=f"LaMP-{entry['task']}",
+        questions="",
+        feedback=(),
+        output="",
+        method=entry["kind"][:2],
+        score_temperature=temperature,
+        reward_temperature=temperature,
+        compatibility=REFERENCE,
+        **changes,
+    )
+
+
+@functools.cache
+def load():
+    return load_bert(CASES / "tiny" / "bert")
+
+
+@functools.cache
+def load_its_tokenizer():
+    return load_tokenizer(CASES / "tiny" / "bert")
+
+
+@functools.cache
+def read_batch(entry_task, entry_batch):
+    """Texts, and tokens [B, 1 + N, S] with the query first."""
+    texts = read_json(f"goldens/ropg/batch_{entry_task}_{entry_batch}.json")
+    with np.load(FOLDER / f"batch_{entry_task}_{entry_batch}.npz") as arrays:
+        query, documents = (
+            np.where(arrays[f"{name}_attention_mask"] != 0, arrays[f"{name}_input_ids"], NO_TOKEN).astype(np.int32)
+            for name in ("query", "documents")
+        )
+    length = max(query.shape[-1], documents.shape[-1])
+    query = np.pad(query, ((0, 0), (0, length - query.shape[-1])), constant_values=NO_TOKEN)
+    documents = np.pad(documents, ((0, 0), (0, 0), (0, length - documents.shape[-1])), constant_values=NO_TOKEN)
+    return texts, np.concatenate([query[:, None], documents], axis=1)
+
+
+@functools.cache
+def scoring():
+    """(parameters, tokens) -> scores; and (parameters, tokens, d loss / d scores) -> d loss / d parameters."""
+    graph, _ = nnx.split(load())
+
+    def score(params, tokens):
+        return score_candidates(nnx.merge(graph, params), tokens)
+
+    def pull(params, tokens, slopes):
+        return jax.vjp(lambda params: score(params, tokens), params)[1](slopes)[0]
+
+    return jax.jit(score), jax.jit(pull)
+
+
+@functools.cache
+def score(task, batch):
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(scoring()[0](nnx.state(load()), read_batch(task, batch)[1]))
+
+
+def loss_of(entry, gold, sample):
+    """Scores [B, N] -> the mean loss; `gold` is the matrix of rewards, or the gains of the sampled items."""
+    if entry["kind"].startswith("kd"):
+        objective = choose_objective(options_of(entry))
+        return lambda scores: jnp.mean(objective(scores, gold, jnp.ones_like(gold, bool), None, None))
+    items = jnp.array(sample)
+
+    def loss(scores):
+        rewards = jnp.zeros_like(scores).at[jnp.arange(len(items))[:, None], items].set(gold)
+        return jnp.mean(reinforce_loss(scores, rewards, jnp.ones_like(scores, bool), jnp.zeros(len(items)), items))
+
+    return loss
+
+
+@pytest.mark.parametrize("entry", STEPS, ids=label)
+def test_policy_loss_and_gradients_are_the_public_codes(entry):
+    scores = jnp.asarray(score(entry["task"], entry["batch"]))
+    np.testing.assert_allclose(jax.nn.softmax(scores), entry["probs"], rtol=1e-4, atol=1e-5)
+    loss, slopes = jax.value_and_grad(loss_of(entry, jnp.array(entry["gold"]), entry["sample_idx"]))(scores)
+    assert float(loss) == pytest.approx(entry["loss"], rel=1e-5, abs=1e-5)
+    with jax.default_matmul_precision("highest"):
+        gradients = scoring()[1](nnx.state(load()), read_batch(entry["task"], entry["batch"])[1], slopes)
+    total = float(optax.tree.norm(gradients))
+    assert total == pytest.approx(entry["total_grad_norm"], rel=1e-3, abs=1e-6)
+    tensors = hf_tensors(gradients, bert_places(load().config))
+    assert tensors.keys() == entry["grad_norms"].keys()
+    for name, norm in entry["grad_norms"].items():
+        assert np.linalg.norm(tensors[name]) == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+
+
+def examples_of(entry, judged, **changes):
+    """As the stage makes them, padded with empty documents."""
+    options = options_of(entry, **changes)
+    return train_retriever._examples(options, find_task(options.task), judged, load_its_tokenizer(), None, None)
+
+
+@pytest.mark.parametrize("entry", STEPS, ids=label)
+def test_rewards_padding_and_tokens_are_the_public_codes(entry):
+    texts, tokens = read_batch(entry["task"], entry["batch"])
+    judged = []
+    for row, gold in enumerate(texts["target_txt"]):
+        worth = [reward_of(find_task(f"LaMP-{entry['task']}"), one, gold) for one in texts["scores_gold"][row]]
+        documents = tuple(texts["documents"][row][: len(worth)])
+        judged.append(Judged(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
+    lengths = {"profile_size": texts["ctx"], "max_length": texts["doc_max"]}
+    for row, example in enumerate(examples_of(entry, judged, **lengths)):
+        gains = example.rewards - example.baseline
+        found = gains if entry["sample_idx"] is None else gains[entry["sample_idx"][row]]
+        np.testing.assert_allclose(found, entry["gold"][row], atol=1e-6)
+        assert len(example.documents) == texts["ctx"]
+        for text, expected in zip((example.query, *example.documents), tokens[row], strict=True):
+            assert text.tolist() == expected[expected != NO_TOKEN].tolist()
+
+
+def questions_of(task, numbers):
+    """Questions of the train file by their numbers, with golds, profiles in BM25's order; None where they are not."""
+    if (FOLDER / f"questions_{task}.json").exists():
+        questions = read_json(f"goldens/ropg/questions_{task}.json")
+        return [questions[str(number)] for number in numbers]
+    questions, golds, ranking = read_questions(task, "train"), read_outputs(task, "train"), None
+    ranking = read_ranking(task, "train", "bm25")
+    chosen = [questions[number] for number in numbers]
+    return [{**one, "output": golds[one["id"]], "profile": order_profile(one, ranking[one["id"]])} for one in chosen]
+
+
+def read_run(entry, folder):
+    """The run's batches: tokens [B, 1 + N, S] and gains [B, N], made by the stage's own functions."""
+    numbers = [number for batch in entry["batches"] for number in batch]
+    path = folder / "merged.json"
+    path.write_text(json.dumps(questions_of(str(entry["task"]), numbers)))
+    task = find_task(f"LaMP-{entry['task']}")
+    lengths = {"profile_size": entry["ctx"], "max_length": entry["max"]}
+    judged = read_judged(options_of(entry, **lengths), task, str(path), [FOLDER / f"scores_{entry['task']}.json"])
+    examples = iter(examples_of(entry, judged, **lengths))
+    for batch in entry["batches"]:
+        rows = [next(examples) for _ in batch]
+        tokens = [pad_rows([row.query, *row.documents], 1 + entry["ctx"], entry["max"], pad=NO_TOKEN) for row in rows]
+        yield np.stack(tokens), np.stack([row.rewards - row.baseline for row in rows]).astype(np.float32)
+
+
+def optimizer_of(entry):
+    """PyTorch's. The public code gives its weight decay to AdamW only."""
+    rates = jnp.array([step["lr"] for step in entry["steps"]])
+    decay = optax.add_decayed_weights(entry["weight_decay"]) if entry["optim"] == "adamw" else optax.identity()
+    return optax.chain(
+        optax.clip_by_global_norm(entry["clip"]),
+        optax.scale_by_adam(),
+        decay,
+        optax.scale_by_learning_rate(lambda step: rates[step]),
+    )
+
+
+@pytest.mark.parametrize("entry", RUNS, ids=label)
+def test_a_short_training_is_the_public_codes(entry, tmp_path):
+    batches = list(read_run(entry, tmp_path))
+    params, optimizer = nnx.state(load()), optimizer_of(entry)
+    state, change = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
+    score_all, pull = scoring()
+    with jax.default_matmul_precision("highest"):
+        for number, step in enumerate(entry["steps"]):
+            tokens, gains = batches[number % len(batches)]
+            gold = jnp.asarray(gains)
+            sample = entry["sample_idx"][number] if entry["kind"] == "rl_train" else None
+            if sample is not None:
+                gold = jnp.take_along_axis(gold, jnp.array(sample), axis=1)
+            scores = score_all(params, tokens)
+            np.testing.assert_allclose(jax.nn.softmax(scores), step["probs"], rtol=1e-3, atol=1e-4)
+            loss, slopes = jax.value_and_grad(loss_of(entry, gold, sample))(scores)
+            assert float(loss) == pytest.approx(step["loss"], rel=1e-4, abs=1e-4)
+            gradient = pull(params, tokens, slopes)
+            assert float(optax.tree.norm(gradient)) == pytest.approx(step["grad_norm"], rel=1e-2, abs=1e-5)
+            updates, state = change(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        model = nnx.merge(nnx.graphdef(load()), params)
+        queries = jax.jit(lambda model, tokens: model.embed(tokens))(model, batches[0][0][:, 0])
+    np.testing.assert_allclose(queries, entry["final_query_emb"], atol=1e-4)
