@@ -1,10 +1,12 @@
 """How a model's parameters come from, and go to, a directory in Hugging Face's format (safetensors)."""
 
+import importlib.util
 import json
 import os
+import pickle
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import gathered, mesh_is_set
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+TORCH = "pytorch_model.bin"
 
 
 # Copies and leftovers that HF's own files carry beside the parameters; `shared.weight` and the table above win.
@@ -49,12 +52,30 @@ class Checkpoint:
             return np.asarray(file.get_tensor(name), dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class TorchCheckpoint(Checkpoint):
+    """The tensors of a PyTorch file, all in memory: older models on the hub, Contriever among them, have no other."""
+
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def read(self, name: str) -> np.ndarray:
+        return self.tensors[name].float().numpy()
+
+
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Finds every tensor of `model.safetensors`, or of the shards that its index names. LampError if it cannot."""
+    """Finds every tensor of `model.safetensors`, or of the shards that its index names. LampError if it cannot.
+
+    Where there is only a PyTorch file, it is read by torch, if that is installed.
+    """
     if (directory / WEIGHTS).is_file():
         shards = {directory / WEIGHTS}
     elif (directory / INDEX).is_file():
         shards = {directory / name for name in read_json(directory / INDEX)["weight_map"].values()}
+    elif (directory / TORCH).is_file() and importlib.util.find_spec("torch"):
+        return _open_torch(directory)
     else:
         raise LampError(_no_weights(directory))
     files: dict[str, Path] = {}
@@ -69,14 +90,27 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(directory, files)
 
 
+def _open_torch(directory: Path) -> TorchCheckpoint:
+    import torch
+
+    try:
+        tensors = torch.load(directory / TORCH, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise LampError(
+            f"{directory / TORCH}: not a whole PyTorch file ({error}); copy or download it again"
+        ) from error
+    return TorchCheckpoint(directory, dict.fromkeys(tensors, directory / TORCH), tensors)
+
+
 def _no_weights(directory: Path) -> str:
     torch_files = sorted(file.name for file in directory.glob("*.bin"))
     if torch_files:
         return (
-            f"{directory}: has {torch_files[0]} but no {WEIGHTS}; convert it where torch is installed: "
-            f"`AutoModel.from_pretrained(DIR).save_pretrained(DIR)` (a T5: `T5ForConditionalGeneration`)"
+            f"{directory}: has {torch_files[0]} but no {WEIGHTS}; install torch, which reads {TORCH}, or "
+            f"convert it where torch is: `AutoModel.from_pretrained(DIR).save_pretrained(DIR)`"
+            f" (a T5: `T5ForConditionalGeneration`)"
         )
-    return f"{directory}: has no weights ({WEIGHTS} or {INDEX}); give a directory that `lamp train` or HF saved"
+    return f"{directory}: has no weights ({WEIGHTS} or {INDEX}); give a directory that lamp or HF saved"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,7 +135,10 @@ def find_model(source: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        found = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model"]))
+        if not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(str(source), allow_patterns=["*.json", TORCH, "*.model"]))
+        return found
     except (OSError, HFValidationError) as error:
         raise LampError(
             f"{source}: neither a directory nor a model that the Hugging Face hub gave ({error}); "
@@ -168,7 +205,7 @@ def load_t5(source: str | Path, **layout: Any) -> T5:
     redundant = _T5_COPIES | _T5_UNREAD | ({"lm_head.weight"} if config.tie_word_embeddings else set())
     used = {name: file for name, file in files.items() if name in places or name not in redundant}
     abstract = jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **layout))
-    return fill(abstract, Checkpoint(directory, used), places)
+    return fill(abstract, replace(checkpoint, files=used), places)
 
 
 def load_bert(source: str | Path, **layout: Any) -> Bert:
@@ -191,7 +228,7 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
         if name in places or not name.removeprefix("bert.").startswith(_BERT_UNREAD)
     }
     abstract = jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **layout))
-    return fill(abstract, Checkpoint(directory, used), places)
+    return fill(abstract, replace(checkpoint, files=used), places)
 
 
 def _renamed(name: str, endings: Mapping[str, str]) -> str:

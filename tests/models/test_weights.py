@@ -184,18 +184,46 @@ def cut_weights(directory):
     ("spoil", "message"),
     [
         (remove_weights, "has no weights .*give a directory"),
-        (leave_torch_weights, "has pytorch_model.bin but no model.safetensors; convert it"),
+        (leave_torch_weights, "has pytorch_model.bin but no model.safetensors; install torch"),
         (remove_config, "has no config.json; give a model directory"),
         (cut_config, "config.json: not valid JSON .*again"),
         (cut_weights, "model.safetensors: not a whole safetensors file .*again"),
     ],
 )
-def test_a_directory_that_is_no_model_is_a_named_error(tmp_path, spoil, message):
+def test_a_directory_that_is_no_model_is_a_named_error(tmp_path, monkeypatch, spoil, message):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # a machine without torch
     save_t5(build(GATED), tmp_path)
     spoil(tmp_path)
     with pytest.raises(LampError, match=message) as caught:
         load_t5(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_pytorch_file_is_read_where_torch_is(tmp_path):
+    torch = pytest.importorskip("torch")
+    save_t5(build(GATED), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
+    remove_weights(tmp_path)
+    assert_same(load_t5(tmp_path), build(GATED))
+    whole = (tmp_path / "pytorch_model.bin").read_bytes()
+    (tmp_path / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LampError, match=r"pytorch_model\.bin: not a whole PyTorch file"):
+        load_t5(tmp_path)
+
+
+def test_a_hub_model_without_safetensors_is_asked_for_its_pytorch_file(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    save_t5(build(GATED), tmp_path)
+    leave_torch_weights(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.append("pytorch_model.bin" in allow_patterns) or str(tmp_path),
+    )
+    with pytest.raises(LampError, match="not a whole PyTorch file"):
+        load_t5("facebook/contriever")
+    assert asked == [False, True]
 
 
 def test_a_hub_name_is_loaded_from_the_hubs_copy(tmp_path, monkeypatch):

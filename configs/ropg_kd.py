@@ -1,0 +1,27 @@
+"""ROPG-KD as in its paper: Contriever learns from FLAN-T5's feedback on the 16 items that it ranks first itself.
+
+The paper's settings (arXiv 2404.05970, section 6.1): Adam at 1e-5, linear schedule with 5 % warm-up, 10 epochs of 64
+questions an update, dates in the documents. `lamp feedback items` makes the feedback on questions that were merged with
+Contriever's ranking; paths are relative to where `lamp` runs.
+"""
+
+from lamp_jax.config import TrainRetriever
+
+experiment = TrainRetriever(
+    task="LaMP-3",
+    questions="runs/LaMP_3/train_contriever.json",
+    feedback=("runs/LaMP_3/train_feedback",),
+    validation="runs/LaMP_3/dev_contriever.json",
+    validation_feedback=("runs/LaMP_3/dev_feedback",),
+    output="runs/LaMP_3/ropg_kd",
+    method="kd",
+    encoder="facebook/contriever",
+    profile_size=16,
+    use_date=True,
+    max_length=512,
+    epochs=10.0,
+    batch_size=64,
+    accumulation=8,
+    learning_rate=1e-5,
+    warmup_ratio=0.05,
+)
