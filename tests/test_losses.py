@@ -1,5 +1,6 @@
 from functools import cache
 from itertools import permutations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,10 +64,10 @@ def test_padding_is_what_the_tokenizer_calls_it(pad):
 
 
 # Four questions of four items; the last has none.
-SCORES = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32) * 2
-REWARDS = np.random.default_rng(2).uniform(size=(4, 4)).astype(np.float32)
-MASK = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
-BASELINE = np.array([0.3, 0.0, 0.9, 0.5], np.float32)
+SCORES: Any = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32) * 2
+REWARDS: Any = np.random.default_rng(2).uniform(size=(4, 4)).astype(np.float32)
+MASK: Any = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
+BASELINE: Any = np.array([0.3, 0.0, 0.9, 0.5], np.float32)
 
 
 def policy(row, scores=SCORES):
@@ -135,7 +136,7 @@ def test_kd_is_zero_where_scores_are_rewards_up_to_a_constant():
     np.testing.assert_allclose(kd_loss(2 * shifted, REWARDS, MASK, score_temperature=2.0), 0, atol=1e-6)
 
 
-ITEMS = np.array([[2, 0], [2, 0], [1, 3], [0, 1]])
+ITEMS: Any = np.array([[2, 0], [2, 0], [1, 3], [0, 1]])
 LOSSES = {
     "kd": lambda scores, rewards: kd_loss(scores, rewards, MASK),
     "expected": lambda scores, rewards: expected_reward_loss(scores, rewards, MASK, BASELINE),

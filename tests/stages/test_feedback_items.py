@@ -12,7 +12,6 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from lamp_jax import cli
 from lamp_jax.config import Prompting, Prompts
@@ -27,29 +26,16 @@ from lamp_jax.models.weights import load_t5
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MODEL = cases.CASES / "tiny" / "t5_ft"
-SIZE = 4
+SIZE = 8
 TASK = find_task("LaMP-4")
 FILE = "items-0-of-1.jsonl"
 
 
 def lamp(*words) -> int:
     return cli.main([str(word) for word in words])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The runs here compile the same programs: each is compiled once, for child processes too."""
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield directory
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +56,7 @@ def words(merged, output, *more, batch_size=8):
 
 
 @pytest.fixture(scope="module")
-def whole(merged, tmp_path_factory):
+def whole(merged, compiled_once, tmp_path_factory):
     """An undisturbed run, and the public code's file of it."""
     folder = tmp_path_factory.mktemp("whole")
     assert lamp(*words(merged, folder / "feedback", "--export-reference", folder / "scores.json")) == 0
@@ -129,12 +115,12 @@ def test_the_exported_file_is_the_public_codes_and_is_read_as_the_directory_is(m
     assert (tmp_path / "later.json").read_bytes() == (whole / "scores.json").read_bytes()
 
 
-def sized(path):
-    return path.stat().st_size if path.exists() else 0
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def run_and_kill(given, path, cache):
-    """Runs the command in a process of its own, and kills it once its file has grown."""
+    """Runs the command in a process of its own, and kills it once its file has grown by more than a batch."""
     code = "import sys; from lamp_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
     more = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     process = subprocess.Popen(
@@ -143,34 +129,34 @@ def run_and_kill(given, path, cache):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    before, deadline = sized(path), time.monotonic() + 300
+    wanted, deadline = lines(path) + 8, time.monotonic() + 300
     try:
-        while sized(path) <= before and process.poll() is None and time.monotonic() < deadline:
+        while lines(path) <= wanted and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert sized(path) > before
-
-
-def cut_in_a_batch(path):
-    """As if the disk had kept three records of the last batch."""
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-5]))
+    assert lines(path) > wanted
 
 
 def cut_in_a_line(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole, cache, tmp_path, capsys):
+def cut_in_a_batch(path):
+    """As if the disk had kept a part of the last batches only."""
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-5]))
+
+
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole, compiled_once, tmp_path):
     given, path = words(merged, tmp_path / "killed"), tmp_path / "killed" / FILE
     expected = (whole / "feedback" / FILE).read_bytes()
     for cut in (cut_in_a_line, cut_in_a_batch, lambda path: None):
-        run_and_kill(given, path, cache)
+        run_and_kill(given, path, compiled_once)
         cut(path)
-        assert 0 < sized(path) < len(expected)
-        assert expected.startswith(path.read_bytes().rpartition(b"\n")[0])
+        assert 0 < lines(path) < expected.count(b"\n")
+        assert expected.startswith(path.read_bytes())
     assert not json.loads((tmp_path / "killed" / "run.json").read_text())["finished"]
     assert lamp(*given) == 0
     assert path.read_bytes() == expected
@@ -263,4 +249,4 @@ def test_a_likelihood_is_the_mean_log_probability_of_the_golds_tokens(merged, tm
     expected = mean_log_probabilities(sources, targets)
     for pair, value in zip(some, expected, strict=True):
         assert by_pair[pair.question.id, pair.item_id] == pytest.approx(value, rel=1e-4, abs=1e-5)
-    assert len(set(by_pair.values())) > len(by_pair) // 2
+    assert len(set(by_pair.values())) > 10

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ COUNTS = (4, 1, 3, 0, 2, 4, 0, 3)
 QUESTIONS = sum(count > 0 for count in COUNTS)
 
 
-def make_batch(questions=8):
+def make_batch() -> Any:
     random = np.random.default_rng(0)
     tokens = np.full((8, 5, 6), NO_TOKEN, np.int32)
     rewards, mask = np.zeros((8, 4), np.float32), np.zeros((8, 4), bool)
@@ -36,7 +37,7 @@ def make_batch(questions=8):
             length = random.integers(2, 7)
             tokens[row, place, :length] = random.integers(0, 48, length)
         rewards[row, :count], mask[row, :count] = random.uniform(size=count), True
-    return tuple(part[:questions] for part in (tokens, rewards, mask, baseline))
+    return tokens, rewards, mask, baseline
 
 
 def one_device():
@@ -71,8 +72,8 @@ def score():
     return jax.jit(lambda model, tokens: score_candidates(model, tokens))
 
 
-def expected_scores():
-    """The products of vectors that are embedded one text after another."""
+def expected_scores() -> Any:
+    """Of the batch, on one device."""
     with one_device():
         return np.asarray(score()(build_bert(CONFIG), place_batch(make_batch()[0])))
 
@@ -148,12 +149,12 @@ def test_a_mesh_gives_one_devices_loss(shape, rules):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, wanted)
 
 
-def objective_of(seed=0, **changes):
+def objective_of(seed=0, **changes) -> Any:
     """Losses by the objective that these options choose, for fixed scores."""
     random = np.random.default_rng(1)
     scores = random.normal(size=(8, 4)).astype(np.float32)
     _, rewards, mask, baseline = make_batch()
-    given = tuple(map(jnp.asarray, (scores, rewards, mask, baseline)))
+    given: Any = tuple(map(jnp.asarray, (scores, rewards, mask, baseline)))
     return np.asarray(choose_objective(replace(KD, **changes))(*given, jax.random.key(seed))), given
 
 
