@@ -4,7 +4,7 @@
 One pass over all prompts and more would overfit: 0.8 epochs, the best checkpoint by the dev file.
 """
 
-from lamp_jax.config import Answering, Prompting, Scratch, Train
+from lamp_jax.config import Answering, Learning, Prompting, Scratch, Train
 
 experiment = Train(
     task="LaMP-3",
@@ -16,12 +16,14 @@ experiment = Train(
     retrievers=("recency", "bm25", "none"),
     prompting=Prompting(num_retrieved=12, max_length=256),
     profile_targets=3,
-    epochs=0.8,
-    batch_size=32,
-    learning_rate=2e-2,
-    step_size="relative",
-    warmup_ratio=0.1,
-    weight_decay=0.0,
-    evaluate_every=0.08,
+    learning=Learning(
+        epochs=0.8,
+        batch_size=32,
+        learning_rate=2e-2,
+        step_size="relative",
+        warmup_ratio=0.1,
+        weight_decay=0.0,
+        evaluate_every=0.08,
+    ),
     answering=Answering(decode="labels"),
 )

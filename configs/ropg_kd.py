@@ -5,7 +5,7 @@ questions an update, dates in the documents. `lamp feedback items` makes the fee
 Contriever's ranking; paths are relative to where `lamp` runs.
 """
 
-from lamp_jax.config import TrainRetriever
+from lamp_jax.config import Learning, TrainRetriever
 
 experiment = TrainRetriever(
     task="LaMP-3",
@@ -19,9 +19,7 @@ experiment = TrainRetriever(
     profile_size=16,
     use_date=True,
     max_length=512,
-    epochs=10.0,
-    batch_size=64,
-    accumulation=8,
-    learning_rate=1e-5,
-    warmup_ratio=0.05,
+    learning=Learning(
+        epochs=10.0, batch_size=64, accumulation=8, learning_rate=1e-5, warmup_ratio=0.05, weight_decay=0.0, clip=1.0
+    ),
 )

@@ -92,6 +92,33 @@ class Devices:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How a model's parameters are learned, whatever the model."""
+
+    epochs: float = 10.0
+    """Passes over the train examples, or questions (a fraction is allowed)."""
+    batch_size: int = 16
+    """Examples, or questions, in one update, over all devices and accumulation steps."""
+    accumulation: int = 1
+    """Parts in which an update's batch is computed; the gradient is the mean over all of it."""
+    learning_rate: float = 5e-5
+    """Peak of the schedule: linear warm-up, then linear decay to 0."""
+    step_size: Literal["absolute", "relative"] = "absolute"
+    """`relative` multiplies each tensor's update by the size of its values, as T5's own optimizer does: from scratch,
+    models hardly learn without (with a rate around 0.02)."""
+    warmup_ratio: float = 0.05
+    """Share of all updates in the warm-up."""
+    weight_decay: float = 1e-4
+    """AdamW's, on matrices and embeddings only; 0 is Adam."""
+    clip: float = 1.0
+    """Largest global norm of a gradient."""
+    evaluate_every: float = 1.0
+    """Epochs between evaluations, each of which also saves the run for resuming."""
+    patience: int = 0
+    """Evaluations without a better score after which the run ends; 0 never."""
+
+
+@dataclass(frozen=True)
 class Scratch:
     """The size of a model that is trained from scratch (`--model scratch`); FLAN-T5's architecture."""
 
@@ -131,31 +158,11 @@ class Train:
     prompting: Prompting = Prompting()
     profile_targets: int = 0
     """Further train examples from each profile: its newest N items, each with only the items before it."""
-    epochs: float = 10.0
-    """Passes over the train examples (a fraction is allowed)."""
-    batch_size: int = 16
-    """Examples in one update, over all devices and accumulation steps."""
-    accumulation: int = 1
-    """Parts in which an update's batch is computed; the gradient is the mean over all its tokens."""
-    learning_rate: float = 5e-5
-    """Peak of the schedule: linear warm-up, then linear decay to 0."""
-    step_size: Literal["absolute", "relative"] = "absolute"
-    """`relative` multiplies each tensor's update by the size of its values, as T5's own optimizer does: from scratch,
-    T5 hardly learns without (with a rate around 0.02)."""
-    warmup_ratio: float = 0.05
-    """Share of all updates in the warm-up."""
-    weight_decay: float = 1e-4
-    """AdamW's, on matrices and embeddings only."""
-    clip: float = 1.0
-    """Largest global norm of a gradient."""
+    learning: Learning = Learning()
     seed: int = 0
     """Seed of initialisation, dropout, order of examples and the `random` retriever."""
-    evaluate_every: float = 1.0
-    """Epochs between evaluations on the validation file, each of which also saves the run for resuming."""
     validation_size: int = 0
     """Validation questions that are answered at each evaluation (the first ones); 0 is all."""
-    patience: int = 0
-    """Evaluations without a better score after which the run ends; 0 never."""
     answering: Answering = Answering()
     devices: Devices = Devices()
     compatibility: Compatibility = CORRECT
@@ -284,28 +291,9 @@ class TrainRetriever:
     """`rl`: REINFORCE with sampled items, or the exact expectation over all items."""
     sampled_items: int = 1
     """`rl`: items drawn for a question, without replacement."""
-    epochs: float = 10.0
-    """Passes over the questions (a fraction is allowed)."""
-    batch_size: int = 64
-    """Questions in one update, over all devices and accumulation steps."""
-    accumulation: int = 8
-    """Parts in which an update's batch is computed; the gradient is the mean over all its questions."""
-    learning_rate: float = 1e-5
-    """Peak of the schedule: linear warm-up, then linear decay to 0."""
-    step_size: Literal["absolute", "relative"] = "absolute"
-    """`relative` multiplies each tensor's update by the size of its values, which suits training from scratch."""
-    warmup_ratio: float = 0.05
-    """Share of all updates in the warm-up."""
-    weight_decay: float = 0.0
-    """AdamW's, on matrices and embeddings only; 0 is Adam."""
-    clip: float = 1.0
-    """Largest global norm of a gradient."""
+    learning: Learning = Learning(learning_rate=1e-5, weight_decay=0.0, batch_size=64, accumulation=8)
     seed: int = 0
     """Seed of initialisation, dropout, sampled items, order of questions and of what is held out."""
-    evaluate_every: float = 1.0
-    """Epochs between validations, each of which also saves the run for resuming."""
-    patience: int = 0
-    """Validations without a better score after which the run ends; 0 never."""
     devices: Devices = Devices()
     compatibility: Compatibility = CORRECT
     force: bool = False

@@ -12,21 +12,14 @@ from tqdm import tqdm
 from lamp_jax.config import Devices
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
-from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert
 from lamp_jax.retrieval.dense import Embed
 from lamp_jax.sharding import model_layout, place_batch
-from lamp_jax.tasks.prompts import without_surrogates
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
 _WINDOW = 8192
-
-
-def tokenize(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut to `max_length`."""
-    clean = [without_surrogates(text) for text in texts]
-    return tokenizer(clean, truncation=True, max_length=max_length).input_ids if clean else []
 
 
 def open_encoder(name: str, devices: Devices, *, max_length: int, batch_size: int) -> Embed:

@@ -1,18 +1,24 @@
 """The one training loop: updates, evaluations, the best and the last state, on one screen."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from lamp_jax.checkpoints import Checkpoints
+from lamp_jax.config import Learning
+from lamp_jax.inputs.batches import Batches, read_ahead
+from lamp_jax.sharding import Rules, place_batch
+from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_update, start
 
 _LOG_SECONDS = 5.0
 _LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
@@ -29,19 +35,52 @@ class Progress:
 
 
 def fit(
-    output: Path, state: Any, *, batches: Callable[[int], Iterable[Any]], total_steps: int, **steps: Any
-) -> tuple[Any, Progress]:
-    """`train` in a directory: goes on behind its newest checkpoint, and writes checkpoints and logs there.
+    output: Path,
+    params: Any,
+    loss_sum: LossSum,
+    batches: Batches,
+    learning: Learning,
+    *,
+    seed: int,
+    rules: Rules,
+    evaluate: Callable[[Any], Mapping[str, float]],
+    higher_is_better: bool,
+    keep_best: Callable[[Any], None],
+) -> Progress:
+    """Learns the parameters on the current mesh; `train` with checkpoints and logs in `output`.
 
-    `batches(n)` are the batches behind the first n updates; `steps` are the other arguments of `train`.
+    A run that stands there goes on behind its newest checkpoint. `evaluate` and `keep_best` take the parameters.
     """
+    total_steps = math.ceil(learning.epochs * len(batches))
+    optimizer = make_optimizer(learning, total_steps)
+    update = make_update(loss_sum, optimizer, seed=seed, accumulation=learning.accumulation, rules=rules)
+    state, progress = start(params, optimizer), Progress()
+    shapes: set[tuple[int, ...]] = set()  # each of them is one compilation
+
+    def update_on_devices(state: TrainState, batch: Sequence[np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
+        shapes.add(batch[0].shape)
+        return update(state, place_batch(tuple(batch), rules=rules))
+
     with closing(Checkpoints(output / "checkpoints")) as checkpoints, closing(Log(output)) as log:
-        progress = Progress()
         if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
             state, progress = restored[0], Progress(**restored[1])
             print(f"{output}: going on after step {progress.step} of {total_steps}")
-        ahead = batches(progress.step)
-        return train(state, progress, batches=ahead, total_steps=total_steps, save=checkpoints.save, log=log, **steps)
+        _, progress = train(
+            state,
+            progress,
+            update=update_on_devices,
+            batches=read_ahead(batches, progress.step, total_steps),
+            total_steps=total_steps,
+            evaluate_every=max(1, round(learning.evaluate_every * len(batches))),
+            evaluate=lambda state: evaluate(state.params),
+            higher_is_better=higher_is_better,
+            keep_best=lambda state: keep_best(state.params),
+            save=checkpoints.save,
+            patience=learning.patience,
+            log=log,
+        )
+    print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
+    return progress
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -45,15 +45,18 @@ def test_every_stage_has_a_program(stage):
     assert callable(import_module(cli.module_of(stage)).run)
 
 
-PAGE = 'from lamp_jax.config import Train\nexperiment = Train("LaMP-3", "a.json", "b.json", "out", epochs=3.0)\n'
+PAGE = """
+from lamp_jax.config import Learning, Train
+experiment = Train("LaMP-3", "a.json", "b.json", "out", learning=Learning(epochs=3.0))
+"""
 
 
 def test_a_config_page_gives_the_defaults_and_options_override(tmp_path):
     page = tmp_path / "page.py"
     page.write_text(PAGE)
-    assert cli.parse(["train", str(page)])[1].epochs == 3.0
+    assert cli.parse(["train", str(page)])[1].learning.epochs == 3.0
     options = cli.parse(["train", str(page), "--epochs", "1", "--seed", "5"])[1]
-    assert (options.epochs, options.seed, options.train) == (1.0, 5, "a.json")
+    assert (options.learning.epochs, options.seed, options.train) == (1.0, 5, "a.json")
 
 
 def test_a_bad_config_page_is_named(tmp_path, capsys):

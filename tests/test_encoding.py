@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lamp_jax import encoding
 from lamp_jax.config import Devices
-from lamp_jax.encoding import check_length, open_encoder, tokenize
+from lamp_jax.encoding import check_length, open_encoder
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import BertConfig
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import embed_all

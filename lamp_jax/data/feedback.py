@@ -66,7 +66,10 @@ def read_records(directory: str | Path) -> Iterator[dict[str, Any]]:
     if not run.get("finished"):
         raise LampError(f"{directory}: not finished; give the `lamp feedback items` command again, for every shard")
     for shard in range(run["settings"]["shards"]):
-        yield from read_journal(directory / shard_file(shard, run["settings"]["shards"]))
+        path = directory / shard_file(shard, run["settings"]["shards"])
+        if not path.exists():
+            raise LampError(f"{path}: no such file, though the run was finished; copy the whole directory")
+        yield from read_journal(path)
 
 
 def read_feedback(
@@ -84,18 +87,24 @@ def read_feedback(
         if Path(source).is_dir():
             _add_records(by_pair, source, task)
         else:
-            by_key |= _read_reference(source)
+            found_here = _read_reference(source)
+            for key in by_key.keys() & found_here.keys():
+                raise LampError(f"{source}: {key!r}: there twice, in another file too; give each run once")
+            by_key |= found_here
     pairs = list(first_pairs(questions, profile_size))
     if by_key:
         _check_keys(pairs)
     found: dict[str, list[Metrics]] = {question.id: [] for question in questions}
     missing = []
     for pair in pairs:
-        metrics = by_pair.get((pair.question.id, pair.item_id)) or by_key.get(pair.reference_key)
-        if metrics is None:
-            missing.append(pair.reference_key)
+        places = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
+        metrics = [one for one in places if one is not None]
+        if len(metrics) == 2:
+            raise LampError(f"{pair.reference_key!r}: there twice, in a directory and in a file; give each run once")
+        if metrics:
+            found[pair.question.id].append(metrics[0])
         else:
-            found[pair.question.id].append(metrics)
+            missing.append(pair.reference_key)
     if missing:
         raise LampError(
             f"{', '.join(map(str, sources))}: no feedback for {len(missing)} of {len(pairs)} question-item pairs "
@@ -110,7 +119,12 @@ def write_reference(path: str | Path, questions: Sequence[Question], records: It
     by_id = {question.id: question for question in questions}
     records = list(records)
     _check_keys([Pair(by_id[record["question"]], record["rank"]) for record in records])
-    write_json(path, {f"{record['question']}-{record['item']}": record["metrics"] for record in records})
+    write_json(path, {f"{one['question']}-{one['item']}": _as_they_say(one["metrics"]) for one in records})
+
+
+def _as_they_say(metrics: Metrics) -> dict[str, float]:
+    """The public code writes `mae`, but `rouge-L`."""
+    return {"mae" if name == "MAE" else name: value for name, value in metrics.items()}
 
 
 def _add_records(by_pair: dict[tuple[str, str], Metrics], directory: str | Path, task: Task) -> None:

@@ -118,9 +118,10 @@ def find_bucket(length: int, buckets: Sequence[int]) -> int:
     raise LampError(f"a sequence of {length} tokens does not fit the longest bucket of {buckets[-1]}")
 
 
-class StepAddressed(Protocol):
-    """Batches by number, from 0 on without end."""
+class Batches(Protocol):
+    """Batches by number, from 0 on without end; the length is that of one epoch."""
 
+    def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> Any: ...
 
 
@@ -146,7 +147,7 @@ def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int
     return padded
 
 
-def read_ahead(batches: StepAddressed, start: int, stop: int) -> Iterator[Any]:
+def read_ahead(batches: Batches, start: int, stop: int) -> Iterator[Any]:
     """The batches numbered `start` to `stop - 1`, made in a background thread a few ahead of their use."""
     import grain
 

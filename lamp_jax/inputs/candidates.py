@@ -1,14 +1,69 @@
 """Questions with their candidate items and what each is worth, as batches of few shapes for a dual encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lamp_jax.config import TrainRetriever
+from lamp_jax.data.feedback import Metrics, first_pairs, read_feedback
+from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import choose_text_buckets, find_bucket, plan_epoch
+from lamp_jax.inputs.examples import gold_of
+from lamp_jax.inputs.tokenizer import tokenize
+from lamp_jax.retrieval.sampling import permutation
+from lamp_jax.retrieval.texts import documents_of, query_of
+from lamp_jax.tasks.catalog import Task
+from lamp_jax.tasks.rewards import reward_of, worst_error
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A question's texts as a retriever reads them, and the reward of each document."""
+
+    id: str
+    query: str
+    documents: tuple[str, ...]
+    rewards: np.ndarray
+    gold: str
+
+
+def read_judged(options: TrainRetriever, task: Task, path: str, feedback: Sequence[str]) -> list[Judged]:
+    """The questions of a file with the rewards of their first items. LampError for what is missing or no number."""
+    questions = read_questions(path, task=task)
+    metrics = read_feedback(feedback, task, questions, profile_size=options.profile_size)
+    return [_judge(options, task, question, metrics[question.id], path) for question in questions if question.profile]
+
+
+def _judge(options: TrainRetriever, task: Task, question: Question, metrics: Sequence[Metrics], path: str) -> Judged:
+    gold = gold_of(question, path)
+    try:
+        rewards = [reward_of(task, one, gold, kind=options.reward) for one in metrics]
+        documents = documents_of(question, task, use_date=options.use_date)
+        query = query_of(question, task, compatibility=options.compatibility)
+    except LampError as error:
+        remedy = "; train without dates: --no-use-date" if "'date'" in str(error) else ""
+        raise LampError(f"{path}, question {question.id!r}: {error}{remedy}") from error
+    first = tuple(documents[pair.rank] for pair in first_pairs([question], options.profile_size))
+    return Judged(question.id, query, first, np.array(rewards, np.float32), gold)
+
+
+def hold_out(judged: Sequence[Judged], share: float, *, seed: int) -> tuple[list[Judged], list[Judged]]:
+    """The questions without a share of them, and these; which, is drawn from the seed."""
+    count = round(share * len(judged))
+    if not 0 < count < len(judged):
+        raise LampError(f"--held-out {share} of {len(judged)} questions leaves none on one side; give --validation")
+    order = permutation(len(judged), seed=seed, key="held out")
+    held = set(order[:count])
+    return [one for place, one in enumerate(judged) if place not in held], [judged[place] for place in sorted(held)]
+
+
+def distinct_texts(judged: Iterable[Judged]) -> list[str]:
+    """Every query and document once."""
+    return list(dict.fromkeys(text for one in judged for text in (one.query, *one.documents)))
 
 
 @dataclass(frozen=True)
@@ -21,6 +76,29 @@ class Candidates:
     rewards: np.ndarray
     baseline: float = 0.0
     """The reward that sampled items are measured against."""
+
+
+def make_candidates(
+    options: TrainRetriever, task: Task, judged: Sequence[Judged], tokenizer: Any, baselines: Sequence[float]
+) -> list[Candidates]:
+    """The questions as token ids, each with its baseline.
+
+    With `ropg="padded"` every question has `profile_size` documents, as in the public code: empty ones are added, worth
+    as much as the baseline, and for LaMP-3 more than that by the worst error.
+    """
+    texts = [*distinct_texts(judged), ""]
+    rows = tokenize(texts, tokenizer, max_length=options.max_length)
+    tokens = {text: np.array(row, np.int32) for text, row in zip(texts, rows, strict=True)}
+    examples = []
+    for one, baseline in zip(judged, baselines, strict=True):
+        documents, rewards = [tokens[text] for text in one.documents], one.rewards
+        if options.compatibility.ropg == "padded":
+            missing = options.profile_size - len(documents)
+            worth = baseline + (worst_error(one.gold) if task.metric == "mae" else 0.0)
+            documents = documents + [tokens[""]] * missing
+            rewards = np.concatenate([rewards, np.full(missing, worth, np.float32)])
+        examples.append(Candidates(one.id, tokens[one.query], documents, rewards, baseline))
+    return examples
 
 
 class CandidateBatch(NamedTuple):

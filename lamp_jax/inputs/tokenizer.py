@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lamp_jax.errors import LampError
+from lamp_jax.tasks.prompts import without_surrogates
 
 # Its advice, such as that PyTorch is not installed, is not meant for users of this package.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -29,6 +31,29 @@ def load_tokenizer(name: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError) as error:
         raise LampError(f"{name}: neither a model directory nor a hub name that can be reached ({error})") from error
+
+
+def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
+    """The tokenizer that stands in a directory, or else the one that `make` gives, which stands there afterwards."""
+    if not (directory / "tokenizer.json").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as unfinished:
+            make().save_pretrained(unfinished)
+            # tokenizer.json last: where it is, all is there.
+            for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
+                os.replace(file, directory / file.name)
+    return load_tokenizer(directory)
+
+
+def round_up_vocabulary(pieces: int) -> int:
+    """Rows of an embedding for so many pieces: a multiple of 64, so that it divides over a mesh."""
+    return -(-pieces // 64) * 64
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut to `max_length`."""
+    clean = [without_surrogates(text) for text in texts]
+    return tokenizer(clean, truncation=True, max_length=max_length).input_ids if clean else []
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:

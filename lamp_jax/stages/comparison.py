@@ -40,7 +40,7 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
                 prompt_examples(questions, prompts),
                 answerer,
                 params,
-                batch_size=experiment.batch_size,
+                batch_size=experiment.learning.batch_size,
                 max_length=experiment.prompting.max_length,
             )
             write_predictions(output / "predictions" / f"{name}.json", task, answers)

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from lamp_jax.config import Answering, Demo, Prompting, Retriever, Scratch, Synth, Train
+from lamp_jax.config import Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
 from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
 from lamp_jax.data.records import claim
 from lamp_jax.stages import demo_retriever, synth, train
@@ -82,13 +82,15 @@ def training(options: Demo) -> Train:
         scratch=size.model,
         retrievers=RETRIEVERS,
         prompting=Prompting(num_retrieved=4, max_length=192),
-        epochs=size.epochs,
-        batch_size=16,
-        learning_rate=2e-2,
-        step_size="relative",
-        warmup_ratio=0.1,
-        weight_decay=0.0,
-        evaluate_every=0.5,
+        learning=Learning(
+            epochs=size.epochs,
+            batch_size=16,
+            learning_rate=2e-2,
+            step_size="relative",
+            warmup_ratio=0.1,
+            weight_decay=0.0,
+            evaluate_every=0.5,
+        ),
         seed=options.seed,
         answering=Answering(decode="labels"),
     )

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamp_jax.config import Answering, Demo, FeedbackItems, Rank, ScratchEncoder, Train, TrainRetriever
+from lamp_jax.config import Answering, Demo, FeedbackItems, Learning, Rank, ScratchEncoder, Train, TrainRetriever
 from lamp_jax.data.files import read_json, read_questions
 from lamp_jax.data.records import claim
+from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import RetrieverSettings, write_settings
 from lamp_jax.retrieval.ranking import apply_rankings, read_rankings
@@ -87,14 +88,13 @@ def trainings(options: Demo, generator: Train) -> dict[str, TrainRetriever]:
         profile_size=size.profile_size,
         use_date=False,
         max_length=64,
-        epochs=size.kd_epochs,
-        batch_size=32,
-        accumulation=1,
-        learning_rate=2e-2,
-        step_size="relative",
+        learning=Learning(
+            epochs=size.kd_epochs, batch_size=32, learning_rate=2e-2, step_size="relative", weight_decay=0.0
+        ),
         seed=options.seed,
     )
-    rl = replace(kd, method="rl", gradient="expected", epochs=size.rl_epochs, output=str(output / "rl"))
+    longer = replace(kd.learning, epochs=size.rl_epochs)
+    rl = replace(kd, method="rl", gradient="expected", learning=longer, output=str(output / "rl"))
     return {"ROPG-KD": kd, "ROPG-RL": rl}
 
 
@@ -102,7 +102,7 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
     """The encoder that both trainings start from, in a directory of its own."""
     if (directory / "model.safetensors").exists():
         return
-    judged = train_retriever.read_judged(training, find_task(training.task), training.questions, training.feedback)
+    judged = read_judged(training, find_task(training.task), training.questions, training.feedback)
     tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), judged)
     save_bert(train_retriever.prepare_model(training, len(tokenizer)), directory)
     write_settings(directory, RetrieverSettings(training.use_date))

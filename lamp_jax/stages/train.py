@@ -1,8 +1,8 @@
 """`lamp train`: a T5 fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,21 @@ from lamp_jax.config import Retriever, Train
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.data.records import claim
 from lamp_jax.decoding.answers import Answerer
-from lamp_jax.inputs.batches import Batch, Example, TrainingBatches, choose_buckets, read_ahead
+from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.examples import gold_of, make_examples, make_prompts, past_questions, prompt_examples
-from lamp_jax.inputs.tokenizer import load_tokenizer, train_tokenizer
+from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_tokenizer
 from lamp_jax.loop import Progress, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
-from lamp_jax.sharding import make_mesh, model_layout, place_batch
+from lamp_jax.sharding import make_mesh, model_layout
 from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
-from lamp_jax.steps.update import TrainState, make_optimizer, make_update, start
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric, score
 from lamp_jax.tasks.prompts import Prompt
 
 SCRATCH = "scratch"
-_VOCABULARY_MULTIPLE = 64  # so that it divides over a mesh
 
 
 def run(options: Train) -> None:
@@ -54,43 +52,24 @@ def train_generator(
 ) -> Progress:
     """Trains on `questions`, resuming what stands in `options.output`; the best model is written there."""
     output = Path(options.output)
-    tokenizer = _prepare_tokenizer(options, task, questions)
+    tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, task, questions))
     model = _prepare_model(options, len(tokenizer))
     graph, params = nnx.split(model)
     buckets = choose_buckets(options.prompting.max_length)
     examples = _examples(options, task, questions, tokenizer)
-    batches = TrainingBatches(examples, batch_size=options.batch_size, buckets=buckets, seed=options.seed)
-    total_steps = math.ceil(options.epochs * len(batches))
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate,
-        total_steps=total_steps,
-        warmup_ratio=options.warmup_ratio,
-        weight_decay=options.weight_decay,
-        clip=options.clip,
-        step_size=options.step_size,
-    )
-    loss, rules = generator_loss(graph), model.rules
-    update = make_update(loss, optimizer, seed=options.seed, accumulation=options.accumulation, rules=rules)
-    shapes: set[tuple[int, ...]] = set()  # each of them is one compilation
-
-    def update_on_devices(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        shapes.add(batch.source.shape)
-        return update(state, place_batch(tuple(batch), rules=rules))
-
-    _, progress = fit(
+    batches = TrainingBatches(examples, batch_size=options.learning.batch_size, buckets=buckets, seed=options.seed)
+    return fit(
         output,
-        start(params, optimizer),
-        update=update_on_devices,
-        batches=lambda done: read_ahead(batches, done, total_steps),
-        total_steps=total_steps,
-        evaluate_every=max(1, round(options.evaluate_every * len(batches))),
+        params,
+        generator_loss(graph),
+        batches,
+        options.learning,
+        seed=options.seed,
+        rules=model.rules,
         evaluate=_evaluation(options, task, validation, tokenizer, graph),
         higher_is_better=task.higher_is_better,
-        keep_best=lambda state: save_t5(nnx.merge(graph, state.params), output),
-        patience=options.patience,
+        keep_best=lambda params: save_t5(nnx.merge(graph, params), output),
     )
-    print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
-    return progress
 
 
 def _read(path: str, task: Task) -> list[Question]:
@@ -101,16 +80,10 @@ def _read(path: str, task: Task) -> list[Question]:
 
 
 def _prepare_tokenizer(options: Train, task: Task, questions: Sequence[Question]) -> Any:
-    """The model's tokenizer, or one trained on the questions; beside the model that is written, in both cases."""
-    output = Path(options.output)
-    if (output / "tokenizer.json").exists():
-        return load_tokenizer(output)
+    """The model's tokenizer, or one trained on the questions."""
     if options.model == SCRATCH:
-        tokenizer = train_tokenizer(_texts(task, questions), vocab_size=options.scratch.vocab_size)
-    else:
-        tokenizer = load_tokenizer(options.model)
-    tokenizer.save_pretrained(output)
-    return tokenizer
+        return train_tokenizer(_texts(task, questions), vocab_size=options.scratch.vocab_size)
+    return load_tokenizer(options.model)
 
 
 def _texts(task: Task, questions: Sequence[Question]) -> list[str]:
@@ -125,7 +98,7 @@ def _prepare_model(options: Train, vocabulary: int) -> T5:
     if options.model != SCRATCH:
         return load_t5(options.model, **layout)
     config = T5Config(
-        vocab_size=-(-vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+        vocab_size=round_up_vocabulary(vocabulary),
         d_model=size.d_model,
         d_kv=size.d_model // size.num_heads,
         d_ff=size.d_ff,
@@ -162,21 +135,21 @@ def _prompts(
 
 def _evaluation(
     options: Train, task: Task, validation: Sequence[Question], tokenizer: Any, graph: nnx.GraphDef
-) -> Callable[[TrainState], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """The main metric on the validation questions, the mean over the retrievers."""
     answerer = Answerer(graph, tokenizer, task, options.answering)
     golds = {question.id: gold_of(question) for question in validation}
     prompts = [_prompts(options, task, validation, tokenizer, retriever) for retriever in options.retrievers]
     sets = [prompt_examples(validation, one) for one in prompts]
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(params: Any) -> dict[str, float]:
         values = []
         for examples in sets:
             answers = answer(
                 examples,
                 answerer,
-                state.params,
-                batch_size=options.batch_size,
+                params,
+                batch_size=options.learning.batch_size,
                 max_length=options.prompting.max_length,
             )
             values.append(score(task, answers, golds, compatibility=options.compatibility).value)

@@ -1,15 +1,15 @@
 """One update of anything that is trained: AdamW on the gradient of a mean loss, its batch computed in parts."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lamp_jax.config import Learning
 from lamp_jax.sharding import Rules
 
-StepSize = Literal["absolute", "relative"]
 LossSum = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
 """(parameters, batch, dropout key) -> the sum of the losses, and of how many: tokens, or questions."""
 
@@ -22,30 +22,22 @@ class TrainState(NamedTuple):
     optimizer: Any
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    total_steps: int,
-    warmup_ratio: float,
-    weight_decay: float,
-    clip: float,
-    step_size: StepSize = "absolute",
-) -> optax.GradientTransformation:
+def make_optimizer(learning: Learning, total_steps: int) -> optax.GradientTransformation:
     """AdamW with a clipped gradient; the rate rises linearly for `warmup_ratio` of the updates and falls linearly to 0.
 
     Weight decay spares biases, the norms' scales and the relative position biases, as usual. With the step size
     "relative", each tensor's update is multiplied by the root mean square of its values, as in Adafactor (Shazeer and
     Stern 2018, section 8), with which T5 was trained: its embeddings begin ten times as large as its other matrices.
     """
-    warmup = round(warmup_ratio * total_steps)
-    rise = optax.linear_schedule(0.0, learning_rate, warmup)
-    fall = optax.linear_schedule(learning_rate, 0.0, max(total_steps - warmup, 1))
+    warmup, peak = round(learning.warmup_ratio * total_steps), learning.learning_rate
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    fall = optax.linear_schedule(peak, 0.0, max(total_steps - warmup, 1))
     schedule = optax.join_schedules([rise, fall], [warmup])
     return optax.chain(
-        optax.clip_by_global_norm(clip),
+        optax.clip_by_global_norm(learning.clip),
         optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, _decayed),
-        optax.scale_by_param_block_rms() if step_size == "relative" else optax.identity(),
+        optax.add_decayed_weights(learning.weight_decay, _decayed),
+        optax.scale_by_param_block_rms() if learning.step_size == "relative" else optax.identity(),
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -23,11 +23,11 @@ def reward_of(task: Task, metrics: Mapping[str, float], gold: str, *, kind: Rewa
     """
     wanted = LIKELIHOOD if kind == "likelihood" else main_metric(task)
     by_name = {name.lower(): value for name, value in metrics.items()}
-    value = by_name.get(wanted.lower())
-    if value is None:
+    if wanted.lower() not in by_name:
         raise LampError(f"the feedback has no {wanted!r}, only {', '.join(sorted(metrics))}; see --reward")
-    if not math.isfinite(value):
-        raise LampError(f"the feedback's {wanted} is {value}; make it again")
+    value = by_name[wanted.lower()]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise LampError(f"the feedback's {wanted} is {value!r}, no number; make it again")
     if kind == "metric" and task.metric == "mae":
         worst = worst_error(gold)
         return (worst - value) / worst
@@ -35,5 +35,8 @@ def reward_of(task: Task, metrics: Mapping[str, float], gold: str, *, kind: Rewa
 
 
 def worst_error(gold: str) -> float:
-    """How far an answer within LaMP-3's scale of 1 to 5 can be from the gold."""
-    return max(abs(1 - float(gold)), abs(5 - float(gold)))
+    """How far an answer within LaMP-3's scale of 1 to 5 can be from the gold. LampError for a gold beyond the scale."""
+    score = float(gold) if gold.strip() in ("1", "2", "3", "4", "5") else math.nan
+    if math.isnan(score):
+        raise LampError(f"the gold is {gold!r}, no score from 1 to 5; mend it")
+    return max(abs(1 - score), abs(5 - score))

@@ -11,8 +11,7 @@ import pytest
 
 from lamp_jax.decoding.beam import beam_search
 from lamp_jax.decoding.greedy import greedy_search
-from lamp_jax.encoding import tokenize
-from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.t5 import decoder_inputs

@@ -18,13 +18,13 @@ from flax import nnx
 
 from lamp_jax.config import REFERENCE, TrainRetriever
 from lamp_jax.inputs.batches import pad_rows
+from lamp_jax.inputs.candidates import Judged, make_candidates, read_judged
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.losses import reinforce_loss
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import bert_places
 from lamp_jax.models.weights import hf_tensors, load_bert
-from lamp_jax.stages import train_retriever
-from lamp_jax.stages.train_retriever import Judged, read_judged
+from lamp_jax.stages.train_retriever import choose_baselines
 from lamp_jax.steps.retriever import choose_objective, score_candidates
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.rewards import reward_of
@@ -137,7 +137,8 @@ def test_policy_loss_and_gradients_are_the_public_codes(entry):
 def examples_of(entry, judged, **changes):
     """As the stage makes them, padded with empty documents."""
     options = options_of(entry, **changes)
-    return train_retriever._examples(options, find_task(options.task), judged, load_its_tokenizer(), _UNUSED, _UNUSED)
+    baselines = choose_baselines(options, judged, _UNUSED, _UNUSED)
+    return make_candidates(options, find_task(options.task), judged, load_its_tokenizer(), baselines)
 
 
 @pytest.mark.parametrize("entry", STEPS, ids=label)

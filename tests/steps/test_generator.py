@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from lamp_jax.config import Learning
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.sharding import DATA_PARALLEL, make_mesh, place_batch
 from lamp_jax.steps.generator import generator_loss
@@ -34,8 +35,8 @@ def batch():
 
 
 def optimizer(**changes):
-    settings = {"learning_rate": 1e-2, "total_steps": 40, "warmup_ratio": 0.0, "weight_decay": 0.0, "clip": 1.0}
-    return make_optimizer(**(settings | changes))
+    settings = {"learning_rate": 1e-2, "warmup_ratio": 0.0, "weight_decay": 0.0, "clip": 1.0}
+    return make_optimizer(Learning(**(settings | changes)), 40)
 
 
 @cache
