@@ -197,6 +197,11 @@ def optimizer_of(entry):
     )
 
 
+@functools.cache
+def embedding():
+    return jax.jit(lambda model, tokens: model.embed(tokens))
+
+
 @pytest.mark.parametrize("entry", RUNS, ids=label)
 def test_a_short_training_is_the_public_codes(entry, tmp_path):
     batches = list(read_run(entry, tmp_path))
@@ -219,6 +224,7 @@ def test_a_short_training_is_the_public_codes(entry, tmp_path):
             updates, state = change(gradient, state, params)
             params = optax.apply_updates(params, updates)
         model = nnx.merge(nnx.graphdef(load()), params)
-        queries = jax.jit(lambda model, tokens: model.embed(tokens))(model, batches[0][0][:, 0])
-    # Adam makes full steps of gradients that are hardly more than rounding: one axis of 64 may be 2e-4 off.
-    np.testing.assert_allclose(queries, entry["final_query_emb"], atol=5e-4)
+        queries = embedding()(model, batches[0][0][:, 0])
+    # As vectors: Adam makes full steps of gradients that are hardly more than rounding, which single axes show.
+    expected = np.array(entry["final_query_emb"])
+    assert np.linalg.norm(queries - expected) < 1e-4 * np.linalg.norm(expected)
