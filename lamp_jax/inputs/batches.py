@@ -97,17 +97,16 @@ def prediction_batches(
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
 
-    Every batch has `batch_size` rows; the last of a bucket is filled with rows that no position stands for.
+    Every batch has `batch_size` rows and the length of the smallest bucket that holds them all. The last one is filled
+    with rows that no position stands for.
     """
     buckets = sorted(buckets)
-    by_length: dict[int, list[int]] = {length: [] for length in buckets}
-    for position, example in enumerate(examples):
-        by_length[find_bucket(len(example.source), buckets)].append(position)
-    for length, positions in by_length.items():
-        for start in range(0, len(positions), batch_size):
-            part = positions[start : start + batch_size]
-            source = pad_rows([examples[position].source for position in part], batch_size, length, pad=pad)
-            yield part, Batch(source, np.zeros((batch_size, 0), np.int32))
+    bucket_of = [find_bucket(len(example.source), buckets) for example in examples]
+    order = sorted(range(len(examples)), key=bucket_of.__getitem__)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        source = pad_rows([examples[place].source for place in part], batch_size, bucket_of[part[-1]], pad=pad)
+        yield part, Batch(source, np.zeros((batch_size, 0), np.int32))
 
 
 def find_bucket(length: int, buckets: Sequence[int]) -> int:

@@ -285,7 +285,9 @@ class T5(nnx.Module):
             return layers.step(x, position, scores, (keys, values, cross_cache.padding), cache)
 
         xs = (self.decoder, cross_cache.keys, cross_cache.values, self_cache)
-        x, self_cache = jax.lax.scan(layer, self._embed(token[:, None]), xs)
+        # A CPU copies every slice of the weights that a loop takes, which for one token costs as much as the products.
+        unroll = self.config.num_decoder_layers if self.attention == "rows" else 1
+        x, self_cache = jax.lax.scan(layer, self._embed(token[:, None]), xs, unroll=unroll)
         return self.logits(self.decoder_norm(x))[:, 0], self_cache
 
     def logits(self, x: jax.Array) -> jax.Array:
