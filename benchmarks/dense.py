@@ -3,9 +3,9 @@
 An encoder of all-MiniLM-L6's size with random weights; texts of 5 to 400 words. The other side does what the public
 code does: each question's documents in batches of 16, padded to the longest, by `transformers` on torch. Both use the
 same model directory; ours has compiled its shapes before (that time is printed). Runs are interleaved, because the
-machine may be shared; printed are medians, and the ratios of runs that stood side by side. The other side is measured on
-the first questions and reckoned for all; torch has one thread or all cores, and the faster counts, because its threads
-may get in each other's way.
+machine may be shared; printed are medians, and the ratios of runs that stood side by side. The other side is measured
+on the first questions and reckoned for all; torch has one thread or all cores, and the faster counts, because its
+threads may get in each other's way.
 """
 
 import argparse
