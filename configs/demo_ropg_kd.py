@@ -7,4 +7,4 @@ from lamp_jax.config import Demo
 from lamp_jax.stages.demo import training
 from lamp_jax.stages.demo_retriever import trainings
 
-experiment = trainings(Demo(), training(Demo()))["ROPG-KD"]
+experiment = trainings(Demo(), training(Demo()))["ropg-kd"]

@@ -4,4 +4,4 @@ from lamp_jax.config import Demo
 from lamp_jax.stages.demo import training
 from lamp_jax.stages.demo_retriever import trainings
 
-experiment = trainings(Demo(), training(Demo()))["ROPG-RL"]
+experiment = trainings(Demo(), training(Demo()))["ropg-rl"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamp_jax.config import Answering, Demo, FeedbackItems, Learning, Rank, ScratchEncoder, Train, TrainRetriever
-from lamp_jax.data.files import read_json, read_questions
+from lamp_jax.data.files import read_json, read_questions, write_json
 from lamp_jax.data.records import claim
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
@@ -43,21 +43,20 @@ def run(options: Demo, generator: Train) -> None:
     record.begin()
     task = find_task(generator.task)
     feedback_items.run(feedback(options, generator))
-    encoders = {"untrained": output / "untrained"}
-    make_untrained(trainings(options, generator)["ROPG-KD"], encoders["untrained"])
-    for name, training in trainings(options, generator).items():
-        train_retriever.run(replace(training, encoder=str(encoders["untrained"])))
-        encoders[name] = Path(training.output)
+    untrained = output / "untrained"
+    make_untrained(trainings(options, generator)["ropg-kd"], untrained)
+    for training in trainings(options, generator).values():
+        train_retriever.run(replace(training, encoder=str(untrained)))
     questions = read_questions(generator.validation, task=task)
-    orders = {"none": Order(questions, "none"), "bm25": Order(questions, "bm25")}
-    for name, encoder in encoders.items():
-        ranking = str(output / "rankings" / f"{name}.json")
-        rank.run(Rank(task.name, generator.validation, ranking, "dense", encoder=str(encoder), max_length=64))
-        orders[name] = Order(apply_rankings(questions, read_rankings(ranking)), "file")
+    orders = {"none": Order(questions, "none")}
+    for ranking in rankings(options, generator, untrained):
+        rank.run(ranking)
+        orders[Path(ranking.output).stem] = Order(apply_rankings(questions, read_rankings(ranking.output)), "file")
     scores = compare(generator, task, orders, output)
     oracle = read_json(Path(options.output) / "data" / "oracle.json")
-    tests = [Against("untrained", HARD_GROUP), Against("bm25", HARD_GROUP)]
+    tests = [Against("dense", HARD_GROUP), Against("bm25", HARD_GROUP)]
     print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
+    _add_rows(Path(options.output) / "results.json", output / "results.json")
     record.finish()
 
 
@@ -95,7 +94,31 @@ def trainings(options: Demo, generator: Train) -> dict[str, TrainRetriever]:
     )
     longer = replace(kd.learning, epochs=size.rl_epochs)
     rl = replace(kd, method="rl", gradient="expected", learning=longer, output=str(output / "rl"))
-    return {"ROPG-KD": kd, "ROPG-RL": rl}
+    return {"ropg-kd": kd, "ropg-rl": rl}
+
+
+def rankings(options: Demo, generator: Train, untrained: Path) -> list[Rank]:
+    """Everything that is compared, by the names of the output files; `dense` is the untrained encoder."""
+    folder = Path(options.output) / "retriever" / "rankings"
+    plain = Rank(generator.task, generator.validation, str(folder / "bm25.json"), "bm25")
+    encoders = {"dense": str(untrained)}
+    encoders |= {name: training.output for name, training in trainings(options, generator).items()}
+    dense = [
+        replace(plain, ranker="dense", output=str(folder / f"{name}.json"), encoder=encoder, max_length=64)
+        for name, encoder in encoders.items()
+    ]
+    recency = replace(plain, ranker="recency", output=str(folder / "recency.json"))
+    fused = tuple(one.output for one in (plain, recency, dense[0]))
+    rrf = replace(plain, ranker="rrf", output=str(folder / "rrf.json"), rankings=fused)
+    return [plain, recency, dense[0], rrf, *dense[1:]]
+
+
+def _add_rows(whole: Path, part: Path) -> None:
+    """Adds the rows of one `results.json` to another, but for those that it has."""
+    content = read_json(whole)
+    known = {row["retriever"] for row in content["rows"]}
+    content["rows"] += [row for row in read_json(part)["rows"] if row["retriever"] not in known]
+    write_json(whole, content)
 
 
 def make_untrained(training: TrainRetriever, directory: Path) -> None:
