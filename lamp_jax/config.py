@@ -341,8 +341,8 @@ class Rank:
     """Directory where `dense` keeps its vectors for the next run; empty: nowhere."""
     max_length: int = 512
     """Longest query and document that `dense` reads, in tokens, special tokens included."""
-    batch_size: int = 64
-    """Texts in one batch of `dense`, over all devices."""
+    batch_tokens: int | None = None
+    """Tokens in one batch of `dense`, padding included, over all devices; not given: as many as keep them busy."""
     rankings: tuple[str, ...] = ()
     """Rankings that `rrf` fuses, two or more."""
     rrf_k: float = 60.0

@@ -16,19 +16,22 @@ from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert
 from lamp_jax.retrieval.dense import Embed
-from lamp_jax.sharding import model_layout, place_batch
+from lamp_jax.sharding import DATA_PARALLEL, model_layout, place_batch, shards
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
 _WINDOW = 8192
 
+# Tokens of a batch for each device: a CPU's caches hold what it makes of few; an accelerator's units want many.
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 2048, 32768
 
-def open_encoder(name: str, devices: Devices, *, max_length: int, batch_size: int) -> Embed:
+
+def open_encoder(name: str, devices: Devices, *, max_length: int, batch_tokens: int | None = None) -> Embed:
     """The encoder of a directory or hub name, on the current mesh. LampError where it cannot read `max_length`."""
     tokenizer = load_tokenizer(name)
     model = load_bert(name, **model_layout(devices))
     check_length(model.config, max_length, name)
     graph, params = nnx.split(model)
-    return partial(Encoder(graph, tokenizer, max_length=max_length, batch_size=batch_size), params)
+    return partial(Encoder(graph, tokenizer, max_length=max_length, batch_tokens=batch_tokens), params)
 
 
 def check_length(config: BertConfig, max_length: int, name: str) -> None:
@@ -41,24 +44,28 @@ def check_length(config: BertConfig, max_length: int, name: str) -> None:
 
 
 class Encoder:
-    """Mean-pooled vectors of texts. Compiles once for each length of texts."""
+    """Mean-pooled vectors of texts. Compiles once for each length of texts.
 
-    def __init__(self, graph: nnx.GraphDef, tokenizer: Any, *, max_length: int, batch_size: int):
-        self.tokenizer = tokenizer
-        self.max_length, self.batch_size = max_length, batch_size
+    A batch has as many texts as make `batch_tokens` over all devices; None: as many as keep the devices busy.
+    """
+
+    def __init__(self, graph: nnx.GraphDef, tokenizer: Any, *, max_length: int, batch_tokens: int | None = None):
+        self.tokenizer, self.max_length = tokenizer, max_length
+        devices = shards(DATA_PARALLEL.batch)
+        if batch_tokens is None:
+            batch_tokens = devices * (_CPU_TOKENS if jax.default_backend() == "cpu" else _ACCELERATOR_TOKENS)
+        lengths = choose_text_buckets(max_length)
+        self._rows = {length: max(1, batch_tokens // (length * devices)) * devices for length in lengths}
         self._embed = jax.jit(lambda params, tokens: _bert(graph, params).embed(tokens))
 
     def __call__(self, params: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of (places of n texts, their vectors float32 [n, D])."""
-        buckets = choose_text_buckets(self.max_length)
         with tqdm(total=len(texts), desc="embed", unit="text", disable=None) as bar:
             for start in range(0, len(texts), _WINDOW):
                 rows = tokenize(texts[start : start + _WINDOW], self.tokenizer, max_length=self.max_length)
                 examples = [Example("", row) for row in rows]
                 waiting: tuple[list[int], jax.Array] | None = None
-                for places, batch in prediction_batches(
-                    examples, batch_size=self.batch_size, buckets=buckets, pad=NO_TOKEN
-                ):
+                for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN):
                     found = self._embed(params, place_batch(batch.source))
                     if waiting:  # read one batch late, so that the device is never idle
                         yield _whole(*waiting)

@@ -40,7 +40,7 @@ def tokenizer():
 
 
 def opened(directory, devices=Devices()):  # noqa: B008 (frozen)
-    return open_encoder(str(directory), devices, max_length=32, batch_size=8)
+    return open_encoder(str(directory), devices, max_length=32)
 
 
 @pytest.fixture(scope="module")
@@ -133,5 +133,5 @@ def test_texts_beyond_the_encoders_positions_are_an_error_with_the_remedy(direct
     with pytest.raises(LampError, match=f"some/encoder: {message}"):
         check_length(CONFIG, 33, "some/encoder")
     with pytest.raises(LampError, match=message) as caught:
-        open_encoder(str(directory), Devices(), max_length=33, batch_size=8)
+        open_encoder(str(directory), Devices(), max_length=33)
     assert str(directory) in str(caught.value)

@@ -1,6 +1,6 @@
 """Examples as batches of few shapes, each a pure function of its number, so that a run resumes at any step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -93,20 +93,24 @@ def plan_epoch(
 
 
 def prediction_batches(
-    examples: Sequence[Example], *, batch_size: int, buckets: Sequence[int], pad: int = PAD
+    examples: Sequence[Example], *, rows: Mapping[int, int], pad: int = PAD
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
 
-    Every batch has `batch_size` rows and the length of the smallest bucket that holds them all. The last one is filled
-    with rows that no position stands for.
+    `rows` has the lengths that prompts are padded to, and how many make a batch of each. What is left over in one
+    length moves up to the next; the last batch is filled with rows that no position stands for.
     """
-    buckets = sorted(buckets)
-    bucket_of = [find_bucket(len(example.source), buckets) for example in examples]
-    order = sorted(range(len(examples)), key=bucket_of.__getitem__)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        source = pad_rows([examples[place].source for place in part], batch_size, bucket_of[part[-1]], pad=pad)
-        yield part, Batch(source, np.zeros((batch_size, 0), np.int32))
+    lengths = sorted(rows)
+    members: dict[int, list[int]] = {}
+    for position, example in enumerate(examples):
+        members.setdefault(find_bucket(len(example.source), lengths), []).append(position)
+    left: list[int] = []
+    for length in sorted(members):
+        left += members[length]
+        while len(left) >= rows[length] or (left and length == max(members)):
+            part, left = left[: rows[length]], left[rows[length] :]
+            source = pad_rows([examples[position].source for position in part], rows[length], length, pad=pad)
+            yield part, Batch(source, np.zeros((rows[length], 0), np.int32))
 
 
 def find_bucket(length: int, buckets: Sequence[int]) -> int:

@@ -137,8 +137,8 @@ def _attend_backward(kept, gradient):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-# How many scores a CPU's cache holds beside the rest (2 MB).
-_SCORES_IN_CACHE = 2**19
+# How many scores a CPU makes at once. More of them leave its caches, fewer keep its cores from working together.
+_SCORES_AT_ONCE = 2**22
 
 
 def attend_by_rows(
@@ -156,7 +156,8 @@ def attend_by_rows(
         axes = tuple(axis for axis in shared if axis is not None)
         if mesh_is_set() and axes:
             position = jax.lax.pcast(position, axes, to="varying")
-        rows = max(1, min(len(query), _SCORES_IN_CACHE // (query.shape[1] * query.shape[2] * keys.shape[1])))
+        fit = max(1, _SCORES_AT_ONCE // (query.shape[1] * query.shape[2] * keys.shape[1]))
+        rows = max(number for number in range(1, len(query) + 1) if number <= fit and len(query) % number == 0)
 
         def attend_row(row):
             query, keys, values, padding = (x[None] for x in row)

@@ -13,6 +13,7 @@ from lamp_jax.retrieval.ranking import apply_rankings, read_rankings
 from lamp_jax.stages import feedback_items, rank, train_retriever
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.rewards import Reward
 
 HARD_GROUP = "hidden"
 """The users whose relevant items share no words with their question."""
@@ -26,11 +27,12 @@ class Size:
     kd_epochs: float
     rl_epochs: float
     encoder: ScratchEncoder
+    reward: Reward = "metric"
 
 
 SIZES = {
     "full": Size(16, 4, 8, ScratchEncoder(64, 128, num_layers=1, num_heads=2, vocab_size=1000, dropout=0)),
-    "smoke": Size(2, 1, 1, ScratchEncoder(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0)),
+    "smoke": Size(2, 1, 1, ScratchEncoder(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0), "likelihood"),
 }
 
 
@@ -68,6 +70,7 @@ def feedback(options: Demo, generator: Train) -> FeedbackItems:
         model=generator.output,
         output=str(Path(options.output) / "retriever" / "feedback"),
         profile_size=SIZES[options.size].profile_size,
+        reward=SIZES[options.size].reward,  # a model that has learned nothing is wrong with every item alike
         batch_size=64,
         max_length=128,
         answering=Answering(decode="labels"),
@@ -84,6 +87,7 @@ def trainings(options: Demo, generator: Train) -> dict[str, TrainRetriever]:
         output=str(output / "kd"),
         encoder=train_retriever.SCRATCH,
         scratch=size.encoder,
+        reward=size.reward,
         profile_size=size.profile_size,
         use_date=False,
         max_length=64,

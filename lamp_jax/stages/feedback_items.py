@@ -77,6 +77,7 @@ def rate_pairs(pairs: Sequence[Pair], rate: Rate, tokenizer: Any, options: Feedb
     prompting = Prompting(num_retrieved=1, max_length=options.max_length)
     told = Prompts("", "", "", "", prompting=prompting, compatibility=options.compatibility)
     done, seen = len(journal.entries), 0
+    rows = dict.fromkeys(choose_buckets(options.max_length), options.batch_size)
     window = _WINDOW * options.batch_size
     with tqdm(total=len(pairs), desc="feedback", unit="pair", disable=None) as bar:
         for start in range(0, len(pairs), window):
@@ -88,8 +89,7 @@ def rate_pairs(pairs: Sequence[Pair], rate: Rate, tokenizer: Any, options: Feedb
             alone = [replace(question, profile=(question.profile[rank],)) for question, rank in part]
             prompts = make_prompts(alone, task, tokenizer, told, retriever="file")
             examples = prompt_examples(alone, prompts)
-            buckets = choose_buckets(options.max_length)
-            for places, batch in prediction_batches(examples, batch_size=options.batch_size, buckets=buckets):
+            for places, batch in prediction_batches(examples, rows=rows):
                 if seen + len(places) > done:
                     if done > seen:
                         journal.keep(seen)  # a batch that was cut in the middle

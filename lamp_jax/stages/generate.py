@@ -68,7 +68,7 @@ def answer(
 ) -> dict[str, str]:
     """The answer to every example, by id, in their order. With a journal, what it holds is not answered again."""
     answers: dict[str, str] = dict(journal.entries) if journal else {}
-    batches = prediction_batches(examples, batch_size=batch_size, buckets=choose_buckets(max_length))
+    batches = prediction_batches(examples, rows=dict.fromkeys(choose_buckets(max_length), batch_size))
     with tqdm(total=len(examples), desc="answers", unit="question", disable=None, leave=journal is not None) as bar:
         for positions, batch in batches:
             ids = [examples[position].id for position in positions]

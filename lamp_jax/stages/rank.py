@@ -21,7 +21,7 @@ Ranker = Callable[[Sequence[Question], Task], Iterator[tuple[str, list[str]]]]
 def run(options: Rank) -> None:
     task = find_task(options.task)
     inputs = [options.questions, *options.rankings] + [options.encoder] * (options.ranker == "dense")
-    record = claim(options.output, options, inputs=inputs, ignore=["workers", "embeddings_cache", "batch_size"])
+    record = claim(options.output, options, inputs=inputs, ignore=["workers", "embeddings_cache", "batch_tokens"])
     if record.state == "done":
         return print(f"{options.output}: already ranked")
     questions = read_questions(options.questions, task=task)
@@ -67,7 +67,7 @@ def _dense(options: Rank) -> Iterator[Ranker]:
     use_date = _choose_dates(options)
     with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
         embed = open_encoder(
-            options.encoder, options.devices, max_length=options.max_length, batch_size=options.batch_size
+            options.encoder, options.devices, max_length=options.max_length, batch_tokens=options.batch_tokens
         )
         if options.embeddings_cache:
             encoder = {"encoder": digest(options.encoder), "max_length": options.max_length}

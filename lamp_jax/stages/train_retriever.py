@@ -70,7 +70,7 @@ def train_retriever(
     model = prepare_model(options, len(tokenizer))
     check_length(model.config, options.max_length, options.encoder)
     graph, params = nnx.split(model)
-    encoder = Encoder(graph, tokenizer, max_length=options.max_length, batch_size=options.learning.batch_size)
+    encoder = Encoder(graph, tokenizer, max_length=options.max_length)
     before = _evaluate(options, validation, encoder, params)
     examples = make_candidates(options, task, train, tokenizer, choose_baselines(options, train, encoder, params))
     batches = CandidateBatches(

@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def vectors():
     with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):
-        embed = open_encoder(str(DIRECTORY), Devices(), max_length=512, batch_size=16)
+        embed = open_encoder(str(DIRECTORY), Devices(), max_length=512)
         with jax.default_matmul_precision("highest"):
             return embed_all(make_texts(), embed)
 

@@ -71,15 +71,18 @@ def test_no_examples_is_an_error():
         training([])
 
 
-@given(LENGTHS, st.integers(1, 9))
-def test_prediction_covers_every_example_once(lengths, batch_size):
-    seen = []
-    for positions, batch in prediction_batches(examples(lengths), batch_size=batch_size, buckets=BUCKETS):
-        assert batch.source.shape[0] == batch_size
+@given(LENGTHS, st.tuples(*[st.integers(1, 9)] * len(BUCKETS)))
+def test_prediction_covers_every_example_once(lengths, sizes):
+    rows = dict(zip(BUCKETS, sizes, strict=True))
+    seen, fillers = [], []
+    for positions, batch in prediction_batches(examples(lengths), rows=rows):
+        assert batch.source.shape[0] == rows[batch.source.shape[1]]
+        fillers.append(len(batch.source) - len(positions))
         for position, source in zip(positions, batch.source, strict=False):
             assert (source != 0).sum() == lengths[position]
             seen.append(position)
     assert sorted(seen) == list(range(len(lengths)))
+    assert not any(fillers[:-1])  # only the last batch has rows to spare
 
 
 def test_buckets_end_with_the_maximum():

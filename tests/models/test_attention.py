@@ -85,7 +85,7 @@ def attention_by_rows(*inputs):
 @pytest.mark.parametrize("ours", [attend, attention_by_rows])
 def test_attention_and_its_gradients_are_those_of_the_formula(ours, monkeypatch):
     # Two rows at a time, and one that is left over.
-    monkeypatch.setattr("lamp_jax.models.attention._SCORES_IN_CACHE", 2 * 2 * 6 * 7)
+    monkeypatch.setattr("lamp_jax.models.attention._SCORES_AT_ONCE", 2 * 2 * 6 * 7)
     inputs = attention_inputs()
 
     @functools.partial(jax.jit, static_argnums=0)

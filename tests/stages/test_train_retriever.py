@@ -104,7 +104,7 @@ def texts_of(data, *, use_date):
 
 
 def embed(directory, texts):
-    return embed_all(texts, open_encoder(str(directory), Devices(), max_length=16, batch_size=8))
+    return embed_all(texts, open_encoder(str(directory), Devices(), max_length=16))
 
 
 def test_the_record_counts_questions_that_teach_and_those_that_do_not(trained):
