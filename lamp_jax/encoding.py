@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lamp_jax.config import Devices
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
+from lamp_jax.inputs.batches import Example, prediction_batches
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert
@@ -20,6 +20,9 @@ from lamp_jax.sharding import DATA_PARALLEL, model_layout, place_batch, shards
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
 _WINDOW = 8192
+
+# Texts are padded to multiples of this: so little that a forward pass, which compiles fast, loses under 6 %.
+_LENGTHS_APART = 32
 
 # Tokens of a batch for each device: a CPU's caches hold what it makes of few; an accelerator's units want many.
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 2048, 32768
@@ -54,7 +57,7 @@ class Encoder:
         devices = shards(DATA_PARALLEL.batch)
         if batch_tokens is None:
             batch_tokens = devices * (_CPU_TOKENS if jax.default_backend() == "cpu" else _ACCELERATOR_TOKENS)
-        lengths = choose_text_buckets(max_length)
+        lengths = {*range(_LENGTHS_APART, max_length, _LENGTHS_APART), max_length}
         self._rows = {length: max(1, batch_tokens // (length * devices)) * devices for length in lengths}
         self._embed = jax.jit(lambda params, tokens: _bert(graph, params).embed(tokens))
 
