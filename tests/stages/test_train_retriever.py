@@ -190,7 +190,7 @@ def test_a_resumed_training_is_bit_identical(data, tmp_path, monkeypatch, more):
 
 def rank(data, encoder, output, *more):
     words = ("--task", "LaMP-2", "--questions", data / "questions.json", "--ranker", "dense", "--max-length", 16)
-    return lamp("rank", *words, "--encoder", encoder, "--batch-size", 8, *more, "--output", output)
+    return lamp("rank", *words, "--encoder", encoder, "--batch-tokens", 128, *more, "--output", output)
 
 
 def expected_ranking(data, encoder, *, use_date):
