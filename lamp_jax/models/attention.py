@@ -156,8 +156,7 @@ def attend_by_rows(
         axes = tuple(axis for axis in shared if axis is not None)
         if mesh_is_set() and axes:
             position = jax.lax.pcast(position, axes, to="varying")
-        fit = max(1, _SCORES_AT_ONCE // (query.shape[1] * query.shape[2] * keys.shape[1]))
-        rows = max(number for number in range(1, len(query) + 1) if number <= fit and len(query) % number == 0)
+        rows = max(1, min(len(query), _SCORES_AT_ONCE // (query.shape[1] * query.shape[2] * keys.shape[1])))
 
         def attend_row(row):
             query, keys, values, padding = (x[None] for x in row)
