@@ -139,7 +139,8 @@ class BertLayers(nnx.Module):
 
 def _gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution's probability below x; `jax.nn.gelu` has erfc, 2.6 times slower on a CPU."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 2**-0.5))
+    wide = x.astype(jnp.float32)  # 1 + erf of a negative number loses what bfloat16 has
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
 class Bert(nnx.Module):
