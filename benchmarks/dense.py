@@ -32,7 +32,7 @@ from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.bm25 import available_cores
 from lamp_jax.retrieval.dense import rank_dense
-from lamp_jax.sharding import make_mesh
+from lamp_jax.sharding import open_mesh
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-3")
@@ -40,21 +40,24 @@ SIZE = BertConfig(vocab_size=4096, hidden_size=384, num_hidden_layers=6, num_att
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
-def make_questions(count: int, *, items: int, per_profile: int) -> list[Question]:
-    """Questions with texts of 5 to 400 words; `per_profile` of them in a row have the same profile."""
+def make_questions(profiles: int, *, items: int, per_profile: int) -> list[Question]:
+    """Profiles with texts of 5 to 400 words, the same ones for any `per_profile`, and so many questions on each."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(LETTERS, rng.integers(2, 9))) for _ in range(2000)]
 
     def text(length: int) -> str:
         return " ".join(rng.choice(words, length))
 
-    questions = []
-    for number in range(count):
-        if number % per_profile == 0:
-            texts = [text(length) for length in rng.integers(5, 401, items)]
-        profile = tuple({"id": str(place), "text": one, "score": "3"} for place, one in enumerate(texts))
-        questions.append(Question(str(number), TASK.input_for(text(60)), profile))
-    return questions
+    texts = [[text(length) for length in rng.integers(5, 401, items)] for _ in range(profiles)]
+    return [
+        Question(
+            f"{number}-{turn}",
+            TASK.input_for(text(60)),
+            tuple({"id": str(place), "text": one, "score": "3"} for place, one in enumerate(profile)),
+        )
+        for number, profile in enumerate(texts)
+        for turn in range(per_profile)
+    ]
 
 
 def make_model(directory: Path, questions: list[Question]) -> None:
@@ -87,16 +90,16 @@ def one_by_one(directory: Path) -> Callable[[list[Question], int], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--profiles", type=int, default=40)
     parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--batch-tokens", type=int, help="ours, as of `lamp rank`")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     for per_profile in (1, 2):
-        questions = make_questions(options.questions, items=options.items, per_profile=per_profile)
-        with tempfile.TemporaryDirectory() as name, jax.set_mesh(make_mesh()):
+        questions = make_questions(options.profiles, items=options.items, per_profile=per_profile)
+        with tempfile.TemporaryDirectory() as name, jax.set_mesh(open_mesh(Devices(cpu_devices=0))):
             make_model(Path(name), questions)
-            embed = open_encoder(name, Devices(), max_length=512, batch_tokens=options.batch_tokens)
+            embed = open_encoder(name, Devices(cpu_devices=0), max_length=512, batch_tokens=options.batch_tokens)
             theirs = one_by_one(Path(name))
 
             def ours() -> None:

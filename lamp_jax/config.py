@@ -83,6 +83,9 @@ class Devices:
     """Size of the mesh's data axis; -1 takes all devices that the model axis leaves."""
     model_parallel: int = 1
     """Size of the mesh's model axis (tensor parallelism)."""
+    cpu_devices: int = 1
+    """As how many devices a CPU counts, where there is no accelerator; 0: one for each core. A batch must divide over
+    them."""
     sharding: Literal["data", "fsdp", "tensor", "fsdp+tensor"] = "data"
     """What is spread over the mesh: batches only, parameters over `data`, over `model`, or over both."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -355,7 +358,7 @@ class Rank:
     """Seed of `random`."""
     workers: int = 0
     """Processes of `bm25`; 0 takes every core."""
-    devices: Devices = Devices()
+    devices: Devices = Devices(cpu_devices=0)
     compatibility: Compatibility = CORRECT
     force: bool = False
     """Start over where the output already exists."""

@@ -25,7 +25,7 @@ _WINDOW = 8192
 _LENGTHS_APART = 32
 
 # Tokens of a batch for each device: a CPU's caches hold what it makes of few; an accelerator's units want many.
-_CPU_TOKENS, _ACCELERATOR_TOKENS = 2048, 32768
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 32768
 
 
 def open_encoder(name: str, devices: Devices, *, max_length: int, batch_tokens: int | None = None) -> Embed:

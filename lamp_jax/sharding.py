@@ -1,5 +1,6 @@
 """How arrays lie on devices: one mesh `("data", "model")` and one table from axis name to mesh axis."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.config import Devices
 from lamp_jax.errors import LampError
+from lamp_jax.retrieval.bm25 import available_cores
 
 MeshAxis = Literal["data", "model"]
 MESH_AXES = ("data", "model")
@@ -72,6 +74,25 @@ def model_layout(devices: Devices) -> dict[str, Any]:
     order = "rows" if jax.default_backend() == "cpu" else "whole"
     rules = RULES[devices.sharding]
     return {"dtype": devices.dtype, "remat": devices.remat, "attention": order, "rules": rules}
+
+
+def open_mesh(devices: Devices) -> Mesh:
+    """The mesh that the options ask for, to be used as that of `make_mesh`.
+
+    A CPU is made `cpu_devices` devices, which must happen before jax starts: one device for each core runs an encoder
+    1.3 to 1.5 times as fast as one for all, whose cores wait for each other. Where jax has started, 0 takes the
+    devices that there are; any other number that differs from theirs is a LampError.
+    """
+    if devices.cpu_devices != 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        wanted = devices.cpu_devices or available_cores()
+        try:
+            jax.config.update("jax_num_cpu_devices", wanted)
+        except RuntimeError:
+            if devices.cpu_devices and jax.default_backend() == "cpu" and jax.device_count() != wanted:
+                raise LampError(
+                    f"--cpu-devices {wanted}: jax has started with {jax.device_count()}; set it before, or leave it out"
+                ) from None
+    return make_mesh(devices.data_parallel, devices.model_parallel)
 
 
 def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:

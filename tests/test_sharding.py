@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -25,6 +29,28 @@ def test_mesh_covers_all_devices(data, model, shape):
 def test_mesh_of_another_number_of_devices_is_an_error(data, model, message):
     with pytest.raises(LampError, match=message):
         make_mesh(data, model)
+
+
+CORES = """
+import jax
+from lamp_jax.config import Devices
+from lamp_jax.errors import LampError
+from lamp_jax.sharding import open_mesh
+print(open_mesh(Devices(cpu_devices=3)).devices.shape)
+print(open_mesh(Devices(cpu_devices=0)).devices.shape)
+try:
+    open_mesh(Devices(cpu_devices=5))
+except LampError as error:
+    print(error)
+"""
+
+
+def test_a_cpu_counts_as_many_devices_as_are_asked_for_before_jax_starts():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    found = subprocess.run([sys.executable, "-c", CORES], env=environment, capture_output=True, text=True, check=True)
+    first, second, error = found.stdout.splitlines()
+    assert first == second == "(3, 1)"
+    assert "--cpu-devices 5: jax has started with 3" in error
 
 
 def test_rules_give_the_partition_of_named_axes():

@@ -13,7 +13,7 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import make_mesh, model_layout
+from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.stages.generate import answer
 from lamp_jax.tasks.catalog import Task
 from lamp_jax.tasks.metrics import Scores, paired_test, score
@@ -31,7 +31,7 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
     """The scores of the one trained model with each order's items in the prompt; predictions are written."""
     tokenizer = load_tokenizer(experiment.output)
     scores = {}
-    with jax.set_mesh(make_mesh()):
+    with jax.set_mesh(open_mesh(experiment.devices)):
         graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))
         answerer = Answerer(graph, tokenizer, task, experiment.answering)
         for name, (questions, retriever) in orders.items():

@@ -22,7 +22,7 @@ from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import make_mesh, model_layout, place_batch
+from lamp_jax.sharding import model_layout, open_mesh, place_batch
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
 from lamp_jax.tasks.rewards import LIKELIHOOD
@@ -60,7 +60,7 @@ def run(options: FeedbackItems) -> None:
 
 def _make(options: FeedbackItems, task: Task, questions: Sequence[Question], record: Record) -> None:
     tokenizer = load_tokenizer(options.model)
-    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+    with jax.set_mesh(open_mesh(options.devices)):
         graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
         rate = (_likelihoods if options.reward == "likelihood" else _metrics)(options, task, tokenizer, graph, params)
         record.begin()

@@ -17,7 +17,7 @@ from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import make_mesh, model_layout, place_batch
+from lamp_jax.sharding import model_layout, open_mesh, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
@@ -38,7 +38,7 @@ def run(options: Generate) -> None:
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
-    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+    with jax.set_mesh(open_mesh(options.devices)):
         graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
         answerer = Answerer(graph, tokenizer, task, options.answering)
         record.begin()

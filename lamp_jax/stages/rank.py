@@ -62,10 +62,10 @@ def _dense(options: Rank) -> Iterator[Ranker]:
     import jax
 
     from lamp_jax.encoding import open_encoder
-    from lamp_jax.sharding import make_mesh
+    from lamp_jax.sharding import open_mesh
 
     use_date = _choose_dates(options)
-    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+    with jax.set_mesh(open_mesh(options.devices)):
         embed = open_encoder(
             options.encoder, options.devices, max_length=options.max_length, batch_tokens=options.batch_tokens
         )

@@ -21,7 +21,7 @@ from lamp_jax.loop import Progress, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
-from lamp_jax.sharding import make_mesh, model_layout
+from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
@@ -41,7 +41,7 @@ def run(options: Train) -> None:
     if options.profile_targets:
         questions += past_questions(questions, task, newest=options.profile_targets)
     record.begin()
-    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+    with jax.set_mesh(open_mesh(options.devices)):
         progress = train_generator(options, task, questions, validation[: options.validation_size or None])
     record.finish(**dataclasses.asdict(progress))
     print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")

@@ -22,7 +22,7 @@ from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert, save_bert
 from lamp_jax.retrieval.dense import RetrieverSettings, embed_all, write_settings
 from lamp_jax.retrieval.scored import best_first
-from lamp_jax.sharding import make_mesh, model_layout
+from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -47,7 +47,7 @@ def run(options: TrainRetriever) -> None:
     if not telling:
         raise LampError(f"{options.questions}: for every question all rewards are equal; nothing can be learned")
     record.begin()
-    with jax.set_mesh(make_mesh(options.devices.data_parallel, options.devices.model_parallel)):
+    with jax.set_mesh(open_mesh(options.devices)):
         before, progress = train_retriever(options, task, telling, validation)
     facts = {"questions": len(telling), "skipped_equal_rewards": len(train) - len(telling), "before": before}
     record.finish(**facts, **dataclasses.asdict(progress))
