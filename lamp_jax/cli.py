@@ -21,6 +21,10 @@ STAGES: dict[str, type] = {
     "generate": config.Generate,
     "feedback items": config.FeedbackItems,
     "train-retriever": config.TrainRetriever,
+    "feedback retrievers": config.FeedbackRetrievers,
+    "selector-data": config.SelectorData,
+    "train-selector": config.TrainSelector,
+    "select": config.Select,
     "evaluate": config.Evaluate,
     "synth": config.Synth,
 }

@@ -30,6 +30,15 @@ class Compatibility:
     """ROPG's losses over the real items of a question, KL for `kd`; or over profiles padded with empty documents, for
     `kd` the cross-entropy of a softmax of probabilities, for `rl` against the first item of the file."""
 
+    selector_case: Literal["cased", "lower"] = "cased"
+    """What a selector reads: prompts as they are, or lower-cased."""
+    selector_cut: Literal["prompt", "end"] = "prompt"
+    """What gives way where a prompt with its output (`--mode post`) is too long: the prompt; or the end, the output."""
+    selector_first_token: Literal["global", "local"] = "global"
+    """Whether a selector's first token, which is pooled, reads all others, or those around it alone."""
+    selector_temperature: Literal["both", "loss"] = "both"
+    """What a selector's temperature divides: scores and rewards; or the log-probabilities, and so the loss."""
+
 
 CORRECT = Compatibility()
 REFERENCE = Compatibility(
@@ -40,6 +49,10 @@ REFERENCE = Compatibility(
     rouge="bootstrap",
     halves="doubled",
     ropg="padded",
+    selector_case="lower",
+    selector_cut="end",
+    selector_first_token="local",
+    selector_temperature="loss",
 )
 
 Retriever = Literal["file", "none", "bm25", "recency", "random", "recency+dense"]
@@ -236,6 +249,33 @@ class FeedbackItems:
 
 
 @dataclass(frozen=True)
+class FeedbackRetrievers:
+    """Ask a model each question once with the items of each retriever of a pool, and score the answers."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    pool: tuple[str, ...]
+    """The retrievers, two or more: `NAME=FILE`, questions with their profiles in that retriever's order (merged); and
+    `none`, the bare input."""
+    model: str
+    """Model directory or hub name of the generator."""
+    output: str
+    """Directory of the feedback: one JSON record for each question and retriever."""
+    prompting: Prompting = Prompting()
+    batch_size: int = 16
+    """Prompts in one batch, over all devices."""
+    answering: Answering = Answering()
+    shards: int = 1
+    """Runs, on machines of their own, that share the questions and the output directory."""
+    shard: int = 0
+    """Which of them this is, from 0."""
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
 class ScratchEncoder:
     """The size of an encoder that is trained from scratch (`--encoder scratch`); BERT's architecture."""
 
@@ -303,6 +343,95 @@ class TrainRetriever:
     """Start over where the output already exists."""
 
 
+SelectorMetric = Literal["accuracy", "rouge-1", "rouge-l", "mae"]
+SelectorMode = Literal["pre", "post"]
+
+
+@dataclass(frozen=True)
+class SelectorData:
+    """Write what a selector learns from: each question's candidates, one for each retriever, and their rewards."""
+
+    feedback: str
+    """Directory of `lamp feedback retrievers`."""
+    questions: str
+    """The questions on which the feedback was made, or some of them."""
+    output: str
+    """The candidates, JSON; the retrievers' names and order are inside."""
+    golds: str = ""
+    """Outputs file, where the questions do not hold their golds; without any there are no rewards."""
+    metric: SelectorMetric | None = None
+    """Which metric of the feedback is the reward (MAE by Eq. 8 of the paper); not given: the task's main one."""
+    scores: tuple[str, ...] = ()
+    """`NAME=FILE` for retrievers of the pool: the scores of their rankings, of which retrieval's success is predicted
+    (WIG, NQC, sigma-max, sigma-50)."""
+    predictor_items: int = 4
+    """How many of the first items WIG and NQC look at."""
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class ScratchSelector(ScratchEncoder):
+    """The size of a selector that is trained from scratch (`--model scratch`); Longformer's architecture."""
+
+    attention_window: int = 512
+    """Tokens around a token that it reads, half of them on either side."""
+
+
+@dataclass(frozen=True)
+class TrainSelector:
+    """Train a model to choose a question's retriever: RSPG-Pre or RSPG-Post."""
+
+    train: str
+    """Candidates with rewards, of `lamp selector-data`."""
+    validation: str
+    """Candidates with rewards by which the best checkpoint is chosen."""
+    output: str
+    """Directory of the run: a Hugging Face model directory, beside it logs and the checkpoint for resuming."""
+    mode: SelectorMode = "post"
+    """What is read: the prompt with a retriever's items (RSPG-Pre), or that and the answer to it (RSPG-Post)."""
+    model: str = "allenai/longformer-base-4096"
+    """Model directory or hub name to start from; `scratch` for a new model of the size below."""
+    scratch: ScratchSelector = ScratchSelector()
+    temperature: float = 1.0
+    """What scores and rewards are divided by."""
+    max_length: int | None = None
+    """Longest text in tokens, special tokens included; not given: 1024 (with `--selector-cut end`: 512)."""
+    learning: Learning = Learning(epochs=20, learning_rate=1e-5, weight_decay=0.0, batch_size=64, accumulation=8)
+    seed: int = 0
+    """Seed of initialisation, dropout and order of questions."""
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Select:
+    """Choose each question's retriever, and with it the answer; where golds are known, also score the choice."""
+
+    data: str
+    """Candidates, of `lamp selector-data`."""
+    output: str
+    """Predictions in the official format, the retriever's name beside each; `.scores.json` where golds are known."""
+    selector: str = ""
+    """Directory of `lamp train-selector`."""
+    by: Literal["selector", "best", "worst", "wig", "nqc", "sigma-max", "sigma-50"] = "selector"
+    """Who chooses: the selector; the rewards, which is the bound from above or below; or a prediction of retrieval's
+    success."""
+    pool: tuple[str, ...] = ()
+    """The retrievers among which to choose; none named: all of the data."""
+    train: str = ""
+    """Candidates on which the predictions of each retriever are standardised; empty: they are compared as they are."""
+    batch_tokens: int | None = None
+    """Tokens in one batch, padding included, over all devices; not given: as many as keep them busy."""
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Write exactly what a generator would read, one `{id, prompt}` a line."""
@@ -344,6 +473,9 @@ class Rank:
     """Directory where `dense` keeps its vectors for the next run; empty: nowhere."""
     max_length: int = 512
     """Longest query and document that `dense` reads, in tokens, special tokens included."""
+    scores: str = ""
+    """File to which the items' scores go, `{question id: [score, ...]}` in the ranking's order; `recency` and `random`
+    have reciprocal ranks. `lamp selector-data` reads it."""
     batch_tokens: int | None = None
     """Tokens in one batch of `dense`, padding included, over all devices; not given: as many as keep them busy."""
     rankings: tuple[str, ...] = ()

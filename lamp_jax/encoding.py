@@ -1,6 +1,6 @@
-"""Vectors from texts: a dual encoder's, in batches of few shapes over the whole mesh."""
+"""Numbers from texts: a dual encoder's vectors, a selector's scores, in batches of few shapes over the whole mesh."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,13 @@ from flax import nnx
 from tqdm import tqdm
 
 from lamp_jax.config import Devices
+from lamp_jax.data.pools import Pool
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import Example, prediction_batches
+from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
+from lamp_jax.inputs.selection import CandidateReader
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
+from lamp_jax.models.longformer import Longformer
 from lamp_jax.models.weights import load_bert
 from lamp_jax.retrieval.dense import Embed
 from lamp_jax.sharding import DATA_PARALLEL, model_layout, place_batch, shards
@@ -34,42 +37,83 @@ def open_encoder(name: str, devices: Devices, *, max_length: int, batch_tokens: 
     model = load_bert(name, **model_layout(devices))
     check_length(model.config, max_length, name)
     graph, params = nnx.split(model)
-    return partial(Encoder(graph, tokenizer, max_length=max_length, batch_tokens=batch_tokens), params)
+    return partial(text_encoder(graph, tokenizer, max_length=max_length, batch_tokens=batch_tokens), params)
+
+
+def text_encoder(graph: nnx.GraphDef, tokenizer: Any, *, max_length: int, batch_tokens: int | None = None) -> "Encoder":
+    """Mean-pooled vectors of texts, [D] for each; `graph` is a Bert's."""
+    lengths = (*range(_LENGTHS_APART, max_length, _LENGTHS_APART), max_length)
+
+    def embed(params: Any, tokens: jax.Array) -> jax.Array:
+        model: Bert = nnx.merge(graph, params)
+        return model.embed(tokens)
+
+    return Encoder(embed, partial(tokenize, tokenizer=tokenizer, max_length=max_length), lengths, batch_tokens)
+
+
+def candidate_scorer(
+    graph: nnx.GraphDef, reader: CandidateReader, *, batch_tokens: int | None = None
+) -> Callable[[Any, Pool], dict[tuple[str, str], float]]:
+    """(parameters, pool) -> a selector's score of every candidate, by question's id and retriever's name.
+
+    `graph` is a Longformer's.
+    """
+
+    def score(params: Any, tokens: jax.Array) -> jax.Array:
+        model: Longformer = nnx.merge(graph, params)
+        return model.score(tokens)
+
+    encoder = Encoder(score, reader, choose_text_buckets(reader.settings.max_length), batch_tokens)
+
+    def score_pool(params: Any, pool: Pool) -> dict[tuple[str, str], float]:
+        names = [(choice.id, name) for choice in pool.choices for name in choice.candidates]
+        candidates = [one for choice in pool.choices for one in choice.candidates.values()]
+        scores: dict[tuple[str, str], float] = {}
+        for places, values in encoder(params, candidates):
+            scores |= {names[place]: float(value) for place, value in zip(places, values, strict=True)}
+        return scores
+
+    return score_pool
 
 
 def check_length(config: BertConfig, max_length: int, name: str) -> None:
     """LampError unless the encoder has positions for texts of `max_length` tokens."""
-    if max_length > config.max_position_embeddings:
+    if max_length > config.longest:
         raise LampError(
-            f"{name}: reads texts of at most {config.max_position_embeddings} tokens, not {max_length}; "
-            f"give --max-length {config.max_position_embeddings} or less"
+            f"{name}: reads texts of at most {config.longest} tokens, not {max_length}; "
+            f"give --max-length {config.longest} or less"
         )
 
 
 class Encoder:
-    """Mean-pooled vectors of texts. Compiles once for each length of texts.
+    """What a model makes of texts, one by one. Compiles once for each length of texts.
 
-    A batch has as many texts as make `batch_tokens` over all devices; None: as many as keep the devices busy.
+    `apply` takes parameters and tokens [B, S] to an array [B, ...], `read` gives the token ids of texts. A batch has as
+    many texts as make `batch_tokens` over all devices; None: as many as keep the devices busy.
     """
 
-    def __init__(self, graph: nnx.GraphDef, tokenizer: Any, *, max_length: int, batch_tokens: int | None = None):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(
+        self,
+        apply: Callable[[Any, jax.Array], jax.Array],
+        read: Callable[[Sequence[Any]], list[list[int]]],
+        lengths: Sequence[int],
+        batch_tokens: int | None,
+    ):
+        self._apply, self._read = jax.jit(apply), read
         devices = shards(DATA_PARALLEL.batch)
         if batch_tokens is None:
             batch_tokens = devices * (_CPU_TOKENS if jax.default_backend() == "cpu" else _ACCELERATOR_TOKENS)
-        lengths = {*range(_LENGTHS_APART, max_length, _LENGTHS_APART), max_length}
         self._rows = {length: max(1, batch_tokens // (length * devices)) * devices for length in lengths}
-        self._embed = jax.jit(lambda params, tokens: _bert(graph, params).embed(tokens))
 
-    def __call__(self, params: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Batches of (places of n texts, their vectors float32 [n, D])."""
+    def __call__(self, params: Any, texts: Sequence[Any]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Batches of (places of n texts, what the model makes of them: float32 [n, ...])."""
         with tqdm(total=len(texts), desc="embed", unit="text", disable=None) as bar:
             for start in range(0, len(texts), _WINDOW):
-                rows = tokenize(texts[start : start + _WINDOW], self.tokenizer, max_length=self.max_length)
+                rows = self._read(texts[start : start + _WINDOW])
                 examples = [Example("", row) for row in rows]
                 waiting: tuple[list[int], jax.Array] | None = None
                 for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN):
-                    found = self._embed(params, place_batch(batch.source))
+                    found = self._apply(params, place_batch(batch.source))
                     if waiting:  # read one batch late, so that the device is never idle
                         yield _whole(*waiting)
                     waiting = ([start + place for place in places], found)
@@ -80,7 +124,3 @@ class Encoder:
 
 def _whole(places: list[int], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
     return places, np.asarray(vectors)[: len(places)]  # rows beyond the places only fill the batch
-
-
-def _bert(graph: nnx.GraphDef, params: Any) -> Bert:
-    return nnx.merge(graph, params)

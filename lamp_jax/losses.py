@@ -53,7 +53,7 @@ def kd_loss(
     score_temperature: float = 1.0,
     reward_temperature: float = 1.0,
 ) -> jax.Array:
-    """ROPG-KD: KL(p_reward || p_score), Eq. 4 with its sign put right.
+    """ROPG-KD and RSPG: KL(p_reward || p_score), Eq. 4 and Eq. 5 to 7 with their sign put right.
 
     p_reward = softmax(reward / T'), p_score = softmax(score / T). The sum over items of
     p_reward log(p_reward / p_score) is multiplied by T T', so that gradients keep their size at other temperatures.
@@ -68,6 +68,17 @@ def kd_loss_of_probabilities(scores: jax.Array, rewards: jax.Array, *, temperatu
     """What the public code minimises for ROPG-KD: the cross-entropy of a softmax of probabilities, padding included."""
     target = jax.nn.softmax(rewards / temperature, axis=-1)
     return -jnp.sum(target * jax.nn.log_softmax(jax.nn.softmax(scores / temperature, axis=-1), axis=-1), axis=-1)
+
+
+def kl_of_scaled_log_probabilities(
+    scores: jax.Array, rewards: jax.Array, mask: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
+    """What the public code minimises for RSPG: sum p_reward (log p_reward - log p_score / T).
+
+    T hardly does more than scale the loss. Equal to `kd_loss` for T = 1.
+    """
+    log_reward, log_score = log_policy(rewards, mask), log_policy(scores, mask)
+    return jnp.sum(jnp.where(mask, jnp.exp(log_reward) * (log_reward - log_score / temperature), 0.0), axis=-1)
 
 
 def expected_reward_loss(scores: jax.Array, rewards: jax.Array, mask: jax.Array, baseline: jax.Array) -> jax.Array:

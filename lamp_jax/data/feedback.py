@@ -1,8 +1,11 @@
-"""What a generator makes of single profile items: one record for each question and item, and the public code's file."""
+"""What a generator makes of single profile items, or of whole retrievers: one JSON record a line, in shards.
+
+And the public code's file of items.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lamp_jax.data.files import Question, read_json, write_json
 from lamp_jax.data.records import read_journal
@@ -10,6 +13,8 @@ from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task, find_task
 
 Metrics = Mapping[str, float]
+Kind = Literal["items", "retrievers"]
+"""What stands in the prompts: each question's first items, each alone; or the first items of each retriever."""
 
 _SHOWN = 5
 
@@ -23,6 +28,11 @@ class Pair(NamedTuple):
     @property
     def item_id(self) -> str:
         return str(self.question.profile[self.rank]["id"])
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """How the pair's record begins."""
+        return {"question": self.question.id, "item": self.item_id, "rank": self.rank}
 
     @property
     def reference_key(self) -> str:
@@ -41,32 +51,38 @@ def first_pairs(questions: Iterable[Question], profile_size: int) -> Iterator[Pa
                 yield pair
 
 
-def feedback_record(pair: Pair, output: str | None, metrics: Metrics) -> dict[str, Any]:
-    """One line of a feedback file; `output` is what was generated, None where nothing was."""
-    return {
-        "question": pair.question.id,
-        "item": pair.item_id,
-        "rank": pair.rank,
-        "output": output,
-        "metrics": dict(metrics),
-    }
+def feedback_record(
+    kind: Kind, names: Mapping[str, Any], prompt: str, output: str | None, metrics: Metrics
+) -> dict[str, Any]:
+    """One line of a feedback file; `output` is what was generated, None where nothing was.
+
+    Prompts are kept where they are few: a selector reads them.
+    """
+    kept = {"prompt": prompt} if kind == "retrievers" else {}
+    return {**names, **kept, "output": output, "metrics": dict(metrics)}
 
 
-def shard_file(shard: int, shards: int) -> str:
+def shard_file(kind: Kind, shard: int, shards: int) -> str:
     """The name of one shard's file in a feedback directory."""
-    return f"items-{shard}-of-{shards}.jsonl"
+    return f"{kind}-{shard}-of-{shards}.jsonl"
 
 
-def read_records(directory: str | Path) -> Iterator[dict[str, Any]]:
+def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
+    """The settings with which finished feedback was made. LampError for anything else."""
+    run = read_json(Path(directory) / "run.json")
+    if run.get("stage") != f"feedback{kind}":
+        raise LampError(f"{directory}: made by `lamp {run.get('stage')}`; give a directory of `lamp feedback {kind}`")
+    if not run.get("finished"):
+        raise LampError(f"{directory}: not finished; give the `lamp feedback {kind}` command again, for every shard")
+    return run["settings"]
+
+
+def read_records(directory: str | Path, kind: Kind) -> Iterator[dict[str, Any]]:
     """The records of a feedback directory, shard after shard. LampError where a shard is missing or not finished."""
     directory = Path(directory)
-    run = read_json(directory / "run.json")
-    if run.get("stage") != "feedbackitems":
-        raise LampError(f"{directory}: made by `lamp {run.get('stage')}`; give a directory of `lamp feedback items`")
-    if not run.get("finished"):
-        raise LampError(f"{directory}: not finished; give the `lamp feedback items` command again, for every shard")
-    for shard in range(run["settings"]["shards"]):
-        path = directory / shard_file(shard, run["settings"]["shards"])
+    shards = read_settings(directory, kind)["shards"]
+    for shard in range(shards):
+        path = directory / shard_file(kind, shard, shards)
         if not path.exists():
             raise LampError(f"{path}: no such file, though the run was finished; copy the whole directory")
         yield from read_journal(path)
@@ -114,6 +130,31 @@ def read_feedback(
     return found
 
 
+def read_pool(
+    directory: str | Path, task: Task, questions: Iterable[Question]
+) -> tuple[list[str], dict[str, dict[str, dict[str, Any]]]]:
+    """The retrievers' names in their order, and for each question the record of each: `lamp feedback retrievers`' work.
+
+    LampError for another task's feedback, and where a question has none, or not that of every retriever.
+    """
+    settings = read_settings(directory, "retrievers")
+    _check_task(settings, directory, task)
+    pool = [entry.partition("=")[0] for entry in settings["pool"]]
+    found: dict[str, dict[str, dict[str, Any]]] = {question.id: {} for question in questions}
+    for record in read_records(directory, "retrievers"):
+        if record["question"] in found:
+            found[record["question"]][record["retriever"]] = record
+    for name in pool:
+        missing = [key for key, records in found.items() if name not in records]
+        if missing:
+            raise LampError(
+                f"{directory}: no feedback of {name!r} for {len(missing)} of {len(found)} questions "
+                f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); give the questions on "
+                f"which it was made, or make it again with `lamp feedback retrievers --task {task.name}`"
+            )
+    return pool, found
+
+
 def write_reference(path: str | Path, questions: Sequence[Question], records: Iterable[Mapping[str, Any]]) -> None:
     """The public code's file. LampError where two pairs would have one name there."""
     by_id = {question.id: question for question in questions}
@@ -128,16 +169,20 @@ def _as_they_say(metrics: Metrics) -> dict[str, float]:
 
 
 def _add_records(by_pair: dict[tuple[str, str], Metrics], directory: str | Path, task: Task) -> None:
-    made_for = find_task(read_json(Path(directory) / "run.json")["settings"]["task"])
-    if made_for != task:
-        raise LampError(
-            f"{directory}: feedback of {made_for.name}, where {task.name} is trained; give that of one task"
-        )
-    for record in read_records(directory):
+    _check_task(read_settings(directory, "items"), directory, task)
+    for record in read_records(directory, "items"):
         pair = record["question"], record["item"]
         if pair in by_pair:
             raise LampError(f"{directory}: question {pair[0]!r}, item {pair[1]!r}: there twice; give each run once")
         by_pair[pair] = record["metrics"]
+
+
+def _check_task(settings: Mapping[str, Any], directory: str | Path, task: Task) -> None:
+    made_for = find_task(settings["task"])
+    if made_for != task:
+        raise LampError(
+            f"{directory}: feedback of {made_for.name}, where {task.name} is trained; give that of one task"
+        )
 
 
 def _read_reference(path: str | Path) -> dict[str, Metrics]:

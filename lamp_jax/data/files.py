@@ -61,7 +61,8 @@ def read_questions(path: str | Path, *, task: Task | None = None) -> list[Questi
 
 def read_outputs(path: str | Path) -> Outputs:
     """Golds or predictions: the official `{"task", "golds": [{"id", "output"}]}` or a plain list of those."""
-    return Outputs(_task_name(path), outputs_by_id(_records(path), str(path)))
+    by_id = outputs_by_id(_records(path), str(path))  # first, because it names what is wrong with a file
+    return Outputs(_task_name(path), by_id)
 
 
 def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
@@ -162,9 +163,11 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file. Raises LampError with the file and the byte where it breaks off."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8", errors="surrogatepass"))  # as atomic_write writes
     except FileNotFoundError:
         raise LampError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise LampError(f"{path}: a directory, where a JSON file is expected") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
 

@@ -135,7 +135,8 @@ def choose_buckets(max_length: int) -> tuple[int, ...]:
 
 def choose_text_buckets(max_length: int) -> tuple[int, ...]:
     """The lengths that single texts are padded to: more of them, because they are shorter and their model is small."""
-    return _up_to(max_length, (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512))
+    short, long = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512), (640, 768, 1024, 1536, 2048, 3072)
+    return _up_to(max_length, (*short, *long))
 
 
 def _up_to(longest: int, lengths: Sequence[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Questions with their candidate items and what each is worth, as batches of few shapes for a dual encoder."""
+"""Questions with their candidates and what each is worth, as batches of few shapes: for a dual encoder, a selector."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,14 +68,22 @@ def distinct_texts(judged: Iterable[Judged]) -> list[str]:
 
 @dataclass(frozen=True)
 class Candidates:
-    """One question: its query and documents as token ids, and each document's reward."""
+    """One question: its query and documents as token ids, and each document's reward.
+
+    Or, for a selector, the texts of its candidates alone.
+    """
 
     id: str
-    query: np.ndarray
+    query: np.ndarray | None
     documents: Sequence[np.ndarray]
     rewards: np.ndarray
     baseline: float = 0.0
     """The reward that sampled items are measured against."""
+
+    @property
+    def texts(self) -> list[np.ndarray]:
+        """All that an encoder reads, the query first."""
+        return [*([] if self.query is None else [self.query]), *self.documents]
 
 
 def make_candidates(
@@ -105,7 +113,7 @@ class CandidateBatch(NamedTuple):
     """B questions with N candidates each; questions that only fill the batch have none."""
 
     tokens: np.ndarray
-    """[B, 1 + N, S] int32, the query first, padded with `pad`."""
+    """[B, 1 + N, S] int32, the query first, padded with `pad`; [B, N, S] where there are no queries."""
     rewards: np.ndarray
     """[B, N] float32."""
     mask: np.ndarray
@@ -132,7 +140,7 @@ class CandidateBatches:
             [
                 (
                     find_bucket(len(example.documents), counts),
-                    find_bucket(max(map(len, (example.query, *example.documents))), lengths),
+                    find_bucket(max(map(len, example.texts)), lengths),
                 )
                 for example in examples
             ]
@@ -148,13 +156,14 @@ class CandidateBatches:
     def __getitem__(self, step: int) -> CandidateBatch:
         epoch, place = divmod(step, len(self))
         (count, length), rows = self._plan(epoch)[place]
-        tokens = np.full((self.batch_size, 1 + count, length), self.pad, np.int32)
+        queries = len(self.examples[0].texts) - len(self.examples[0].documents)
+        tokens = np.full((self.batch_size, queries + count, length), self.pad, np.int32)
         rewards = np.zeros((self.batch_size, count), np.float32)
         mask = np.zeros((self.batch_size, count), bool)
         baseline = np.zeros(self.batch_size, np.float32)
         for place, row in enumerate(rows):
             example = self.examples[row]
-            for column, text in enumerate((example.query, *example.documents)):
+            for column, text in enumerate(example.texts):
                 tokens[place, column, : len(text)] = text
             rewards[place, : len(example.rewards)] = example.rewards
             mask[place, : len(example.rewards)] = True

@@ -60,8 +60,8 @@ def retrieved_items(
         yield from (dense_and_newest(question, count, halves=options.compatibility.halves) for question in questions)
         return
     told = RankOptions(use_date=options.prompting.use_date, seed=options.seed, compatibility=options.compatibility)
-    for question, (_, ranked) in zip(questions, RANKERS[retriever](questions, task, told), strict=True):
-        yield apply_ranking(question, ranked).profile[:count]
+    for question, ranked in zip(questions, RANKERS[retriever](questions, task, told), strict=True):
+        yield apply_ranking(question, ranked.item_ids).profile[:count]
 
 
 def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[Item]:

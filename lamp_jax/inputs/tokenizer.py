@@ -71,8 +71,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     return _train_bpe(texts, vocab_size, normalizer, names, form=["$A", "</s>"], extra_special_tokens=extra)
 
 
-def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
-    """An uncased tokenizer with BERT's normalisation and special tokens, [PAD] 0 to [MASK] 4.
+def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int, cased: bool = False) -> Any:
+    """A tokenizer, uncased by default, with BERT's normalisation and special tokens, [PAD] 0 to [MASK] 4.
 
     BPE, not BERT's WordPiece, whose trainer in `tokenizers` gives another vocabulary at each run.
     """
@@ -80,7 +80,7 @@ def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
 
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     form = ["[CLS]", "$A", "[SEP]"]
-    return _train_bpe(texts, vocab_size, normalizers.BertNormalizer(lowercase=True), names, form=form)
+    return _train_bpe(texts, vocab_size, normalizers.BertNormalizer(lowercase=not cased), names, form=form)
 
 
 def _train_bpe(

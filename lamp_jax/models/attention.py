@@ -172,6 +172,80 @@ def attend_by_rows(
     return jax.shard_map(attend_locally, in_specs=specs, out_specs=whole)(query, keys, values, position, padding)
 
 
+def attend_in_order(
+    query: jax.Array, keys: jax.Array, values: jax.Array, padding: jax.Array, *, order: AttentionOrder, rules: Rules
+) -> jax.Array:
+    """`attend` without positions, to the whole batch or by rows."""
+    return _attend_in_order(query, keys, values, NOTHING, padding, order, rules)
+
+
+def _attend_in_order(query, keys, values, position, padding, order, rules):
+    if order == "rows":
+        return attend_by_rows(query, keys, values, jnp.asarray(position), padding, rules=rules)
+    return attend(query, keys, values, position, padding)
+
+
+def attend_nearby(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    padding: jax.Array,
+    *,
+    reach: int,
+    first: Literal["seen by all", "like others"],
+    order: AttentionOrder,
+    rules: Rules,
+) -> jax.Array:
+    """`attend` to the `reach` tokens on either side alone, and to the first one if it is seen by all.
+
+    Three of [B, S, H, K] -> [B, S, H, K]; `padding` [B, 1, 1, S]. In blocks of `reach` tokens, each with the block
+    before and the block behind it: [H, S, 3 reach] scores for a row, so that memory grows linearly with S.
+    """
+    length = query.shape[1]
+    if length <= reach + 1:
+        return attend_in_order(query, keys, values, padding, order=order, rules=rules)
+    blocks = -(-length // reach)
+    distance = np.arange(3 * reach) - reach - np.arange(reach)[:, None]
+    band = np.where(np.abs(distance) <= reach, 0, HIDDEN).astype(np.float32)[None, None]
+    hidden = jnp.swapaxes(padding, 1, 3)  # [B, S, 1, 1], as keys lie
+    some_hidden = hidden
+    if first == "seen by all":  # beside the block's own keys, and not twice among them
+        some_hidden = jnp.where(jnp.arange(length)[:, None, None] == 0, HIDDEN, hidden)
+    own_query = jnp.reshape(_pad(query, 0, blocks * reach - length, 0), (-1, blocks, reach, *query.shape[2:]))
+    near_keys, near_values, near_hidden = (
+        _with_neighbours(x, reach, fill) for x, fill in ((keys, 0), (values, 0), (some_hidden, HIDDEN))
+    )
+    if first == "seen by all":
+        near_keys, near_values, near_hidden = (
+            jnp.concatenate([jnp.broadcast_to(x[:, None, :1], (*near.shape[:2], 1, *near.shape[3:])), near], axis=2)
+            for x, near in ((keys, near_keys), (values, near_values), (hidden, near_hidden))
+        )
+        band = np.pad(band, ((0, 0), (0, 0), (0, 0), (1, 0)))
+
+    def fold(x: jax.Array, heads: str | None) -> jax.Array:
+        """[B, blocks, ...] -> [B * blocks, ...]"""
+        layout = rules.out("batch", None, heads, None)
+        return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=layout)
+
+    folded = (fold(own_query, "heads"), fold(near_keys, "heads"), fold(near_values, "heads"))
+    found = _attend_in_order(*folded, band, jnp.swapaxes(fold(near_hidden, None), 1, 3), order, rules)
+    whole = (query.shape[0], blocks * reach, *query.shape[2:])
+    return jnp.reshape(found, whole, out_sharding=rules.out("batch", None, "heads", None))[:, :length]
+
+
+def _pad(x: jax.Array, before: int, behind: int, fill: float) -> jax.Array:
+    """[B, S, ...] -> [B, before + S + behind, ...]"""
+    return jnp.pad(x, ((0, 0), (before, behind), (0, 0), (0, 0)), constant_values=fill)
+
+
+def _with_neighbours(x: jax.Array, reach: int, fill: float) -> jax.Array:
+    """[B, S, ...] -> [B, blocks, 3 reach, ...]: every block of `reach` between the ones beside it."""
+    blocks = -(-x.shape[1] // reach)
+    padded = _pad(x, reach, (blocks + 1) * reach - x.shape[1], fill)
+    parts = jnp.reshape(padded, (-1, blocks + 2, reach, *x.shape[2:]))
+    return jnp.concatenate([parts[:, :-2], parts[:, 1:-1], parts[:, 2:]], axis=2)
+
+
 def drop_values(values: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Dropout of attention weights, the same for all queries, on values [B, S, H, K]: whole vectors K fall out.
 

@@ -6,14 +6,14 @@ are one scan over stacked parameters.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax.errors import LampError
-from lamp_jax.models.attention import NOTHING, AttentionOrder, attend, attend_by_rows, drop_values, hide_padding
+from lamp_jax.models.attention import AttentionOrder, attend_in_order, drop_values, hide_padding
 from lamp_jax.models.layers import (
     LayerNorm,
     Remat,
@@ -49,12 +49,25 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
 
+    model_type: ClassVar[str] = "bert"
+    example: ClassVar[str] = "an encoder such as Contriever"
+
+    @property
+    def first_position(self) -> int:
+        """The row of the position embeddings that a text's first token has."""
+        return 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that there are positions for."""
+        return self.max_position_embeddings - self.first_position
+
     @classmethod
-    def from_hf(cls, values: Mapping[str, Any], *, source: str) -> "BertConfig":
+    def from_hf(cls, values: Mapping[str, Any], *, source: str) -> Self:
         """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`."""
-        if values.get("model_type") != "bert":
+        if values.get("model_type") != cls.model_type:
             raise LampError(
-                f"{source}: model_type is {values.get('model_type')!r}, not 'bert'; give an encoder such as Contriever"
+                f"{source}: model_type is {values.get('model_type')!r}, not {cls.model_type!r}; give {cls.example}"
             )
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if values.get(name, only) != only:
@@ -68,7 +81,7 @@ class BertConfig:
             "architectures": ["BertModel"],
             "dtype": "float32",
             "hidden_act": "gelu",
-            "model_type": "bert",
+            "model_type": self.model_type,
             "position_embedding_type": "absolute",
         }
 
@@ -105,9 +118,9 @@ class BertLayers(nnx.Module):
     def __call__(self, x: jax.Array, padding: jax.Array, order: AttentionOrder, key: jax.Array | None) -> jax.Array:
         """One layer, [B, S, D] -> [B, S, D]; `padding` [B, 1, 1, S] is added to the scores."""
         rate, rules = self.config.hidden_dropout_prob, self.rules
-        key_values, key_attention, key_mlp = split_key(key, 3)
+        key_values, key_scores, key_attention, key_mlp = split_key(key, 4)
         query, keys, values = (
-            self._heads(x, weight, bias)
+            self.heads(x, weight, bias)
             for weight, bias in (
                 (self.query, self.query_bias),
                 (self.key, self.key_bias),
@@ -116,10 +129,7 @@ class BertLayers(nnx.Module):
         )
         query = query * query.shape[-1] ** -0.5
         values = drop_values(values, self.config.attention_probs_dropout_prob, key_values)
-        if order == "rows":
-            heads = attend_by_rows(query, keys, values, jnp.asarray(NOTHING), padding, rules=rules)
-        else:
-            heads = attend(query, keys, values, NOTHING, padding)
+        heads = self.attend(x, query, keys, values, padding, order, key_scores)
         output = read(self.output, rules, "heads", None, None, dtype=x.dtype)
         mixed = project("bthk,hkd->btd", heads, output, out=rules.out("batch", None, None))
         mixed = mixed + self.output_bias[...].astype(x.dtype)
@@ -131,7 +141,20 @@ class BertLayers(nnx.Module):
         narrow = narrow + self.outer_bias[...].astype(x.dtype)
         return self.mlp_norm(x + dropout(narrow, rate, key_mlp))
 
-    def _heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
+    def attend(
+        self,
+        x: jax.Array,
+        query: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        padding: jax.Array,
+        order: AttentionOrder,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        """What every token reads from all others, three of [B, S, H, K] -> [B, S, H, K]; x [B, S, D] made them."""
+        return attend_in_order(query, keys, values, padding, order=order, rules=self.rules)
+
+    def heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
         """[B, S, D] -> [B, S, H, K]."""
         matrix = read(weight, self.rules, None, "heads", None, dtype=x.dtype)
         return project("bsd,dhk->bshk", x, matrix) + bias[...].astype(x.dtype)
@@ -175,7 +198,10 @@ class Bert(nnx.Module):
         self.positions = table(config.max_position_embeddings, (None, "embed"))
         self.types = table(config.type_vocab_size, (None, "embed"))
         self.first_norm = LayerNorm((config.hidden_size,), epsilon=config.layer_norm_eps, rules=rules)
-        self.layers = BertLayers(config, rngs=rngs, rules=rules)
+        self.layers = self.make_layers(config, rngs=rngs, rules=rules)
+
+    def make_layers(self, config: Any, *, rngs: nnx.Rngs, rules: Rules) -> BertLayers:
+        return BertLayers(config, rngs=rngs, rules=rules)
 
     def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S], padded with NO_TOKEN -> the last hidden states [B, S, D]. No key, no dropout."""
@@ -184,7 +210,8 @@ class Bert(nnx.Module):
         padding = hide_padding(tokens != NO_TOKEN)
         words = gathered(self.words[...], rules.spec("vocab", None)).at[jnp.maximum(tokens, 0)]
         x = words.get(out_sharding=rules.out("batch", None, None))
-        fixed = gathered(self.positions[...], rules.spec(None, None))[: tokens.shape[1]]
+        positions = gathered(self.positions[...], rules.spec(None, None))
+        fixed = positions[config.first_position : config.first_position + tokens.shape[1]]
         fixed = fixed + gathered(self.types[...], rules.spec(None, None))[0]
         x = self.first_norm((x + fixed).astype(self.dtype))
         x = dropout(x, config.hidden_dropout_prob, key_first)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lamp_jax.models.bert import BertConfig
+from lamp_jax.models.longformer import LongformerConfig
 from lamp_jax.models.t5_config import T5Config
 
 
@@ -91,3 +92,20 @@ _BERT_MATRICES = (
     ("intermediate.dense", "inner", 1),
     ("output.dense", "outer", 1),
 )
+
+
+def longformer_places(config: LongformerConfig, *, body: str, pooler: str, head: str) -> dict[str, Place]:
+    """HF's name of every parameter of a Longformer -> its place in `Longformer`.
+
+    The names of the parts differ between the models that hold one: `body` stands before the encoder's names.
+    """
+    places = {f"{body}{name}": place for name, place in bert_places(config).items()}
+    for layer in range(config.num_hidden_layers):
+        for name in ("query", "key", "value"):
+            prefix = f"{body}encoder.layer.{layer}.attention.self.{name}_global"
+            places[f"{prefix}.weight"] = Place(("layers", f"{name}_first"), layer, 1)
+            places[f"{prefix}.bias"] = Place(("layers", f"{name}_first_bias"), layer, 0)
+    for name, ours in ((pooler, "pooler"), (head, "head")):
+        places[f"{name}.weight"] = Place((ours,), inputs=1)
+        places[f"{name}.bias"] = Place((f"{ours}_bias",), inputs=0)
+    return places

@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 from lamp_jax.errors import LampError
 from lamp_jax.models.bert import Bert, BertConfig
-from lamp_jax.models.hf_names import Place, bert_places, t5_places
+from lamp_jax.models.hf_names import Place, bert_places, longformer_places, t5_places
+from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import gathered, mesh_is_set
@@ -33,6 +34,11 @@ TORCH = "pytorch_model.bin"
 _T5_COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
 _T5_UNREAD = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
 _BERT_UNREAD = ("pooler.", "cls.", "embeddings.position_ids")
+
+# A Longformer inside HF's larger models, inside the public code's selector, or alone; its pooler and head beside it.
+_LONGFORMER_BODIES = ("longformer.", "model.", "")
+_LONGFORMER_HEAD = {"body": "longformer.", "pooler": "classifier.dense", "head": "classifier.out_proj"}
+_LONGFORMER_UNREAD = ("lm_head.", "pooler.", "embeddings.position_ids")
 
 
 @dataclass(frozen=True)
@@ -166,26 +172,30 @@ def check_names_and_shapes(
 
 
 def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any:
-    """An abstract model (`jax.eval_shape`) with every parameter read from the checkpoint, each on its own devices."""
+    """A model with every parameter that has a place read from the checkpoint, each on its own devices.
+
+    The model is abstract (`jax.eval_shape`), or real where parameters without a place are to stay.
+    """
     graph, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
     check_names_and_shapes(checkpoint, places, {path: flat[path].shape for path in {p.path for p in places.values()}})
     parts: dict[tuple[Any, ...], list[tuple[str, Place]]] = defaultdict(list)
     for name, place in places.items():
         parts[place.path].append((name, place))
-    for path, variable in flat.items():
+    for path, members in parts.items():
+        variable = flat[path]
         values = np.empty(variable.shape, np.float32)
-        for name, place in parts[path]:
+        for name, place in members:
             part = values if place.layer is None else values[place.layer]
             part[...] = place.from_hf(checkpoint.read(name), part.shape)
         flat[path] = variable.replace(_on_devices(values, variable.get_value()))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def _on_devices(values: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _on_devices(values: np.ndarray, like: Any) -> jax.Array:
     if not mesh_is_set():
         return jnp.asarray(values)
-    sharding = NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)  # pyright: ignore[reportOptionalMemberAccess]
+    sharding = NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
     return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
@@ -231,6 +241,33 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
     return fill(abstract, replace(checkpoint, files=used), places)
 
 
+def load_longformer(source: str | Path, *, seed: int = 0, **layout: Any) -> Longformer:
+    """A Longformer from a directory or a hub name, onto the current mesh; as load_t5 otherwise.
+
+    A pooler or head that is not there, as in `allenai/longformer-base-4096`, is drawn from the seed.
+    """
+    directory = find_model(source)
+    config = LongformerConfig.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    checkpoint = open_checkpoint(directory)
+    files = checkpoint.files
+    body = next((body for body in _LONGFORMER_BODIES if f"{body}embeddings.word_embeddings.weight" in files), "")
+    pooler = "classifier.dense" if "classifier.dense.weight" in files else f"{body}pooler.dense"
+    head = "classifier.out_proj" if "classifier.out_proj.weight" in files else "classifier"
+    places = longformer_places(config, body=body, pooler=pooler, head=head)
+    fresh = [part for part in (pooler, head) if f"{part}.weight" not in files]
+    read = {name: place for name, place in places.items() if name.rpartition(".")[0] not in fresh}
+    used = {
+        name: file
+        for name, file in files.items()
+        if name in read or not name.removeprefix(body).startswith(_LONGFORMER_UNREAD)
+    }
+
+    def build() -> Longformer:
+        return Longformer(config, rngs=nnx.Rngs(seed), **layout)
+
+    return fill(build() if fresh else jax.eval_shape(build), replace(checkpoint, files=used), read)
+
+
 def _renamed(name: str, endings: Mapping[str, str]) -> str:
     ending = next((ending for ending in endings if name.endswith(ending)), None)
     return name if ending is None else name.removesuffix(ending) + endings[ending]
@@ -247,6 +284,14 @@ def save_t5(model: T5, directory: str | Path) -> None:
 def save_bert(model: Bert, directory: str | Path) -> None:
     """Writes `config.json` and `model.safetensors` so that `AutoModel.from_pretrained` reads them; as save_t5."""
     _save(model, bert_places(model.config), model.config.to_hf(), Path(directory))
+
+
+def save_longformer(model: Longformer, directory: str | Path) -> None:
+    """Writes what `AutoModelForSequenceClassification.from_pretrained` reads, one label; otherwise as save_t5.
+
+    That model's first token reads all texts unless it is told otherwise, as here with `first_token="global"`.
+    """
+    _save(model, longformer_places(model.config, **_LONGFORMER_HEAD), model.config.to_hf(), Path(directory))
 
 
 def _save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], directory: Path) -> None:

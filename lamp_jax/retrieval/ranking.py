@@ -3,8 +3,11 @@
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.files import Question, atomic_write, check_same_ids, read_json
@@ -12,6 +15,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.retrieval.bm25 import Variant, available_cores, rank_bm25
 from lamp_jax.retrieval.recency import rank_recency
 from lamp_jax.retrieval.sampling import rank_random
+from lamp_jax.retrieval.scored import Ranked
 from lamp_jax.tasks.catalog import Task
 
 Rankings = Mapping[str, Sequence[str]]
@@ -32,11 +36,11 @@ class RankOptions:
     compatibility: Compatibility = CORRECT
 
 
-Ranker = Callable[[Iterable[Question], Task, RankOptions], Iterator[tuple[str, list[str]]]]
+Ranker = Callable[[Iterable[Question], Task, RankOptions], Iterator[Ranked]]
 
 
-def _bm25(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[tuple[str, list[str]]]:
-    ranked = rank_bm25(
+def _bm25(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
+    return rank_bm25(
         questions,
         task,
         variant=options.variant,
@@ -44,7 +48,6 @@ def _bm25(questions: Iterable[Question], task: Task, options: RankOptions) -> It
         compatibility=options.compatibility,
         workers=options.workers,
     )
-    return ((one.question_id, one.item_ids) for one in ranked)
 
 
 RANKERS: dict[str, Ranker] = {
@@ -52,7 +55,7 @@ RANKERS: dict[str, Ranker] = {
     "recency": lambda questions, task, options: rank_recency(questions),
     "random": lambda questions, task, options: rank_random(questions, seed=options.seed),
 }
-"""(question id, item ids best first) for every question, in the order of the questions."""
+"""Every question's whole profile, in the order of the questions."""
 
 
 def apply_ranking(question: Question, ranked_ids: Sequence[str]) -> Question:
@@ -93,18 +96,43 @@ def read_rankings(path: str | Path) -> dict[str, list[str]]:
     return {question_id: [str(item_id) for item_id in item_ids] for question_id, item_ids in content.items()}
 
 
-def write_rankings(path: str | Path, rankings: Iterable[tuple[str, Sequence[str]]]) -> int:
-    """Writes a ranking file, one question a line, whole or not at all. Returns the number of questions."""
+def read_scores(path: str | Path) -> dict[str, list[float]]:
+    """A file of scores, `{question id: [score, ...]}`, best first. LampError, with the file, for any other content."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise LampError(f"{path}: expected an object of question ids; make it with `lamp rank --scores`")
+    for question_id, scores in content.items():
+        numbers = isinstance(scores, list) and all(type(score) in (int, float) for score in scores)
+        if not numbers or any(one < other for one, other in pairwise(scores)):
+            raise LampError(f"{path}, question {question_id!r}: expected scores, best first; see `lamp rank --scores`")
+    return content
+
+
+def write_rankings(path: str | Path, rankings: Iterable[Ranked], *, scores: str | Path = "") -> int:
+    """Writes a ranking file, and a file of the items' scores if asked for; returns the number of questions.
+
+    One question a line; both files appear whole or not at all.
+    """
     seen: set[str] = set()
-    with atomic_write(path) as file:
-        file.write("{")
-        for question_id, item_ids in rankings:
-            if question_id in seen:
-                raise LampError(f"{path}: question {question_id!r} was ranked twice; question ids must be unique")
-            file.write(f"{',' if seen else ''}\n{json.dumps(question_id)}: {json.dumps(list(item_ids))}")
-            seen.add(question_id)
-        file.write("\n}\n")
+    with ExitStack() as stack:
+        file = stack.enter_context(atomic_write(path))
+        beside = stack.enter_context(atomic_write(scores)) if scores else None
+        for ranked in rankings:
+            key = ranked.question_id
+            if key in seen:
+                raise LampError(f"{path}: question {key!r} was ranked twice; question ids must be unique")
+            _write_line(file, key, list(ranked.item_ids), first=not seen)
+            if beside:
+                _write_line(beside, key, [float(score) for score in ranked.scores], first=not seen)
+            seen.add(key)
+        for one in (file, beside):
+            if one:
+                one.write(("" if seen else "{") + "\n}\n")
     return len(seen)
+
+
+def _write_line(file: IO[str], question_id: str, values: list, *, first: bool) -> None:
+    file.write(f"{'{' if first else ','}\n{json.dumps(question_id)}: {json.dumps(values)}")
 
 
 def _mismatch(question: Question, ranked_ids: Sequence[str]) -> LampError:

@@ -7,21 +7,22 @@ from typing import Any
 
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
+from lamp_jax.retrieval.scored import Ranked, in_order
 
 Date = tuple[int, ...]
 
 _DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2}))?(?:-(\d{1,2}))?")
 
 
-def rank_recency(questions: Iterable[Question]) -> Iterator[tuple[str, list[str]]]:
-    """(question id, item ids) with the newest item first; of equal dates, the later in the profile first.
+def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
+    """Every profile with the newest item first; of equal dates, the later in the profile first.
 
     Raises LampError, with the question's and the item's id, for a date that is missing or cannot be read.
     """
     for question in questions:
         dates = dates_of(question)
         newest_first = sorted(range(len(dates)), key=lambda place: (dates[place], place), reverse=True)
-        yield question.id, [str(question.profile[place]["id"]) for place in newest_first]
+        yield in_order(question, newest_first)
 
 
 def parse_date(value: object) -> Date:

@@ -4,17 +4,17 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from lamp_jax.data.files import Question
+from lamp_jax.retrieval.scored import Ranked, in_order
 
 
-def rank_random(questions: Iterable[Question], *, seed: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """(question id, item ids) in an order drawn from the seed and the question's id alone.
+def rank_random(questions: Iterable[Question], *, seed: int = 0) -> Iterator[Ranked]:
+    """Every profile in an order drawn from the seed and the question's id alone.
 
     The items' places are sorted by the SHA-256 of (seed, question id, place): a permutation, so that the first K are
     K draws without replacement, equal in every process, Python and numpy, and for every order of the questions.
     """
     for question in questions:
-        ids = [str(item["id"]) for item in question.profile]
-        yield question.id, [ids[place] for place in permutation(len(ids), seed=seed, key=question.id)]
+        yield in_order(question, permutation(len(question.profile), seed=seed, key=question.id))
 
 
 def permutation(size: int, *, seed: int, key: str) -> list[int]:

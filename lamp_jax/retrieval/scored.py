@@ -1,8 +1,11 @@
 """A profile ranked by scores, whoever gave them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from lamp_jax.data.files import Question
 
 
 class Ranked(NamedTuple):
@@ -11,6 +14,12 @@ class Ranked(NamedTuple):
     question_id: str
     item_ids: list[str]
     scores: np.ndarray
+
+
+def in_order(question: Question, places: Sequence[int]) -> Ranked:
+    """The profile in an order that has no scores of its own: an item's score is its reciprocal rank."""
+    ids = [str(question.profile[place]["id"]) for place in places]
+    return Ranked(question.id, ids, 1.0 / np.arange(1, len(ids) + 1))
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:

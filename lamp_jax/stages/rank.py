@@ -13,9 +13,10 @@ from lamp_jax.retrieval.bm25 import available_cores
 from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense, read_settings
 from lamp_jax.retrieval.fusion import fuse_rankings
 from lamp_jax.retrieval.ranking import RANKERS, RankOptions, read_rankings, write_rankings
+from lamp_jax.retrieval.scored import Ranked
 from lamp_jax.tasks.catalog import Task, find_task
 
-Ranker = Callable[[Sequence[Question], Task], Iterator[tuple[str, list[str]]]]
+Ranker = Callable[[Sequence[Question], Task], Iterator[Ranked]]
 
 
 def run(options: Rank) -> None:
@@ -29,7 +30,8 @@ def run(options: Rank) -> None:
     with openers.get(options.ranker, _by_host)(options) as rank:
         try:
             rankings = rank(questions, task)
-            count = write_rankings(options.output, tqdm(rankings, "rank", len(questions), disable=None))
+            ranked = tqdm(rankings, "rank", len(questions), disable=None)
+            count = write_rankings(options.output, ranked, scores=options.scores)
         except LampError as error:
             raise LampError(f"{options.questions}: {error}") from error
     record.finish(questions=count)
@@ -49,11 +51,7 @@ def _by_host(options: Rank) -> AbstractContextManager[Ranker]:
 
 def _fused(options: Rank) -> AbstractContextManager[Ranker]:
     rankings = {path: read_rankings(path) for path in options.rankings}
-
-    def rank(questions: Sequence[Question], task: Task) -> Iterator[tuple[str, list[str]]]:
-        return ((one.question_id, one.item_ids) for one in fuse_rankings(questions, rankings, k=options.rrf_k))
-
-    return nullcontext(rank)
+    return nullcontext(lambda questions, task: fuse_rankings(questions, rankings, k=options.rrf_k))
 
 
 @contextmanager
@@ -72,12 +70,9 @@ def _dense(options: Rank) -> Iterator[Ranker]:
         if options.embeddings_cache:
             encoder = {"encoder": digest(options.encoder), "max_length": options.max_length}
             embed = EmbeddingCache(options.embeddings_cache, encoder | {"dtype": options.devices.dtype}).wrap(embed)
-
-        def rank(questions: Sequence[Question], task: Task) -> Iterator[tuple[str, list[str]]]:
-            ranked = rank_dense(questions, task, embed, use_date=use_date, compatibility=options.compatibility)
-            return ((one.question_id, one.item_ids) for one in ranked)
-
-        yield rank
+        yield lambda questions, task: rank_dense(
+            questions, task, embed, use_date=use_date, compatibility=options.compatibility
+        )
 
 
 def _choose_dates(options: Rank) -> bool:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from lamp_jax.config import TrainRetriever
 from lamp_jax.data.records import claim
-from lamp_jax.encoding import Encoder, check_length
+from lamp_jax.encoding import Encoder, check_length, text_encoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches, Judged, distinct_texts, hold_out, make_candidates, read_judged
 from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_text_tokenizer
@@ -70,7 +70,7 @@ def train_retriever(
     model = prepare_model(options, len(tokenizer))
     check_length(model.config, options.max_length, options.encoder)
     graph, params = nnx.split(model)
-    encoder = Encoder(graph, tokenizer, max_length=options.max_length)
+    encoder = text_encoder(graph, tokenizer, max_length=options.max_length)
     before = _evaluate(options, validation, encoder, params)
     examples = make_candidates(options, task, train, tokenizer, choose_baselines(options, train, encoder, params))
     batches = CandidateBatches(

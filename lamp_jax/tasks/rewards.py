@@ -14,21 +14,25 @@ LIKELIHOOD = "likelihood"
 """Name, among an answer's metrics, of the mean log-probability of the gold's tokens."""
 
 
-def reward_of(task: Task, metrics: Mapping[str, float], gold: str, *, kind: Reward = "metric") -> float:
+def reward_of(
+    task: Task, metrics: Mapping[str, float], gold: str, *, kind: Reward = "metric", metric: str | None = None
+) -> float:
     """The reward of one answer from its metrics, higher is better; source: ROPG/RSPG (arXiv 2404.05970), section 5.
 
-    The task's metric itself; for LaMP-3 (worst - MAE) / worst with `worst_error` (Eq. 8), 1 where the answer is right
-    and 0 where it is as far off as the scale allows. With kind "likelihood", the mean log-probability of the gold's
-    tokens. Raises LampError for a metric that is not there or no number; metrics' names differ in case between sources.
+    The metric itself, the task's main one if none is named; for MAE (worst - MAE) / worst with `worst_error` (Eq. 8),
+    1 where the answer is right and 0 where it is as far off as the scale allows. With kind "likelihood", the mean
+    log-probability of the gold's tokens. Raises LampError for a metric that is not there or no number; metrics' names
+    differ in case between sources.
     """
-    wanted = LIKELIHOOD if kind == "likelihood" else main_metric(task)
+    wanted = LIKELIHOOD if kind == "likelihood" else metric or main_metric(task)
     by_name = {name.lower(): value for name, value in metrics.items()}
     if wanted.lower() not in by_name:
-        raise LampError(f"the feedback has no {wanted!r}, only {', '.join(sorted(metrics))}; see --reward")
+        option = "--reward" if metric is None else "--metric"
+        raise LampError(f"the feedback has no {wanted!r}, only {', '.join(sorted(metrics))}; see {option}")
     value = by_name[wanted.lower()]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise LampError(f"the feedback's {wanted} is {value!r}, no number; make it again")
-    if kind == "metric" and task.metric == "mae":
+    if wanted.lower() == "mae":
         worst = worst_error(gold)
         return (worst - value) / worst
     return value

@@ -36,8 +36,11 @@ def write_directory(path, questions, *, task="LaMP-2", stage="feedbackitems", sh
     run = {"stage": stage, "finished": finished, "settings": {"task": task, "shards": shards}}
     (path / "run.json").write_text(json.dumps(run))
     for shard in range(shards):
-        records = [feedback_record(pair, "text", worth(pair)) for pair in first_pairs(questions[shard::shards], size)]
-        (path / shard_file(shard, shards)).write_text("".join(json.dumps(record) + "\n" for record in records))
+        records = [
+            feedback_record("items", pair.names, "", "text", worth(pair))
+            for pair in first_pairs(questions[shard::shards], size)
+        ]
+        (path / shard_file("items", shard, shards)).write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
@@ -70,7 +73,7 @@ def test_an_id_that_a_profile_holds_twice_counts_where_it_is_first():
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_a_directory_is_read_whatever_its_shards(tmp_path, shards):
     directory = write_directory(tmp_path / "feedback", QUESTIONS, shards=shards)
-    assert len(list(read_records(directory))) == 6
+    assert len(list(read_records(directory, "items"))) == 6
     assert read_feedback([directory], TASK, QUESTIONS, profile_size=2) == expected()
 
 
@@ -134,7 +137,7 @@ def test_a_directory_without_a_record_is_an_error(tmp_path):
 def test_the_reference_file_comes_back_as_it_went_though_ids_hold_dashes(tmp_path):
     questions = [question("u-1", "a-b", "c"), question("u", "2-a", "b")]
     directory = write_directory(tmp_path / "feedback", questions)
-    write_reference(tmp_path / "scores.json", questions, read_records(directory))
+    write_reference(tmp_path / "scores.json", questions, read_records(directory, "items"))
     written = json.loads((tmp_path / "scores.json").read_text())
     assert list(written) == ["u-1-a-b", "u-1-c", "u-2-a", "u-b"]
     assert written["u-2-a"] == expected(questions)["u"][0]
@@ -147,7 +150,7 @@ AMBIGUOUS = [question("u", "1-a"), question("u-1", "a")]
 def test_a_reference_file_where_one_name_would_stand_for_two_pairs_is_neither_written_nor_read(tmp_path):
     directory = write_directory(tmp_path / "feedback", AMBIGUOUS)
     with pytest.raises(LampError, match=r"'u-1-a' would stand for two pairs"):
-        write_reference(tmp_path / "scores.json", AMBIGUOUS, read_records(directory))
+        write_reference(tmp_path / "scores.json", AMBIGUOUS, read_records(directory, "items"))
     assert not (tmp_path / "scores.json").exists()
     source = write_file(tmp_path / "scores.json", {"u-1-a": {"accuracy": 1.0}})
     with pytest.raises(LampError, match=r"'u-1-a' would stand for two pairs"):
@@ -165,7 +168,7 @@ def test_names_in_a_reference_file_are_an_error_exactly_where_two_pairs_share_on
     pairs = list(first_pairs(questions, 3))
     names = [f"{pair.question.id}-{pair.item_id}" for pair in pairs]
     folder = tmp_path_factory.mktemp("feedback")
-    records = [feedback_record(pair, None, worth(pair)) for pair in pairs]
+    records = [feedback_record("items", pair.names, "", None, worth(pair)) for pair in pairs]
     if len(set(names)) < len(names):
         with pytest.raises(LampError, match="would stand for two pairs"):
             write_reference(folder / "scores.json", questions, records)

@@ -11,11 +11,12 @@ import pytest
 
 from lamp_jax.decoding.beam import beam_search
 from lamp_jax.decoding.greedy import greedy_search
+from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.models.weights import hf_tensors, load_bert, load_t5, t5_places
+from lamp_jax.models.weights import hf_tensors, load_bert, load_longformer, load_t5, t5_places
 from tests.goldens.cases import CASES
 
 pytestmark = pytest.mark.golden
@@ -25,7 +26,8 @@ FILES = sorted(path.name for path in FOLDER.glob("*")) if FOLDER.is_dir() else [
 FORWARD = [name.removesuffix("_forward.npz") for name in FILES if re.fullmatch(r"t5.*_forward\.npz", name)]
 GENERATED = [name.removesuffix("_gen.json") for name in FILES if re.fullmatch(r"t5.*_gen\.json", name)]
 POOLED = [name.removesuffix("_pool.npz") for name in FILES if re.fullmatch(r"bert.*_pool\.npz", name)]
-OTHERS = [name for name in FILES if not name.startswith(("t5", "bert"))]
+LONG_SINGLE = [name.removesuffix("_single.json") for name in FILES if re.fullmatch(r"longformer.*_single\.json", name)]
+LONG_BATCH = [name.removesuffix("_batch.npz") for name in FILES if re.fullmatch(r"longformer.*_batch\.npz", name)]
 
 
 def read_generated(name):
@@ -213,6 +215,49 @@ def test_vectors_are_hf(name):
     np.testing.assert_allclose(encode(name)[1], read_pooled(name)["emb"], atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("file", OTHERS, ids="models-{}".format)
-def test_encoder_is_hf(file):
-    pytest.skip(f"{file}: encoder not built yet")
+@functools.cache
+def read_long(name, first_token):
+    """tokens [B, S] -> hidden states and pooled outputs of a Longformer, under both orders of attention."""
+
+    def run(order):
+        model = load_longformer(CASES / "tiny" / name, first_token=first_token, attention=order)
+        return functools.partial(jax.jit(lambda model, tokens: (model(tokens), model.pool(tokens))), model)
+
+    return {order: run(order) for order in ("whole", "rows")}
+
+
+LONG_CASES = [
+    (name, number, order)
+    for name in LONG_SINGLE
+    for number in range(len(json.loads((FOLDER / f"{name}_single.json").read_text(encoding="utf-8"))))
+    for order in ("whole", "rows")
+]
+
+
+@pytest.mark.parametrize(("name", "number", "order"), LONG_CASES, ids="models-{}".format)
+def test_a_longformer_alone_is_hf(name, number, order):
+    golden = json.loads((FOLDER / f"{name}_single.json").read_text(encoding="utf-8"))[number]
+    first_token = {"none": "local", "first": "global"}[golden.get("global_attention", "none")]
+    # Padded to few lengths, so that few programs are compiled; what padding changes would show.
+    tokens = pad_rows([golden["input_ids"]], 1, 1 << (golden["len"] - 1).bit_length(), pad=NO_TOKEN)
+    with jax.default_matmul_precision("highest"):
+        hidden, pooled = jax.device_get(read_long(name, first_token)[order](tokens))
+    np.testing.assert_allclose(pooled[0], golden["pooler"], atol=1e-4)
+    for key, place in (("last_hidden_first", 0), ("last_hidden_last", golden["len"] - 1)):
+        if key in golden:
+            np.testing.assert_allclose(hidden[0, place], golden[key], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LONG_BATCH, ids="models-{}".format)
+def test_a_batch_of_a_longformer_is_hf(name):
+    with np.load(FOLDER / f"{name}_batch.npz") as golden:
+        mask = golden["attention_mask"] == 1
+        tokens = np.where(mask, golden["input_ids"], NO_TOKEN).astype(np.int32)
+        with jax.default_matmul_precision("highest"):
+            hidden, pooled = jax.device_get(read_long(name, "local")["whole"](tokens))
+        np.testing.assert_allclose(pooled, golden["pooler"], atol=1e-4)
+        expected = golden["last_hidden"]
+        compared = mask[: len(expected), : expected.shape[1]]
+        np.testing.assert_allclose(
+            hidden[: len(expected), : expected.shape[1]][compared], expected[compared], atol=1e-4
+        )

@@ -1,6 +1,7 @@
-"""Feedback on single items equals the public code's: every metric of every pair under goldens/scorers/profile_T.
+"""Feedback equals the public code's: every metric of every pair under goldens/scorers/profile_T, and of retr_T_R.
 
-`in_T_bm25.json` holds the questions; the generator is `tiny/t5_ft` with four beams, prompts of 256 and answers of 32
+There each question is asked once with single items, here with the first two of each retriever R. `in_T_R.json` holds
+the questions; the generator is `tiny/t5_ft` with four beams, prompts of 256 and answers of 32
 tokens at most.
 """
 
@@ -8,8 +9,9 @@ import json
 
 import pytest
 
-from lamp_jax.config import REFERENCE, Answering, FeedbackItems
-from lamp_jax.stages.feedback_items import run
+from lamp_jax.config import REFERENCE, Answering, FeedbackItems, FeedbackRetrievers, Prompting
+from lamp_jax.data.feedback import read_records
+from lamp_jax.stages import feedback_items, feedback_retrievers
 from tests.goldens.cases import CASES
 
 pytestmark = pytest.mark.golden
@@ -35,14 +37,49 @@ def test_metrics_of_every_pair_are_the_public_codes(path, tmp_path):
         export_reference=str(tmp_path / "scores.json"),
         compatibility=REFERENCE,
     )
-    run(options)
+    feedback_items.run(options)
     found = json.loads((tmp_path / "scores.json").read_text())
     expected = json.loads(path.read_text())
     assert found.keys() == expected.keys()
     for key, metrics in expected.items():
-        ours = {name.lower(): value for name, value in found[key].items()}
-        theirs = {name.lower(): value for name, value in metrics.items()}
-        (compared,) = (names for main, names in OURS.items() if main in theirs)
-        assert compared <= ours.keys()
-        for name in compared:
-            assert ours[name] == pytest.approx(theirs[name], abs=1e-6), (key, name)
+        check(found[key], metrics, key)
+
+
+def check(metrics, expected, key):
+    ours = {name.lower(): value for name, value in metrics.items()}
+    theirs = {name.lower(): value for name, value in expected.items()}
+    (compared,) = (names for main, names in OURS.items() if main in theirs)
+    assert compared <= ours.keys()
+    for name in compared:
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-6), (key, name)
+
+
+POOLS = {}
+for path in sorted(FOLDER.glob("retr_*/scores.json")):
+    _, number, retriever = path.parent.name.split("_")
+    if (FOLDER / f"in_{number}_{retriever}.json").exists():
+        POOLS.setdefault(number, []).append(retriever)
+
+
+@pytest.mark.parametrize("task", POOLS, ids="scorers-retr_{}".format)
+def test_prompts_answers_and_metrics_of_every_retriever_are_the_public_codes(task, tmp_path):
+    files = {name: str(FOLDER / f"in_{task}_{name}.json") for name in POOLS[task]}
+    options = FeedbackRetrievers(
+        task=f"LaMP-{task}",
+        pool=tuple(name if name == "none" else f"{name}={file}" for name, file in files.items()),
+        model=str(CASES / "tiny" / "t5_ft"),
+        output=str(tmp_path / "feedback"),
+        prompting=Prompting(num_retrieved=2, max_length=256),
+        batch_size=8,
+        answering=Answering(decode="beam", num_beams=4, generation_max_length=32),
+        compatibility=REFERENCE,
+    )
+    feedback_retrievers.run(options)
+    found = {(one["retriever"], one["question"]): one for one in read_records(tmp_path / "feedback", "retrievers")}
+    for name in files:
+        expected = json.loads((FOLDER / f"retr_{task}_{name}" / "scores.json").read_text())
+        for key, theirs in expected.items():
+            ours = found[name, key]
+            assert (ours["prompt"], ours["output"]) == (theirs["input"], theirs["output"])
+            check(ours["metrics"], theirs["metric"], (name, key))
+    assert len(found) == len(files) * len(expected)

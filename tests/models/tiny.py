@@ -59,15 +59,15 @@ def _draw_bert(config: BertConfig) -> nnx.State:
 
 def build(config: T5Config, **options) -> T5:
     """A model with the parameters of seed 0, on the current mesh by the rules among the options."""
-    return _place(jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **options)), _draw(config))
+    return place_values(jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **options)), _draw(config))
 
 
 def build_bert(config: BertConfig = BERT, **options) -> Bert:
     """As `build`; biases and norms are random too."""
-    return _place(jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **options)), _draw_bert(config))
+    return place_values(jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **options)), _draw_bert(config))
 
 
-def _place(model: Any, values: nnx.State) -> Any:
+def place_values(model: Any, values: nnx.State) -> Any:
     graph, abstract = nnx.split(model)
     if mesh_is_set():
         mesh = jax.sharding.get_mesh()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,10 @@ from lamp_jax.retrieval.ranking import (
     apply_ranking,
     apply_rankings,
     read_rankings,
+    read_scores,
     write_rankings,
 )
+from lamp_jax.retrieval.scored import Ranked
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-7")
@@ -30,9 +33,11 @@ def question(key, *item_ids):
 def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(name):
     questions = [question("b", "1", "2", "3"), question("a"), question("c", "1", "1", "2")]
     ranked = list(RANKERS[name](iter(questions), TASK, RankOptions(workers=1)))
-    assert [question_id for question_id, _ in ranked] == ["b", "a", "c"]
-    assert [sorted(ids) for _, ids in ranked] == [["1", "2", "3"], [], ["1", "1", "2"]]
-    assert len(apply_rankings(questions, dict(ranked))) == 3
+    assert [one.question_id for one in ranked] == ["b", "a", "c"]
+    assert [sorted(one.item_ids) for one in ranked] == [["1", "2", "3"], [], ["1", "1", "2"]]
+    assert [len(one.scores) for one in ranked] == [3, 0, 3]
+    assert all(one.scores.tolist() == sorted(one.scores, reverse=True) for one in ranked)
+    assert len(apply_rankings(questions, {one.question_id: one.item_ids for one in ranked})) == 3
 
 
 # BM25 finds "2003" only in dates. "text" is in every document: Okapi's floor is negative then, Lucene's idf is not.
@@ -47,7 +52,8 @@ def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(na
 def test_options_reach_the_rankers(name, query, left, right):
     items = tuple({"id": str(n), "text": "text " * n, "date": 2000 + n} for n in range(1, 6))
     asked = [Question("q", TASK.input_for(query), items)]
-    assert list(RANKERS[name](asked, TASK, left)) != list(RANKERS[name](asked, TASK, right))
+    (one,), (other,) = RANKERS[name](asked, TASK, left), RANKERS[name](asked, TASK, right)
+    assert one.item_ids != other.item_ids
 
 
 def test_a_profile_is_reordered():
@@ -87,21 +93,43 @@ def test_a_ranking_of_other_questions_is_an_error():
         apply_rankings([], {"q": ["a"]})
 
 
+def by_rank(rankings):
+    return [Ranked(key, list(ids), 1.0 / np.arange(1, len(ids) + 1)) for key, ids in rankings]
+
+
 @given(rankings=st.dictionaries(st.text(), st.lists(st.text(), max_size=4), max_size=4))
 def test_a_ranking_file_reads_as_it_was_written(tmp_path_factory, rankings):
     path = tmp_path_factory.getbasetemp() / "ranking.json"
-    assert write_rankings(path, rankings.items()) == len(rankings)
+    assert write_rankings(path, by_rank(rankings.items())) == len(rankings)
     assert read_rankings(path) == rankings
     assert json.loads(path.read_text(encoding="utf-8")) == rankings
 
 
 def test_a_failed_ranking_leaves_the_old_file(tmp_path):
     path = tmp_path / "R.json"
-    write_rankings(path, [("q", ["a"])])
+    write_rankings(path, by_rank([("q", ["a"])]), scores=tmp_path / "S.json")
     with pytest.raises(LampError, match="'q' was ranked twice"):
-        write_rankings(path, [("q", ["b"]), ("q", ["c"])])
+        write_rankings(path, by_rank([("q", ["b", "c"]), ("q", ["c"])]), scores=tmp_path / "S.json")
     assert read_rankings(path) == {"q": ["a"]}
-    assert [one.name for one in tmp_path.iterdir()] == ["R.json"]
+    assert read_scores(tmp_path / "S.json") == {"q": [1.0]}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["R.json", "S.json"]
+
+
+@given(st.dictionaries(st.text(), st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4), max_size=4))
+def test_a_file_of_scores_reads_as_it_was_written(tmp_path_factory, scores):
+    folder = tmp_path_factory.getbasetemp()
+    scores = {key: sorted(values, reverse=True) for key, values in scores.items()}
+    ranked = [Ranked(key, [str(n) for n in range(len(values))], np.array(values)) for key, values in scores.items()]
+    write_rankings(folder / "ranking.json", ranked, scores=folder / "scores.json")
+    assert read_scores(folder / "scores.json") == scores
+
+
+@pytest.mark.parametrize("content", ['{"q": [1, 2]}', '{"q": ["1"]}', '{"q": [true]}', '{"q": 1}', "[]"])
+def test_a_file_that_holds_no_scores_is_named(tmp_path, content):
+    path = tmp_path / "S.json"
+    path.write_text(content)
+    with pytest.raises(LampError, match=r"S\.json.*lamp rank --scores"):
+        read_scores(path)
 
 
 @pytest.mark.parametrize(

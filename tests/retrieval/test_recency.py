@@ -14,8 +14,9 @@ def dated(*dates):
 
 
 def order(*dates):
-    ((_, ids),) = rank_recency([dated(*dates)])
-    return [int(item_id) for item_id in ids]
+    (ranked,) = rank_recency([dated(*dates)])
+    assert ranked.scores.tolist() == [1 / rank for rank in range(1, len(dates) + 1)]
+    return [int(item_id) for item_id in ranked.item_ids]
 
 
 def test_the_newest_comes_first_and_of_equal_dates_the_later_item():
@@ -64,4 +65,5 @@ def test_a_missing_date_is_named_and_a_split_without_dates_is_recognised():
 
 
 def test_an_empty_profile_has_an_empty_ranking():
-    assert list(rank_recency([Question("q", "", ())])) == [("q", [])]
+    (ranked,) = rank_recency([Question("q", "", ())])
+    assert (ranked.question_id, ranked.item_ids, len(ranked.scores)) == ("q", [], 0)

@@ -1,0 +1,104 @@
+"""What a selector reads of each candidate: its prompt, and with it (RSPG-Post) the answer, within a length."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lamp_jax.config import SelectorMode
+from lamp_jax.data.files import read_json, write_json
+from lamp_jax.data.pools import Candidate, Choice, Pool
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.candidates import Candidates
+from lamp_jax.inputs.tokenizer import tokenize
+from lamp_jax.tasks.prompts import without_surrogates
+
+SETTINGS = "selector.json"
+
+
+@dataclass(frozen=True)
+class SelectorSettings:
+    """What a trained selector must be told again when it chooses; beside its weights as `selector.json`.
+
+    Names and values as in the options of `lamp train-selector`; `pool` holds the retrievers that it knows.
+    """
+
+    task: str
+    metric: str
+    pool: tuple[str, ...]
+    mode: SelectorMode
+    max_length: int
+    case: Literal["cased", "lower"]
+    cut: Literal["prompt", "end"]
+    first_token: Literal["global", "local"]
+
+
+def read_settings(directory: str | Path) -> SelectorSettings:
+    """The settings of a selector that lamp trained. LampError for any other directory."""
+    path = Path(directory) / SETTINGS
+    if not path.is_file():
+        raise LampError(f"{directory}: no selector ({SETTINGS} is missing); make one with `lamp train-selector`")
+    found = read_json(path)
+    if not isinstance(found, dict) or found.keys() != {field.name for field in fields(SelectorSettings)}:
+        raise LampError(f"{path}: does not describe a selector; train or copy it again")
+    return SelectorSettings(**{**found, "pool": tuple(found["pool"])})
+
+
+def write_settings(directory: str | Path, settings: SelectorSettings) -> None:
+    """Writes `selector.json` beside a selector's weights."""
+    write_json(Path(directory) / SETTINGS, asdict(settings))
+
+
+class CandidateReader:
+    """Candidates as token ids, as a selector of these settings reads them.
+
+    Where prompt and answer are too long together, the end of the prompt gives way; with `cut="end"`, what stands at the
+    end of both. LampError for an answer that leaves the prompt no token.
+    """
+
+    def __init__(self, tokenizer: Any, settings: SelectorSettings):
+        self._tokenizer, self.settings = tokenizer, settings
+
+    def __call__(self, candidates: Sequence[Candidate]) -> list[list[int]]:
+        prompts, length = [one.prompt for one in candidates], self.settings.max_length
+        if self.settings.case == "lower":
+            prompts = [prompt.lower() for prompt in prompts]
+        if self.settings.mode == "pre":
+            return tokenize(prompts, self._tokenizer, max_length=length)
+        separator = self._tokenizer.sep_token
+        if self.settings.cut == "end":
+            both = [f"{prompt} {separator} {one.output}" for prompt, one in zip(prompts, candidates, strict=True)]
+            return tokenize(both, self._tokenizer, max_length=length)
+        heads = self._plain([f"{prompt} " for prompt in prompts])
+        tails = self._plain([f"{separator} {one.output}" for one in candidates])
+        return [self._join(*parts) for parts in zip(heads, tails, candidates, strict=True)]
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids without those that begin and end a text."""
+        return self._tokenizer([without_surrogates(text) for text in texts], add_special_tokens=False).input_ids
+
+    def _join(self, head: list[int], tail: list[int], candidate: Candidate) -> list[int]:
+        begin, *end = self._tokenizer("").input_ids
+        length = self.settings.max_length
+        room = length - 1 - len(end) - len(tail)
+        if room < 1:
+            raise LampError(
+                f"the answer {candidate.output[:40]!r} leaves nothing of {length} tokens for its prompt; "
+                f"give a larger --max-length than {length - room}"
+            )
+        return [begin, *head[:room], *tail, *end]
+
+
+def choice_examples(pool: Pool, reader: CandidateReader) -> list[Candidates]:
+    """The questions as token ids; a candidate that is missing is none. LampError where rewards are missing."""
+    if not pool.rewarded:
+        raise LampError("there are candidates without rewards; make them again with `lamp selector-data --golds`")
+    return [_example(choice, reader) for choice in pool.choices]
+
+
+def _example(choice: Choice, reader: CandidateReader) -> Candidates:
+    candidates = list(choice.candidates.values())
+    texts = [np.array(row, np.int32) for row in reader(candidates)]
+    return Candidates(choice.id, None, texts, np.array([one.reward for one in candidates], np.float32))

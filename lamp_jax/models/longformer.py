@@ -1,0 +1,149 @@
+"""Longformer: long texts in, one number for each out; the selector's model (RSPG, arXiv 2404.05970, section 4.2).
+
+Beltagy et al. 2020 (arXiv 2004.05150): a BERT whose tokens read the tokens around them, and whose first token reads
+all and is read by all, with projections of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamp_jax.errors import LampError
+from lamp_jax.models.attention import AttentionOrder, attend_nearby
+from lamp_jax.models.bert import Bert, BertConfig, BertLayers
+from lamp_jax.models.layers import dropout, normal, project, read, zeros
+from lamp_jax.sharding import Rules
+
+FirstToken = Literal["global", "local"]
+"""Whether the first token reads all others and is read by all, or only those around it, like any other."""
+
+
+@dataclass(frozen=True)
+class LongformerConfig(BertConfig):
+    """The sizes of a Longformer; names as in Hugging Face's `config.json`. The defaults are those of the base model."""
+
+    vocab_size: int = 50265
+    max_position_embeddings: int = 4098
+    type_vocab_size: int = 1
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 1
+    attention_window: int = 512
+    """Tokens around a token that it reads: half of them on either side."""
+
+    model_type: ClassVar[str] = "longformer"
+    example: ClassVar[str] = "a model such as allenai/longformer-base-4096"
+
+    @property
+    def first_position(self) -> int:
+        """As in RoBERTa, whose padding has the position of its own id and whose texts begin behind it."""
+        return self.pad_token_id + 1
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any], *, source: str) -> Self:
+        """As BertConfig.from_hf. LampError also for windows that are odd or differ between the layers."""
+        windows = values.get("attention_window", cls.attention_window)
+        distinct = set(windows) if isinstance(windows, list) else {windows}
+        if len(distinct) != 1 or any(window < 2 or window % 2 for window in distinct):
+            raise LampError(f"{source}: attention_window {windows} is not supported; all layers need one even window")
+        return super().from_hf({**values, "attention_window": distinct.pop()}, source=source)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of `config.json` for `transformers.LongformerForSequenceClassification`, with one label."""
+        return asdict(self) | {
+            "architectures": ["LongformerForSequenceClassification"],
+            "attention_window": [self.attention_window] * self.num_hidden_layers,
+            "dtype": "float32",
+            "hidden_act": "gelu",
+            "id2label": {"0": "score"},
+            "label2id": {"score": 0},
+            "model_type": self.model_type,
+        }
+
+
+class LongformerLayers(BertLayers):
+    """BERT's layers with attention to the tokens nearby, and a first token that may read all."""
+
+    def __init__(self, config: LongformerConfig, *, first_token: FirstToken, rngs: nnx.Rngs, rules: Rules):
+        super().__init__(config, rngs=rngs, rules=rules)
+        self.first_token: FirstToken = first_token
+        self.reach = config.attention_window // 2
+        count, hidden, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+        shape, axes = (count, hidden, heads, hidden // heads), (None, "embed", "heads", None)
+        self.query_first, self.key_first, self.value_first = (
+            normal(rngs, shape, deviation=config.initializer_range, rules=rules, axes=axes) for _ in range(3)
+        )
+        self.query_first_bias, self.key_first_bias, self.value_first_bias = (
+            zeros((count, *shape[2:]), rules=rules, axes=(None, *axes[2:])) for _ in range(3)
+        )
+
+    def attend(
+        self,
+        x: jax.Array,
+        query: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        padding: jax.Array,
+        order: AttentionOrder,
+        key: jax.Array | None,
+    ) -> jax.Array:
+        first = "seen by all" if self.first_token == "global" else "like others"
+        found = attend_nearby(
+            query, keys, values, padding, reach=self.reach, first=first, order=order, rules=self.rules
+        )
+        if self.first_token == "local":
+            return found
+        return jnp.concatenate([self._read_all(x, padding, key), found[:, 1:]], axis=1)
+
+    def _read_all(self, x: jax.Array, padding: jax.Array, key: jax.Array | None) -> jax.Array:
+        """What the first token reads from all with its own projections, [B, S, D] -> [B, 1, H, K].
+
+        One query's products with the projections come first, so that no token's key or value has to be made: q (W x)
+        is (q W) x, and the mean of W x is W times the mean of x. The keys' bias is the same for all and falls out.
+        """
+        query = self.heads(x[:, :1], self.query_first, self.query_first_bias)[:, 0] * self.key_first.shape[-1] ** -0.5
+        key_matrix, value_matrix = (
+            read(w, self.rules, None, "heads", None, dtype=x.dtype) for w in (self.key_first, self.value_first)
+        )
+        asked = jnp.einsum("bhk,dhk->bhd", query, key_matrix)
+        scores = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) + padding[:, 0]
+        weights = dropout(jax.nn.softmax(scores), self.config.attention_probs_dropout_prob, key).astype(x.dtype)
+        mixed = jnp.einsum("bhs,bsd->bhd", weights, x)
+        value = jnp.einsum("bhd,dhk->bhk", mixed, value_matrix)
+        total = jnp.sum(weights, axis=-1)[..., None]  # 1, but for dropout
+        return (value + total * self.value_first_bias[...].astype(x.dtype))[:, None]
+
+
+class Longformer(Bert):
+    """A Longformer with a pooler and a head of one output; parameters and dtypes as in Bert.
+
+    Texts are padded at their end, so that RoBERTa's position ids, counted by the padding mask, are those of places.
+    """
+
+    config: LongformerConfig
+
+    def __init__(self, config: LongformerConfig, *, rngs: nnx.Rngs, first_token: FirstToken = "global", **layout: Any):
+        self.first_token: FirstToken = first_token
+        super().__init__(config, rngs=rngs, **layout)
+        hidden, deviation, rules = config.hidden_size, config.initializer_range, self.rules
+        self.pooler = normal(rngs, (hidden, hidden), deviation=deviation, rules=rules, axes=("embed", None))
+        self.pooler_bias = zeros((hidden,), rules=rules, axes=(None,))
+        self.head = normal(rngs, (hidden, 1), deviation=deviation, rules=rules, axes=("embed", None))
+        self.head_bias = zeros((1,), rules=rules, axes=(None,))
+
+    def make_layers(self, config: LongformerConfig, *, rngs: nnx.Rngs, rules: Rules) -> LongformerLayers:
+        return LongformerLayers(config, first_token=self.first_token, rngs=rngs, rules=rules)
+
+    def pool(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, S], padded with NO_TOKEN -> tanh of a projection of the first token's hidden state [B, D]."""
+        first = self(tokens, key=key)[:, 0].astype(jnp.float32)
+        matrix = read(self.pooler, self.rules, None, None, dtype=jnp.float32)
+        return jnp.tanh(project("bd,df->bf", first, matrix) + self.pooler_bias[...])
+
+    def score(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, S], padded with NO_TOKEN -> one number for each text [B], float32."""
+        matrix = read(self.head, self.rules, None, None, dtype=jnp.float32)
+        return (project("bf,fo->bo", self.pool(tokens, key=key), matrix) + self.head_bias[...])[:, 0]

@@ -1,0 +1,179 @@
+"""What both kinds of feedback share: a generator is asked and scored batch by batch, appended, resumed, in shards."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from lamp_jax.config import Answering, Compatibility, Devices, Prompting, Prompts
+from lamp_jax.data.feedback import Kind, feedback_record, shard_file
+from lamp_jax.data.files import Question
+from lamp_jax.data.records import Journal, Record, read_journal
+from lamp_jax.decoding.answers import Answerer
+from lamp_jax.decoding.labels import mean_log_probability
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
+from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.weights import load_t5
+from lamp_jax.sharding import model_layout, open_mesh, place_batch
+from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.metrics import score
+from lamp_jax.tasks.rewards import LIKELIHOOD, Reward
+
+# Batches whose prompts are built and sorted by length together: a resumed run builds no more than these again.
+_WINDOW = 256
+
+Answer = tuple[str | None, dict[str, float]]
+"""What was generated (None where nothing was), and its metrics."""
+Rate = Callable[[Sequence[Question], np.ndarray], list[Answer]]
+"""Questions and their prompts [B, S], of which the rows behind the questions only fill the batch -> their answers."""
+
+
+class Options(Protocol):
+    """What both stages are told."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def output(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def answering(self) -> Answering: ...
+    @property
+    def shards(self) -> int: ...
+    @property
+    def shard(self) -> int: ...
+    @property
+    def devices(self) -> Devices: ...
+    @property
+    def compatibility(self) -> Compatibility: ...
+    @property
+    def force(self) -> bool: ...
+
+
+class Trial(NamedTuple):
+    """A question whose profile is what its prompt shall hold, and what names its record."""
+
+    question: Question
+    names: dict[str, Any]
+
+
+def check_shards(options: Options) -> None:
+    """LampError for a shard that there is not, and where a start from anew would remove what others made."""
+    if not 0 <= options.shard < options.shards:
+        raise LampError(f"--shard {options.shard}: shards are numbered from 0 to {options.shards - 1}")
+    if options.force and options.shards > 1:
+        raise LampError(f"{options.output}: --force would remove the other shards' work too; remove it by hand")
+
+
+def collect(
+    options: Options,
+    record: Record,
+    trials: Callable[[int], list[Trial]],
+    *,
+    kind: Kind,
+    prompting: Prompting,
+    reward: Reward = "metric",
+) -> bool:
+    """Makes this shard's feedback, on what `trials` gives for its number; True once that of all shards is there.
+
+    The record is then finished. Otherwise the user is told that others are missing.
+    """
+    if record.state == "done":
+        return True
+
+    def path(shard: int) -> Path:
+        return Path(options.output) / shard_file(kind, shard, options.shards)
+
+    task, tokenizer = find_task(options.task), load_tokenizer(options.model)
+    with jax.set_mesh(open_mesh(options.devices)):
+        graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
+        rate = (_likelihoods if reward == "likelihood" else _metrics)(options, task, tokenizer, graph, params)
+        record.begin()
+        with closing(Journal(path(options.shard))) as journal:
+            _rate_all(options, trials(options.shard), rate, tokenizer, journal, kind=kind, prompting=prompting)
+    if not all(sum(1 for _ in read_journal(path(shard))) == len(trials(shard)) for shard in range(options.shards)):
+        print(f"{options.output}: shard {options.shard} of {options.shards} is done, others are not")
+        return False
+    record.finish()
+    return True
+
+
+def _rate_all(
+    options: Options,
+    trials: Sequence[Trial],
+    rate: Rate,
+    tokenizer: Any,
+    journal: Journal,
+    *,
+    kind: Kind,
+    prompting: Prompting,
+) -> None:
+    """Appends a record for every trial, batch by batch; the batches are a function of the list of trials alone.
+
+    So a run that was killed goes on behind its last whole batch and ends with the same bytes.
+    """
+    task = find_task(options.task)
+    told = Prompts("", "", "", "", prompting=prompting, compatibility=options.compatibility)
+    done, seen = len(journal.entries), 0
+    rows = dict.fromkeys(choose_buckets(prompting.max_length), options.batch_size)
+    window = _WINDOW * options.batch_size
+    with tqdm(total=len(trials), desc="feedback", unit="prompt", disable=None) as bar:
+        for start in range(0, len(trials), window):
+            part = trials[start : start + window]
+            if seen + len(part) <= done:
+                seen += len(part)
+                bar.update(len(part))
+                continue
+            questions = [trial.question for trial in part]
+            prompts = list(make_prompts(questions, task, tokenizer, told, retriever="file"))
+            for places, batch in prediction_batches(prompt_examples(questions, prompts), rows=rows):
+                if seen + len(places) > done:
+                    if done > seen:
+                        journal.keep(seen)  # a batch that was cut in the middle
+                    answers = rate([questions[place] for place in places], batch.source)
+                    journal.append(
+                        feedback_record(kind, part[place].names, prompts[place].text, *answer)
+                        for place, answer in zip(places, answers, strict=True)
+                    )
+                seen += len(places)
+                bar.update(len(places))
+
+
+def _metrics(options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any) -> Rate:
+    answerer = Answerer(graph, tokenizer, task, options.answering)
+
+    def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
+        texts = answerer(params, place_batch(source))[: len(questions)]
+        golds = {str(number): one.output for number, one in enumerate(questions) if one.output is not None}
+        answers = {key: texts[int(key)] for key in golds}
+        metrics = score(task, answers, golds, compatibility=options.compatibility).per_sample if golds else {}
+        return [
+            (text, {name: values[str(number)] for name, values in metrics.items() if str(number) in values})
+            for number, text in enumerate(texts)
+        ]
+
+    return rate
+
+
+def _likelihoods(options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any) -> Rate:
+    longest = options.answering.generation_max_length - 1
+    measure = jax.jit(lambda params, source, target: mean_log_probability(nnx.merge(graph, params), source, target))
+
+    def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
+        rows = tokenizer([gold_of(one) for one in questions], truncation=True, max_length=longest).input_ids
+        # Lengths that are multiples of 16, so that few shapes are compiled.
+        target = pad_rows(rows, len(source), -(-max(map(len, rows)) // 16) * 16)
+        values = np.asarray(measure(params, *place_batch((source, target))))
+        return [(None, {LIKELIHOOD: float(value)}) for value in values[: len(questions)]]
+
+    return rate

@@ -1,0 +1,71 @@
+"""`lamp feedback retrievers`: what a generator makes of each retriever's items; from it a selector learns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from lamp_jax.config import FeedbackRetrievers
+from lamp_jax.data.files import Question, check_same_ids, read_questions
+from lamp_jax.data.records import claim
+from lamp_jax.errors import LampError
+from lamp_jax.stages.feedback import Trial, check_shards, collect
+from lamp_jax.tasks.catalog import Task, find_task
+
+NOBODY = "none"
+"""The retriever that retrieves nothing."""
+
+
+def run(options: FeedbackRetrievers) -> None:
+    check_shards(options)
+    files = parse_pool(options.pool)
+    record = claim(
+        options.output, options, inputs=[*filter(None, files.values()), options.model], ignore=["shard"], directory=True
+    )
+    pool = read_pool(files, find_task(options.task))
+
+    def trials(shard: int) -> list[Trial]:
+        """Every question of the shard with each retriever in turn."""
+        return [
+            Trial(
+                replace(question, profile=question.profile[: options.prompting.num_retrieved]),
+                {"question": question.id, "retriever": name},
+            )
+            for one in zip(*(questions[shard :: options.shards] for questions in pool.values()), strict=True)
+            for name, question in zip(pool, one, strict=True)
+        ]
+
+    if collect(options, record, trials, kind="retrievers", prompting=options.prompting):
+        count = len(next(iter(pool.values())))
+        print(f"{options.output}: feedback of {count} questions on {len(pool)} retrievers ({', '.join(pool)})")
+
+
+def parse_pool(entries: Sequence[str]) -> dict[str, str]:
+    """`NAME=FILE` and `none` -> file by name, in their order; "" for `none`. LampError for any other entry."""
+    files: dict[str, str] = {}
+    for entry in entries:
+        name, _, file = entry.partition("=")
+        if not name or bool(file) == (name == NOBODY):
+            raise LampError(f"--pool {entry}: give NAME=FILE, the questions in that retriever's order, or {NOBODY}")
+        if name in files:
+            raise LampError(f"--pool {entry}: {name!r} is there twice; give each retriever a name of its own")
+        files[name] = file
+    if len(files) < 2 or not any(files.values()):
+        raise LampError(f"--pool {' '.join(entries)}: give two retrievers or more, one of them with a file")
+    return files
+
+
+def read_pool(files: Mapping[str, str], task: Task) -> dict[str, list[Question]]:
+    """The same questions in the order of every retriever. LampError where files ask other questions."""
+    pool = {name: read_questions(file, task=task) for name, file in files.items() if file}
+    first, asked = next(iter(pool.items()))
+    for name, questions in pool.items():
+        check_same_ids([q.id for q in asked], [q.id for q in questions], left=files[first], right=files[name])
+        by_id = {question.id: question for question in questions}
+        pool[name] = [by_id[question.id] for question in asked]
+        for one, other in zip(asked, pool[name], strict=True):
+            if (one.input, one.output) != (other.input, other.output):
+                raise LampError(
+                    f"{files[name]}: question {one.id!r} is another than in {files[first]}, or has another gold; "
+                    "merge the files of one pool from the same questions and outputs"
+                )
+    nobodys = [replace(question, profile=()) for question in asked]
+    return {name: pool.get(name, nobodys) for name in files}

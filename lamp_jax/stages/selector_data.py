@@ -1,0 +1,93 @@
+"""`lamp selector-data`: feedback on retrievers becomes what a selector learns from and chooses from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lamp_jax.config import SelectorData
+from lamp_jax.data.feedback import read_pool, read_settings
+from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions
+from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
+from lamp_jax.data.records import claim
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.ranking import read_scores
+from lamp_jax.retrieval.selection import predict_success
+from lamp_jax.retrieval.texts import query_of
+from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.metrics import main_metric
+from lamp_jax.tasks.rewards import reward_of
+
+
+def run(options: SelectorData) -> None:
+    if options.predictor_items < 1:
+        raise LampError(f"--predictor-items {options.predictor_items}: must be 1 or more")
+    files = {name: file for name, _, file in (entry.partition("=") for entry in options.scores)}
+    inputs = [options.feedback, options.questions, *filter(None, [options.golds]), *files.values()]
+    record = claim(options.output, options, inputs=inputs)
+    if record.state == "done":
+        return print(f"{options.output}: already made")
+    task = find_task(read_settings(options.feedback, "retrievers")["task"])
+    questions = read_questions(options.questions)
+    if options.golds:
+        questions = add_outputs(
+            questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
+        )
+    pool = make_pool(options, task, questions, _read_scores(files, questions, options.questions))
+    write_pool(options.output, pool)
+    record.finish(questions=len(pool.choices), rewarded=pool.rewarded)
+    rewards = f"rewards: {pool.metric}" if pool.rewarded else "no rewards, because golds are missing"
+    print(f"{options.output}: {len(pool.choices)} questions, {len(pool.names)} candidates each; {rewards}")
+
+
+def make_pool(
+    options: SelectorData,
+    task: Task,
+    questions: Sequence[Question],
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+) -> Pool:
+    """The questions with a candidate of every retriever; `scores` by retriever and question."""
+    names, records = read_pool(options.feedback, task, questions)
+    unknown = [name for name in scores if name not in names]
+    if unknown:
+        raise LampError(f"--scores {', '.join(unknown)}: not in the feedback's pool of {', '.join(names)}")
+
+    def predictors(question: Question, name: str) -> dict[str, float]:
+        if name not in scores:
+            return {}
+        words = len(query_of(question, task, compatibility=options.compatibility).split())
+        return predict_success(scores[name][question.id], words=words, items=options.predictor_items)
+
+    choices = []
+    for question in questions:
+        candidates = {}
+        for name in names:
+            record = records[question.id][name]
+            reward = _reward(options, task, question, record)
+            candidates[name] = Candidate(record["prompt"], record["output"], reward, predictors(question, name))
+        choices.append(Choice(question.id, question.input, question.output, candidates))
+    return Pool(task, options.metric or main_metric(task).lower(), tuple(names), choices)
+
+
+def _reward(options: SelectorData, task: Task, question: Question, record: Mapping[str, Any]) -> float | None:
+    if question.output is None:
+        return None
+    where = f"{options.feedback}, question {question.id!r}, retriever {record['retriever']!r}"
+    if not record["metrics"]:
+        raise LampError(f"{where}: has no metrics, made without golds; make it again on merged questions with golds")
+    try:
+        return reward_of(task, record["metrics"], question.output, metric=options.metric or main_metric(task))
+    except LampError as error:
+        raise LampError(f"{where}: {error}") from error
+
+
+def _read_scores(
+    files: Mapping[str, str], questions: Sequence[Question], path: str
+) -> dict[str, dict[str, list[float]]]:
+    scores = {}
+    for name, file in files.items():
+        if not file:
+            raise LampError(f"--scores {name}: give NAME=FILE, the scores of that retriever's ranking")
+        scores[name] = read_scores(file)
+        missing = [question.id for question in questions if question.id not in scores[name]]
+        if missing:
+            raise LampError(f"{file}: no scores of {len(missing)} questions of {path} ({', '.join(missing[:5])})")
+    return scores

@@ -1,0 +1,138 @@
+"""`lamp train-selector`: a Longformer that learns from feedback on retrievers which of them to choose."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from lamp_jax.config import TrainSelector
+from lamp_jax.data.pools import Pool, check_same_pool, read_pool
+from lamp_jax.data.records import claim
+from lamp_jax.encoding import candidate_scorer, check_length
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.candidates import CandidateBatches
+from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples, write_settings
+from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_text_tokenizer
+from lamp_jax.loop import Progress, fit
+from lamp_jax.models.bert import NO_TOKEN
+from lamp_jax.models.longformer import Longformer, LongformerConfig
+from lamp_jax.models.weights import load_longformer, save_longformer
+from lamp_jax.retrieval.selection import choose_by_value, mean_reward
+from lamp_jax.sharding import model_layout, open_mesh
+from lamp_jax.steps.selector import selector_loss
+
+SCRATCH = "scratch"
+
+
+def run(options: TrainSelector) -> None:
+    inputs = [options.train, options.validation] + [options.model] * (options.model != SCRATCH)
+    record = claim(options.output, options, inputs=inputs, directory=True)
+    if record.state == "done":
+        return print(f"{options.output}: already trained")
+    if not options.temperature > 0:
+        raise LampError(f"--temperature {options.temperature}: must be above 0")
+    train, validation = read_pool(options.train), read_pool(options.validation)
+    check_same_pool(train, validation, options.train, options.validation)
+    for pool, path in ((train, options.train), (validation, options.validation)):
+        if not pool.rewarded:
+            raise LampError(f"{path}: has candidates without rewards; make it with `lamp selector-data --golds`")
+    record.begin()
+    with jax.set_mesh(open_mesh(options.devices)):
+        before, progress = train_selector(options, train, validation)
+    record.finish(questions=len(train.choices), before=before, **dataclasses.asdict(progress))
+    print(
+        f"{options.output}: learned from {len(train.choices)} questions to choose among {', '.join(train.names)}; mean "
+        f"reward of its choice on {len(validation.choices)} others: {before['validation']:.4f} before, "
+        f"{progress.best:.4f} at step {progress.best_step}"
+    )
+
+
+def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tuple[Mapping[str, float], Progress]:
+    """Trains on `train`, resuming what stands in `options.output`; the best model is written there.
+
+    Returns the validation score before training and how the training went.
+    """
+    output = Path(options.output)
+    tokenizer = _prepare_tokenizer(options, [train, validation])
+    settings = SelectorSettings(
+        mode=options.mode,
+        max_length=options.max_length or (512 if options.compatibility.selector_cut == "end" else 1024),
+        pool=train.names,
+        task=train.task.name,
+        metric=train.metric,
+        case=options.compatibility.selector_case,
+        cut=options.compatibility.selector_cut,
+        first_token=options.compatibility.selector_first_token,
+    )
+    model = _prepare_model(options, settings, tokenizer)
+    check_length(model.config, settings.max_length, options.model)
+    graph, params = nnx.split(model)
+    reader = CandidateReader(tokenizer, settings)
+    batches = CandidateBatches(
+        choice_examples(train, reader),
+        batch_size=options.learning.batch_size,
+        max_length=settings.max_length,
+        pad=NO_TOKEN,
+        seed=options.seed,
+    )
+    score = candidate_scorer(graph, reader)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        chosen = choose_by_value(validation, score(params, validation))
+        return {"validation": mean_reward(validation, chosen)}
+
+    def keep_best(params: Any) -> None:
+        save_longformer(nnx.merge(graph, params), output)
+        write_settings(output, settings)
+
+    before = evaluate(params)
+    progress = fit(
+        output,
+        params,
+        selector_loss(graph, options),
+        batches,
+        options.learning,
+        seed=options.seed,
+        rules=model.rules,
+        evaluate=evaluate,
+        higher_is_better=True,
+        keep_best=keep_best,
+    )
+    return before, progress
+
+
+def _prepare_tokenizer(options: TrainSelector, pools: Sequence[Pool]) -> Any:
+    """The model's tokenizer, or one trained on the texts; beside the model that is written, in both cases."""
+
+    def make() -> Any:
+        if options.model != SCRATCH:
+            return load_tokenizer(options.model)
+        candidates = [one for pool in pools for choice in pool.choices for one in choice.candidates.values()]
+        texts = dict.fromkeys(text for one in candidates for text in (one.prompt, one.output))
+        return train_text_tokenizer(texts, vocab_size=options.scratch.vocab_size, cased=True)
+
+    return keep_tokenizer(Path(options.output), make)
+
+
+def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer: Any) -> Longformer:
+    """The model to start from, loaded or new."""
+    layout, size = {**model_layout(options.devices), "first_token": settings.first_token}, options.scratch
+    if options.model != SCRATCH:
+        return load_longformer(options.model, seed=options.seed, **layout)
+    pad = tokenizer.pad_token_id
+    config = LongformerConfig(
+        vocab_size=round_up_vocabulary(len(tokenizer)),
+        hidden_size=size.hidden_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        intermediate_size=size.intermediate_size,
+        hidden_dropout_prob=size.dropout,
+        attention_probs_dropout_prob=size.dropout,
+        max_position_embeddings=settings.max_length + pad + 1,
+        attention_window=size.attention_window,
+        pad_token_id=pad,
+    )
+    return Longformer(config, rngs=nnx.Rngs(options.seed), **layout)

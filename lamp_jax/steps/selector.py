@@ -1,0 +1,36 @@
+"""How a selector learns which retriever helps the generator: RSPG-Pre and RSPG-Post (arXiv 2404.05970, section 4.2)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamp_jax import losses
+from lamp_jax.config import TrainSelector
+from lamp_jax.models.longformer import Longformer
+from lamp_jax.steps.update import LossSum
+
+
+def selector_loss(graph: nnx.GraphDef, options: TrainSelector) -> LossSum:
+    """The losses of a `CandidateBatch`'s questions, Eq. 5 to 7, and how many of them have candidates."""
+
+    def loss_sum(params, batch, key):
+        tokens, rewards, mask, _ = batch
+        scores = score_texts(nnx.merge(graph, params), tokens, key=key)
+        temperature = options.temperature
+        if options.compatibility.selector_temperature == "loss":
+            loss = losses.kl_of_scaled_log_probabilities(scores, rewards, mask, temperature=temperature)
+        else:
+            loss = losses.kd_loss(scores, rewards, mask, score_temperature=temperature, reward_temperature=temperature)
+        return jnp.sum(loss), jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32))
+
+    return loss_sum
+
+
+def score_texts(model: Longformer, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    """One number for each of N texts of B questions: tokens [B, N, S] -> [B, N], float32."""
+    questions, texts, length = tokens.shape
+    rules: Any = model.rules
+    rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=rules.out("batch", None))
+    return jnp.reshape(model.score(rows, key=key), (questions, texts), out_sharding=rules.out("batch", None))
