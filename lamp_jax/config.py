@@ -63,6 +63,9 @@ newest.
 """
 Decoding = Literal["beam", "greedy", "labels"]
 
+SCRATCH = "scratch"
+"""Names a new model where another's directory or hub name may stand."""
+
 
 @dataclass(frozen=True)
 class Prompting:
@@ -521,7 +524,9 @@ class Synth:
     output: str
     """Directory of the files."""
     questions: int = 2000
-    """Train questions; dev has a tenth as many, at least 200."""
+    """Train questions."""
+    dev_questions: int = 0
+    """Dev questions; 0 is a tenth as many as train questions, at least 200."""
     profile_size: int = 20
     """Mean number of profile items."""
     seed: int = 0

@@ -19,7 +19,7 @@ from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer
 from lamp_jax.models.weights import load_bert
 from lamp_jax.retrieval.dense import Embed
-from lamp_jax.sharding import DATA_PARALLEL, model_layout, place_batch, shards
+from lamp_jax.sharding import DATA_PARALLEL, model_layout, on_cpu, place_batch, shards
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
 _WINDOW = 8192
@@ -102,7 +102,7 @@ class Encoder:
         self._apply, self._read = jax.jit(apply), read
         devices = shards(DATA_PARALLEL.batch)
         if batch_tokens is None:
-            batch_tokens = devices * (_CPU_TOKENS if jax.default_backend() == "cpu" else _ACCELERATOR_TOKENS)
+            batch_tokens = devices * (_CPU_TOKENS if on_cpu() else _ACCELERATOR_TOKENS)
         self._rows = {length: max(1, batch_tokens // (length * devices)) * devices for length in lengths}
 
     def __call__(self, params: Any, texts: Sequence[Any]) -> Iterator[tuple[list[int], np.ndarray]]:

@@ -66,12 +66,17 @@ RULES = {"data": DATA_PARALLEL, "fsdp": FSDP, "tensor": TENSOR_PARALLEL, "fsdp+t
 """By the names that options use."""
 
 
+def on_cpu() -> bool:
+    """Whether jax computes on CPUs. Starts jax."""
+    return jax.default_backend() == "cpu"
+
+
 def model_layout(devices: Devices) -> dict[str, Any]:
     """How a model lies and computes: the keyword arguments that models and their loaders take beside a config.
 
     Attention is computed for a few rows at a time on CPUs, whose caches hold no more; the result is the same.
     """
-    order = "rows" if jax.default_backend() == "cpu" else "whole"
+    order = "rows" if on_cpu() else "whole"
     rules = RULES[devices.sharding]
     return {"dtype": devices.dtype, "remat": devices.remat, "attention": order, "rules": rules}
 
@@ -88,7 +93,7 @@ def open_mesh(devices: Devices) -> Mesh:
         try:
             jax.config.update("jax_num_cpu_devices", wanted)
         except RuntimeError:
-            if devices.cpu_devices and jax.default_backend() == "cpu" and jax.device_count() != wanted:
+            if devices.cpu_devices and on_cpu() and jax.device_count() != wanted:
                 raise LampError(
                     f"--cpu-devices {wanted}: jax has started with {jax.device_count()}; set it before, or leave it out"
                 ) from None

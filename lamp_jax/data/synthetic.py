@@ -119,7 +119,7 @@ class _User:
     by_topic: dict[int, int]  # the user's wrong answers to other topics
 
 
-def dev_questions(questions: int) -> int:
+def usual_dev_questions(questions: int) -> int:
     """How many dev questions go with so many train questions."""
     return max(SMALLEST_DEV, questions // 10)
 
@@ -266,13 +266,15 @@ def _express(task: Task, answer: int, text: str) -> str:
     return " ".join((*LEXICON.styles[answer], text if task.source == task.target else LEXICON.headline(text)))
 
 
-def write_benchmark(task: Task, output_dir: str | Path, *, questions: int, profile_size: int, seed: int) -> None:
+def write_benchmark(
+    task: Task, output_dir: str | Path, *, questions: int, profile_size: int, seed: int, dev_questions: int = 0
+) -> None:
     """`{train,dev}_{questions,outputs}.json` and `oracle.json` in `output_dir`, streamed, all of them or none.
 
     `oracle.json` is `{question id: {"items": [...], "group": ..., "best": ...}}` over both splits. The same arguments
     give the same bytes.
     """
-    counts: dict[Split, int] = {"train": questions, "dev": dev_questions(questions)}
+    counts: dict[Split, int] = {"train": questions, "dev": dev_questions or usual_dev_questions(questions)}
     folder = Path(output_dir)
     with contextlib.ExitStack() as stack:
         oracle = _JsonWriter(stack.enter_context(atomic_write(folder / "oracle.json")), "{", "}")

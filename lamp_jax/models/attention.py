@@ -173,13 +173,16 @@ def attend_by_rows(
 
 
 def attend_in_order(
-    query: jax.Array, keys: jax.Array, values: jax.Array, padding: jax.Array, *, order: AttentionOrder, rules: Rules
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    position: jax.Array | np.ndarray,
+    padding: jax.Array,
+    *,
+    order: AttentionOrder,
+    rules: Rules,
 ) -> jax.Array:
-    """`attend` without positions, to the whole batch or by rows."""
-    return _attend_in_order(query, keys, values, NOTHING, padding, order, rules)
-
-
-def _attend_in_order(query, keys, values, position, padding, order, rules):
+    """`attend` to the whole batch or by rows."""
     if order == "rows":
         return attend_by_rows(query, keys, values, jnp.asarray(position), padding, rules=rules)
     return attend(query, keys, values, position, padding)
@@ -203,7 +206,7 @@ def attend_nearby(
     """
     length = query.shape[1]
     if length <= reach + 1:
-        return attend_in_order(query, keys, values, padding, order=order, rules=rules)
+        return attend_in_order(query, keys, values, NOTHING, padding, order=order, rules=rules)
     blocks = -(-length // reach)
     distance = np.arange(3 * reach) - reach - np.arange(reach)[:, None]
     band = np.where(np.abs(distance) <= reach, 0, HIDDEN).astype(np.float32)[None, None]
@@ -228,7 +231,8 @@ def attend_nearby(
         return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=layout)
 
     folded = (fold(own_query, "heads"), fold(near_keys, "heads"), fold(near_values, "heads"))
-    found = _attend_in_order(*folded, band, jnp.swapaxes(fold(near_hidden, None), 1, 3), order, rules)
+    folded_hidden = jnp.swapaxes(fold(near_hidden, None), 1, 3)
+    found = attend_in_order(*folded, band, folded_hidden, order=order, rules=rules)
     whole = (query.shape[0], blocks * reach, *query.shape[2:])
     return jnp.reshape(found, whole, out_sharding=rules.out("batch", None, "heads", None))[:, :length]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax.errors import LampError
-from lamp_jax.models.attention import AttentionOrder, attend_in_order, drop_values, hide_padding
+from lamp_jax.models.attention import NOTHING, AttentionOrder, attend_in_order, drop_values, hide_padding
 from lamp_jax.models.layers import (
     LayerNorm,
     Remat,
@@ -152,7 +152,7 @@ class BertLayers(nnx.Module):
         key: jax.Array | None,
     ) -> jax.Array:
         """What every token reads from all others, three of [B, S, H, K] -> [B, S, H, K]; x [B, S, D] made them."""
-        return attend_in_order(query, keys, values, padding, order=order, rules=self.rules)
+        return attend_in_order(query, keys, values, NOTHING, padding, order=order, rules=self.rules)
 
     def heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
         """[B, S, D] -> [B, S, H, K]."""

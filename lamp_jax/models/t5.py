@@ -17,7 +17,7 @@ from lamp_jax.models.attention import (
     AttentionOrder,
     RelativePositions,
     attend,
-    attend_by_rows,
+    attend_in_order,
     drop_values,
     hide_padding,
 )
@@ -212,9 +212,7 @@ class T5(nnx.Module):
         position, padding = self.encoder_positions(tokens.shape[1]), hide_padding(mask)
 
         def attend_source(query, keys, values):
-            if self.attention == "rows":
-                return attend_by_rows(query, keys, values, position, padding, rules=self.rules)
-            return attend(query, keys, values, position, padding)
+            return attend_in_order(query, keys, values, position, padding, order=self.attention, rules=self.rules)
 
         def layer(x, xs):
             layers, key = xs

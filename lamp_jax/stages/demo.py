@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from lamp_jax.config import Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
+from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
 from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
 from lamp_jax.data.records import claim
 from lamp_jax.stages import demo_retriever, synth, train
@@ -19,6 +19,7 @@ class Size:
     """How much the demo does."""
 
     questions: int
+    dev_questions: int
     profile_size: int
     epochs: float
     model: Scratch
@@ -26,10 +27,10 @@ class Size:
 
 SIZES = {
     "full": Size(
-        2000, 24, 2, Scratch(64, 128, num_layers=2, num_decoder_layers=1, num_heads=2, vocab_size=1000, dropout=0)
+        2000, 400, 24, 2, Scratch(64, 128, num_layers=2, num_decoder_layers=1, num_heads=2, vocab_size=1000, dropout=0)
     ),
     "smoke": Size(
-        40, 6, 1, Scratch(16, 32, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=400, dropout=0)
+        40, 20, 6, 1, Scratch(16, 32, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=400, dropout=0)
     ),
 }
 
@@ -62,7 +63,7 @@ def prepare(options: Demo) -> Train:
     """Makes the files of the benchmark and returns the training that the demo does on them."""
     size, output = SIZES[options.size], Path(options.output)
     data = output / "data"
-    synth.run(Synth(TASK.name, str(data), questions=size.questions, profile_size=size.profile_size, seed=options.seed))
+    synth.run(Synth(TASK.name, str(data), size.questions, size.dev_questions, size.profile_size, seed=options.seed))
     for split in ("train", "dev"):
         questions = read_questions(data / f"{split}_questions.json", task=TASK)
         merged = add_outputs(questions, read_outputs(data / f"{split}_outputs.json").by_id)
@@ -78,7 +79,7 @@ def training(options: Demo) -> Train:
         train=str(output / "train.json"),
         validation=str(output / "dev.json"),
         output=str(output / "model"),
-        model=train.SCRATCH,
+        model=SCRATCH,
         scratch=size.model,
         retrievers=RETRIEVERS,
         prompting=Prompting(num_retrieved=4, max_length=192),
@@ -92,5 +93,6 @@ def training(options: Demo) -> Train:
             evaluate_every=0.5,
         ),
         seed=options.seed,
+        validation_size=200,
         answering=Answering(decode="labels"),
     )

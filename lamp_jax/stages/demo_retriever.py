@@ -3,7 +3,17 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamp_jax.config import Answering, Demo, FeedbackItems, Learning, Rank, ScratchEncoder, Train, TrainRetriever
+from lamp_jax.config import (
+    SCRATCH,
+    Answering,
+    Demo,
+    FeedbackItems,
+    Learning,
+    Rank,
+    ScratchEncoder,
+    Train,
+    TrainRetriever,
+)
 from lamp_jax.data.files import read_json, read_questions, write_json
 from lamp_jax.data.records import claim
 from lamp_jax.inputs.candidates import read_judged
@@ -85,7 +95,7 @@ def trainings(options: Demo, generator: Train) -> dict[str, TrainRetriever]:
         questions=generator.train,
         feedback=(str(output / "feedback"),),
         output=str(output / "kd"),
-        encoder=train_retriever.SCRATCH,
+        encoder=SCRATCH,
         scratch=size.encoder,
         reward=size.reward,
         profile_size=size.profile_size,

@@ -13,7 +13,12 @@ def run(options: Synth) -> None:
         return print(f"{options.output}: already made")
     record.begin()
     write_benchmark(
-        task, options.output, questions=options.questions, profile_size=options.profile_size, seed=options.seed
+        task,
+        options.output,
+        questions=options.questions,
+        dev_questions=options.dev_questions,
+        profile_size=options.profile_size,
+        seed=options.seed,
     )
     record.finish()
     print(f"{options.output}: train and dev questions and outputs of {task.name}, and oracle.json")

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.config import Retriever, Train
+from lamp_jax.config import SCRATCH, Retriever, Train
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.data.records import claim
 from lamp_jax.decoding.answers import Answerer
@@ -27,8 +27,6 @@ from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric, score
 from lamp_jax.tasks.prompts import Prompt
-
-SCRATCH = "scratch"
 
 
 def run(options: Train) -> None:

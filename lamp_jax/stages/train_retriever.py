@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lamp_jax.config import TrainRetriever
+from lamp_jax.config import SCRATCH, TrainRetriever
 from lamp_jax.data.records import claim
 from lamp_jax.encoding import Encoder, check_length, text_encoder
 from lamp_jax.errors import LampError
@@ -26,7 +26,6 @@ from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
 
-SCRATCH = "scratch"
 _SPREADS, _COLLAPSED = ("query_spread", "document_spread"), 0.05  # of the spread before training
 
 

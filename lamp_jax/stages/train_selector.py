@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lamp_jax.config import TrainSelector
+from lamp_jax.config import SCRATCH, TrainSelector
 from lamp_jax.data.pools import Pool, check_same_pool, read_pool
 from lamp_jax.data.records import claim
 from lamp_jax.encoding import candidate_scorer, check_length
@@ -23,8 +23,6 @@ from lamp_jax.models.weights import load_longformer, save_longformer
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
 from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.steps.selector import selector_loss
-
-SCRATCH = "scratch"
 
 
 def run(options: TrainSelector) -> None:
