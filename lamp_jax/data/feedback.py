@@ -130,7 +130,7 @@ def read_feedback(
     return found
 
 
-def read_pool(
+def read_retriever_feedback(
     directory: str | Path, task: Task, questions: Iterable[Question]
 ) -> tuple[list[str], dict[str, dict[str, dict[str, Any]]]]:
     """The retrievers' names in their order, and for each question the record of each: `lamp feedback retrievers`' work.

@@ -20,7 +20,7 @@ def run(options: FeedbackRetrievers) -> None:
     record = claim(
         options.output, options, inputs=[*filter(None, files.values()), options.model], ignore=["shard"], directory=True
     )
-    pool = read_pool(files, find_task(options.task))
+    pool = read_orders(files, find_task(options.task))
 
     def trials(shard: int) -> list[Trial]:
         """Every question of the shard with each retriever in turn."""
@@ -53,7 +53,7 @@ def parse_pool(entries: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def read_pool(files: Mapping[str, str], task: Task) -> dict[str, list[Question]]:
+def read_orders(files: Mapping[str, str], task: Task) -> dict[str, list[Question]]:
     """The same questions in the order of every retriever. LampError where files ask other questions."""
     pool = {name: read_questions(file, task=task) for name, file in files.items() if file}
     first, asked = next(iter(pool.items()))

@@ -124,7 +124,7 @@ def _summary(found: Mapping[str, Any]) -> str:
     rows = {"chosen": found["chosen"], **found["retrievers"], "worst": found["worst"], "best": found["best"]}
     metrics = list(found["chosen"]["mean"])
     width = max(map(len, rows))
-    lines = [f"{'':{width}}  " + "".join(f"{title:>10}" for title in (*metrics, "success", "wins", "chosen"))]
+    lines = [f"{'':{width}}  " + "".join(f"{title:>10}" for title in (*metrics, "success", "wins", "picked"))]
     for name, row in rows.items():
         cells = [f"{row['mean'][metric]:10.3f}" if "mean" in row else f"{'':10}" for metric in metrics]
         cells.append(f"{row['success_rate']:10.3f}" if "success_rate" in row else f"{'':10}")

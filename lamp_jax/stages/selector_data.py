@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamp_jax.config import SelectorData
-from lamp_jax.data.feedback import read_pool, read_settings
+from lamp_jax.data.feedback import read_retriever_feedback, read_settings
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions
 from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
 from lamp_jax.data.records import claim
@@ -45,7 +45,7 @@ def make_pool(
     scores: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> Pool:
     """The questions with a candidate of every retriever; `scores` by retriever and question."""
-    names, records = read_pool(options.feedback, task, questions)
+    names, records = read_retriever_feedback(options.feedback, task, questions)
     unknown = [name for name in scores if name not in names]
     if unknown:
         raise LampError(f"--scores {', '.join(unknown)}: not in the feedback's pool of {', '.join(names)}")

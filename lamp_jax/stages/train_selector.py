@@ -131,6 +131,7 @@ def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer
         attention_probs_dropout_prob=size.dropout,
         max_position_embeddings=settings.max_length + pad + 1,
         attention_window=size.attention_window,
+        initializer_range=size.hidden_size**-0.5,  # BERT's 0.02 is for wide models: narrow ones hardly attend with it
         pad_token_id=pad,
     )
     return Longformer(config, rngs=nnx.Rngs(options.seed), **layout)
