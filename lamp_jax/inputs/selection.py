@@ -60,6 +60,7 @@ class CandidateReader:
 
     def __init__(self, tokenizer: Any, settings: SelectorSettings):
         self._tokenizer, self.settings = tokenizer, settings
+        self._begin, *self._end = tokenizer("").input_ids
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[list[int]]:
         prompts, length = [one.prompt for one in candidates], self.settings.max_length
@@ -80,15 +81,14 @@ class CandidateReader:
         return self._tokenizer([without_surrogates(text) for text in texts], add_special_tokens=False).input_ids
 
     def _join(self, head: list[int], tail: list[int], candidate: Candidate) -> list[int]:
-        begin, *end = self._tokenizer("").input_ids
         length = self.settings.max_length
-        room = length - 1 - len(end) - len(tail)
+        room = length - 1 - len(self._end) - len(tail)
         if room < 1:
             raise LampError(
                 f"the answer {candidate.output[:40]!r} leaves nothing of {length} tokens for its prompt; "
                 f"give a larger --max-length than {length - room}"
             )
-        return [begin, *head[:room], *tail, *end]
+        return [self._begin, *head[:room], *tail, *self._end]
 
 
 def choice_examples(pool: Pool, reader: CandidateReader) -> list[Candidates]:

@@ -4,7 +4,7 @@ Devlin et al. 2018 (arXiv 1810.04805); mean pooling as in Contriever (Izacard et
 are one scan over stacked parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lamp_jax.config import ScratchEncoder
 from lamp_jax.errors import LampError
+from lamp_jax.inputs.tokenizer import round_up_vocabulary
 from lamp_jax.models.attention import NOTHING, AttentionOrder, attend_in_order, drop_values, hide_padding
 from lamp_jax.models.layers import (
     LayerNorm,
@@ -74,6 +76,20 @@ class BertConfig:
                 raise LampError(f"{source}: {name} {values[name]!r} is not supported; BERT's is {only!r}")
         known = {field.name: values[field.name] for field in fields(cls) if values.get(field.name) is not None}
         return cls(**known)
+
+    @classmethod
+    def for_scratch(cls, size: ScratchEncoder, vocabulary: int, **further: Any) -> Self:
+        """The configuration of a new model of this size, for a tokenizer of so many pieces."""
+        return cls(
+            vocab_size=round_up_vocabulary(vocabulary),
+            hidden_size=size.hidden_size,
+            num_hidden_layers=size.num_layers,
+            num_attention_heads=size.num_heads,
+            intermediate_size=size.intermediate_size,
+            hidden_dropout_prob=size.dropout,
+            attention_probs_dropout_prob=size.dropout,
+            **further,
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """The content of `config.json` for `transformers.BertModel`."""
@@ -222,6 +238,14 @@ class Bert(nnx.Module):
 
         keys = layer_keys(key_layers, config.num_hidden_layers)
         return scan_layers(layer, x, (self.layers, keys), remat=self.remat)[0]
+
+    def each_text(self, apply: Callable[[jax.Array], jax.Array], tokens: jax.Array) -> jax.Array:
+        """`apply`, which takes [rows, S] to [rows, ...], on N texts of B questions: [B, N, S] -> [B, N, ...]."""
+        questions, texts, length = tokens.shape
+        rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=self.rules.out("batch", None))
+        found = apply(rows)
+        layout = self.rules.out("batch", *(None,) * found.ndim)
+        return jnp.reshape(found, (questions, texts, *found.shape[1:]), out_sharding=layout)
 
     def embed(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S], padded with NO_TOKEN -> the mean over each text's hidden states [B, D], float32.

@@ -143,7 +143,8 @@ def winning_rates(pool: Pool) -> dict[str, float]:
     shares = dict.fromkeys(pool.names, 0.0)
     for choice in pool.choices:
         rewards = _rewards(choice)
-        winners = [name for name, reward in rewards.items() if reward == max(rewards.values())]
+        most = max(rewards.values())
+        winners = [name for name, reward in rewards.items() if reward == most]
         for name in winners:
             shares[name] += 1 / len(winners) / len(pool.choices)
     return shares

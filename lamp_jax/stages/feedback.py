@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.config import Answering, Compatibility, Devices, Prompting, Prompts
+from lamp_jax.config import FeedbackItems, FeedbackRetrievers, Prompting, Prompts
 from lamp_jax.data.feedback import Kind, feedback_record, shard_file
 from lamp_jax.data.files import Question
 from lamp_jax.data.records import Journal, Record, read_journal
@@ -33,31 +33,7 @@ Answer = tuple[str | None, dict[str, float]]
 """What was generated (None where nothing was), and its metrics."""
 Rate = Callable[[Sequence[Question], np.ndarray], list[Answer]]
 """Questions and their prompts [B, S], of which the rows behind the questions only fill the batch -> their answers."""
-
-
-class Options(Protocol):
-    """What both stages are told."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def output(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def answering(self) -> Answering: ...
-    @property
-    def shards(self) -> int: ...
-    @property
-    def shard(self) -> int: ...
-    @property
-    def devices(self) -> Devices: ...
-    @property
-    def compatibility(self) -> Compatibility: ...
-    @property
-    def force(self) -> bool: ...
+Options = FeedbackItems | FeedbackRetrievers
 
 
 class Trial(NamedTuple):

@@ -16,7 +16,7 @@ from lamp_jax.data.records import claim
 from lamp_jax.encoding import Encoder, check_length, text_encoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches, Judged, distinct_texts, hold_out, make_candidates, read_judged
-from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_text_tokenizer
+from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.loop import Progress, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert, save_bert
@@ -138,16 +138,7 @@ def prepare_model(options: TrainRetriever, vocabulary: int) -> Bert:
     layout, size = model_layout(options.devices), options.scratch
     if options.encoder != SCRATCH:
         return load_bert(options.encoder, **layout)
-    config = BertConfig(
-        vocab_size=round_up_vocabulary(vocabulary),
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        intermediate_size=size.intermediate_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
-        max_position_embeddings=max(512, options.max_length),
-    )
+    config = BertConfig.for_scratch(size, vocabulary, max_position_embeddings=max(512, options.max_length))
     return Bert(config, rngs=nnx.Rngs(options.seed), **layout)
 
 

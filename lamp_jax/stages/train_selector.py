@@ -15,7 +15,7 @@ from lamp_jax.encoding import candidate_scorer, check_length
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
 from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples, write_settings
-from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_text_tokenizer
+from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.loop import Progress, fit
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
@@ -121,14 +121,9 @@ def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer
     if options.model != SCRATCH:
         return load_longformer(options.model, seed=options.seed, **layout)
     pad = tokenizer.pad_token_id
-    config = LongformerConfig(
-        vocab_size=round_up_vocabulary(len(tokenizer)),
-        hidden_size=size.hidden_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        intermediate_size=size.intermediate_size,
-        hidden_dropout_prob=size.dropout,
-        attention_probs_dropout_prob=size.dropout,
+    config = LongformerConfig.for_scratch(
+        size,
+        len(tokenizer),
         max_position_embeddings=settings.max_length + pad + 1,
         attention_window=size.attention_window,
         initializer_range=size.hidden_size**-0.5,  # BERT's 0.02 is for wide models: narrow ones hardly attend with it

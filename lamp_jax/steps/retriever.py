@@ -1,7 +1,7 @@
 """How a dual encoder learns which items help the generator: ROPG-KD and ROPG-RL (arXiv 2404.05970, section 4.1)."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +55,5 @@ def retriever_loss(graph: nnx.GraphDef, objective: Objective) -> LossSum:
 
 def score_candidates(model: Bert, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """Dot products of a query and its documents: tokens [B, 1 + N, S], the query first -> [B, N], float32."""
-    questions, texts, length = tokens.shape
-    rules: Any = model.rules
-    rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=rules.out("batch", None))
-    vectors = model.embed(rows, key=key)
-    vectors = jnp.reshape(vectors, (questions, texts, -1), out_sharding=rules.out("batch", None, None))
+    vectors = model.each_text(partial(model.embed, key=key), tokens)
     return jnp.einsum("bnd,bd->bn", vectors[:, 1:], vectors[:, 0], precision="highest")

@@ -1,6 +1,6 @@
 """How a selector learns which retriever helps the generator: RSPG-Pre and RSPG-Post (arXiv 2404.05970, section 4.2)."""
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,4 @@ def selector_loss(graph: nnx.GraphDef, options: TrainSelector) -> LossSum:
 
 def score_texts(model: Longformer, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
     """One number for each of N texts of B questions: tokens [B, N, S] -> [B, N], float32."""
-    questions, texts, length = tokens.shape
-    rules: Any = model.rules
-    rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=rules.out("batch", None))
-    return jnp.reshape(model.score(rows, key=key), (questions, texts), out_sharding=rules.out("batch", None))
+    return model.each_text(partial(model.score, key=key), tokens)
