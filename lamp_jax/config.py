@@ -545,8 +545,9 @@ class Demo:
     """Seed of the benchmark and of the training."""
     size: Literal["full", "smoke"] = "full"
     """`smoke` is seconds long and learns nothing: it shows that everything runs."""
-    stages: tuple[Literal["retriever"], ...] = ()
-    """What to show beside: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL)."""
+    stages: tuple[Literal["retriever", "selector"], ...] = ()
+    """What to show beside: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL), `selector`
+    models that choose among retrievers (RSPG-Pre, RSPG-Post)."""
     force: bool = False
     """Start over where the output already exists."""
 

@@ -74,19 +74,31 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
 def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int, cased: bool = False) -> Any:
     """A tokenizer, uncased by default, with BERT's normalisation and special tokens, [PAD] 0 to [MASK] 4.
 
-    BPE, not BERT's WordPiece, whose trainer in `tokenizers` gives another vocabulary at each run.
+    As in BERT, punctuation stands alone: a word is the same in quotation marks and without. BPE, not BERT's WordPiece,
+    whose trainer in `tokenizers` gives another vocabulary at each run.
     """
-    from tokenizers import normalizers
+    from tokenizers import normalizers, pre_tokenizers
 
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     form = ["[CLS]", "$A", "[SEP]"]
-    return _train_bpe(texts, vocab_size, normalizers.BertNormalizer(lowercase=not cased), names, form=form)
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=not cased), pre_tokenizers.BertPreTokenizer()
+    return _train_bpe(texts, vocab_size, normalizer, names, form=form, split=[splitter])
 
 
 def _train_bpe(
-    texts: Iterable[str], vocab_size: int, normalizer: Any, names: dict[str, str], *, form: list[str], **further: Any
+    texts: Iterable[str],
+    vocab_size: int,
+    normalizer: Any,
+    names: dict[str, str],
+    *,
+    form: list[str],
+    split: Sequence[Any] = (),
+    **further: Any,
 ) -> Any:
-    """`names` are the special tokens by their roles, which get the ids from 0 on; `form` is a text with them, as $A."""
+    """`names` are the special tokens by their roles, which get the ids from 0 on; `form` is a text with them, as $A.
+
+    No piece goes beyond a white space, nor beyond where `split`, pre-tokenizers, part the text.
+    """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -94,7 +106,8 @@ def _train_bpe(
     special = list(names.values())
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=names["unk_token"], fuse_unk=True))
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
+    parts = pre_tokenizers.Sequence([*split, pre_tokenizers.Metaspace()])
+    tokenizer.pre_tokenizer = parts  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
     tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)

@@ -69,13 +69,21 @@ def report(
     oracle: Mapping[str, Any],
     tests: Sequence[Against],
     seed: int,
+    further: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """Writes `results.json` and `table.txt` to `output`; returns the table. `oracle` knows the users' groups."""
+    """Writes `results.json` and `table.txt` to `output`; returns the table.
+
+    `oracle` knows the users' groups; `further` has more columns by their titles, each with numbers of some of the rows.
+    """
     groups: dict[str, list[str]] = {}
     for question in questions:
         groups.setdefault(oracle[question.id]["group"], []).append(question.id)
-    rows = [_row(name, scores, dict(sorted(groups.items())), tests) for name in scores]
-    text = _table(rows)
+    rows = [
+        _row(name, scores, dict(sorted(groups.items())), tests)
+        | {title: numbers.get(name) for title, numbers in (further or {}).items()}
+        for name in scores
+    ]
+    text = _table(rows, list(further or {}))
     (output / "table.txt").write_text(text + "\n", encoding="utf-8")
     direction = "higher is better" if task.higher_is_better else "lower is better"
     write_json(output / "results.json", {"task": task.name, "direction": direction, "seed": seed, "rows": rows})
@@ -106,17 +114,17 @@ def _row(
     }
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], further: Sequence[str]) -> str:
     """The rows as lines of text."""
     titles, groups = list(rows[0]["tests"]), list(rows[0]["groups"])
     widths = [max(10, len(title) + 2) for title in titles]
     head = f"{'retriever':10} {rows[0]['metric']:>8}  95 % interval "
-    lines = [
-        head + "".join(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True)) + "".join(f"{g:>10}" for g in groups)
-    ]
+    head += "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
+    lines = [head + "".join(f"{title:>10}" for title in (*further, *groups))]
     for one in rows:
         tests = "".join(f"{one['tests'][title]:{width}.2g}" for title, width in zip(titles, widths, strict=True))
-        by_group = "".join(f"{one['groups'][group]:10.3f}" for group in groups)
+        others = [*(one[title] for title in further), *(one["groups"][group] for group in groups)]
+        cells = "".join(f"{'' if value is None else format(value, '.3f'):>10}" for value in others)
         interval = f"{one['low']:.3f} to {one['high']:.3f}"
-        lines.append(f"{one['retriever']:10} {one['mean']:8.3f}  {interval}{tests}{by_group}")
+        lines.append(f"{one['retriever']:10} {one['mean']:8.3f}  {interval}{tests}{cells}")
     return "\n".join(lines)

@@ -1,12 +1,12 @@
 """`lamp demo`: a benchmark is made, a small T5 trained on it, and retrievers compared in one table."""
 
-import dataclasses
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
 from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
 from lamp_jax.data.records import claim
-from lamp_jax.stages import demo_retriever, synth, train
+from lamp_jax.stages import demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
 
@@ -14,7 +14,7 @@ TASK = find_task("LaMP-2")
 RETRIEVERS: tuple[Retriever, ...] = ("none", "random", "recency", "bm25")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Size:
     """How much the demo does."""
 
@@ -27,7 +27,7 @@ class Size:
 
 SIZES = {
     "full": Size(
-        2000, 400, 24, 2, Scratch(64, 128, num_layers=2, num_decoder_layers=1, num_heads=2, vocab_size=1000, dropout=0)
+        2000, 1000, 24, 2, Scratch(64, 128, num_layers=2, num_decoder_layers=1, num_heads=2, vocab_size=1000, dropout=0)
     ),
     "smoke": Size(
         40, 20, 6, 1, Scratch(16, 32, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=400, dropout=0)
@@ -35,7 +35,7 @@ SIZES = {
 }
 
 
-CHAPTERS = {"retriever": demo_retriever.run}
+CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run}
 """What `--stages` adds, each in a directory of its own."""
 
 
@@ -56,7 +56,20 @@ def run(options: Demo) -> None:
         print(report(scores, TASK, questions, output, oracle=oracle, tests=[Against("none")], seed=options.seed))
         record.finish()
     for chapter in options.stages:
-        CHAPTERS[chapter](options, experiment)
+        tell(chapter, options, experiment)
+
+
+def tell(chapter: str, options: Demo, generator: Train) -> None:
+    """Runs one of `CHAPTERS`, or shows the table of one that has run."""
+    output = Path(options.output) / chapter
+    # What the generator is follows from the demo's own record, which is done when this begins.
+    settings = replace(options, output=str(output))
+    record = claim(output, settings, inputs=[generator.output], ignore=["stages"], directory=True)
+    if record.state == "done":
+        return print((output / "table.txt").read_text(encoding="utf-8"))
+    record.begin()
+    CHAPTERS[chapter](options, generator)
+    record.finish()
 
 
 def prepare(options: Demo) -> Train:

@@ -15,7 +15,6 @@ from lamp_jax.config import (
     TrainRetriever,
 )
 from lamp_jax.data.files import read_json, read_questions, write_json
-from lamp_jax.data.records import claim
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import RetrieverSettings, write_settings
@@ -48,11 +47,6 @@ SIZES = {
 
 def run(options: Demo, generator: Train) -> None:
     output = Path(options.output) / "retriever"
-    # What the generator is follows from the demo's own record, which is done when this begins.
-    record = claim(output, replace(options, output=str(output)), inputs=[generator.output], directory=True)
-    if record.state == "done":
-        return print((output / "table.txt").read_text(encoding="utf-8"))
-    record.begin()
     task = find_task(generator.task)
     feedback_items.run(feedback(options, generator))
     untrained = output / "untrained"
@@ -69,7 +63,6 @@ def run(options: Demo, generator: Train) -> None:
     tests = [Against("dense", HARD_GROUP), Against("bm25", HARD_GROUP)]
     print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
     _add_rows(Path(options.output) / "results.json", output / "results.json")
-    record.finish()
 
 
 def feedback(options: Demo, generator: Train) -> FeedbackItems:

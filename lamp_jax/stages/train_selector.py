@@ -129,4 +129,6 @@ def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer
         initializer_range=size.hidden_size**-0.5,  # BERT's 0.02 is for wide models: narrow ones hardly attend with it
         pad_token_id=pad,
     )
-    return Longformer(config, rngs=nnx.Rngs(options.seed), **layout)
+    model = Longformer(config, rngs=nnx.Rngs(options.seed), **layout)
+    model.start_alike()
+    return model

@@ -3,7 +3,7 @@
 import pytest
 
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.tokenizer import EXTRA_IDS, load_tokenizer, train_tokenizer
+from lamp_jax.inputs.tokenizer import EXTRA_IDS, load_tokenizer, train_text_tokenizer, train_tokenizer
 
 TEXTS = [f"the {word} film was {other} and  long" for word in ("good", "bad", "old") for other in ("dull", "bright")]
 
@@ -24,6 +24,17 @@ def test_texts_end_in_eos_and_come_back(tokenizer):
     ids = tokenizer("the good film").input_ids
     assert ids[-1] == 1
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the good film"
+
+
+@pytest.mark.parametrize("cased", [True, False])
+def test_a_word_of_a_text_is_the_same_beside_punctuation(cased):
+    tokenizer = train_text_tokenizer(TEXTS * 10, vocab_size=120, cased=cased)
+    bare, *quoted = (
+        tokenizer(text, add_special_tokens=False).input_ids for text in ("good film", '"good film"', "(good, film)!")
+    )
+    assert tokenizer.unk_token_id not in bare
+    for ids in quoted:
+        assert [token for token in ids if token in bare] == bare
 
 
 def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """A Longformer is attention in blocks: equal to attention with a band of ones, in memory that grows with the length."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -124,6 +125,18 @@ def test_every_parameter_has_a_gradient():
         assert np.any(gradient) or (jax.tree_util.keystr(path).count("key") and "bias" in jax.tree_util.keystr(path)), (
             path
         )
+
+
+def test_new_tokens_read_those_that_are_equal_to_them():
+    config = dataclasses.replace(CONFIG, hidden_size=64, num_attention_heads=8, initializer_range=64**-0.5)
+    model = Longformer(config, rngs=nnx.Rngs(0))
+    model.start_alike()
+    random = np.random.default_rng(0)
+    text = random.permutation(np.repeat(random.permutation(48)[:16], 2))  # 16 tokens, each of them twice
+    x = model.first_norm(model.words[...][text] + model.positions[...][2 : 2 + len(text)])
+    query, key = (np.einsum("sd,dhk->hsk", x, w[...][0]) for w in (model.layers.query, model.layers.key))
+    scores = np.einsum("hsk,htk->st", query, key) - 1e9 * np.eye(len(text))
+    np.testing.assert_array_equal(text[scores.argmax(axis=1)], text)
 
 
 def test_dropout_follows_its_key():

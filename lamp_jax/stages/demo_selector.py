@@ -1,0 +1,173 @@
+"""`lamp demo --stages selector`: a small Longformer learns which retriever to believe (RSPG-Pre, RSPG-Post)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lamp_jax.config import (
+    SCRATCH,
+    Demo,
+    FeedbackRetrievers,
+    Learning,
+    Merge,
+    Rank,
+    ScratchSelector,
+    Select,
+    SelectorData,
+    SelectorMode,
+    Train,
+    TrainSelector,
+)
+from lamp_jax.data.files import read_json, read_questions
+from lamp_jax.data.pools import Pool, read_pool, write_pool
+from lamp_jax.retrieval import selection
+from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
+from lamp_jax.stages.comparison import Against, report
+from lamp_jax.tasks.metrics import Scores, score
+
+NOBODY = feedback_retrievers.NOBODY
+Ranker = Literal["recency", "bm25", "rrf"]
+RANKERS: tuple[Ranker, ...] = ("recency", "bm25")
+POOL = (NOBODY, *RANKERS)
+"""What is chosen from."""
+FUSION: Ranker = "rrf"
+"""What is compared beside."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much this part does."""
+
+    held_out: int
+    epochs: float
+    selector: ScratchSelector
+
+
+SIZES = {
+    "full": Size(200, 5, ScratchSelector(64, 128, num_layers=2, num_heads=8, vocab_size=1000, dropout=0)),
+    "smoke": Size(10, 1, ScratchSelector(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0)),
+}
+
+
+def run(options: Demo, generator: Train) -> None:
+    size, output = SIZES[options.size], Path(options.output) / "selector"
+    make_candidates(generator, generator.train, output / "train", RANKERS)
+    make_candidates(generator, generator.validation, output / "dev", (*RANKERS, FUSION))
+    hold_out(output, size.held_out)
+    for training in trainings(options).values():
+        train_selector.run(training)
+    everything = read_pool(output / "dev" / "candidates.json")
+    pool = everything.restrict(POOL, output)
+    chosen = {name: {choice.id: name for choice in everything.choices} for name in everything.names}
+    for name, choosing in choosers(options).items():
+        chosen[name] = select.choose(choosing, pool)
+        select.write_choices(output / "predictions" / f"{name}.json", everything, chosen[name])
+    scores = {name: _score(everything, one, generator) for name, one in chosen.items()}
+    success = {name: selection.success_rate(pool, one) for name, one in chosen.items() if name != FUSION}
+    oracle, questions = read_json(Path(options.output) / "data" / "oracle.json"), read_questions(generator.validation)
+    best = max(POOL, key=lambda name: scores[name].value)
+    text = report(
+        scores,
+        pool.task,
+        questions,
+        output,
+        oracle=oracle,
+        tests=[Against(best)],
+        seed=options.seed,
+        further={"success": success},
+    )
+    print(text)
+
+
+def make_candidates(generator: Train, questions: str, folder: Path, rankers: Sequence[Ranker]) -> None:
+    """The questions as each retriever ranks them, and the generator's answers to what it finds."""
+    pool, ranked = [NOBODY], []
+    for ranker in rankers:
+        ranking = Rank(
+            generator.task,
+            questions,
+            ranker=ranker,
+            rankings=tuple(ranked) if ranker == FUSION else (),
+            output=str(folder / f"{ranker}.ranking.json"),
+            scores=str(folder / f"{ranker}.scores.json"),
+        )
+        merged = Merge(questions, str(folder / f"{ranker}.json"), ranking=ranking.output)
+        rank.run(ranking)
+        merge.run(merged)
+        ranked.append(ranking.output)
+        pool.append(f"{ranker}={merged.output}")
+    feedback = FeedbackRetrievers(
+        task=generator.task,
+        pool=tuple(pool),
+        model=generator.output,
+        output=str(folder / "feedback"),
+        prompting=generator.prompting,
+        batch_size=64,
+        answering=generator.answering,
+    )
+    feedback_retrievers.run(feedback)
+    selector_data.run(
+        SelectorData(
+            feedback=feedback.output,
+            questions=questions,
+            output=str(folder / "candidates.json"),
+            scores=tuple(f"{ranker}={folder / f'{ranker}.scores.json'}" for ranker in RANKERS),
+        )
+    )
+
+
+def hold_out(output: Path, questions: int) -> None:
+    """The last train questions are for choosing the best checkpoint; what is compared are dev questions alone."""
+    pool = read_pool(output / "train" / "candidates.json")
+    for name, choices in (("learn", pool.choices[:-questions]), ("validation", pool.choices[-questions:])):
+        write_pool(output / "train" / f"{name}.json", replace(pool, choices=choices))
+
+
+def trainings(options: Demo) -> dict[SelectorMode, TrainSelector]:
+    """RSPG-Pre and RSPG-Post, from the same start."""
+    size, output = SIZES[options.size], Path(options.output) / "selector"
+    pre = TrainSelector(
+        train=str(output / "train" / "learn.json"),
+        validation=str(output / "train" / "validation.json"),
+        output=str(output / "pre"),
+        mode="pre",
+        model=SCRATCH,
+        scratch=size.selector,
+        temperature=0.5,
+        max_length=112,  # four items and an answer; of the question, which all candidates share, the first words
+        learning=Learning(
+            epochs=size.epochs,
+            batch_size=8,
+            learning_rate=1e-2,
+            step_size="relative",
+            weight_decay=0.0,
+            evaluate_every=0.5,
+        ),
+        seed=options.seed,
+    )
+    return {"pre": pre, "post": replace(pre, mode="post", output=str(output / "post"))}
+
+
+def choosers(options: Demo) -> dict[str, Select]:
+    """Everybody who chooses, by the names of the table's rows."""
+    output = Path(options.output) / "selector"
+    plain = Select(data=str(output / "dev" / "candidates.json"), output="", pool=POOL)
+    learned = str(output / "train" / "candidates.json")  # on which predictions are standardised
+    return {
+        "wig": replace(plain, by="wig", train=learned),
+        "nqc": replace(plain, by="nqc", train=learned),
+        "sigma-max": replace(plain, by="sigma-max", train=learned),
+        "sigma-50": replace(plain, by="sigma-50", train=learned),
+        "rspg-pre": replace(plain, selector=trainings(options)["pre"].output),
+        "rspg-post": replace(plain, selector=trainings(options)["post"].output),
+        "worst": replace(plain, by="worst"),
+        "best": replace(plain, by="best"),
+    }
+
+
+def _score(pool: Pool, chosen: Mapping[str, str], generator: Train) -> Scores:
+    """The task's metrics of the chosen answers."""
+    answers = {choice.id: choice.candidates[chosen[choice.id]].output for choice in pool.choices}
+    golds = {choice.id: str(choice.gold) for choice in pool.choices}
+    return score(pool.task, answers, golds, compatibility=generator.compatibility)
