@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.config import Learning
+from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Batches, read_ahead
 from lamp_jax.sharding import Rules, place_batch
 from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_update, start
@@ -32,6 +33,14 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     since_best: int = 0
+
+
+def check_learning(learning: Learning) -> None:
+    """LampError unless a batch divides into the parts in which it is computed."""
+    if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
+        raise LampError(
+            f"--batch-size {learning.batch_size} does not divide into --accumulation {learning.accumulation}"
+        )
 
 
 def fit(

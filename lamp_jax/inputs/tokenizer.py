@@ -63,12 +63,13 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     the unigram trainer of `tokenizers` only knows pieces that several words share, so that a template's words, which
     stand in every prompt, would fall apart.
     """
-    from tokenizers import Regex, normalizers
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     extra = [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]
-    return _train_bpe(texts, vocab_size, normalizer, names, form=["$A", "</s>"], extra_special_tokens=extra)
+    words = pre_tokenizers.Metaspace()
+    return _train_bpe(texts, vocab_size, normalizer, words, names, form=["$A", "</s>"], extra_special_tokens=extra)
 
 
 def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int, cased: bool = False) -> Any:
@@ -81,33 +82,32 @@ def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int, cased: bool =
 
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
     form = ["[CLS]", "$A", "[SEP]"]
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=not cased), pre_tokenizers.BertPreTokenizer()
-    return _train_bpe(texts, vocab_size, normalizer, names, form=form, split=[splitter])
+    normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    words = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace()])
+    return _train_bpe(texts, vocab_size, normalizer, words, names, form=form)
 
 
 def _train_bpe(
     texts: Iterable[str],
     vocab_size: int,
     normalizer: Any,
+    words: Any,
     names: dict[str, str],
     *,
     form: list[str],
-    split: Sequence[Any] = (),
     **further: Any,
 ) -> Any:
-    """`names` are the special tokens by their roles, which get the ids from 0 on; `form` is a text with them, as $A.
-
-    No piece goes beyond a white space, nor beyond where `split`, pre-tokenizers, part the text.
+    """`words` parts a text where no piece goes beyond; `names` are the special tokens by their roles, which get the ids
+    from 0 on; `form` is a text with them, as $A.
     """
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import decoders, models, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = list(names.values())
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=names["unk_token"], fuse_unk=True))
     tokenizer.normalizer = normalizer
-    parts = pre_tokenizers.Sequence([*split, pre_tokenizers.Metaspace()])
-    tokenizer.pre_tokenizer = parts  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
+    tokenizer.pre_tokenizer = words  # pyright: ignore[reportAttributeAccessIssue] (untyped setter)
     tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)

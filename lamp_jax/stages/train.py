@@ -17,7 +17,7 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.examples import gold_of, make_examples, make_prompts, past_questions, prompt_examples
 from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_tokenizer
-from lamp_jax.loop import Progress, fit
+from lamp_jax.loop import Progress, check_learning, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
@@ -35,6 +35,7 @@ def run(options: Train) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    check_learning(options.learning)
     questions, validation = (_read(path, task) for path in (options.train, options.validation))
     if options.profile_targets:
         questions += past_questions(questions, task, newest=options.profile_targets)

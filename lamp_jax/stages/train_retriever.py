@@ -17,7 +17,7 @@ from lamp_jax.encoding import Encoder, check_length, text_encoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches, Judged, distinct_texts, hold_out, make_candidates, read_judged
 from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, train_text_tokenizer
-from lamp_jax.loop import Progress, fit
+from lamp_jax.loop import Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert, save_bert
 from lamp_jax.retrieval.dense import RetrieverSettings, embed_all, write_settings
@@ -110,9 +110,7 @@ def train_retriever(
 def _check(options: TrainRetriever) -> None:
     if options.validation and not options.validation_feedback:
         raise LampError("--validation: give its feedback too, --validation-feedback")
-    size, parts = options.learning.batch_size, options.learning.accumulation
-    if parts < 1 or size % parts:
-        raise LampError(f"--batch-size {size} does not divide into --accumulation {parts}")
+    check_learning(options.learning)
     for name in ("score_temperature", "reward_temperature"):
         if not getattr(options, name) > 0:
             raise LampError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be above 0")

@@ -16,7 +16,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
 from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples, write_settings
 from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, train_text_tokenizer
-from lamp_jax.loop import Progress, fit
+from lamp_jax.loop import Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import load_longformer, save_longformer
@@ -30,6 +30,7 @@ def run(options: TrainSelector) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    check_learning(options.learning)
     if not options.temperature > 0:
         raise LampError(f"--temperature {options.temperature}: must be above 0")
     train, validation = read_pool(options.train), read_pool(options.validation)

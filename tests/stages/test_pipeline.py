@@ -160,6 +160,11 @@ def test_a_model_trained_from_scratch_is_a_hugging_face_directory(movie, tmp_pat
         assert model.generate(**tokenizer("a movie", return_tensors="pt"), max_new_tokens=4).shape[0] == 1
 
 
+def test_a_batch_that_does_not_divide_into_its_parts_is_an_error(movie, tmp_path, capsys):
+    assert lamp(*train_words(movie, tmp_path / "m", "--batch-size", 8, "--accumulation", 3)) == 1
+    assert "--batch-size 8 does not divide into --accumulation 3" in capsys.readouterr().err
+
+
 def saved_state(checkpoints: Path):
     """All arrays of the newest checkpoint: parameters, optimizer, step."""
     (newest,) = [path for path in checkpoints.iterdir() if path.name.isdigit()]

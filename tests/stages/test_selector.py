@@ -136,6 +136,13 @@ def test_questions_without_golds_are_answered_but_teach_nothing(files, tmp_path,
     assert "has no metrics, made without golds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [("--temperature", 0), ("--batch-size", 8, "--accumulation", 3)])
+def test_options_that_do_not_fit_are_refused(data, options, tmp_path, capsys):
+    given = ("--train", data, "--validation", data, "--model", "scratch", "--output", tmp_path / "S")
+    assert lamp("train-selector", *given, *options) == 1
+    assert " ".join(map(str, options[-2:])) in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def selector(data, compiled_once, tmp_path_factory):
     output = tmp_path_factory.mktemp("selector") / "S"
