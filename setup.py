@@ -21,7 +21,12 @@ REQUIRED = [
     "nltk>=3.9",
     "scipy>=1.13",
     "numpy>=2.0",
-    "ijson>=3.3",
+    "orjson>=3.10",
+    "msgspec>=0.19",
+    "requests>=2.32",
+    "urllib3>=2.0",  # HTTPResponse.read1
+    "pyarrow>=14",
+    "array_record>=0.5; platform_system == 'Linux'",  # data sets in files that are read at random
     "tyro>=1.0.10,<2",  # OmitArgPrefixes over subcommands with defaults
     "tqdm>=4.66",
     "tensorboardX>=2.6.4",  # writes TensorBoard files without TensorFlow
@@ -40,6 +45,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
+        "beam": ["apache-beam>=2.70,<3"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -47,6 +53,7 @@ setup(
             "ruff==0.17.*",
             "pyright==1.1.*",
             "pre-commit>=4",
+            "apache-beam>=2.70,<3; python_version < '3.14'",
         ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
         "parity": ["torch==2.13.0", "rank_bm25==0.2.2"],

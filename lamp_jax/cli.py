@@ -14,6 +14,11 @@ from lamp_jax.errors import LampError
 
 STAGES: dict[str, type] = {
     "demo": config.Demo,
+    "download": config.Download,
+    "avocado": config.Avocado,
+    "build": config.Build,
+    "check": config.Check,
+    "tfds": config.Tfds,
     "rank": config.Rank,
     "merge": config.Merge,
     "prompts": config.Prompts,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tyro.conf import Positional
+
 
 @dataclass(frozen=True)
 class Compatibility:
@@ -30,6 +32,8 @@ class Compatibility:
     """ROPG's losses over the real items of a question, KL for `kd`; or over profiles padded with empty documents, for
     `kd` the cross-entropy of a softmax of probabilities, for `rl` against the first item of the file."""
 
+    patches: tuple[str, ...] = ("lamp2-dev-110",)
+    """Known defects of published files that are mended on reading (`lamp check` names them)."""
     selector_case: Literal["cased", "lower"] = "cased"
     """What a selector reads: prompts as they are, or lower-cased."""
     selector_cut: Literal["prompt", "end"] = "prompt"
@@ -49,6 +53,7 @@ REFERENCE = Compatibility(
     rouge="bootstrap",
     halves="doubled",
     ropg="padded",
+    patches=(),
     selector_case="lower",
     selector_cut="end",
     selector_first_token="local",
@@ -62,6 +67,8 @@ Retriever = Literal["file", "none", "bm25", "recency", "random", "recency+dense"
 newest.
 """
 Decoding = Literal["beam", "greedy", "labels"]
+Split = Literal["user", "time"]
+"""LaMP's two separations: users who are in one part only, or each user's items in the order of time."""
 
 SCRATCH = "scratch"
 """Names a new model where another's directory or hub name may stand."""
@@ -164,7 +171,7 @@ class Train:
     task: str
     """Task, e.g. LaMP-3."""
     train: str
-    """Questions with golds, as `lamp merge` writes them."""
+    """Questions with golds, as `lamp merge` writes them; or a part of a data set of `lamp tfds`, `DIRECTORY/train`."""
     validation: str
     """Questions with golds by which the best checkpoint is chosen."""
     output: str
@@ -182,6 +189,8 @@ class Train:
     """Seed of initialisation, dropout, order of examples and the `random` retriever."""
     validation_size: int = 0
     """Validation questions that are answered at each evaluation (the first ones); 0 is all."""
+    workers: int = 0
+    """Processes that prepare examples; 0: one a core where there are many questions, threads where there are few."""
     answering: Answering = Answering()
     devices: Devices = Devices()
     compatibility: Compatibility = CORRECT
@@ -459,17 +468,44 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Who does the work of a stage that reads long files; the output does not depend on it."""
+
+    workers: int = 0
+    """Processes; 0 takes every core."""
+    beam_runner: Literal["none", "DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner"] = "none"
+    """Runs as an Apache Beam pipeline, on several machines that see the same files (`pip install lamp_jax[beam]`)."""
+    beam_options: tuple[str, ...] = ()
+    """Options of the pipeline, without their dashes: `direct_num_workers=2 direct_running_mode=multi_processing`."""
+    beam_staging: str = ""
+    """Directory for results on their way, which all machines see; empty: this machine's place for temporary files."""
+
+
+Ranker = Literal["bm25", "recency", "random", "dense", "rrf"]
+
+
+@dataclass(frozen=True)
 class Rank:
     """Rank every question's profile, best first: `{question id: [item id, ...]}`."""
 
-    task: str
-    """Task, e.g. LaMP-3."""
-    questions: str
-    """Questions, official or merged."""
     output: str
-    """Ranking file."""
-    ranker: Literal["bm25", "recency", "random", "dense", "rrf"] = "bm25"
-    """Who ranks; `rrf` fuses the rankings of others."""
+    """Ranking file; with `--all` the directory of all rankings and merged files."""
+    task: str = ""
+    """Task, e.g. LaMP-3."""
+    questions: str = ""
+    """Questions, official or merged."""
+    all: str = ""
+    """Instead of `--task` and `--questions`: a tree of `lamp download` or `lamp build`, of which every file is ranked
+    and merged."""
+    split: Split = "user"
+    """Which part of the tree `--all` takes, and for which `best` is meant."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that `--all` takes; none named: all that are there."""
+    plan: bool = False
+    """Only print what `--all` would do, and an estimate of the time."""
+    ranker: Ranker | Literal["best"] | None = None
+    """Who ranks; `rrf` fuses the rankings of others, `best` is the papers' choice for the task. Not given: `bm25`, with
+    `--all` `best`."""
     encoder: str = "facebook/contriever"
     """Model directory or hub name of the encoder of `dense`."""
     embeddings_cache: str = ""
@@ -491,8 +527,7 @@ class Rank:
     """Whether documents end in ` date: ...`. An encoder that lamp trained knows how it was trained."""
     seed: int = 0
     """Seed of `random`."""
-    workers: int = 0
-    """Processes of `bm25`; 0 takes every core."""
+    work: Work = Work()
     devices: Devices = Devices(cpu_devices=0)
     compatibility: Compatibility = CORRECT
     force: bool = False
@@ -511,8 +546,129 @@ class Merge:
     """Golds, official or a plain list; leave out for test questions."""
     ranking: str = ""
     """Ranking of `lamp rank`; leave out to keep the profiles' order."""
+    work: Work = Work()
+    compatibility: Compatibility = CORRECT
     force: bool = False
     """Start over where the output already exists."""
+
+
+Part = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch the benchmark's files, into the folders that they have at its site; what is whole is not fetched again."""
+
+    output: str
+    """Directory of the tree, for all tasks and both splits."""
+    tasks: tuple[str, ...] = ()
+    """Tasks; none named: LaMP-1 to LaMP-7 (of LaMP-6 there are ids only: see `lamp avocado`)."""
+    split: Split = "user"
+    """The user-based or the time-based separation."""
+    parts: tuple[Part, ...] = ("train", "dev", "test")
+    """Parts of a task's files."""
+    mirrors: tuple[str, ...] = ()
+    """Addresses that hold the same tree, asked before the benchmark's own, in this order."""
+    connections: int = 4
+    """Files that are fetched at the same time."""
+    attempts: int = 5
+    """Attempts in a row that bring nothing new, after which an address is given up."""
+    timeout: float = 60.0
+    """Seconds without a byte after which a connection is given up."""
+    verify: bool = False
+    """Fetch nothing: check every file of the tree against what was recorded when it came (size, SHA-256, JSON)."""
+
+
+@dataclass(frozen=True)
+class Avocado:
+    """Write LaMP-6 from the licensed Avocado archives (LDC2015T03) and the benchmark's id files."""
+
+    archives: str
+    """Directory of the zips, `avocado-1.0.2/data/text`; they are read where they lie."""
+    ids: str
+    """Directory of the id files: `{train,dev,test}_questions.json`, there or in folders `train`, `dev`, `test`."""
+    output: str
+    """Directory of the LaMP-6 files."""
+    replies: Literal["keep", "strip"] = "keep"
+    """Quoted earlier mails in a body: as the benchmark has them, or without."""
+    missing: Literal["stop", "drop"] = "stop"
+    """Mails that no archive has: an error that lists them; or their items and questions are left out, and listed."""
+    work: Work = Work()
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Make a benchmark in LaMP's format of any users' histories."""
+
+    histories: str
+    """Rows of one user's one item each: `.csv`, `.jsonl` or `.parquet`, in any order."""
+    task: str
+    """Task whose form the questions have, e.g. LaMP-3."""
+    output: str
+    """Directory of the files, and of `report.json`: what was dropped and why."""
+    map: tuple[str, ...] = ()
+    """`FIELD=COLUMN`, or `FIELD=TEXT with {column}s`: where `user`, `date` and the task's fields are found; a field
+    that is not named has a column of its own name."""
+    join: tuple[str, ...] = ()
+    """`FILE:COLUMN`: a table that fits into memory, whose columns are added to the rows with the same COLUMN."""
+    split: Split = "time"
+    """`time`: a user's last item is the test target, the one before it the dev target, earlier ones train targets, and
+    profiles hold what came before. `user`: each user is in one part only."""
+    targets: Literal["last", "random"] = "last"
+    """`user`: the targets are a user's newest items, and profiles hold what came before; or they are drawn, and
+    profiles hold all others (leave one out)."""
+    targets_per_user: int = 1
+    """`user`: targets of each user; `time`: train targets at most (beside one for dev and one for test)."""
+    min_profile: int = 1
+    """Fewest items of a profile; a target with fewer is dropped."""
+    max_profile: int = 0
+    """Most items of a profile, of which the newest are kept; 0 for no limit."""
+    dev_share: float = 0.1
+    """`user`: share of the users whose questions are the dev file."""
+    test_share: float = 0.1
+    """`user`: share of the users whose questions are the test file."""
+    date_form: Literal["date", "seconds", "milliseconds"] = "date"
+    """Dates as 2007, 2007-05, 2007-05-31 or ISO time stamps, or as time since 1970."""
+    round_scores: Literal["no", "up", "down", "nearest"] = "no"
+    """Numbers between two labels of the task (3.5 stars): rows with them are dropped, or they are rounded."""
+    seed: int = 0
+    """Seed of the users' parts, of `random` targets and of LaMP-1's second reference."""
+    work: Work = Work()
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Tfds:
+    """Write a tree of LaMP files as a TensorFlow dataset (array_record), each distinct profile once."""
+
+    data: str
+    """A tree of `lamp download` or `lamp build`."""
+    task: str
+    """Task, e.g. LaMP-3."""
+    output: str
+    """Directory of data sets, `data_dir` of `tfds.builder`."""
+    split: Split = "user"
+    """Which part of the tree."""
+    work: Work = Work()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Validate LaMP files and print what is in them; exit status 1 for errors, 0 for warnings."""
+
+    files: Positional[tuple[str, ...]]
+    """Questions, merged questions, outputs, predictions or rankings."""
+    task: str = ""
+    """Task of all files; empty: each file's own, told by its inputs or its name."""
+    output: str = ""
+    """File to which everything that was found goes as JSON."""
+    work: Work = Work()
 
 
 @dataclass(frozen=True)
@@ -529,6 +685,8 @@ class Synth:
     """Dev questions; 0 is a tenth as many as train questions, at least 200."""
     profile_size: int = 20
     """Mean number of profile items."""
+    words: int = 0
+    """Words of a text; 0 for the short texts of the demo, 7 to 10 words."""
     seed: int = 0
     """Seed."""
     force: bool = False

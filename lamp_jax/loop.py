@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,9 @@ from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_upda
 
 _LOG_SECONDS = 5.0
 _LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
+
+WAIT, UPDATE = "wait for data", "update"
+"""What a profiler's trace calls the two parts of a step."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,12 @@ def train(
     far, `save`. Ends early after `patience` evaluations without a better score (0: never).
     """
     bar = tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None)
-    for batch in batches:
+    for batch in _marked(batches):
         if progress.step >= total_steps or 0 < patience <= progress.since_best:
             break
-        state, metrics = update(state, batch)
         step = progress.step + 1
+        with jax.profiler.StepTraceAnnotation(UPDATE, step_num=step):
+            state, metrics = update(state, batch)
         progress = replace(progress, step=step)
         bar.update()
         log.step(step, metrics, bar)
@@ -136,6 +140,17 @@ def train(
             log.write(step, {**found, "best": progress.best, "best_step": progress.best_step})
     bar.close()
     return state, progress
+
+
+def _marked(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; in a trace it can be seen how long each was waited for."""
+    numbered = iter(batches)
+    while True:
+        with jax.profiler.TraceAnnotation(WAIT):
+            batch = next(numbered, None)
+        if batch is None:
+            return
+        yield batch
 
 
 class Log:

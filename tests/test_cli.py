@@ -10,7 +10,7 @@ RANK = ["rank", "--task", "LaMP-3", "--questions", "q.json", "--output", "r.json
 def test_options_and_defaults():
     stage, options = cli.parse([*RANK, "--ranker", "recency", "--use-date"])
     assert stage == "rank"
-    assert options == config.Rank("LaMP-3", "q.json", "r.json", ranker="recency", use_date=True)
+    assert options == config.Rank("r.json", "LaMP-3", "q.json", ranker="recency", use_date=True)
 
 
 def test_reference_sets_every_switch_and_each_can_be_set_alone():

@@ -1,16 +1,19 @@
 """How LaMP files are read, checked and written: the official JSON formats, streamed and atomic."""
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import ijson
+import orjson
 
+from lamp_jax.data.framing import Framed, Frames, parse_record
+from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.data.patches import apply_patches
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task
 
@@ -35,34 +38,62 @@ class Outputs(NamedTuple):
     by_id: dict[str, str]
 
 
-def stream_questions(path: str | Path, *, task: Task | None = None) -> Iterator[Question]:
+def stream_questions(
+    path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
+) -> Iterator[Question]:
     """Questions of an official file (a list, or `{"task", "golds": [...]}`), one at a time, in the file's order.
 
-    With `task`, every profile item is checked for the fields that the task needs. Raises LampError with the file, the
-    record and the remedy for anything that is not such a file, duplicate question ids and numbers beyond 64 bits
-    included.
+    Known defects are mended (`patches`). With `task`, every profile item is checked for the fields that the task needs.
+    Raises LampError with the file, the record and the remedy for anything that is not such a file, duplicate question
+    ids included.
     """
     seen: set[str] = set()
-    for number, record in enumerate(_records(path)):
-        question = _question(record, f"{path}, record {number}")
-        where = f"{path}, question {question.id!r}"
-        if question.id in seen:
-            raise LampError(f"{where}: this id occurs twice; ids must be unique, remove or rename one")
-        seen.add(question.id)
-        if task is not None:
-            _check_items(question, task, where)
+    for framed in Frames(path):
+        question = question_in(framed, path, task=task, patches=patches)
+        check_unique([question.id], seen, path)
         yield question
+    if not seen:
+        raise no_records(path)
 
 
-def read_questions(path: str | Path, *, task: Task | None = None) -> list[Question]:
+def read_questions(
+    path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
+) -> list[Question]:
     """All questions of a file, checked before any work begins. See stream_questions."""
-    return list(stream_questions(path, task=task))
+    return list(stream_questions(path, task=task, patches=patches))
+
+
+def question_in(
+    framed: Framed, path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
+) -> Question:
+    """The question that a record of the file `path` is. LampError as stream_questions."""
+    where = f"{path}, record {framed.number}, byte {framed.offset}"
+    question = _question(_parsed(framed, path), where, patches)
+    if task is not None:
+        _check_items(question, task, f"{path}, question {question.id!r}")
+    return question
+
+
+def check_unique(ids: Iterable[str], seen: set[str], path: str | Path) -> None:
+    """Adds the ids to those `seen` in a file. LampError where one is there already."""
+    for key in ids:
+        if key in seen:
+            raise LampError(f"{path}, question {key!r}: this id occurs twice; ids must be unique, remove or rename one")
+        seen.add(key)
+
+
+def no_records(path: str | Path) -> LampError:
+    return LampError(f"{path}: holds no records; expected a list, or an object with the list 'golds'")
 
 
 def read_outputs(path: str | Path) -> Outputs:
     """Golds or predictions: the official `{"task", "golds": [{"id", "output"}]}` or a plain list of those."""
-    by_id = outputs_by_id(_records(path), str(path))  # first, because it names what is wrong with a file
-    return Outputs(_task_name(path), by_id)
+    frames = Frames(path)
+    by_id = outputs_by_id((_parsed(framed, path) for framed in frames), str(path))
+    if not by_id:
+        raise no_records(path)
+    task = frames.envelope.get("task") if isinstance(frames.envelope, dict) else None
+    return Outputs(None if task is None else str(task), by_id)
 
 
 def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
@@ -111,7 +142,7 @@ def write_predictions(path: str | Path, task: Task, outputs: Mapping[str, str]) 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> int:
     """Questions as an official list, streamed; `output` and `user_id` where they are known. Returns how many."""
-    return write_json_list(path, map(question_record, questions))
+    return write_json_list(path, (encode(question_record(question)) for question in questions))
 
 
 def question_record(question: Question) -> dict[str, Any]:
@@ -131,27 +162,45 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
-def write_json_list(path: str | Path, records: Iterable[Any]) -> int:
-    """A JSON list, one record a line, streamed, whole or not at all. Returns the number of records."""
+def encode(value: Any) -> bytes:
+    """`value` as JSON in UTF-8, on one line. Lone surrogates, which occur in tweets, are written as they were read."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def write_json_list(path: str | Path, records: Iterable[bytes]) -> int:
+    """A JSON list of records that are JSON, one a line, streamed, whole or not at all. Returns their number."""
     count = 0
-    with atomic_write(path) as file:
-        file.write("[")
+    with atomic_write_bytes(path) as file:
+        file.write(b"[")
         for count, record in enumerate(records, start=1):
-            file.write("\n" if count == 1 else ",\n")
-            json.dump(record, file, ensure_ascii=False)
-        file.write("\n]\n")
+            file.write(b"\n" if count == 1 else b",\n")
+            file.write(record)
+        file.write(b"\n]\n")
     return count
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[str]]:
     """A text file that is moved into place when the block ends, and vanishes when it fails."""
+    with atomic_write_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogatepass", newline="", write_through=True)
+        try:
+            yield text
+        finally:
+            text.detach()
+
+
+@contextlib.contextmanager
+def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
+    """As atomic_write, a file of bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        # Lone surrogates are legal in JSON and occur in tweets; they are written as they were read.
-        with open(unfinished, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+        with open(unfinished, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -168,41 +217,19 @@ def read_json(path: str | Path) -> Any:
         raise LampError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise LampError(f"{path}: a directory, where a JSON file is expected") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of 5000 digits; nested too deeply
         raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
 
 
-def _records(path: str | Path) -> Iterator[Any]:
-    number = -1
+def _parsed(framed: Framed, path: str | Path) -> Any:
     try:
-        with open(path, "rb") as file:
-            start = file.read(64).lstrip()
-            file.seek(0)
-            if start[:1] not in (b"[", b"{"):
-                raise LampError(f"{path}: neither a JSON list nor an object; it begins with {start[:20]!r}")
-            prefix = "item" if start[:1] == b"[" else "golds.item"
-            for number, record in enumerate(ijson.items(file, prefix, use_float=True)):  # noqa: B007 (counts for the error)
-                yield record
-    except FileNotFoundError:
-        raise LampError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise LampError(f"{path}: a directory, where a JSON file is expected") from None
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        last = f"after {number + 1} whole records"
-        raise LampError(f"{path}: not whole JSON, broken off {last} ({error}); download or make it again") from None
-    if number < 0:
-        raise LampError(f"{path}: holds no records; expected a list, or an object with the list 'golds'")
+        return parse_record(framed.raw)
+    except ValueError as error:
+        where = f"{path}, record {framed.number}, byte {framed.offset}"
+        raise LampError(f"{where}: not whole JSON ({error}); mend it, or make the file again") from None
 
 
-def _task_name(path: str | Path) -> str | None:
-    with open(path, "rb") as file:
-        if file.read(64).lstrip()[:1] != b"{":
-            return None
-        file.seek(0)
-        return next((str(name) for name in ijson.items(file, "task")), None)
-
-
-def _question(record: Any, where: str) -> Question:
+def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
     if not isinstance(record, dict):
         raise LampError(f"{where}: expected an object, found {_glimpse(record)}")
     for field, kinds in (("id", (str, int)), ("input", (str,)), ("profile", (list,))):
@@ -212,6 +239,9 @@ def _question(record: Any, where: str) -> Question:
     for place, item in enumerate(record["profile"]):
         if not isinstance(item, dict) or "id" not in item:
             raise LampError(f"{where}: profile item {place} has no 'id'")
+    if not isinstance(record.get("user_id"), str | int | None):
+        raise LampError(f"{where}: 'user_id' must be str or int, found {_glimpse(record['user_id'])}")
+    record = apply_patches(record, patches)
     output = record.get("output")
     return Question(
         id=str(record["id"]),
@@ -225,7 +255,7 @@ def _question(record: Any, where: str) -> Question:
 def _check_items(question: Question, task: Task, where: str) -> None:
     for item in question.profile:
         for field in task.fields:
-            if not isinstance(item.get(field), str | int | float | Decimal):
+            if not isinstance(item.get(field), str | int | float):
                 found = _glimpse(item[field]) if field in item else "nothing"
                 needed = ", ".join(("id", *task.fields))
                 raise LampError(

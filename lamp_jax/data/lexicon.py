@@ -35,12 +35,13 @@ class Lexicon:
     styles: tuple[tuple[str, ...], ...]
     prior: tuple[int, ...]
 
-    def describe(self, rng: random.Random, *, topic: int, dialect: int) -> str:
-        """7 to 10 words of a dialect, 4 or 5 of them on the topic."""
-        words = rng.sample(self.topics[dialect][topic], rng.randint(4, 5))
-        words += rng.sample(self.fillers[dialect], rng.randint(3, 5))
-        rng.shuffle(words)
-        return " ".join(words)
+    def describe(self, rng: random.Random, *, topic: int, dialect: int, words: int = 0) -> str:
+        """7 to 10 words of a dialect, 4 or 5 of them on the topic; with `words`, as many by further fillers."""
+        drawn = rng.sample(self.topics[dialect][topic], rng.randint(4, 5))
+        drawn += rng.sample(self.fillers[dialect], rng.randint(3, 5))
+        drawn += rng.choices(self.fillers[dialect], k=max(words - len(drawn), 0))
+        rng.shuffle(drawn)
+        return " ".join(drawn)
 
     def headline(self, text: str) -> str:
         """The first three words of a description that are no fillers."""

@@ -10,7 +10,6 @@ import datetime
 import itertools
 import json
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,44 +124,42 @@ def usual_dev_questions(questions: int) -> int:
 
 
 def generate(
-    task: Task, *, questions: int, profile_size: int, seed: int, split: Split
+    task: Task, *, questions: int, profile_size: int, seed: int, split: Split, words: int = 0
 ) -> Iterator[tuple[Question, OracleEntry]]:
     """Questions with their golds (`output`), each of another user, and what is known of them, one at a time.
 
-    Question i depends on (task, profile_size, seed, split, i) alone. Profiles have from half to one and a half times
+    Question i depends on (task, profile_size, seed, split, words, i) alone. Texts are short; with `words` they are as
+    long. Profiles have from half to one and a half times
     `profile_size` items, in random order; item ids are question id + index, so they collide between questions.
     """
     if questions < 1 or profile_size < 1:
         raise LampError(f"{questions} questions with {profile_size} profile items: give at least 1 of both")
     if split not in SPLITS:
         raise LampError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    return (_generate_one(task, index, profile_size=profile_size, seed=seed, split=split) for index in range(questions))
+    sizes = {"profile_size": profile_size, "words": words}
+    return (_generate_one(task, index, seed=seed, split=split, **sizes) for index in range(questions))
 
 
 def _generate_one(
-    task: Task, index: int, *, profile_size: int, seed: int, split: Split
+    task: Task, index: int, *, profile_size: int, seed: int, split: Split, words: int
 ) -> tuple[Question, OracleEntry]:
     rng = random.Random(f"{task.name} {profile_size} {seed} {split} {index}")
     name = _TURNS[index * _STRIDE % len(_TURNS)]
     user = _draw_user(task, rng, GROUPS[name])
-    asked, output = _ask(task, rng, user)
+    asked, output = _ask(task, rng, user, words=words)
     place = SPLITS.index(split)
-    key = f"{_task_number(task) - 1}{place}{index}"
+    key = f"{task.number - 1}{place}{index}"
     size = rng.randint((profile_size + 1) // 2, profile_size + profile_size // 2)
-    profile, right = _draw_profile(task, rng, user, size=size, key=key)
+    profile, right = _draw_profile(task, rng, user, size=size, key=key, words=words)
     user_id = len(SPLITS) * index + place
     return Question(key, asked, profile, user_id, output), OracleEntry(right, name, user.group.best)
-
-
-def _task_number(task: Task) -> int:
-    return int(re.findall(r"\d+", task.name)[0])
 
 
 def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
     answers = range(_answer_count(task))
     topic, *interests = rng.sample(range(TOPICS), 1 + _INTERESTS)
     gold, rival, former = rng.sample(answers, 3)
-    if group.best == "none" and not _cites(task):
+    if group.best == "none" and not task.cites:
         gold = LEXICON.prior[topic] % len(answers)
         rival, former = rng.sample([answer for answer in answers if answer != gold], 2)
     others = tuple(answer for answer in answers if answer not in (gold, rival))
@@ -177,7 +174,7 @@ def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
 
 
 def _draw_profile(
-    task: Task, rng: random.Random, user: _User, *, size: int, key: str
+    task: Task, rng: random.Random, user: _User, *, size: int, key: str, words: int
 ) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
     """Profile items in random order, and the ids of the right ones: those that carry the gold."""
     strands = _spread(user.group.strands, size)
@@ -187,7 +184,8 @@ def _draw_profile(
     for place, (strand, day) in enumerate(zip(strands, days, strict=True)):
         topic = user.topic if rng.random() < strand.asked else rng.choice(tuple(user.by_topic))
         answer = _draw_answer(rng, user, strand, topic)
-        fields = _item_fields(task, rng, topic=topic, dialect=_draw_dialect(rng, user, strand), answer=answer)
+        dialect = _draw_dialect(rng, user, strand)
+        fields = _item_fields(task, rng, topic=topic, dialect=dialect, answer=answer, words=words)
         items.append(fields | {"id": f"{key}{place}", "date": day})
         if answer == user.answers["gold"]:
             right.append(f"{key}{place}")
@@ -229,30 +227,28 @@ def _draw_dialect(rng: random.Random, user: _User, strand: Strand) -> int:
 # have no labels of their own, the topic that the user writes about and cites.
 
 
-def _cites(task: Task) -> bool:
-    return "{ref1}" in task.template
-
-
 def _answer_count(task: Task) -> int:
-    return TOPICS if _cites(task) else len(task.labels) or STYLES
+    return TOPICS if task.cites else len(task.labels) or STYLES
 
 
-def _ask(task: Task, rng: random.Random, user: _User) -> tuple[str, str]:
+def _ask(task: Task, rng: random.Random, user: _User, *, words: int) -> tuple[str, str]:
     """The question's input and its gold."""
     gold = user.answers["gold"]
-    if _cites(task):
+    if task.cites:
         topics = user.topic, gold, user.answers["rival"]
         title, *pair = (LEXICON.describe(rng, topic=topic, dialect=user.dialect) for topic in topics)
         place = rng.randrange(2)
         return task.template.format(title=title, ref1=pair[place], ref2=pair[1 - place]), task.labels[place]
-    text = LEXICON.describe(rng, topic=user.topic, dialect=user.dialect)
+    text = LEXICON.describe(rng, topic=user.topic, dialect=user.dialect, words=words)
     return task.input_for(text), _express(task, gold, text)
 
 
-def _item_fields(task: Task, rng: random.Random, *, topic: int, dialect: int, answer: int) -> dict[str, str]:
-    if _cites(task):
-        return {field: LEXICON.describe(rng, topic=answer, dialect=dialect) for field in task.fields}
-    text = LEXICON.describe(rng, topic=topic, dialect=dialect)
+def _item_fields(
+    task: Task, rng: random.Random, *, topic: int, dialect: int, answer: int, words: int
+) -> dict[str, str]:
+    if task.cites:
+        return {field: LEXICON.describe(rng, topic=answer, dialect=dialect, words=words) for field in task.fields}
+    text = LEXICON.describe(rng, topic=topic, dialect=dialect, words=words)
     return {field: LEXICON.headline(text) for field in task.fields} | {
         task.source: text,
         task.target: _express(task, answer, text),
@@ -267,7 +263,14 @@ def _express(task: Task, answer: int, text: str) -> str:
 
 
 def write_benchmark(
-    task: Task, output_dir: str | Path, *, questions: int, profile_size: int, seed: int, dev_questions: int = 0
+    task: Task,
+    output_dir: str | Path,
+    *,
+    questions: int,
+    profile_size: int,
+    seed: int,
+    dev_questions: int = 0,
+    words: int = 0,
 ) -> None:
     """`{train,dev}_{questions,outputs}.json` and `oracle.json` in `output_dir`, streamed, all of them or none.
 
@@ -282,7 +285,8 @@ def write_benchmark(
             asked = _JsonWriter(stack.enter_context(atomic_write(folder / f"{split}_questions.json")), "[", "]")
             file = stack.enter_context(atomic_write(folder / f"{split}_outputs.json"))
             golds = _JsonWriter(file, f'{{"task": "{task.official_name}", "golds": [', "]}")
-            for question, known in generate(task, questions=count, profile_size=profile_size, seed=seed, split=split):
+            sizes = {"questions": count, "profile_size": profile_size, "words": words}
+            for question, known in generate(task, seed=seed, split=split, **sizes):
                 asked.add(question_record(replace(question, output=None)))
                 golds.add({"id": question.id, "output": question.output})
                 oracle.add(known._asdict(), key=question.id)

@@ -1,8 +1,10 @@
 """Examples as batches of few shapes, each a pure function of its number, so that a run resumes at any step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,17 +38,19 @@ class TrainingBatches:
     an epoch is filled with rows that have no target and so no weight.
     """
 
-    def __init__(self, examples: Sequence[Example], *, batch_size: int, buckets: Sequence[int], seed: int):
-        if not examples:
+    def __init__(self, examples: Iterable[Example], *, batch_size: int, buckets: Sequence[int], seed: int):
+        self._sources, self._targets = _Rows(), _Rows()
+        for example in examples:
+            self._sources.append(example.source)
+            self._targets.append(example.target)
+        if not len(self._sources):
             raise LampError("no training examples: is the train file empty?")
-        self.examples = examples
         self.batch_size = batch_size
         self.buckets = sorted(buckets)
         self.seed = seed
-        self.per_epoch = -(-len(examples) // batch_size)
-        longest = max(len(example.target) for example in examples)
-        self.target_length = -(-longest // 8) * 8
-        self._bucket_of = np.array([find_bucket(len(example.source), self.buckets) for example in examples])
+        self.per_epoch = -(-len(self._sources) // batch_size)
+        self.target_length = -(-max(self._targets.lengths) // 8) * 8
+        self._bucket_of = np.array([find_bucket(length, self.buckets) for length in self._sources.lengths])
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
     def __len__(self) -> int:
@@ -56,16 +60,36 @@ class TrainingBatches:
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.per_epoch)
         length, rows = self._plan(epoch)[place]
-        chosen = [self.examples[row] for row in rows]
         return Batch(
-            pad_rows([example.source for example in chosen], self.batch_size, length),
-            pad_rows([example.target for example in chosen], self.batch_size, self.target_length),
+            pad_rows([self._sources[row] for row in rows], self.batch_size, length),
+            pad_rows([self._targets[row] for row in rows], self.batch_size, self.target_length),
         )
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         """For each batch of the epoch: its source length and the examples in it."""
         plan = plan_epoch(self._bucket_of[:, None], batch_size=self.batch_size, seed=self.seed, epoch=epoch)
         return [(length, rows) for (length,), rows in plan]
+
+
+class _Rows:
+    """Rows of token ids behind each other, four bytes a token (a list takes up to 36)."""
+
+    def __init__(self):
+        self._ids, self._ends = array("i"), array("q", [0])
+
+    def append(self, row: Iterable[int]) -> None:
+        self._ids.extend(row)
+        self._ends.append(len(self._ids))
+
+    def __getitem__(self, place: int) -> array:
+        return self._ids[self._ends[place] : self._ends[place + 1]]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @property
+    def lengths(self) -> Iterator[int]:
+        return (end - start for start, end in pairwise(self._ends))
 
 
 def plan_epoch(

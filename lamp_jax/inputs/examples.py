@@ -1,14 +1,15 @@
 """How questions become examples: which profile items are read, the prompt they make, and its token ids."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
 from lamp_jax.config import Compatibility, Prompting, Retriever
-from lamp_jax.data.files import Question
+from lamp_jax.data.files import Question, check_unique
+from lamp_jax.data.sources import QuestionSource
+from lamp_jax.data.work import available_cores
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
-from lamp_jax.retrieval.bm25 import available_cores
 from lamp_jax.retrieval.ranking import RANKERS, RankOptions, apply_ranking
 from lamp_jax.retrieval.recency import dates_of
 from lamp_jax.tasks.catalog import Item, Task
@@ -80,18 +81,70 @@ def dense_and_newest(question: Question, count: int, *, halves: Literal["distinc
     return [*profile[:half], *(profile[place] for place in newest_first[: count - half])]
 
 
-def make_examples(
-    questions: Sequence[Question],
-    prompts: Iterable[Prompt],
-    tokenizer: Any,
-    *,
-    longest_answer: int,
-) -> list[Example]:
-    """Prompts with their golds, of at most `longest_answer` tokens (`</s>` included)."""
-    golds = [gold_of(question) for question in questions]
-    answers = tokenizer(golds, truncation=True, max_length=longest_answer).input_ids
-    rows = zip(questions, prompts, answers, strict=True)
-    return [Example(question.id, prompt.tokens, answer) for question, prompt, answer in rows]
+class ExampleMaker:
+    """Makes a question's training example, wherever it is sent: an answer has at most `longest_answer` tokens.
+
+    What is wrong with a question, LampError, is returned as well as an example is, because it has to survive the way
+    back from another process.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Any,
+        options: PromptOptions,
+        *,
+        retriever: Retriever,
+        longest_answer: int,
+        name: str = "the questions",
+    ):
+        self.task, self.options, self.longest_answer = task, options, longest_answer
+        self.retriever: Retriever = retriever
+        self.name = name  # of the questions, for errors
+        self._tokenizer = PromptTokenizer(tokenizer)
+
+    def __call__(self, question: Question) -> Example | LampError:
+        try:
+            gold = gold_of(question, self.name)
+            (items,) = retrieved_items([question], self.task, self.options, retriever=self.retriever)
+        except LampError as error:
+            return error
+        length, compatibility = self.options.prompting.max_length, self.options.compatibility
+        prompt = build_prompt(
+            self.task, question.input, items, self._tokenizer, max_length=length, compatibility=compatibility
+        )
+        return Example(question.id, prompt.tokens, self._shorten(self._tokenizer.ids(gold)))
+
+    def _shorten(self, answer: list[int]) -> list[int]:
+        """At most `longest_answer` tokens, the last of them still `</s>`."""
+        return [*answer[: self.longest_answer - 1], answer[-1]] if len(answer) > self.longest_answer else answer
+
+
+def load_examples(
+    source: QuestionSource, make: Callable[[Question], Example | LampError], *, workers: int = 0
+) -> Iterator[Example]:
+    """The example of every question, in order, made ahead of their use by `workers` processes (0: threads of this one).
+
+    Raises LampError, with the id, where no example can be made, and for an id that occurs twice.
+    """
+    import grain
+    from absl import flags
+
+    seen: set[str] = set()
+    made = grain.MapDataset.source(source).map(make)  # pyright: ignore[reportArgumentType] (asks for more than it uses)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads one of its own, and here is no command line of absl's form
+            flags.FLAGS.mark_as_parsed()
+        # One thread each: their work is Python, and they are as many as the cores.
+        rows = made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=16))
+        rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=16))
+    else:
+        rows = made.to_iter_dataset(grain.ReadOptions(num_threads=available_cores(), prefetch_buffer_size=64))
+    for example in rows:
+        if isinstance(example, LampError):
+            raise example
+        check_unique([example.id], seen, "the questions")
+        yield example
 
 
 def prompt_examples(questions: Iterable[Question], prompts: Iterable[Prompt]) -> list[Example]:

@@ -14,23 +14,18 @@ So bm25s would gain from more than a hundred queries on one profile of 10,000 it
 """
 
 import math
-import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
-from multiprocessing import get_context
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.files import Question
-from lamp_jax.errors import LampError
+from lamp_jax.data.work import map_in_processes
 from lamp_jax.retrieval.scored import Ranked, best_first
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import Task
@@ -64,11 +59,6 @@ def rank_bm25(
     questions = list(questions)
     jobs = _jobs(questions, task, use_date, compatibility)
     return _in_order(questions, jobs, _score_all(jobs, partial(_score_jobs, variant), workers))
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- scores of one profile
@@ -230,7 +220,7 @@ def _score_all(
     """Scores of every job, in their order."""
     processes = min(workers, 1 + sum(job.work for job in jobs) // _WORK_WORTH_A_PROCESS)
     chunks = _chunks(jobs)
-    scored = map(score, chunks) if processes == 1 else _in_processes(score, chunks, processes)
+    scored = map_in_processes(score, chunks, processes=processes)
     return chain.from_iterable(scored)
 
 
@@ -244,31 +234,3 @@ def _chunks(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
             chunk, work = [], 0
     if chunk:
         yield chunk
-
-
-def _in_processes(
-    score: Callable[[list[_Job]], list[np.ndarray]], chunks: Iterable[list[_Job]], processes: int
-) -> Iterator[list[np.ndarray]]:
-    """Scores of every chunk, in their order. This process is one of the `processes`: it scores while others start."""
-    # Spawned, not forked: the caller may have started jax, whose threads do not survive a fork.
-    pool = ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn"))
-    waiting: deque[Future[list[np.ndarray]]] = deque()
-    try:
-        for chunk in chunks:
-            # Every other process has one chunk in work and one in hand.
-            if sum(not future.done() for future in waiting) < 2 * (processes - 1):
-                waiting.append(pool.submit(score, chunk))
-            else:
-                waiting.append(Future())
-                waiting[-1].set_result(score(chunk))
-            while waiting and waiting[0].done():
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise LampError(
-            'BM25: a worker process died: out of memory, or a script without `if __name__ == "__main__":`; '
-            "rank with one worker"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,18 +1,27 @@
 """What a ranking is: a question's whole profile, best item first; how it is made, kept in files and applied."""
 
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
+
+import msgspec
 
 from lamp_jax.config import CORRECT, Compatibility
-from lamp_jax.data.files import Question, atomic_write, check_same_ids, read_json
+from lamp_jax.data.files import (
+    Question,
+    atomic_write_bytes,
+    check_same_ids,
+    encode,
+    read_json,
+)
+from lamp_jax.data.framing import parse_record
+from lamp_jax.data.work import Chunk, available_cores, questions_of
 from lamp_jax.errors import LampError
-from lamp_jax.retrieval.bm25 import Variant, available_cores, rank_bm25
+from lamp_jax.retrieval.bm25 import Variant, rank_bm25
 from lamp_jax.retrieval.recency import rank_recency
 from lamp_jax.retrieval.sampling import rank_random
 from lamp_jax.retrieval.scored import Ranked
@@ -83,17 +92,46 @@ def apply_rankings(questions: Iterable[Question], rankings: Rankings) -> list[Qu
     return [apply_ranking(question, rankings[question.id]) for question in questions]
 
 
-def read_rankings(path: str | Path) -> dict[str, list[str]]:
-    """A ranking file, `{question id: [item id, ...]}`. Raises LampError, with the file, for any other content."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise LampError(
-            f"{path}: expected an object of question ids, found a {type(content).__name__}; is it a ranking?"
-        )
-    for question_id, item_ids in content.items():
+class RankingFile(Mapping[str, Sequence[str]]):
+    """A ranking file, `{question id: [item id, ...]}`; each list is parsed when it is asked for.
+
+    Raises LampError, with the file and the question, for any other content.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        self._raw = _read_members(path)
+
+    def __getitem__(self, question_id: str) -> list[str]:
+        try:
+            item_ids = parse_record(bytes(self._raw[question_id]))
+        except ValueError as error:
+            raise LampError(f"{self.path}, question {question_id!r}: not JSON ({error}); make it again") from None
         if not isinstance(item_ids, list) or not all(isinstance(item_id, str | int) for item_id in item_ids):
-            raise LampError(f"{path}, question {question_id!r}: expected a list of item ids; is it a ranking?")
-    return {question_id: [str(item_id) for item_id in item_ids] for question_id, item_ids in content.items()}
+            raise LampError(f"{self.path}, question {question_id!r}: expected a list of item ids; is it a ranking?")
+        return [str(item_id) for item_id in item_ids]
+
+    def __contains__(self, question_id: object) -> bool:
+        return question_id in self._raw
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+def _read_members(path: str | Path) -> dict[str, msgspec.Raw]:
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise LampError(f"{path}: expected an object of question ids; is it a ranking?") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise LampError(f"{path}: not whole JSON ({error}); make it again") from None
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise LampError(f"{path}: a directory, where a ranking is expected") from None
 
 
 def read_scores(path: str | Path) -> dict[str, list[float]]:
@@ -108,31 +146,50 @@ def read_scores(path: str | Path) -> dict[str, list[float]]:
     return content
 
 
-def write_rankings(path: str | Path, rankings: Iterable[Ranked], *, scores: str | Path = "") -> int:
+class RankedLine(NamedTuple):
+    """A question's place in the files: its id, its ranking and its scores as JSON."""
+
+    question_id: str
+    item_ids: bytes
+    scores: bytes
+
+
+def encode_ranking(ranked: Ranked) -> RankedLine:
+    return RankedLine(
+        ranked.question_id, encode(list(ranked.item_ids)), encode([float(score) for score in ranked.scores])
+    )
+
+
+def rank_chunk(chunk: Chunk, *, ranker: str, task: Task, told: RankOptions) -> list[RankedLine]:
+    """The rankings of a chunk's questions by one of RANKERS. LampError, with the file, as that raises."""
+    questions = list(questions_of(chunk, task=task, patches=told.compatibility.patches))
+    try:
+        return [encode_ranking(ranked) for ranked in RANKERS[ranker](questions, task, told)]
+    except LampError as error:
+        raise LampError(f"{chunk.path}: {error}") from None
+
+
+def write_rankings(path: str | Path, lines: Iterable[RankedLine], *, scores: str | Path = "") -> int:
     """Writes a ranking file, and a file of the items' scores if asked for; returns the number of questions.
 
     One question a line; both files appear whole or not at all.
     """
     seen: set[str] = set()
     with ExitStack() as stack:
-        file = stack.enter_context(atomic_write(path))
-        beside = stack.enter_context(atomic_write(scores)) if scores else None
-        for ranked in rankings:
-            key = ranked.question_id
-            if key in seen:
-                raise LampError(f"{path}: question {key!r} was ranked twice; question ids must be unique")
-            _write_line(file, key, list(ranked.item_ids), first=not seen)
+        file = stack.enter_context(atomic_write_bytes(path))
+        beside = stack.enter_context(atomic_write_bytes(scores)) if scores else None
+        for line in lines:
+            begin = (b",\n" if seen else b"{\n") + encode(line.question_id) + b": "
+            if line.question_id in seen:
+                raise LampError(f"{path}: question {line.question_id!r} was ranked twice; question ids must be unique")
+            seen.add(line.question_id)
+            file.write(begin + line.item_ids)
             if beside:
-                _write_line(beside, key, [float(score) for score in ranked.scores], first=not seen)
-            seen.add(key)
+                beside.write(begin + line.scores)
         for one in (file, beside):
             if one:
-                one.write(("" if seen else "{") + "\n}\n")
+                one.write((b"" if seen else b"{") + b"\n}\n")
     return len(seen)
-
-
-def _write_line(file: IO[str], question_id: str, values: list, *, first: bool) -> None:
-    file.write(f"{'{' if first else ','}\n{json.dumps(question_id)}: {json.dumps(values)}")
 
 
 def _mismatch(question: Question, ranked_ids: Sequence[str]) -> LampError:

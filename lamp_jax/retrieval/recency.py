@@ -1,17 +1,12 @@
 """How recency ranks a profile: the newest item first."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from lamp_jax.data.dates import Date, parse_date
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.scored import Ranked, in_order
-
-Date = tuple[int, ...]
-
-_DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2}))?(?:-(\d{1,2}))?")
 
 
 def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
@@ -23,27 +18,6 @@ def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
         dates = dates_of(question)
         newest_first = sorted(range(len(dates)), key=lambda place: (dates[place], place), reverse=True)
         yield in_order(question, newest_first)
-
-
-def parse_date(value: object) -> Date:
-    """A date as numbers that compare: year, month, day, as far as they are known, and the time of day in UTC.
-
-    Reads 2007, "2007", "2007-05", "2007-05-31" (zeros for an unknown month or day too) and ISO time stamps (UTC where
-    they name no zone). A less precise date counts as the earlier: 2007 < 2007-05. Raises ValueError for anything else.
-    """
-    text = str(value).strip()
-    date = _DATE.fullmatch(text)
-    if date:
-        numbers = tuple(int(number) for number in date.groups() if number is not None)
-        if any(number > most for number, most in zip(numbers[1:], (12, 31), strict=False)):
-            raise ValueError(f"no such date: {text!r}")
-        return numbers
-    moment = datetime.fromisoformat(text)
-    try:
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment
-    except OverflowError:
-        raise ValueError(f"no such date in UTC: {text!r}") from None
-    return (*moment.timetuple()[:6], moment.microsecond)
 
 
 def dates_of(question: Question) -> list[Date]:

@@ -18,7 +18,7 @@ from lamp_jax.data.files import read_json, read_questions, write_json
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import RetrieverSettings, write_settings
-from lamp_jax.retrieval.ranking import apply_rankings, read_rankings
+from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
 from lamp_jax.stages import feedback_items, rank, train_retriever
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
@@ -57,7 +57,7 @@ def run(options: Demo, generator: Train) -> None:
     orders = {"none": Order(questions, "none")}
     for ranking in rankings(options, generator, untrained):
         rank.run(ranking)
-        orders[Path(ranking.output).stem] = Order(apply_rankings(questions, read_rankings(ranking.output)), "file")
+        orders[Path(ranking.output).stem] = Order(apply_rankings(questions, RankingFile(ranking.output)), "file")
     scores = compare(generator, task, orders, output)
     oracle = read_json(Path(options.output) / "data" / "oracle.json")
     tests = [Against("dense", HARD_GROUP), Against("bm25", HARD_GROUP)]
@@ -107,7 +107,7 @@ def trainings(options: Demo, generator: Train) -> dict[str, TrainRetriever]:
 def rankings(options: Demo, generator: Train, untrained: Path) -> list[Rank]:
     """Everything that is compared, by the names of the output files; `dense` is the untrained encoder."""
     folder = Path(options.output) / "retriever" / "rankings"
-    plain = Rank(generator.task, generator.validation, str(folder / "bm25.json"), "bm25")
+    plain = Rank(str(folder / "bm25.json"), generator.task, generator.validation, ranker="bm25")
     encoders = {"dense": str(untrained)}
     encoders |= {name: training.output for name, training in trainings(options, generator).items()}
     dense = [

@@ -85,8 +85,8 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
     pool, ranked = [NOBODY], []
     for ranker in rankers:
         ranking = Rank(
-            generator.task,
-            questions,
+            task=generator.task,
+            questions=questions,
             ranker=ranker,
             rankings=tuple(ranked) if ranker == FUSION else (),
             output=str(folder / f"{ranker}.ranking.json"),

@@ -15,7 +15,7 @@ def run(options: FeedbackItems) -> None:
     check_shards(options)
     inputs, ignore = [options.merged, options.model], ["shard", "export_reference"]
     record = claim(options.output, options, inputs=inputs, ignore=ignore, directory=True)
-    questions = read_questions(options.merged, task=find_task(options.task))
+    questions = read_questions(options.merged, task=find_task(options.task), patches=options.compatibility.patches)
     for question in questions:
         gold_of(question, options.merged)
 

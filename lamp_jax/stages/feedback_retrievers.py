@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from lamp_jax.config import FeedbackRetrievers
 from lamp_jax.data.files import Question, check_same_ids, read_questions
+from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.records import claim
 from lamp_jax.errors import LampError
 from lamp_jax.stages.feedback import Trial, check_shards, collect
@@ -20,7 +21,7 @@ def run(options: FeedbackRetrievers) -> None:
     record = claim(
         options.output, options, inputs=[*filter(None, files.values()), options.model], ignore=["shard"], directory=True
     )
-    pool = read_orders(files, find_task(options.task))
+    pool = read_orders(files, find_task(options.task), patches=options.compatibility.patches)
 
     def trials(shard: int) -> list[Trial]:
         """Every question of the shard with each retriever in turn."""
@@ -53,9 +54,11 @@ def parse_pool(entries: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def read_orders(files: Mapping[str, str], task: Task) -> dict[str, list[Question]]:
+def read_orders(
+    files: Mapping[str, str], task: Task, *, patches: Sequence[str] = ALL_PATCHES
+) -> dict[str, list[Question]]:
     """The same questions in the order of every retriever. LampError where files ask other questions."""
-    pool = {name: read_questions(file, task=task) for name, file in files.items() if file}
+    pool = {name: read_questions(file, task=task, patches=patches) for name, file in files.items() if file}
     first, asked = next(iter(pool.items()))
     for name, questions in pool.items():
         check_same_ids([q.id for q in asked], [q.id for q in questions], left=files[first], right=files[name])

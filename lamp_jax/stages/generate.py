@@ -29,7 +29,7 @@ def run(options: Generate) -> None:
     record = claim(options.output, options, inputs=inputs)
     if record.state == "done":
         return print(f"{options.output}: already generated")
-    questions = read_questions(options.questions, task=task)
+    questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)
     if options.golds:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds

@@ -1,25 +1,74 @@
 """`lamp merge`: questions whose profiles stand in a ranking's order, with their golds, in one file."""
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import chain
+from typing import NamedTuple
+
 from tqdm import tqdm
 
 from lamp_jax.config import Merge
-from lamp_jax.data.files import add_outputs, read_outputs, read_questions, write_questions
+from lamp_jax.data.files import check_same_ids, check_unique, encode, question_record, read_outputs, write_json_list
 from lamp_jax.data.records import claim
-from lamp_jax.retrieval.ranking import apply_rankings, read_rankings
+from lamp_jax.data.work import Chunk, map_chunks, questions_of
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
+
+# Every process reads golds and ranking once.
+_golds = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)
+_ranking = lru_cache(maxsize=1)(RankingFile)
+
+
+class _Merged(NamedTuple):
+    question_id: str
+    record: bytes
 
 
 def run(options: Merge) -> None:
     inputs = [name for name in (options.questions, options.outputs, options.ranking) if name]
-    record = claim(options.output, options, inputs=inputs)
+    record = claim(options.output, options, inputs=inputs, ignore=["work"])
     if record.state == "done":
         return print(f"{options.output}: already merged")
-    questions = read_questions(options.questions)
-    if options.outputs:
-        questions = add_outputs(
-            questions, read_outputs(options.outputs).by_id, left=options.questions, right=options.outputs
-        )
-    if options.ranking:
-        questions = apply_rankings(questions, read_rankings(options.ranking))
-    count = write_questions(options.output, tqdm(questions, "merge", disable=None))
+    chunks = map_chunks(partial(merge_chunk, options=options), options.questions, options.work)
+    merged = tqdm(_whole(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
+    count = write_json_list(options.output, merged)
     record.finish(questions=count)
     print(f"{options.output}: {count} questions")
+
+
+def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
+    """A chunk's questions, merged, as JSON; nothing where golds or ranking do not know a question's id."""
+    golds = _golds(options.outputs) if options.outputs else None
+    ranking = _ranking(options.ranking) if options.ranking else None
+    merged = []
+    for question in questions_of(chunk, patches=options.compatibility.patches):
+        if any(known is not None and question.id not in known for known in (golds, ranking)):
+            merged.append(_Merged(question.id, b""))
+            continue
+        try:
+            question = question if ranking is None else apply_ranking(question, ranking[question.id])
+        except LampError as error:
+            raise LampError(f"{options.ranking}, {error}") from None
+        question = question if golds is None else replace(question, output=golds[question.id])
+        merged.append(_Merged(question.id, encode(question_record(question))))
+    return merged
+
+
+def _whole(merged: Iterator[_Merged], options: Merge) -> Iterator[bytes]:
+    """The records. LampError at the end, before the file is there, unless all files have the same questions."""
+    seen: set[str] = set()
+    for question_id, record in merged:
+        check_unique([question_id], seen, options.questions)
+        yield record
+    _check_ids(seen, options)
+
+
+def _check_ids(ids: set[str], options: Merge) -> None:
+    others: dict[str, Mapping] = {}
+    if options.outputs:
+        others[options.outputs] = _golds(options.outputs)
+    if options.ranking:
+        others[options.ranking] = _ranking(options.ranking)
+    for name, known in others.items():
+        check_same_ids(ids, known, left=options.questions, right=name)

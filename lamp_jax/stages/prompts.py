@@ -17,7 +17,7 @@ def run(options: Prompts) -> None:
     record = claim(options.output, options, inputs=[options.merged, options.tokenizer])
     if record.state == "done":
         return print(f"{options.output}: already written")
-    questions = read_questions(options.merged, task=task)
+    questions = read_questions(options.merged, task=task, patches=options.compatibility.patches)
     prompts = make_prompts(questions, task, load_tokenizer(options.tokenizer), options, retriever=options.retriever)
     fallbacks = 0
     with atomic_write(options.output) as file:

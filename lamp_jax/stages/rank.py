@@ -1,62 +1,84 @@
-"""`lamp rank`: every question's whole profile, best item first."""
+"""`lamp rank`: every question's whole profile, best item first; of one file, or of every file of a tree."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 
 from tqdm import tqdm
 
 from lamp_jax.config import Rank
-from lamp_jax.data.files import Question, read_questions
+from lamp_jax.data.files import Question, check_unique, read_questions
 from lamp_jax.data.records import claim, digest
+from lamp_jax.data.work import map_chunks
 from lamp_jax.errors import LampError
-from lamp_jax.retrieval.bm25 import available_cores
 from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense, read_settings
 from lamp_jax.retrieval.fusion import fuse_rankings
-from lamp_jax.retrieval.ranking import RANKERS, RankOptions, read_rankings, write_rankings
-from lamp_jax.retrieval.scored import Ranked
+from lamp_jax.retrieval.ranking import (
+    RankedLine,
+    RankingFile,
+    RankOptions,
+    encode_ranking,
+    rank_chunk,
+    write_rankings,
+)
 from lamp_jax.tasks.catalog import Task, find_task
-
-Ranker = Callable[[Sequence[Question], Task], Iterator[Ranked]]
 
 
 def run(options: Rank) -> None:
+    if options.all:
+        from lamp_jax.stages.rank_all import run_all
+
+        return run_all(options)
+    if not options.task or not options.questions:
+        raise LampError("give --task and --questions, or a tree of files with --all")
     task = find_task(options.task)
-    inputs = [options.questions, *options.rankings] + [options.encoder] * (options.ranker == "dense")
-    record = claim(options.output, options, inputs=inputs, ignore=["workers", "embeddings_cache", "batch_tokens"])
+    ranker = choose_ranker(options, task)
+    inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
+    record = claim(options.output, options, inputs=inputs, ignore=["work", "embeddings_cache", "batch_tokens"])
     if record.state == "done":
         return print(f"{options.output}: already ranked")
-    questions = read_questions(options.questions, task=task)
-    openers = {"dense": _dense, "rrf": _fused}
-    with openers.get(options.ranker, _by_host)(options) as rank:
-        try:
-            rankings = rank(questions, task)
-            ranked = tqdm(rankings, "rank", len(questions), disable=None)
-            count = write_rankings(options.output, ranked, scores=options.scores)
-        except LampError as error:
-            raise LampError(f"{options.questions}: {error}") from error
+    rank = {"dense": _dense, "rrf": _fused}.get(ranker, _by_host)
+    lines = tqdm(rank(options, task, ranker), "rank", unit=" questions", disable=None)
+    count = write_rankings(options.output, lines, scores=options.scores)
     record.finish(questions=count)
-    print(f"{options.output}: {count} rankings by {options.ranker}")
+    print(f"{options.output}: {count} rankings by {ranker}")
 
 
-def _by_host(options: Rank) -> AbstractContextManager[Ranker]:
-    told = RankOptions(
+def choose_ranker(options: Rank, task: Task) -> str:
+    """The ranker that the options name, or mean."""
+    ranker = options.ranker or ("best" if options.all else "bm25")
+    return task.best.of(options.split) if ranker == "best" else ranker
+
+
+def host_options(options: Rank) -> RankOptions:
+    """What the rankers that need no device are told: one process each, there are others beside it."""
+    return RankOptions(
         use_date=options.use_date,
         variant=options.bm25_variant,
         seed=options.seed,
-        workers=options.workers or available_cores(),
+        workers=1,
         compatibility=options.compatibility,
     )
-    return nullcontext(lambda questions, task: RANKERS[options.ranker](questions, task, told))
 
 
-def _fused(options: Rank) -> AbstractContextManager[Ranker]:
-    rankings = {path: read_rankings(path) for path in options.rankings}
-    return nullcontext(lambda questions, task: fuse_rankings(questions, rankings, k=options.rrf_k))
+def _by_host(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+    """Streamed: a chunk of the file at a time, by as many processes as are wanted."""
+    rank = partial(rank_chunk, ranker=ranker, task=task, told=host_options(options))
+    seen: set[str] = set()
+    for line in chain.from_iterable(map_chunks(rank, options.questions, options.work)):
+        check_unique([line.question_id], seen, options.questions)
+        yield line
 
 
-@contextmanager
-def _dense(options: Rank) -> Iterator[Ranker]:
-    # Here, not above: the other rankers need no device, and BM25's processes would start one each.
+def _fused(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+    questions = _read(options, task)
+    rankings = {path: RankingFile(path) for path in options.rankings}
+    return map(encode_ranking, fuse_rankings(questions, rankings, k=options.rrf_k))
+
+
+def _dense(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+    questions = _read(options, task)
+    # Here, not above: the other rankers need no device, and their processes would start one each.
     import jax
 
     from lamp_jax.encoding import open_encoder
@@ -70,9 +92,15 @@ def _dense(options: Rank) -> Iterator[Ranker]:
         if options.embeddings_cache:
             encoder = {"encoder": digest(options.encoder), "max_length": options.max_length}
             embed = EmbeddingCache(options.embeddings_cache, encoder | {"dtype": options.devices.dtype}).wrap(embed)
-        yield lambda questions, task: rank_dense(
-            questions, task, embed, use_date=use_date, compatibility=options.compatibility
-        )
+        ranked = rank_dense(questions, task, embed, use_date=use_date, compatibility=options.compatibility)
+        try:
+            yield from map(encode_ranking, ranked)
+        except LampError as error:
+            raise LampError(f"{options.questions}: {error}") from error
+
+
+def _read(options: Rank, task: Task) -> list[Question]:
+    return read_questions(options.questions, task=task, patches=options.compatibility.patches)
 
 
 def _choose_dates(options: Rank) -> bool:

@@ -26,7 +26,7 @@ def run(options: SelectorData) -> None:
     if record.state == "done":
         return print(f"{options.output}: already made")
     task = find_task(read_settings(options.feedback, "retrievers")["task"])
-    questions = read_questions(options.questions)
+    questions = read_questions(options.questions, patches=options.compatibility.patches)
     if options.golds:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds

@@ -18,6 +18,7 @@ def run(options: Synth) -> None:
         questions=options.questions,
         dev_questions=options.dev_questions,
         profile_size=options.profile_size,
+        words=options.words,
         seed=options.seed,
     )
     record.finish()

@@ -1,7 +1,7 @@
 """`lamp train`: a T5 fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import jax
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.config import SCRATCH, Retriever, Train
-from lamp_jax.data.files import Question, read_questions
+from lamp_jax.config import SCRATCH, Train
 from lamp_jax.data.records import claim
+from lamp_jax.data.sources import QuestionSource, open_source
+from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
-from lamp_jax.inputs.examples import gold_of, make_examples, make_prompts, past_questions, prompt_examples
+from lamp_jax.inputs.examples import ExampleMaker, gold_of, load_examples, make_prompts, past_questions, prompt_examples
 from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_tokenizer
 from lamp_jax.loop import Progress, check_learning, fit
 from lamp_jax.models.t5 import T5
@@ -26,29 +27,36 @@ from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric, score
-from lamp_jax.tasks.prompts import Prompt
+
+# Making this many examples takes longer than starting processes.
+_WORTH_PROCESSES = 5000
 
 
 def run(options: Train) -> None:
     task = find_task(options.task)
-    inputs = [options.train, options.validation] + [options.model] * (options.model != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, directory=True)
+    inputs = [*map(_content, (options.train, options.validation))] + [options.model] * (options.model != SCRATCH)
+    record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     check_learning(options.learning)
-    questions, validation = (_read(path, task) for path in (options.train, options.validation))
+    patches = options.compatibility.patches
+    questions, validation = (open_source(path, task, patches) for path in (options.train, options.validation))
     if options.profile_targets:
-        questions += past_questions(questions, task, newest=options.profile_targets)
+        known = list(questions)
+        questions = known + past_questions(known, task, newest=options.profile_targets)
     record.begin()
     with jax.set_mesh(open_mesh(options.devices)):
-        progress = train_generator(options, task, questions, validation[: options.validation_size or None])
+        progress = train_generator(options, task, questions, validation)
     record.finish(**dataclasses.asdict(progress))
     print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")
 
 
-def train_generator(
-    options: Train, task: Task, questions: Sequence[Question], validation: Sequence[Question]
-) -> Progress:
+def _content(source: str) -> str:
+    """The file, or the directory of the data set whose part is named."""
+    return source if Path(source).exists() else str(Path(source).parent)
+
+
+def train_generator(options: Train, task: Task, questions: QuestionSource, validation: QuestionSource) -> Progress:
     """Trains on `questions`, resuming what stands in `options.output`; the best model is written there."""
     output = Path(options.output)
     tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, task, questions))
@@ -71,25 +79,20 @@ def train_generator(
     )
 
 
-def _read(path: str, task: Task) -> list[Question]:
-    questions = read_questions(path, task=task)
-    for question in questions:
-        gold_of(question, path)
-    return questions
-
-
-def _prepare_tokenizer(options: Train, task: Task, questions: Sequence[Question]) -> Any:
+def _prepare_tokenizer(options: Train, task: Task, questions: QuestionSource) -> Any:
     """The model's tokenizer, or one trained on the questions."""
     if options.model == SCRATCH:
         return train_tokenizer(_texts(task, questions), vocab_size=options.scratch.vocab_size)
     return load_tokenizer(options.model)
 
 
-def _texts(task: Task, questions: Sequence[Question]) -> list[str]:
+def _texts(task: Task, questions: QuestionSource) -> list[str]:
     """Every distinct text that a prompt or an answer may hold."""
-    texts = dict.fromkeys(text for question in questions for text in (question.input, gold_of(question)))
-    items = (task.prompt.item.frame.format(**item) for question in questions for item in question.profile)
-    return list(texts | dict.fromkeys(items))
+    texts, items = {}, {}
+    for question in questions:
+        texts |= dict.fromkeys((question.input, gold_of(question)))
+        items |= dict.fromkeys(task.prompt.item.frame.format(**item) for item in question.profile)
+    return list(texts | items)
 
 
 def _prepare_model(options: Train, vocabulary: int) -> T5:
@@ -111,35 +114,37 @@ def _prepare_model(options: Train, vocabulary: int) -> T5:
     return T5(config, rngs=nnx.Rngs(options.seed), **layout)
 
 
-def _examples(options: Train, task: Task, questions: Sequence[Question], tokenizer: Any) -> list[Example]:
+def _examples(options: Train, task: Task, questions: QuestionSource, tokenizer: Any) -> Iterator[Example]:
     """One example for each question and retriever."""
-    return [
-        example
-        for retriever in options.retrievers
-        for example in make_examples(
-            questions,
-            _prompts(options, task, questions, tokenizer, retriever),
+    for retriever in options.retrievers:
+        make = ExampleMaker(
+            task,
             tokenizer,
+            options,
+            retriever=retriever,
             longest_answer=options.answering.generation_max_length - 1,
+            name=options.train,
         )
-    ]
+        examples = load_examples(questions, make, workers=_count_workers(options, len(questions)))
+        yield from tqdm(examples, f"prompts ({retriever})", len(questions), disable=None)
 
 
-def _prompts(
-    options: Train, task: Task, questions: Sequence[Question], tokenizer: Any, retriever: Retriever
-) -> Iterator[Prompt]:
-    prompts = make_prompts(questions, task, tokenizer, options, retriever=retriever)
-    return iter(tqdm(prompts, f"prompts ({retriever})", len(questions), disable=None))
+def _count_workers(options: Train, questions: int) -> int:
+    """Processes that make examples; none where threads are done before a process has started."""
+    return options.workers if options.workers else available_cores() if questions > _WORTH_PROCESSES else 0
 
 
 def _evaluation(
-    options: Train, task: Task, validation: Sequence[Question], tokenizer: Any, graph: nnx.GraphDef
+    options: Train, task: Task, validation: QuestionSource, tokenizer: Any, graph: nnx.GraphDef
 ) -> Callable[[Any], dict[str, float]]:
     """The main metric on the validation questions, the mean over the retrievers."""
     answerer = Answerer(graph, tokenizer, task, options.answering)
-    golds = {question.id: gold_of(question) for question in validation}
-    prompts = [_prompts(options, task, validation, tokenizer, retriever) for retriever in options.retrievers]
-    sets = [prompt_examples(validation, one) for one in prompts]
+    asked = [validation[place] for place in range(min(len(validation), options.validation_size or len(validation)))]
+    golds = {question.id: gold_of(question, options.validation) for question in asked}
+    sets = [
+        prompt_examples(asked, make_prompts(asked, task, tokenizer, options, retriever=retriever))
+        for retriever in options.retrievers
+    ]
 
     def evaluate(params: Any) -> dict[str, float]:
         values = []

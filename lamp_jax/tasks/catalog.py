@@ -6,12 +6,15 @@ Source of templates, fields and metrics: LaMP (arXiv 2304.11406), and Table 2 of
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from lamp_jax.config import Split
 from lamp_jax.errors import LampError
 
 Item = Mapping[str, Any]
 Metric = Literal["accuracy", "mae", "rouge-1"]
+Value = TypeVar("Value")
+Counts = tuple[int | None, int | None, int | None]  # of train, dev and test; None where nobody has said
 
 MOVIE_TAGS = (
     "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
@@ -21,6 +24,16 @@ NEWS_CATEGORIES = (
     "women", "religion", "politics", "style & beauty", "entertainment", "culture & arts", "sports",
     "science & technology", "travel", "business", "crime", "education", "healthy living", "parents", "food & drink",
 )  # fmt: skip
+
+
+class BySplit(NamedTuple, Generic[Value]):
+    """Something that differs between the user-based and the time-based separation."""
+
+    user: Value
+    time: Value
+
+    def of(self, split: Split) -> Value:
+        return self.time if split == "time" else self.user
 
 
 class MissingMarker(LampError):  # noqa: N818 (it names what is wrong with the input)
@@ -80,6 +93,9 @@ class Task:
     source: str  # field of a profile item that takes the template's {text}
     prompt: PromptForm
     metric: Metric
+    folder: str  # of its files at the benchmark's site
+    counts: BySplit[Counts]  # published questions
+    best: BySplit[str]  # the ranker that the papers found best
     labels: tuple[str, ...] = ()
     deprecated: bool = False
 
@@ -89,10 +105,20 @@ class Task:
         return self.name.removesuffix("-old").replace("-", "_")
 
     @property
+    def number(self) -> int:
+        """3 for LaMP-3."""
+        return int(re.findall(r"\d+", self.name)[0])
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Fields that every profile item must have, beside `id`."""
         used = (*self.document, self.target, self.source, *re.findall(r"{(\w+)}", self.prompt.item.frame))
         return tuple(dict.fromkeys(used))
+
+    @property
+    def cites(self) -> bool:
+        """Whether it asks which of two references is right."""
+        return "{ref1}" in self.template
 
     @property
     def higher_is_better(self) -> bool:
@@ -108,7 +134,7 @@ class Task:
         `reference` reads LaMP-1's two references as the public code does, by counting quotation marks.
         Raises MissingMarker where the input does not have the task's form.
         """
-        if "{ref1}" in self.template:
+        if self.cites:
             return _references(question, self.marker, by_quotes=reference)
         _, found, rest = question.partition(self.marker)
         if not found:
@@ -156,6 +182,9 @@ _ROWS = (
         target="abstract",
         prompt=PromptForm(ItemPhrase('"{title}"', cut="title", measured=2), glue="", glue_measured=None, after="title"),
         metric="accuracy",
+        folder="LaMP_1",
+        counts=BySplit(user=(9682, 2500, 2500), time=(6542, 1500, 1500)),
+        best=BySplit(user="dense", time="dense"),
         labels=("[1]", "[2]"),
     ),
     Task(
@@ -174,6 +203,9 @@ _ROWS = (
             )
         ),
         metric="accuracy",
+        folder="LaMP_2/new",
+        counts=BySplit(user=(3820, 692, None), time=(5073, 1410, 1557)),
+        best=BySplit(user="dense", time="dense"),
         labels=MOVIE_TAGS,
     ),
     Task(
@@ -192,6 +224,9 @@ _ROWS = (
             )
         ),
         metric="accuracy",
+        folder="LaMP_2",
+        counts=BySplit(user=(5914, 1052, 1274), time=(None, None, None)),
+        best=BySplit(user="dense", time="dense"),
         labels=NEWS_CATEGORIES,
         deprecated=True,
     ),
@@ -207,6 +242,9 @@ _ROWS = (
             ItemPhrase('{score} is the score for "{text}" ', cut="text", measured='{score} is the score for " " ')
         ),
         metric="mae",
+        folder="LaMP_3",
+        counts=BySplit(user=(20000, 2500, 2500), time=(20000, 2500, 2500)),
+        best=BySplit(user="dense", time="recency"),
         labels=("1", "2", "3", "4", "5"),
     ),
     Task(
@@ -218,6 +256,9 @@ _ROWS = (
         target="title",
         prompt=PromptForm(_TITLED),
         metric="rouge-1",
+        folder="LaMP_4",
+        counts=BySplit(user=(12527, 1925, 2376), time=(12500, 1500, 1800)),
+        best=BySplit(user="dense", time="recency"),
     ),
     Task(
         name="LaMP-5",
@@ -237,6 +278,9 @@ _ROWS = (
             glue_measured=_PATTERNS,
         ),
         metric="rouge-1",
+        folder="LaMP_5",
+        counts=BySplit(user=(9682, 2500, 2500), time=(14682, 1500, 1500)),
+        best=BySplit(user="bm25", time="dense"),
     ),
     Task(
         name="LaMP-6",
@@ -247,6 +291,9 @@ _ROWS = (
         target="title",
         prompt=PromptForm(_TITLED),
         metric="rouge-1",
+        folder="LaMP_6",
+        counts=BySplit(user=(4840, 1353, 1246), time=(4821, 1250, 1250)),
+        best=BySplit(user="bm25", time="dense"),
     ),
     Task(
         name="LaMP-7",
@@ -261,6 +308,9 @@ _ROWS = (
             glue_measured=f"are written by user. {_PATTERNS}",
         ),
         metric="rouge-1",
+        folder="LaMP_7",
+        counts=BySplit(user=(10437, 1500, 1496), time=(13437, 1498, 1500)),
+        best=BySplit(user="dense", time="dense"),
     ),
 )
 TASKS = {task.name: task for task in _ROWS}

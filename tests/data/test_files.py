@@ -12,6 +12,7 @@ from lamp_jax.data.files import (
     add_outputs,
     atomic_write,
     question_record,
+    read_json,
     read_outputs,
     read_questions,
     write_predictions,
@@ -52,7 +53,7 @@ def test_outputs_are_read_from_both_forms_and_name_their_task(tmp_path):
         ([{"id": "1", "profile": []}], "'input' must be str, found nothing"),
         ([{"id": "1", "input": "x"}], "'profile' must be list, found nothing"),
         ([{"id": "1", "input": "x", "profile": [{"text": "y"}]}], "profile item 0 has no 'id'"),
-        (["x"], "expected an object, found 'x'"),
+        (["x"], "record 0, byte 1: expected an object, found '\"x\"'"),
         ([{"id": "1", "input": "x", "profile": [{"id": "10", "text": "y"}]}], "item '10': 'score' must be a text"),
         ([{"id": "1", "input": "x", "profile": [{**ITEM, "score": None}]}], "'score' must be a text, found None"),
     ],
@@ -98,10 +99,29 @@ def test_questions_survive_writing_and_reading(tmp_path_factory, rows):
     assert json.loads(path.read_text(encoding="utf-8"))[0] == question_record(questions[0])
 
 
-def test_a_number_beyond_64_bits_is_an_error_that_names_the_file(tmp_path):
-    path = written(tmp_path / "big.json", [{**RECORD, "user_id": 2**63}])
-    with pytest.raises(LampError, match=r"big\.json.*integer overflow"):
+@pytest.mark.parametrize("field", ["id", "user_id"])
+def test_a_number_beyond_64_bits_is_an_error_that_names_the_file(tmp_path, field):
+    path = written(tmp_path / "big.json", [{**RECORD, field: 2**64}])
+    with pytest.raises(LampError, match=rf"big\.json, record 0, byte 1: '{field}' must be .*, found 1\.8"):
         read_questions(path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"1": [%s]}' % ("9" * 5000), '{"1": "\udcff"}x', "{"])
+def test_json_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path, content):
+    (tmp_path / "bad.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(LampError, match=r"bad\.json: not whole JSON"):
+        read_json(tmp_path / "bad.json")
+
+
+def test_only_the_movie_whose_instruction_is_missing_is_mended(tmp_path):
+    movie = {"id": "1100", "tag": "comedy", "description": "x"}
+    bare = {"id": "110", "input": "A bare film.", "profile": [movie]}
+    whole, empty = tmp_path / "whole.json", tmp_path / "empty.json"
+    mended = find_task("LaMP-2").input_for("A bare film.")
+    assert read_questions(written(whole, [bare]))[0].input == mended
+    assert read_questions(whole, patches=())[0].input == "A bare film."
+    # An empty profile may be of any task.
+    assert read_questions(written(empty, [{**bare, "profile": []}]))[0].input == "A bare film."
 
 
 def test_lone_surrogates_survive(tmp_path):

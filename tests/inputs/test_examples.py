@@ -11,8 +11,9 @@ from lamp_jax.config import CORRECT, REFERENCE, Prompting, Prompts
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.examples import (
+    ExampleMaker,
     dense_and_newest,
-    make_examples,
+    load_examples,
     make_prompts,
     past_questions,
     prompt_examples,
@@ -139,15 +140,43 @@ def test_an_example_holds_prompt_and_gold(tokenizer):
 
     (prompt,) = prompts()
     assert prompt.text == f'3 is the score for "gamma story" . {QUESTION.input}'
-    (example,) = make_examples([QUESTION], prompts(), tokenizer, longest_answer=8)
+    make = ExampleMaker(TASK, tokenizer, told(1), retriever="bm25", longest_answer=8)
+    (example,) = load_examples([QUESTION], make)
     assert tokenizer.decode(example.target) == "4</s>"
     assert list(example.source) == tokenizer(prompt.text).input_ids
     assert prompt_examples([QUESTION], prompts())[0].source == example.source
 
 
-def test_a_question_without_gold_cannot_be_an_example(tokenizer):
-    with pytest.raises(LampError, match="'1' has no gold"):
-        make_examples([replace(QUESTION, output=None)], [], tokenizer, longest_answer=8)
+MANY = [replace(QUESTION, id=str(number), output=str(number % 5 + 1)) for number in range(50)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_examples_come_in_the_questions_order_whoever_makes_them(tokenizer, workers):
+    make = ExampleMaker(TASK, tokenizer, told(1), retriever="recency", longest_answer=8)
+    made = list(load_examples(MANY, make, workers=workers))
+    assert made == [make(question) for question in MANY]
+    assert [tokenizer.decode(example.target) for example in made] == [f"{question.output}</s>" for question in MANY]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_question_without_gold_cannot_be_an_example(tokenizer, workers):
+    make = ExampleMaker(TASK, tokenizer, told(1), retriever="none", longest_answer=8, name="train.json")
+    with pytest.raises(LampError, match=r"train\.json: question '7' has no gold"):
+        list(load_examples([*MANY[:7], replace(MANY[7], output=None), *MANY[8:]], make, workers=workers))
+
+
+def test_an_id_that_occurs_twice_is_an_error(tokenizer):
+    make = ExampleMaker(TASK, tokenizer, told(1), retriever="none", longest_answer=8)
+    with pytest.raises(LampError, match="'0': this id occurs twice"):
+        list(load_examples([*MANY, MANY[0]], make))
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 9])
+def test_an_answer_is_cut_as_the_tokenizer_would(tokenizer, longest):
+    question = replace(QUESTION, output="the score for story 1 2 3 4 5")
+    make = ExampleMaker(TASK, tokenizer, told(1), retriever="none", longest_answer=longest)
+    (example,) = load_examples([question], make)
+    assert list(example.target) == tokenizer(question.output, truncation=True, max_length=longest).input_ids
 
 
 def test_past_questions_see_only_what_came_before():

@@ -1,8 +1,6 @@
 """BM25 against its textbook formula, rank_bm25 and bm25s; ties, shared profiles, processes, jax left asleep."""
 
 import math
-import multiprocessing
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.config import REFERENCE
+from lamp_jax.data import work
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval import bm25
@@ -150,19 +149,8 @@ def test_the_result_does_not_depend_on_the_number_of_workers(monkeypatch, varian
 
 
 def test_little_work_starts_no_process(monkeypatch):
-    monkeypatch.setattr(bm25, "_in_processes", None)
+    monkeypatch.setattr(work, "ProcessPoolExecutor", None)
     assert len(list(rank_bm25(many_questions(), TWEETS, workers=2))) == 60
-
-
-def die_in_a_worker(chunk):
-    if multiprocessing.parent_process() is not None:
-        os._exit(1)
-    return chunk
-
-
-def test_a_worker_that_dies_is_an_error_and_no_endless_wait():
-    with pytest.raises(LampError, match="worker process died"):
-        list(bm25._in_processes(die_in_a_worker, [[], [], [], []], 2))
 
 
 def test_documents_carry_their_date_only_if_asked():

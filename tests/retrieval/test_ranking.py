@@ -11,10 +11,11 @@ from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import (
     RANKERS,
+    RankingFile,
     RankOptions,
     apply_ranking,
     apply_rankings,
-    read_rankings,
+    encode_ranking,
     read_scores,
     write_rankings,
 )
@@ -100,17 +101,19 @@ def by_rank(rankings):
 @given(rankings=st.dictionaries(st.text(), st.lists(st.text(), max_size=4), max_size=4))
 def test_a_ranking_file_reads_as_it_was_written(tmp_path_factory, rankings):
     path = tmp_path_factory.getbasetemp() / "ranking.json"
-    assert write_rankings(path, by_rank(rankings.items())) == len(rankings)
-    assert read_rankings(path) == rankings
+    assert write_rankings(path, map(encode_ranking, by_rank(rankings.items()))) == len(rankings)
+    assert dict(RankingFile(path)) == rankings
     assert json.loads(path.read_text(encoding="utf-8")) == rankings
 
 
 def test_a_failed_ranking_leaves_the_old_file(tmp_path):
     path = tmp_path / "R.json"
-    write_rankings(path, by_rank([("q", ["a"])]), scores=tmp_path / "S.json")
+    write_rankings(path, map(encode_ranking, by_rank([("q", ["a"])])), scores=tmp_path / "S.json")
     with pytest.raises(LampError, match="'q' was ranked twice"):
-        write_rankings(path, by_rank([("q", ["b", "c"]), ("q", ["c"])]), scores=tmp_path / "S.json")
-    assert read_rankings(path) == {"q": ["a"]}
+        write_rankings(
+            path, map(encode_ranking, by_rank([("q", ["b", "c"]), ("q", ["c"])])), scores=tmp_path / "S.json"
+        )
+    assert dict(RankingFile(path)) == {"q": ["a"]}
     assert read_scores(tmp_path / "S.json") == {"q": [1.0]}
     assert sorted(one.name for one in tmp_path.iterdir()) == ["R.json", "S.json"]
 
@@ -120,7 +123,7 @@ def test_a_file_of_scores_reads_as_it_was_written(tmp_path_factory, scores):
     folder = tmp_path_factory.getbasetemp()
     scores = {key: sorted(values, reverse=True) for key, values in scores.items()}
     ranked = [Ranked(key, [str(n) for n in range(len(values))], np.array(values)) for key, values in scores.items()]
-    write_rankings(folder / "ranking.json", ranked, scores=folder / "scores.json")
+    write_rankings(folder / "ranking.json", map(encode_ranking, ranked), scores=folder / "scores.json")
     assert read_scores(folder / "scores.json") == scores
 
 
@@ -135,20 +138,23 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("[]", "expected an object of question ids, found a list"),
+        ("[]", "expected an object of question ids"),
         ('{"q": "ab"}', "question 'q': expected a list of item ids"),
         ('{"q": [["a", 0.5]]}', "question 'q': expected a list of item ids"),
         ('{"q": ["a"', "not whole JSON"),
+        ('{"q": ["\\x"]}', "not whole JSON"),
+        ('{"q": %s}' % ("[" * 100_000 + "]" * 100_000), "not whole JSON"),
+        ('{"q": [%s]}' % ("9" * 5000), "question 'q': not JSON .*5000 digits"),
     ],
 )
 def test_a_file_that_is_no_ranking_is_named(tmp_path, content, problem):
     path = tmp_path / "R.json"
     path.write_text(content)
     with pytest.raises(LampError, match=rf"R\.json.*{problem}"):
-        read_rankings(path)
+        dict(RankingFile(path))
 
 
 def test_numeric_item_ids_are_read_as_texts(tmp_path):
     path = tmp_path / "R.json"
     path.write_text('{"1": [12, "13"]}')
-    assert read_rankings(path) == {"1": ["12", "13"]}
+    assert dict(RankingFile(path)) == {"1": ["12", "13"]}

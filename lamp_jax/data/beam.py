@@ -1,0 +1,69 @@
+"""How pieces of work are done by an Apache Beam pipeline: on one machine or many, with the same results in order."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lamp_jax.config import Work
+from lamp_jax.errors import LampError
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def map_in_beam(function: Callable[[Piece], Result], pieces: Iterable[Piece], work: Work) -> Iterator[Result]:
+    """`function` of every piece, in their order, once the pipeline has ended.
+
+    A result waits in a file of its number below `work.beam_staging`, which all machines must see, so nobody ever holds
+    them together. A LampError of `function` is raised here; LampError too where Beam or its options are not there.
+    """
+    pipeline = _open_pipeline(work)
+    with tempfile.TemporaryDirectory(dir=work.beam_staging or None, prefix="lamp-beam-") as staging:
+        count = _run(pipeline, function, pieces, staging)
+        for number in range(count):
+            path = Path(staging, str(number))
+            result = pickle.loads(path.read_bytes())
+            path.unlink()
+            if isinstance(result, LampError):
+                raise result
+            yield result
+
+
+def _open_pipeline(work: Work) -> Any:
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise LampError("--beam-runner: Apache Beam is not installed; pip install 'lamp_jax[beam]'") from None
+    options = PipelineOptions([f"--{option}" for option in work.beam_options])
+    known = options.get_all_options()
+    unknown = [option for option in work.beam_options if option.partition("=")[0] not in known]
+    if unknown:
+        raise LampError(f"--beam-options: Beam knows no {', '.join(unknown)}")
+    return apache_beam.Pipeline(runner=work.beam_runner, options=options)
+
+
+def _run(pipeline: Any, function: Callable[[Any], Any], pieces: Iterable[Any], staging: str) -> int:
+    """Runs the pipeline to its end; returns the number of pieces."""
+    import apache_beam
+
+    numbered = [(number, pickle.dumps(piece)) for number, piece in enumerate(pieces)]
+    with pipeline:
+        todo = pipeline | apache_beam.Create(numbered) | apache_beam.Reshuffle()
+        _ = todo | apache_beam.Map(_do, function=function, staging=staging)
+    return len(numbered)
+
+
+def _do(numbered: tuple[int, bytes], *, function: Callable[[Any], Any], staging: str) -> None:
+    number, piece = numbered
+    try:
+        result = function(pickle.loads(piece))
+    except LampError as error:
+        result = error
+    # A piece may be done twice, by a worker that was thought lost: the file is always whole.
+    unfinished = Path(staging, f"{number}.{os.getpid()}.unfinished")
+    unfinished.write_bytes(pickle.dumps(result))
+    unfinished.replace(Path(staging, str(number)))

@@ -1,0 +1,29 @@
+"""How the dates of profile items are read: as numbers that compare."""
+
+import re
+from datetime import UTC, datetime
+
+Date = tuple[int, ...]
+
+_DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2}))?(?:-(\d{1,2}))?")
+
+
+def parse_date(value: object) -> Date:
+    """A date as numbers that compare: year, month, day, as far as they are known, and the time of day in UTC.
+
+    Reads 2007, "2007", "2007-05", "2007-05-31" (zeros for an unknown month or day too) and ISO time stamps (UTC where
+    they name no zone). A less precise date counts as the earlier: 2007 < 2007-05. Raises ValueError for anything else.
+    """
+    text = str(value).strip()
+    date = _DATE.fullmatch(text)
+    if date:
+        numbers = tuple(int(number) for number in date.groups() if number is not None)
+        if any(number > most for number, most in zip(numbers[1:], (12, 31), strict=False)):
+            raise ValueError(f"no such date: {text!r}")
+        return numbers
+    moment = datetime.fromisoformat(text)
+    try:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment
+    except OverflowError:
+        raise ValueError(f"no such date in UTC: {text!r}") from None
+    return (*moment.timetuple()[:6], moment.microsecond)

@@ -1,0 +1,225 @@
+"""Where each record of a JSON file lies, by bytes: found in one pass that parses nothing, so that all cores can parse.
+
+A file is a list of records, or an object with such a list under `golds`, the official form of outputs. The pass looks
+at quotation marks, backslashes and brackets alone, a block at a time. What lies between the brackets of a record is
+for `parse_record` to judge.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from lamp_jax.errors import LampError
+
+_BLOCK = 2**22
+_ENVELOPE = 2**20
+_DEEPEST = 100  # Deeper values cannot be written again, or shown.
+_QUOTE, _BACKSLASH = ord('"'), ord("\\")
+_STEP = np.zeros(256, np.int8)
+_STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
+_TELLING = bytes(chr(byte) in '"\\[]{}' for byte in range(256))
+_BOM = b"\xef\xbb\xbf"
+_OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"[\0", b"{\0", b"\0[", b"\0{")
+_SPACE = b" \t\r\n"
+_BETWEEN = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
+_GOLDS = re.compile(rb'"golds"[ \t\r\n]*:[ \t\r\n]*\[\Z')
+_GLIMPSE = 40
+
+
+class Framed(NamedTuple):
+    """One record: its number, the byte where it begins in the file, and its bytes."""
+
+    number: int
+    offset: int
+    raw: bytes
+
+
+class Frames:
+    """The records of a file, in its order, unparsed. `envelope`, once all were read: the file's JSON without them.
+
+    Iterating raises LampError, with the file, the record and the byte, where the file is no such list.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = path
+        self.envelope: Any = None
+
+    def __iter__(self) -> Iterator[Framed]:
+        try:
+            with open(self.path, "rb") as file:
+                yield from self._frame(_Reader(file))
+        except FileNotFoundError:
+            raise LampError(f"{self.path}: no such file") from None
+        except IsADirectoryError:
+            raise LampError(f"{self.path}: a directory, where a JSON file is expected") from None
+
+    def _frame(self, reader: "_Reader") -> Iterator[Framed]:
+        base = self._choose_base(reader)
+        brackets = reader.brackets()
+        head = self._find_list(reader, brackets, base)
+        number, start = 0, 0
+        for at, before, after in brackets:
+            if reader.deepest > _DEEPEST:
+                raise LampError(f"{self.path}, near byte {at}: nested more than {_DEEPEST} deep; make the file again")
+            if (before, after) == (base, base + 1):
+                self._check_gap(reader.take(at), number, at)
+                start = at
+            elif (before, after) == (base + 1, base):
+                yield Framed(number, start, reader.take(at + 1))
+                number += 1
+            elif after < base:
+                gap = reader.take(at)
+                if gap.strip(_SPACE):
+                    raise self._no_record(gap, number, at - len(gap))
+                self.envelope = self._parse_envelope(head + reader.rest(_ENVELOPE))
+                return
+        raise self._broken_off(f"after {number} whole records, before its byte {reader.end}")
+
+    def _choose_base(self, reader: "_Reader") -> int:
+        """The depth at which records stand: 1 in a list, 2 in an object's list."""
+        start = reader.skip_space()
+        if start[:1] not in (b"[", b"{"):
+            hint = "; is it UTF-16? Write it as UTF-8" if start.startswith(_OTHER_ENCODINGS) else ""
+            raise LampError(f"{self.path}: neither a JSON list nor an object; it begins with {start[:20]!r}{hint}")
+        if start.startswith(_OTHER_ENCODINGS):
+            raise LampError(f"{self.path}: is it UTF-16? Write it as UTF-8")
+        return 1 if start[:1] == b"[" else 2
+
+    def _find_list(self, reader: "_Reader", brackets: Iterator[tuple[int, int, int]], base: int) -> bytes:
+        """The file up to the list of records, bracket included."""
+        for at, before, after in brackets:
+            if after == base or after < before:
+                head = reader.take(at + 1)
+                if base == 1 or _GOLDS.search(head):
+                    return head
+                raise LampError(
+                    f"{self.path}: an object whose first list is not 'golds'; expected a list of records, or an object "
+                    f"with 'golds', found {head[:_GLIMPSE]!r}"
+                )
+        raise self._broken_off(f"before its byte {reader.end}")
+
+    def _parse_envelope(self, around: bytes) -> Any:
+        try:
+            envelope = parse_record(around)
+        except ValueError as error:
+            what = f"not whole JSON around its records ({error})"
+            raise LampError(f"{self.path}: {what}; does something follow the list? Make it again") from None
+        return envelope
+
+    def _check_gap(self, gap: bytes, number: int, at: int) -> None:
+        if not (_BETWEEN.fullmatch(gap) if number else not gap.strip(_SPACE)):
+            raise self._no_record(gap, number, at - len(gap))
+
+    def _no_record(self, gap: bytes, number: int, at: int) -> LampError:
+        found = gap.strip(_SPACE + b",")[:_GLIMPSE].decode("utf-8", "replace") or gap.decode("utf-8", "replace").strip()
+        return LampError(
+            f"{self.path}, record {number}, byte {at}: expected an object{' after a comma' if number else ''}, "
+            f"found {found!r}; make the file again"
+        )
+
+    def _broken_off(self, where: str) -> LampError:
+        return LampError(f"{self.path}: not whole JSON, broken off {where}; download or make it again")
+
+
+class _Reader:
+    """The bytes of a file, those not yet taken, and the brackets among them that are not deep inside."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.end = 0  # of what was read
+        self.deepest = 0  # bracket read
+        self._bytes = bytearray()
+        self._depth, self._in_string, self._escaped = 0, False, False
+
+    def skip_space(self) -> bytes:
+        """The first bytes behind a byte order mark and white space; reading goes on with them."""
+        self.end = len(_BOM) if self.file.read(len(_BOM)) == _BOM else 0
+        self.file.seek(self.end)
+        while (start := self.file.read(64)) and not start.strip(_SPACE):
+            self.end += len(start)
+        self.end += len(start) - len(start.lstrip(_SPACE))
+        self.file.seek(self.end)
+        return start.lstrip(_SPACE)
+
+    def take(self, end: int) -> bytes:
+        """The bytes from where it was last taken to `end`, a place in the file."""
+        length = end - (self.end - len(self._bytes))
+        taken = bytes(memoryview(self._bytes)[:length])
+        del self._bytes[:length]
+        return taken
+
+    def rest(self, most: int) -> bytes:
+        """The bytes to the end of the file, or as many of them."""
+        return bytes(self._bytes[:most]) + self.file.read(max(most - len(self._bytes), 0))
+
+    def brackets(self) -> Iterator[tuple[int, int, int]]:
+        """Place in the file of each bracket outside of strings, the depth before it and after it; one of them <= 2."""
+        while block := self.file.read(_BLOCK):
+            places, steps = self._find_brackets(block)
+            after = self._depth + np.cumsum(steps)
+            shallow = np.minimum(after, after - steps) <= 2
+            start, self.end = self.end, self.end + len(block)
+            self._bytes += block
+            self._depth = int(after[-1]) if len(after) else self._depth
+            self.deepest = max(self.deepest, int(after.max(initial=0)))
+            rows = (start + places[shallow], (after - steps)[shallow], after[shallow])
+            yield from zip(*(row.tolist() for row in rows), strict=True)
+
+    def _find_brackets(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Places in the block of the brackets outside of strings, and +1 for an opening, -1 for a closing one."""
+        places = np.flatnonzero(np.frombuffer(block.translate(_TELLING), bool))
+        kinds = np.frombuffer(block, np.uint8)[places]
+        escaped = self._find_escaped(places[kinds == _BACKSLASH], len(block))
+        inside = np.cumsum((kinds == _QUOTE) & ~escaped[places]) % 2 == (0 if self._in_string else 1)
+        self._in_string = bool(inside[-1]) if len(inside) else self._in_string
+        steps = np.where(inside, 0, _STEP[kinds])
+        return places[steps != 0], steps[steps != 0].astype(np.int64)
+
+    def _find_escaped(self, slashes: np.ndarray, size: int) -> np.ndarray:
+        """For each byte of a block whether it stands behind a backslash that is not itself escaped, given those."""
+        escaped = np.zeros(size + 1, bool)
+        escaped[0] = self._escaped
+        numbers = np.arange(len(slashes))
+        begins = np.diff(slashes, prepend=-2) != 1
+        # Of a run of backslashes every second one is escaped, and what stands behind the others.
+        run = np.maximum.accumulate(np.where(begins, numbers, 0))
+        first_escaped = self._escaped & (slashes[run] == 0) if len(slashes) else np.array([], bool)
+        escaped[slashes[(numbers - run) % 2 == first_escaped] + 1] = True
+        self._escaped = bool(escaped[size])
+        return escaped[:size]
+
+
+def parse_record(raw: bytes) -> Any:
+    """The value of a record's JSON. ValueError, saying where, for what is not JSON; NaN and infinity are not.
+
+    Lone surrogates, legal in JSON and found in tweets, are kept.
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass
+    try:  # The standard library knows lone surrogates and long integers, and says what is wrong.
+        return json.loads(raw.decode("utf-8", "surrogatepass"), parse_constant=_refuse, parse_float=_read_number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at its byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at its character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _read_number(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:_GLIMPSE]} is too large for a number")
+    return number

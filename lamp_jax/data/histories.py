@@ -1,0 +1,330 @@
+"""How rows become histories of users: what of a row is read, what is dropped, and how all rows are put in order.
+
+The rows come in any order and need not fit into memory. They are spilled to files, buckets, each of which holds the
+histories of neighbouring users, numbered as they first appear.
+"""
+
+import hashlib
+import heapq
+import itertools
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from lamp_jax.config import Build
+from lamp_jax.data.columns import Histories, open_histories
+from lamp_jax.data.dates import parse_date
+from lamp_jax.data.files import encode
+from lamp_jax.data.framing import parse_record
+from lamp_jax.data.tables import Row, Unusable
+from lamp_jax.data.work import count_processes, map_in_processes
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task, find_task
+
+User = str | int
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ROUND = {"up": math.ceil, "down": math.floor, "nearest": lambda number: math.floor(number + 0.5)}
+_BUCKET_USERS = 256
+_BATCH_ROWS = 1024
+_BUFFERED_BYTES = 2**27
+_MOST_REFERENCES = 10_000
+_SHOWN_ROWS = 5
+
+
+class Entry(NamedTuple):
+    """One item of a history: by what it is ordered, its fields, and what a question about it takes beside them."""
+
+    order: tuple[float, ...]
+    item: dict[str, str]
+    asked: dict[str, str]
+
+    @property
+    def askable(self) -> bool:
+        """Whether it can be a target; else it is good for profiles alone."""
+        return all(self.asked.values())
+
+
+class History(NamedTuple):
+    """A user's items, the oldest first; those of one time in the order of the file."""
+
+    user: User
+    entries: list[Entry]
+
+
+class Bucket(NamedTuple):
+    """The file with the histories of these users, the first of whom has this number."""
+
+    path: Path
+    first: int
+    users: tuple[User, ...]
+
+    def histories(self) -> Iterator[History]:
+        """The history of each user, which is empty where no row of theirs was usable."""
+        lines: defaultdict[int, list[bytes]] = defaultdict(list)
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                for line in file:
+                    number, _, record = line.partition(b" ")
+                    lines[int(number)].append(record)
+        for number, user in enumerate(self.users, self.first):
+            entries = [_parse_entry(record) for record in lines.pop(number, ())]
+            yield History(user, sorted(entries, key=lambda entry: entry.order))
+
+
+def _parse_entry(record: bytes) -> Entry:
+    order, item, asked = parse_record(record)
+    return Entry(tuple(order), item, asked)
+
+
+@dataclass
+class Dropped:
+    """How many rows were dropped for one reason, and the numbers of the first of them; the first row is 1."""
+
+    count: int = 0
+    first_rows: list[int] = field(default_factory=list)
+
+    @property
+    def described(self) -> str:
+        return f"{self.count} (first rows {', '.join(map(str, self.first_rows))})"
+
+    def add(self, row: int) -> None:
+        self.count += 1
+        if len(self.first_rows) < _SHOWN_ROWS:
+            self.first_rows.append(row)
+
+
+@dataclass
+class Gathered:
+    """What became of the rows. `references` are drawn from those of all users (LaMP-1)."""
+
+    rows: int = 0
+    dropped: defaultdict[str, Dropped] = field(default_factory=lambda: defaultdict(Dropped))
+    buckets: list[Bucket] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> int:
+        return self.rows - sum(dropped.count for dropped in self.dropped.values())
+
+    @property
+    def users(self) -> int:
+        return sum(len(bucket.users) for bucket in self.buckets)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all histories."""
+        return sum(os.path.getsize(bucket.path) for bucket in self.buckets if bucket.path.exists())
+
+
+def gather(rows: Iterable[Row], *, folder: Path, options: Build) -> Gathered:
+    """The rows of the histories as buckets in `folder`. LampError where there is no row, or no usable one."""
+    found, numbers = Gathered(), dict[User, int]()
+    spill, reservoir = _Spill(folder), Reservoir(_MOST_REFERENCES, seed=options.seed)
+    for read in itertools.chain.from_iterable(_read_all(rows, options)):
+        found.rows += 1
+        place = None if read.user is None else numbers.setdefault(read.user, len(numbers))
+        if place is None or read.reason:
+            found.dropped[read.reason].add(found.rows)
+            continue
+        spill.add(place, read.record)
+        if read.reference:
+            reservoir.offer(read.reference)
+    spill.flush()
+    _check_kept(found, options.histories)
+    found.buckets = spill.buckets(list(numbers))
+    found.references = reservoir.texts
+    return found
+
+
+class _Read(NamedTuple):
+    """What a row is: whose (None where it does not say), and the encoded item, or the reason why it is none."""
+
+    user: User | None
+    record: bytes = b""
+    reason: str = ""
+    reference: str = ""
+
+
+def _read_all(rows: Iterable[Row], options: Build) -> Iterator[list[_Read]]:
+    """The rows, read by all cores of this machine, in their order."""
+    _reader.cache_clear()  # the tables to join may have changed
+    rest = iter(rows)
+    batches = iter(lambda: list(itertools.islice(rest, _BATCH_ROWS)), [])
+    processes = count_processes(options.work, os.path.getsize(options.histories))
+    return map_in_processes(partial(_read_batch, options=options), batches, processes=processes)
+
+
+def _read_batch(rows: Iterable[Row], *, options: Build) -> list[_Read]:
+    return [_read_row(row, _reader(options)) for row in rows]
+
+
+def _read_row(row: Row, reader: "RowReader") -> _Read:
+    user = None
+    try:
+        user = reader.user(row)
+        entry = reader.entry(row)
+    except Unusable as reason:
+        return _Read(user, reason=str(reason))
+    return _Read(user, encode([*entry]), reference=entry.asked.get("reference", ""))
+
+
+@lru_cache(maxsize=1)
+def _reader(options: Build) -> "RowReader":
+    """Each process opens the tables to join once."""
+    return RowReader(open_histories(options), options)
+
+
+def _check_kept(found: Gathered, path: str) -> None:
+    if not found.rows:
+        raise LampError(f"{path}: holds no rows")
+    if not found.kept:
+        reasons = "; ".join(f"{reason}: {rows.described}" for reason, rows in found.dropped.items())
+        raise LampError(f"{path}: none of its {found.rows} rows is usable; {reasons}")
+
+
+class RowReader:
+    """Reads users and items from the rows of a source. Its methods raise Unusable."""
+
+    def __init__(self, source: Histories, options: Build):
+        self._options, self._task = options, find_task(options.task)
+        self._joins = source.joins
+        self._user = source.patterns["user"]
+        self._user_column = self._user.column
+        self._user_is_joined = any(set(self._user.columns) & set(join.columns) for join in source.joins)
+        self._patterns = {name: pattern for name, pattern in source.patterns.items() if name != "user"}
+        self._fields = self._task.fields
+        self._needed = [self._task.source] if self._task.cites else [self._task.source, self._task.target]
+
+    def user(self, row: Row) -> User:
+        """Whose a row is, str or int as it stands there."""
+        if self._user_is_joined:
+            row = self._join(row)
+        value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
+        if isinstance(value, float) and value.is_integer():  # a column of integers, some of which are missing
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise Unusable("no user")
+        return value
+
+    def entry(self, row: Row) -> Entry:
+        """The item that a row, with its joined columns, is."""
+        row = self._join(row)
+        texts = {name: pattern.fill(row) for name, pattern in self._patterns.items()}
+        item = {name: texts[name] for name in self._fields}
+        for name in self._needed:
+            if not item[name].strip():
+                raise Unusable(f"no {name}")
+        if self._task.labels and not self._task.cites:
+            target = self._task.target
+            item[target] = read_label(item[target], self._task, rounding=self._options.round_scores)
+        order: tuple[float, ...] = ()
+        if "date" in texts:
+            order, item["date"] = read_date(texts["date"], form=self._options.date_form)
+        return Entry(order, item, {name: texts[name].strip() for name in ("input", "reference") if name in texts})
+
+    def _join(self, row: Row) -> Row:
+        for join in self._joins:
+            row = join.add_to(row)
+        return row
+
+
+def read_label(text: str, task: Task, *, rounding: str) -> str:
+    """The label of the task that a value is: "4" for "4.0", and with `rounding` "up" for 3.5. Raises Unusable."""
+    label = text.strip()
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        if rounding == "no" and not number.is_integer():
+            raise Unusable(f"{task.target} between two labels (see --round-scores)")
+        label = str(int(number) if rounding == "no" else _ROUND[rounding](number))
+    if label not in task.labels:
+        raise Unusable(f"{task.target} is no label of {task.name}")
+    return label
+
+
+def read_date(text: str, *, form: str) -> tuple[tuple[float, ...], str]:
+    """By what a date is ordered, and how it stands in the item: as it is, or the day in UTC. Raises Unusable."""
+    try:
+        if form == "date":
+            return parse_date(text), text
+        number = _number(text)
+        return (number,), (_EPOCH + timedelta(**{form: number})).date().isoformat()
+    except (ValueError, OverflowError):
+        raise Unusable("unreadable date (see --date-form)") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return int(text)  # exactly
+    except ValueError:
+        return float(text)
+
+
+class _Spill:
+    """Lines that are appended to the buckets' files, many at a time, so that few files are open at once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._lines: defaultdict[int, list[bytes]] = defaultdict(list)
+        self._size = 0
+
+    def add(self, user: int, record: bytes) -> None:
+        """Adds a record to the history of the user with this number."""
+        self._lines[user // _BUCKET_USERS].append(b"%d %b\n" % (user, record))
+        self._size += len(record)
+        if self._size > _BUFFERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        for bucket, lines in self._lines.items():
+            with open(self._path(bucket), "ab") as file:
+                file.writelines(lines)
+        self._lines.clear()
+        self._size = 0
+
+    def buckets(self, users: Sequence[User]) -> list[Bucket]:
+        """The buckets of all users, who are listed by number."""
+        starts = range(0, len(users), _BUCKET_USERS)
+        return [
+            Bucket(self._path(number), start, tuple(users[start : start + _BUCKET_USERS]))
+            for number, start in enumerate(starts)
+        ]
+
+    def _path(self, bucket: int) -> Path:
+        return self._folder / f"{bucket}.jsonl"
+
+
+class Reservoir:
+    """Texts drawn from those that were offered: which ones depends on neither their order nor their frequency."""
+
+    def __init__(self, size: int, *, seed: int):
+        self._size, self._seed = size, seed
+        self._heap: list[tuple[int, str]] = []  # the largest draw first, by its negative
+        self._kept: set[str] = set()
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for _, text in sorted(self._heap, reverse=True)]
+
+    def offer(self, text: str) -> None:
+        if text in self._kept:
+            return
+        self._kept.add(text)
+        heapq.heappush(self._heap, (-stable_hash(self._seed, text), text))
+        if len(self._heap) > self._size:
+            self._kept.remove(heapq.heappop(self._heap)[1])
+
+
+def stable_hash(*parts: object) -> int:
+    """64 bits by what the parts are as text, the same in every process."""
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

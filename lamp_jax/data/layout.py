@@ -1,0 +1,74 @@
+"""Where the files of a benchmark lie: at its site, in a tree that was downloaded, in a directory that was built."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from lamp_jax.config import Part, Split
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+
+Kind = Literal["questions", "outputs"]
+PARTS: tuple[Part, ...] = ("train", "dev", "test")
+SITE = "https://ciir.cs.umass.edu/downloads/LaMP"
+
+
+@dataclass(frozen=True)
+class TreeFile:
+    """One file of the benchmark. Of the test parts there are no outputs."""
+
+    task: Task
+    split: Split
+    part: Part
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}_{self.kind}.json"
+
+    @property
+    def path(self) -> PurePosixPath:
+        """Its path at the site, and in a downloaded tree."""
+        start = PurePosixPath("time" if self.split == "time" else "")
+        return start / self.task.folder / self.part / self.name
+
+    @property
+    def count(self) -> int | None:
+        """How many records it is said to hold; None where nobody has said."""
+        return self.task.counts.of(self.split)[PARTS.index(self.part)]
+
+
+def benchmark_files(task: Task, split: Split, parts: Iterable[Part] = PARTS) -> Iterator[TreeFile]:
+    """The files of a task that the benchmark offers."""
+    for part in parts:
+        yield TreeFile(task, split, part, "questions")
+        if part != "test":
+            yield TreeFile(task, split, part, "outputs")
+
+
+def find_part(root: str | Path, task: Task, split: Split, part: Part) -> tuple[Path, Path | None] | None:
+    """Questions and outputs (None where there are none) of a part, or None where a tree has no such part.
+
+    Looks where a download puts them (`[time/]LaMP_3/train/train_questions.json`), and for files that lie together in
+    the task's folder or in `root` itself, as `lamp build` and `lamp synth` write them.
+    """
+    questions, outputs = (TreeFile(task, split, part, kind) for kind in ("questions", "outputs"))
+    home = Path(root) / questions.path.parent
+    for folder in (home, home.parent, Path(root) / task.official_name, Path(root)):
+        if (folder / questions.name).is_file():
+            golds = folder / outputs.name
+            return folder / questions.name, golds if golds.is_file() else None
+    return None
+
+
+def find_parts(root: str | Path, task: Task, split: Split) -> dict[Part, tuple[Path, Path | None]]:
+    """All parts of a task that a tree has. LampError where it has none."""
+    found: dict[Part, tuple[Path, Path | None]] = {}
+    for part in PARTS:
+        if files := find_part(root, task, split, part):
+            found[part] = files
+    if not found:
+        looked = Path(root) / TreeFile(task, split, "train", "questions").path
+        raise LampError(f"{root}: no questions of {task.name}, {split} split; looked for {looked} and beside it")
+    return found

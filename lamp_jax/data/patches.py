@@ -1,0 +1,52 @@
+"""Which published files hold known defects, and how each is mended when it is read."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import find_task
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One defect of one record. `found` tells it by its content; `mend` gives the record as it should be."""
+
+    name: str
+    defect: str
+    found: Callable[[dict[str, Any]], bool]
+    mend: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _is_bare_movie(record: dict[str, Any]) -> bool:
+    items = record["profile"]  # None would be those of any task.
+    fields = items and all({"tag", "description"} <= item.keys() for item in items)
+    return str(record["id"]) == "110" and bool(fields) and find_task("LaMP-2").marker not in record["input"]
+
+
+_ROWS = (
+    Patch(
+        name="lamp2-dev-110",
+        defect="LaMP-2 (movies), user split, dev question 110: its input is the bare description; the instruction and "
+        "the list of tags are put before it",
+        found=_is_bare_movie,
+        mend=lambda record: {**record, "input": find_task("LaMP-2").input_for(record["input"])},
+    ),
+)
+PATCHES = {patch.name: patch for patch in _ROWS}
+ALL = tuple(PATCHES)
+
+
+def find_patches(names: Iterable[str]) -> tuple[Patch, ...]:
+    """The patches of these names. LampError, with the list, for an unknown one."""
+    unknown = [name for name in names if name not in PATCHES]
+    if unknown:
+        raise LampError(f"unknown patches {', '.join(unknown)}; there are {', '.join(PATCHES)}")
+    return tuple(PATCHES[name] for name in names)
+
+
+def apply_patches(record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The record of a question with its known defects mended."""
+    for patch in find_patches(names):
+        record = patch.mend(record) if patch.found(record) else record
+    return record

@@ -1,0 +1,215 @@
+"""How single questions are read by their number: from a JSON file, or from a data set of `lamp tfds`, just the same."""
+
+import functools
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, get_args
+
+import numpy as np
+
+from lamp_jax.config import Split
+from lamp_jax.data.files import Question, encode, no_records, question_in
+from lamp_jax.data.framing import Framed, Frames, parse_record
+from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.data.patches import find_patches
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+
+PROFILES = "profiles"
+"""The split of a data set that holds each distinct profile once."""
+
+
+class QuestionSource(Protocol):
+    """Questions by their number. What grain's `MapDataset.source` reads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Question: ...
+
+    def __iter__(self) -> Iterator[Question]: ...
+
+
+class JsonSource:
+    """The questions of an official file, in its order: where each lies is found at once, each is parsed when asked for.
+
+    Making one raises LampError where the file is no list of records; reading a question raises it as stream_questions,
+    but for ids that occur twice. It can be sent to other processes.
+    """
+
+    def __init__(self, path: str | Path, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES):
+        self._path, self._task, self._patches = str(path), task, tuple(patches)
+        find_patches(self._patches)
+        places = ((offset, offset + len(raw)) for _, offset, raw in Frames(path))
+        flat = np.fromiter(itertools.chain.from_iterable(places), np.int64)
+        self._starts, self._ends = flat[::2].copy(), flat[1::2].copy()
+        if not len(flat):
+            raise no_records(path)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int, /) -> Question:
+        number = range(len(self))[index]
+        start, end = int(self._starts[number]), int(self._ends[number])
+        raw = os.pread(self._file.fileno(), end - start, start)  # No seek: grain reads in many threads.
+        return question_in(Framed(number, start, raw), self._path, task=self._task, patches=self._patches)
+
+    def __iter__(self) -> Iterator[Question]:
+        return (self[number] for number in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
+
+    def __del__(self) -> None:
+        if "_file" in self.__dict__:
+            self._file.close()
+
+    @functools.cached_property
+    def _file(self):
+        return open(self._path, "rb")
+
+
+class LampSource:
+    """The questions of one part (`train`, `dev`, `test`) of a data set of `lamp tfds`, as the JSON file had them.
+
+    `data` is the builder, or the directory of the data set (with `dataset_info.json`). Raises LampError where there is
+    no such data set or part. It can be sent to other processes.
+    """
+
+    def __init__(self, data: Any, part: str):
+        self._directory, self._part = str(getattr(data, "data_dir", data)), part
+        self._length = _count_questions(open_dataset(self._directory), self._directory, part)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int, /) -> Question:
+        questions, profiles = self._opened
+        example = questions[range(len(self))[index]]
+        return put_together(example, profiles[example["profile"]]["items"])
+
+    def __iter__(self) -> Iterator[Question]:
+        return (self[number] for number in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Sequence[Any], Sequence[Any]]:
+        builder = open_dataset(self._directory)
+        return builder.as_data_source(self._part), builder.as_data_source(PROFILES)
+
+
+def open_source(path: str | Path, task: Task, patches: Iterable[str] = ALL_PATCHES) -> QuestionSource:
+    """The questions of a JSON file, or of a part of a data set: `DIRECTORY/train`.
+
+    DIRECTORY is the data set's own, or one in which it is the task's only one, as that of `lamp tfds --output`. Raises
+    LampError as JsonSource and LampSource, and where a data set is of another task or was made with other patches.
+    """
+    path = Path(path)
+    directory = None if path.exists() else _find_dataset(path.parent, task)
+    if directory is None:
+        return JsonSource(path, task, patches)
+    made = open_dataset(directory).info.metadata
+    if made["task"] != task.name:
+        raise LampError(f"{directory}: a data set of {made['task']}, where {task.name} is expected")
+    if set(made["patches"]) != set(patches):
+        names = [", ".join(sorted(group)) or "none" for group in (made["patches"], patches)]
+        raise LampError(
+            f"{directory}: was made with the patches {names[0]}, and these settings want {names[1]}; make another "
+            "data set, or give the same --compatibility.patches"
+        )
+    return LampSource(directory, path.name)
+
+
+def open_dataset(directory: str | Path) -> Any:
+    """The TFDS builder that reads the data set in `directory`. LampError where there is none of `lamp tfds`."""
+    import tensorflow_datasets as tfds
+
+    if not Path(directory, "dataset_info.json").is_file():
+        raise LampError(f"{directory}: no data set (dataset_info.json is missing); make one with `lamp tfds`")
+    with warnings.catch_warnings():
+        # TFDS 4.9 calls what protobuf 6 deprecates.
+        warnings.filterwarnings("ignore", message=r"label\(\) is deprecated", category=DeprecationWarning)
+        builder = tfds.builder_from_directory(str(directory))
+    if builder.name != "lamp":
+        raise LampError(f"{directory}: a data set named {builder.name!r}, not one of `lamp tfds`")
+    return builder
+
+
+def _find_dataset(root: Path, task: Task) -> Path | None:
+    """`root`, if it is a data set, or the only one of the task under it."""
+    if (root / "dataset_info.json").is_file():
+        return root
+    names = [f"{task_config(task)}_{split}" for split in get_args(Split)]
+    infos = [info for name in names for info in root.glob(f"lamp/{name}/[0-9]*/dataset_info.json")]
+    if len(infos) > 1:
+        found = ", ".join(str(info.parent) for info in infos)
+        raise LampError(f"{root}: holds several data sets of {task.name}; give one of {found} with its part behind it")
+    return infos[0].parent if infos else None
+
+
+def task_config(task: Task) -> str:
+    """A task in the names of data sets: `lamp_3` for LaMP-3."""
+    return task.name.lower().replace("-", "_")
+
+
+def _count_questions(builder: Any, directory: str, part: str) -> int:
+    parts = [name for name in builder.info.splits if name != PROFILES]
+    if part not in parts:
+        raise LampError(f"{directory}: has no part {part!r}; there are {', '.join(parts)}")
+    return builder.info.splits[part].num_examples
+
+
+class Apart(NamedTuple):
+    """A question as it is stored: what it does not share with others, and its profile."""
+
+    example: dict[str, bytes | None]
+    items: bytes
+
+
+def take_apart(question: Question) -> Apart:
+    """The question's own record, but for the number of its profile, and the profile.
+
+    Profiles are the same bytes where they hold the same items, whatever the ids and the order of these. Texts are
+    UTF-8; `user_id`, `order`, `item_ids` and the profile are JSON. An `output` of None is no gold, b"" an empty one.
+    """
+    texts = [encode({key: value for key, value in item.items() if key != "id"}) for item in question.profile]
+    by_text = sorted(range(len(texts)), key=texts.__getitem__)
+    order = np.empty(len(texts), int)
+    order[by_text] = range(len(texts))
+    example = {
+        "id": to_bytes(question.id),
+        "input": to_bytes(question.input),
+        "output": None if question.output is None else to_bytes(question.output),
+        "user_id": None if question.user_id is None else encode(question.user_id),
+        "order": encode(order.tolist()),
+        "item_ids": encode([item["id"] for item in question.profile]),
+    }
+    return Apart(example, b"[" + b",".join(texts[place] for place in by_text) + b"]")
+
+
+def put_together(example: Mapping[str, Any], items: bytes) -> Question:
+    """The question that was taken apart."""
+    fields = parse_record(items)
+    order, item_ids = parse_record(example["order"]), parse_record(example["item_ids"])
+    output, user_id = example["output"], example["user_id"]
+    return Question(
+        id=_to_text(example["id"]),
+        input=_to_text(example["input"]),
+        profile=tuple({"id": key, **fields[place]} for place, key in zip(order, item_ids, strict=True)),
+        user_id=None if user_id is None else parse_record(user_id),
+        output=None if output is None else _to_text(output),
+    )
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8, lone surrogates as they are."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _to_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")

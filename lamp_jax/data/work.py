@@ -1,0 +1,129 @@
+"""How a long file is worked on by many: cut into chunks, handed to processes or a Beam pipeline, results in order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+from lamp_jax.config import Work
+from lamp_jax.data.files import Question, no_records, question_in
+from lamp_jax.data.framing import Framed, Frames
+from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+_CHUNK_BYTES = 2**21
+# A process takes about as long to start as ranking this many bytes by BM25.
+_BYTES_WORTH_A_PROCESS = 2**25
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring records of one file: `ends[i]` and `starts[i]` are record `first + i`'s bytes."""
+
+    path: str
+    first: int
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def read(self) -> Iterator[Framed]:
+        """Its records, unparsed."""
+        with open(self.path, "rb") as file:
+            file.seek(self.starts[0])
+            content = file.read(self.ends[-1] - self.starts[0])
+        for number, (start, end) in enumerate(zip(self.starts, self.ends, strict=True), self.first):
+            yield Framed(number, start, content[start - self.starts[0] : end - self.starts[0]])
+
+
+def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES) -> Iterator[Question]:
+    """The questions that a chunk's records are. LampError as stream_questions, but for ids that occur twice."""
+    return (question_in(framed, chunk.path, task=task, patches=patches) for framed in chunk.read())
+
+
+def cut(path: str | Path) -> Iterator[Chunk]:
+    """The chunks of a file, in its order. LampError, with the file, where it is no list of records."""
+    starts: list[int] = []
+    ends: list[int] = []
+    number = -1
+    for number, offset, raw in Frames(path):
+        starts.append(offset)
+        ends.append(offset + len(raw))
+        if ends[-1] - starts[0] >= _CHUNK_BYTES:
+            yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
+            starts, ends = [], []
+    if starts:
+        yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
+    if number < 0:
+        raise no_records(path)
+
+
+def map_chunks(function: Callable[[Chunk], Result], path: str | Path, work: Work) -> Iterator[Result]:
+    """`function` of every chunk of a file, in the file's order. See map_pieces."""
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    return map_pieces(function, cut(path), work, size=size)
+
+
+def map_pieces(
+    function: Callable[[Piece], Result], pieces: Iterable[Piece], work: Work, *, size: int
+) -> Iterator[Result]:
+    """`function` of every piece, in their order, by whom `work` says; pieces of `size` bytes in all.
+
+    Function, pieces and results must be ones that can be pickled. What `function` raises is raised here.
+    """
+    if work.beam_runner != "none":
+        from lamp_jax.data.beam import map_in_beam
+
+        return map_in_beam(function, pieces, work)
+    return map_in_processes(function, pieces, processes=count_processes(work, size))
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_processes(work: Work, size: int) -> int:
+    """How many processes are worth starting for `size` bytes."""
+    return min(work.workers or available_cores(), 1 + size // _BYTES_WORTH_A_PROCESS)
+
+
+def map_in_processes(
+    function: Callable[[Piece], Result], pieces: Iterable[Piece], *, processes: int
+) -> Iterator[Result]:
+    """`function` of every piece, in their order. This process is one of the `processes`: it works while others start.
+
+    LampError where one of them dies; what `function` raises is raised here.
+    """
+    if processes <= 1:
+        yield from map(function, pieces)
+        return
+    # Spawned, not forked: the caller may have started jax, whose threads do not survive a fork.
+    pool = ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn"))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for piece in pieces:
+            # Every other process has one piece in work and one in hand.
+            if sum(not future.done() for future in waiting) < 2 * (processes - 1):
+                waiting.append(pool.submit(function, piece))
+            else:
+                waiting.append(Future())
+                waiting[-1].set_result(function(piece))
+            # Results wait for those before them, but not without end.
+            while waiting and (waiting[0].done() or len(waiting) > 4 * processes):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise LampError(
+            'a worker process died: out of memory, or a script without `if __name__ == "__main__":`; try --workers 1'
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

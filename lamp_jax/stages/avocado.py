@@ -1,0 +1,103 @@
+"""`lamp avocado`: LaMP-6 is written from the licensed archives and the benchmark's id files."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lamp_jax.config import Avocado
+from lamp_jax.data import avocado
+from lamp_jax.data.avocado import Located, Mail
+from lamp_jax.data.files import atomic_write
+from lamp_jax.data.records import Record, claim
+from lamp_jax.data.work import available_cores
+from lamp_jax.errors import LampError
+
+_MISSING = "missing.txt"
+_SHOWN = 20
+
+
+def run(options: Avocado) -> None:
+    _check_options(options)
+    files = avocado.find_id_files(options.ids)
+    _forget_missing(Path(options.output))
+    record = claim(options.output, options, inputs=map(str, files.values()), ignore=["work"], directory=True)
+    if record.state == "done":
+        return print(f"{options.output}: already made")
+    archives = avocado.find_archives(options.archives)
+    asked = avocado.read_ids(files)
+    located = avocado.locate_mails(tqdm(archives, "archives", disable=None), asked.mails)
+    missing = sorted(asked.mails - located.ids)
+    if missing and options.missing == "stop":
+        raise _missing_error(options, record, missing=missing, wanted=len(asked.mails))
+    avocado.check_questions_left(asked, located)
+    mails = _read_mails(options, located)
+    record.begin()
+    _write_missing(record.output, missing)
+    counts = {part: avocado.write_part(part, path, record.output, mails=mails) for part, path in files.items()}
+    record.finish(missing=len(missing), copies=located.copies, **counts)
+    print(_summary(options, counts, located=located, missing=len(missing)))
+
+
+def _check_options(options: Avocado) -> None:
+    if options.work.beam_runner != "none":
+        raise LampError(f"--beam-runner {options.work.beam_runner}: lamp avocado runs on one machine; leave it out")
+    if options.work.workers < 0:
+        raise LampError(f"--workers {options.work.workers}: must be 0 (every core) or more")
+    output = Path(options.output).resolve()
+    for name, directory in (("archives", options.archives), ("ids", options.ids)):
+        source = Path(directory).resolve()
+        # --force would remove them, and archives are read only.
+        if source.is_relative_to(output) or (name == "archives" and output.is_relative_to(source)):
+            raise LampError(f"--output {options.output}: lies over --{name} {directory}; give a directory of its own")
+
+
+def _forget_missing(output: Path) -> None:
+    """Removes all that a run which stopped for missing mails left, so that other settings may follow it."""
+    if {path.name for path in output.glob("*")} == {"run.json", _MISSING}:
+        (output / _MISSING).unlink()
+
+
+def _missing_error(options: Avocado, record: Record, *, missing: list[str], wanted: int) -> LampError:
+    if not record.path.exists():  # else --force would remove what stands there, for nothing
+        record.begin()
+    _write_missing(record.output, missing)
+    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    return LampError(
+        f"{options.archives}: {len(missing)} of {wanted} mails are in no archive ({shown}); {record.output / _MISSING} "
+        "lists all; complete the archives, or leave out the items and questions of these mails with --missing drop"
+    )
+
+
+def _write_missing(output: Path, missing: list[str]) -> None:
+    path = output / _MISSING
+    if not missing:
+        return path.unlink(missing_ok=True)  # of an earlier run
+    with atomic_write(path) as file:
+        file.writelines(f"{key}\n" for key in missing)
+
+
+def _read_mails(options: Avocado, located: Located) -> dict[str, Mail]:
+    workers = options.work.workers or available_cores()
+    found = avocado.read_mails(located, replies=options.replies, workers=workers)
+    mails: dict[str, Mail] = {}
+    for some in tqdm(found, "mails", len(located.members), disable=None):
+        mails |= some
+    return mails
+
+
+def _summary(options: Avocado, counts: Mapping[str, Counter[str]], *, located: Located, missing: int) -> str:
+    total = sum(counts.values(), Counter())
+    written = ", ".join(f"{part} {count['questions']}" for part, count in counts.items())
+    lines = [f"{options.output}: questions of LaMP-6 ({written}) from {len(located.ids)} mails"]
+    if "test" not in counts:
+        lines.append(f"{options.ids}: no test_questions.json, so no test file was written")
+    if located.copies:
+        lines.append(f"{located.copies} further copies of mails were passed over; the first archive's count")
+    if missing:
+        lines.append(
+            f"left out: {total['dropped_questions']} questions, and {total['dropped_items']} items of the others; "
+            f"{Path(options.output) / _MISSING} lists {missing} mails that no archive has"
+        )
+    return "\n".join(lines)

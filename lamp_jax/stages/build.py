@@ -1,0 +1,125 @@
+"""`lamp build`: any users' histories become a benchmark in LaMP's format, with a report of what was dropped."""
+
+import tempfile
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lamp_jax.config import Build
+from lamp_jax.data.columns import open_histories, split_join
+from lamp_jax.data.histories import Gathered, gather
+from lamp_jax.data.records import claim
+from lamp_jax.data.splits import Survey, survey, write_parts
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import find_task
+
+
+def run(options: Build) -> None:
+    output = Path(options.output)
+    inputs = [options.histories, *(split_join(entry)[0] for entry in options.join)]
+    _check_options(options, inputs)
+    record = claim(output, options, inputs=inputs, ignore=["work"], directory=True)
+    if record.state == "done":
+        return print(f"{output}: already made")
+    source = open_histories(options)
+    parent = output.absolute().parent  # for other machines too (Beam)
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(".unfinished", f".{output.name}.", dir=parent) as folder:
+        rows = tqdm(source.rows(), "rows", unit=" rows", disable=None)
+        gathered = gather(rows, folder=Path(folder), options=options)
+        surveys = survey(gathered.buckets, options, size=gathered.size)
+        total = Survey.total(surveys)
+        _check_questions(options, total)
+        record.begin()
+        report = make_report(options, gathered, total)
+        write_parts(output, gathered, surveys, options=options, report=report)
+    record.finish(**total.questions)
+    print(summary(options, report))
+
+
+def _check_options(options: Build, inputs: list[str]) -> None:
+    find_task(options.task)
+    least = {"targets_per_user": 1, "min_profile": 0, "max_profile": 0}
+    for name, number in least.items():
+        if getattr(options, name) < number:
+            raise LampError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be {number} or more")
+    if 0 < options.max_profile < options.min_profile:
+        raise LampError(f"--max-profile {options.max_profile} is less than --min-profile {options.min_profile}")
+    if min(options.dev_share, options.test_share) < 0 or options.dev_share + options.test_share > 1:
+        raise LampError(f"--dev-share {options.dev_share} --test-share {options.test_share}: together from 0 to 1")
+    if options.split == "time" and options.targets == "random":
+        raise LampError("--targets random: needs --split user; the time split asks about the last items")
+    if options.work.workers < 0:
+        raise LampError(f"--workers {options.work.workers}: must be 0 (every core) or more")
+    for name in inputs:
+        if Path(name).resolve().is_relative_to(Path(options.output).resolve()):
+            # --force would remove it.
+            raise LampError(f"--output {options.output}: holds the input {name}; give a directory of its own")
+
+
+def _check_questions(options: Build, total: Survey) -> None:
+    if not sum(total.questions.values()):
+        raise LampError(
+            f"{options.histories}: gives no question; users: {_counts(total.idle_users)}; a user's items must be more "
+            f"than --min-profile {options.min_profile}, and for LaMP-1 and LaMP-7 some have what a question needs"
+        )
+
+
+def make_report(options: Build, gathered: Gathered, total: Survey) -> dict[str, Any]:
+    """What was read, dropped and made."""
+    settings = {key: value for key, value in asdict(options).items() if key not in ("output", "work", "force")}
+    return {
+        "rows": {
+            "read": gathered.rows,
+            "kept": gathered.kept,
+            "dropped": {reason: asdict(rows) for reason, rows in gathered.dropped.items()},
+        },
+        "users": {"seen": gathered.users, "without_questions": dict(total.idle_users)},
+        "questions": total.questions,
+        "targets_dropped": dict(total.dropped_targets),
+        "profile_sizes": {part: describe_sizes(sizes) for part, sizes in total.sizes.items() if sizes},
+        "settings": settings,
+    }
+
+
+def describe_sizes(sizes: Counter[int]) -> dict[str, float]:
+    """Smallest, median, mean and largest of sizes that are counted."""
+    ordered, count = sorted(sizes.items()), sizes.total()
+
+    def at(rank: int) -> int:
+        for size, times in ordered:
+            rank -= times
+            if rank < 0:
+                return size
+        raise IndexError(rank)
+
+    return {
+        "min": ordered[0][0],
+        "median": (at((count - 1) // 2) + at(count // 2)) / 2,
+        "mean": sum(size * times for size, times in ordered) / count,
+        "max": ordered[-1][0],
+    }
+
+
+def summary(options: Build, report: dict[str, Any]) -> str:
+    """The report as a short table."""
+    rows, users = report["rows"], report["users"]
+    dropped = {reason: found["count"] for reason, found in rows["dropped"].items()}
+    lines = [
+        f"{options.output}: {options.task}, {options.split} split",
+        f"rows     {rows['read']} read, {rows['kept']} kept; dropped: {_counts(dropped)}",
+        f"users    {users['seen']} seen; without questions: {_counts(users['without_questions'])}",
+        f"targets  dropped: {_counts(report['targets_dropped'])}",
+    ]
+    for part, count in report["questions"].items():
+        sizes = report["profile_sizes"].get(part)
+        about = "no files" if sizes is None else ", ".join(f"{name} {size:g}" for name, size in sizes.items())
+        lines.append(f"{part:<8} {count} questions; profiles: {about}")
+    return "\n".join(lines)
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"

@@ -1,0 +1,51 @@
+"""`lamp check`: what is in LaMP files and what is wrong with them, a table for each, and all of it as JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lamp_jax.config import Check
+from lamp_jax.data.checking import Checked, check_file
+from lamp_jax.data.files import write_json
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import find_task
+
+_WIDTH = 16
+
+
+def run(options: Check) -> None:
+    """Prints the tables. LampError at the end if a file has errors, with the files' names."""
+    if not options.files:
+        raise LampError("no files: give some, `lamp check FILE...`")
+    if options.output and Path(options.output).resolve() in {Path(file).resolve() for file in options.files}:
+        raise LampError(f"{options.output}: is one of the files to check; give another --output")
+    task = find_task(options.task) if options.task else None
+    found = []
+    for file in options.files:
+        found.append(check_file(file, task=task, work=options.work))
+        print("\n".join(_table(found[-1])), end="\n\n", flush=True)
+    if options.output:
+        write_json(options.output, [asdict(one) for one in found])
+    bad = [one for one in found if one.errors]
+    if bad:
+        names = ", ".join(f"{one.file} ({one.errors})" for one in bad)
+        raise LampError(f"errors in {len(bad)} of {len(found)} files: {names}; mend them as the tables say")
+
+
+def _table(checked: Checked) -> Iterator[str]:
+    yield f"{checked.file}: {checked.form}" + (f" of {checked.task}" if checked.task else "")
+    for name, value in checked.facts.items():
+        yield f"  {name:{_WIDTH}}  {_cell(value)}"
+    for finding in checked.findings:
+        yield f"  {finding['severity']:7}  {finding['name']}: {finding['count']:,}; {finding['meaning']}"
+        for example in finding["examples"]:
+            yield f"{'':11}{example}"
+    if not checked.findings:
+        yield "  nothing wrong"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,106 @@
+"""`lamp download`: the benchmark's files are fetched into one tree; or a tree is checked against its record."""
+
+import os
+import threading
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from lamp_jax.config import Download
+from lamp_jax.data.download import Source, download
+from lamp_jax.data.layout import SITE, TreeFile, benchmark_files
+from lamp_jax.data.ledger import Ledger, find_fault
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import TASKS, find_task
+
+
+def run(options: Download) -> None:
+    files = choose_files(options)
+    if options.verify:
+        verify(files, Path(options.output))
+    else:
+        fetch(files, options)
+
+
+def choose_files(options: Download) -> list[TreeFile]:
+    """The files of the tasks, split and parts that were asked for, each once. LampError for an unknown task."""
+    current = [task for task in TASKS.values() if not task.deprecated]
+    if not options.parts:
+        raise LampError("--parts names none: give one or more of train, dev, test")
+    tasks = [find_task(name) for name in options.tasks] or current
+    files = [file for task in tasks for file in benchmark_files(task, options.split, options.parts)]
+    return list({file.path: file for file in files}.values())
+
+
+def fetch(files: list[TreeFile], options: Download) -> None:
+    """Downloads files and prints what came. Raises LampError that names all that failed, after all were tried."""
+    _check_options(options)
+    root = Path(options.output)
+    _check_writable(root)
+    source = Source((*options.mirrors, SITE), attempts=options.attempts, timeout=options.timeout)
+    with tqdm(desc="download", unit="B", unit_scale=True, total=0, disable=None) as bar:
+        outcomes = []
+        progress = _Progress(bar)
+        for outcome in download(files, root, source=source, connections=options.connections, report=progress):
+            outcomes.append(outcome)
+            for line in outcome.lines:
+                bar.write(line)
+    errors = [str(outcome.error) for outcome in outcomes if outcome.error]
+    fetched = sum(outcome.fetched for outcome in outcomes)
+    print(f"{root}: {len(files) - len(errors)} of {len(files)} files are there and whole, {fetched} fetched now")
+    if errors:
+        raise LampError("\n".join([f"{len(errors)} of {len(files)} files failed:", *errors]))
+
+
+def verify(files: list[TreeFile], root: Path) -> None:
+    """Prints a table of the files as they are on disk. Raises LampError where one is not as it was recorded."""
+    ledger = Ledger(root)
+    width = max(len(str(file.path)) for file in files)
+    print(f"{'file':{width}} {'bytes':>14} {'records':>9}  state")
+    faults = 0
+    for file in tqdm(files, "verify", disable=None):
+        fault, entry = find_fault(file, root, ledger), ledger.find(file)
+        size, records = (entry.size, entry.records) if entry else ("-", "-")
+        tqdm.write(f"{file.path!s:{width}} {size:>14} {records:>9}  {fault or 'whole'}")
+        faults += bool(fault)
+    if faults:
+        raise LampError(
+            f"{root}: {faults} of {len(files)} files are missing or wrong (the table says how); remove the wrong ones, "
+            "then the same command without --verify fetches them"
+        )
+
+
+class _Progress:
+    """One bar, in bytes, over files that arrive in several threads."""
+
+    def __init__(self, bar: tqdm):
+        self._bar, self._lock = bar, threading.Lock()
+        self._have: dict[PurePosixPath, int] = {}
+        self._sizes: dict[PurePosixPath, int] = {}
+
+    def __call__(self, file: TreeFile, have: int, size: int | None) -> None:
+        with self._lock:
+            self._sizes[file.path] = size or have
+            self._bar.total = sum(self._sizes.values())
+            self._bar.update(have - self._have.get(file.path, 0))
+            self._have[file.path] = have
+
+
+def _check_options(options: Download) -> None:
+    for name, least in (("connections", 1), ("attempts", 1)):
+        if getattr(options, name) < least:
+            raise LampError(f"--{name} {getattr(options, name)}: must be at least {least}")
+    if not options.timeout > 0:
+        raise LampError(f"--timeout {options.timeout}: must be more than 0 seconds")
+    for mirror in options.mirrors:
+        if not mirror.startswith(("http://", "https://")):
+            raise LampError(f"--mirrors {mirror}: not an address; give one that begins with http:// or https://")
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LampError(f"{root}: cannot be made a directory ({error}); give another --output") from None
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise LampError(f"{root}: no permission to write there; give another --output")

@@ -1,0 +1,173 @@
+"""`lamp rank --all`: every file of a tree ranked by its task's ranker and merged, several at once; or only the plan."""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from lamp_jax.config import Merge, Part, Rank, Work
+from lamp_jax.data.layout import find_parts
+from lamp_jax.data.records import record_path
+from lamp_jax.data.work import available_cores, cut, map_in_processes
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
+from lamp_jax.stages import merge, rank
+from lamp_jax.tasks.catalog import TASKS, Task, find_task
+
+# What an encoder of BERT-base's size reads in a second on one core, and the bytes of a token of English JSON.
+_TOKENS_A_SECOND = 750
+_BYTES_A_TOKEN = 4.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of the tree: the ranking and the merged file that are made of it."""
+
+    task: Task
+    part: Part
+    outputs: Path | None
+    ranking: Rank
+    merging: Merge
+
+    @property
+    def size(self) -> int:
+        return os.path.getsize(self.ranking.questions)
+
+    @property
+    def done(self) -> bool:
+        return record_path(Path(self.merging.output)).exists()
+
+
+def run_all(options: Rank) -> None:
+    jobs = plan_jobs(options)
+    if options.plan:
+        return print_plan(jobs, options)
+    on_device = [job for job in jobs if job.ranking.ranker not in RANKERS]
+    errors = [*_run_on_host([job for job in jobs if job not in on_device], options), *map(_run, on_device)]
+    errors = [error for error in errors if error]
+    print(f"{options.output}: {len(jobs) - len(errors)} of {len(jobs)} files are ranked and merged")
+    if errors:
+        raise LampError("\n".join([f"{len(errors)} of {len(jobs)} files failed:", *errors]))
+
+
+def plan_jobs(options: Rank) -> list[Job]:
+    """A job for each part of each task that the tree has, the largest file first. LampError where there is none."""
+    if options.questions or options.rankings or options.scores:
+        raise LampError("--all ranks a whole tree: leave --questions, --rankings and --scores out")
+    if options.ranker == "rrf":
+        raise LampError("--all: rrf fuses rankings that are there; rank each file with --questions and --rankings")
+    named = options.tasks or ((options.task,) if options.task else ())
+    tasks = [find_task(name) for name in named] or [task for task in TASKS.values() if not task.deprecated]
+    jobs: list[Job] = []
+    for task in tasks:
+        try:
+            parts = find_parts(options.all, task, options.split)
+        except LampError:
+            if named:
+                raise
+            continue
+        jobs += [_job(options, task, part, *files) for part, files in parts.items()]
+    if not jobs:
+        raise LampError(
+            f"{options.all}: no questions of any task, {options.split} split; is it a tree of lamp download?"
+        )
+    return sorted(jobs, key=lambda job: -job.size)
+
+
+def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path | None) -> Job:
+    ranker = rank.choose_ranker(options, task)
+    folder = Path(options.output) / ("time" if options.split == "time" else "") / task.folder
+    ranking = replace(
+        options,
+        all="",
+        tasks=(),
+        task=task.name,
+        questions=str(questions),
+        output=str(folder / f"{part}_{ranker}.ranking.json"),
+        ranker=ranker,  # pyright: ignore[reportArgumentType] (a ranker's name)
+    )
+    merging = Merge(
+        str(questions),
+        str(folder / f"{part}_{ranker}.json"),
+        outputs=str(outputs or ""),
+        ranking=ranking.output,
+        work=options.work,
+        compatibility=options.compatibility,
+        force=options.force,
+    )
+    return Job(task, part, outputs, ranking, merging)
+
+
+def _run_on_host(jobs: list[Job], options: Rank) -> Iterator[str]:
+    """Several files at once, the cores shared between them; a pipeline takes one after the other."""
+    cores = options.work.workers or available_cores()
+    at_once = min(len(jobs), cores, max(2, math.isqrt(cores)))
+    if options.work.beam_runner != "none" or at_once < 2:
+        yield from map(_run, jobs)
+        return
+    share = replace(options.work, workers=max(1, cores // at_once))
+    with _without_bars():
+        yield from map_in_processes(partial(_run, work=share), jobs, processes=at_once)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Of several processes, one at a time may draw a bar: those that start here do not."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if before is not None:
+            os.environ["TQDM_DISABLE"] = before
+
+
+def _run(job: Job, *, work: Work | None = None) -> str:
+    """Ranks and merges one file; returns what went wrong, "" for nothing."""
+    work = work or job.ranking.work
+    try:
+        rank.run(replace(job.ranking, work=work))
+        merge.run(replace(job.merging, work=work))
+    except LampError as error:
+        return f"{job.task.name} {job.part}: {error}"
+    return ""
+
+
+def print_plan(jobs: list[Job], options: Rank) -> None:
+    """What would be done, with an estimate of the time: of BM25 and the like from a piece of each file."""
+    print(f"{'task':9} {'part':6} {'ranker':8} {'MB':>7} {'about':>9}  merged file")
+    seconds = 0.0
+    for job in jobs:
+        about = 0.0 if job.done else estimate(job, options)
+        seconds += about
+        shown = "done" if job.done else _in_words(about)
+        known = f"{job.task.name:9} {job.part:6} {job.ranking.ranker:8} {job.size / 1e6:7.1f}"
+        print(f"{known} {shown:>9}  {job.merging.output}")
+    print(f"{sum(not job.done for job in jobs)} of {len(jobs)} files to do, about {_in_words(seconds)} on this machine")
+    if any(job.ranking.ranker == "dense" and not job.done for job in jobs):
+        print("dense: estimated for this machine's cores, at most (equal texts are read once); use an accelerator")
+
+
+def estimate(job: Job, options: Rank) -> float:
+    """Seconds for one file: a piece of it is ranked to tell; for an encoder, by its tokens."""
+    cores = options.work.workers or available_cores()
+    if job.ranking.ranker not in RANKERS:
+        return job.size / _BYTES_A_TOKEN / _TOKENS_A_SECOND / cores
+    start, size = time.perf_counter(), 0
+    for chunk in islice(cut(job.ranking.questions), 2):
+        rank_chunk(chunk, ranker=job.ranking.ranker, task=job.task, told=rank.host_options(job.ranking))
+        size += chunk.ends[-1] - chunk.starts[0]
+    return (time.perf_counter() - start) * job.size / size / cores
+
+
+def _in_words(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

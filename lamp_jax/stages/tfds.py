@@ -1,0 +1,71 @@
+"""`lamp tfds`: a task's files in a tree become one TensorFlow dataset, from which questions are read by number."""
+
+import contextlib
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lamp_jax.config import Tfds
+from lamp_jax.data.layout import find_parts
+from lamp_jax.data.patches import find_patches
+from lamp_jax.data.records import claim
+from lamp_jax.data.sources import PROFILES, open_dataset
+from lamp_jax.tasks.catalog import find_task
+
+
+def run(options: Tfds) -> None:
+    # Here, not above: it takes half a second, and other commands have no use for it.
+    from lamp_jax.data.builder import Lamp, Reading, Survey, config_name
+
+    task = find_task(options.task)
+    patches = options.compatibility.patches
+    find_patches(patches)
+    files = find_parts(options.data, task, options.split)
+    inputs = [str(path) for pair in files.values() for path in pair if path]
+    config = config_name(task, options.split)
+    place = Path(options.output, "lamp", config)
+    # The data set depends on the files, wherever their tree stands.
+    record = claim(place, options, inputs=inputs, ignore=["data", "work"], directory=True)
+    if record.state == "done":
+        return print(f"{place}: already made")
+    survey = Survey(options.data, Reading(task, options.split, patches, options.work))
+    record.begin()
+    _remove_unfinished(place)
+    builder = Lamp(data_dir=options.output, config=config, source=survey)
+    # TFDS makes a directory and prints lines for downloads, of which there are none.
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=downloads)
+    facts = describe(builder.data_dir)
+    record.finish(**facts)
+    print(_summary(builder.data_dir, facts))
+
+
+def _remove_unfinished(place: Path) -> None:
+    """Removes what a killed command left."""
+    for path in place.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def describe(directory: str) -> dict[str, Any]:
+    """Questions of each part, distinct profiles, and bytes of the data set and of the files that it was made of."""
+    info = open_dataset(directory).info
+    counts = {name: split.num_examples for name, split in info.splits.items()}
+    profiles = counts.pop(PROFILES)
+    return {
+        "questions": counts,
+        "distinct_profiles": profiles,
+        "bytes": sum(path.stat().st_size for path in Path(directory).iterdir()),
+        "bytes_of_files": sum(source["bytes"] for source in info.metadata["sources"].values()),
+    }
+
+
+def _summary(directory: str, facts: dict[str, Any]) -> str:
+    questions = sum(facts["questions"].values())
+    parts = ", ".join(f"{name} {count}" for name, count in facts["questions"].items())
+    return (
+        f"{directory}: {questions} questions ({parts}) with {facts['distinct_profiles']} distinct profiles; "
+        f"{facts['bytes'] / 1e6:.1f} MB, of {facts['bytes_of_files'] / 1e6:.1f} MB of JSON"
+    )

@@ -1,0 +1,183 @@
+"""`lamp rank` and `lamp merge`, of one file and of a tree: the same bytes whoever does the work, nothing half done."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lamp_jax import cli
+from lamp_jax.data import work
+from lamp_jax.data.files import read_questions
+from lamp_jax.data.synthetic import write_benchmark
+from lamp_jax.stages import rank_all
+from lamp_jax.tasks.catalog import find_task
+
+TASK = find_task("LaMP-3")
+
+
+def lamp(*words) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch) -> Path:
+    """60 train and 20 dev questions in many chunks, each worth a process."""
+    monkeypatch.setattr(work, "_CHUNK_BYTES", 2**13)
+    monkeypatch.setattr(work, "_BYTES_WORTH_A_PROCESS", 1)
+    write_benchmark(TASK, tmp_path / "data", questions=60, dev_questions=20, profile_size=6, seed=0)
+    return tmp_path / "data"
+
+
+WORKERS = {
+    "two processes": ("--workers", 2),
+    "beam": ("--beam-runner", "DirectRunner"),
+    "beam, two workers": (
+        *("--beam-runner", "DirectRunner"),
+        *("--beam-options", "direct_num_workers=2", "direct_running_mode=multi_processing"),
+    ),
+}
+
+
+def rank_and_merge(data: Path, folder: Path, *words, ranker: str = "bm25") -> list[bytes]:
+    """The ranking, its scores and the merged file."""
+    questions, ranking, scores = data / "train_questions.json", folder / "r.json", folder / "s.json"
+    asked = ("--task", "LaMP-3", "--questions", questions, "--ranker", ranker)
+    assert lamp("rank", *asked, "--output", ranking, "--scores", scores, *words) == 0
+    golds = ("--outputs", data / "train_outputs.json")
+    merged = ("--ranking", ranking, "--output", folder / "m.json")
+    assert lamp("merge", "--questions", questions, *golds, *merged, *words) == 0
+    return [(folder / name).read_bytes() for name in ("r.json", "s.json", "m.json")]
+
+
+@pytest.mark.parametrize("who", WORKERS)
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::ResourceWarning")
+def test_the_same_bytes_whoever_works(benchmark, tmp_path, who):
+    if "beam" in who:
+        pytest.importorskip("apache_beam")
+    alone = rank_and_merge(benchmark, tmp_path / "alone", "--workers", 1)
+    assert rank_and_merge(benchmark, tmp_path / "together", *WORKERS[who]) == alone
+
+
+def test_a_merged_file_has_every_question_with_its_gold_in_the_rankings_order(benchmark, tmp_path):
+    rank_and_merge(benchmark, tmp_path, ranker="recency")
+    merged = read_questions(tmp_path / "m.json", task=TASK)
+    golds = {gold["id"]: gold["output"] for gold in json.loads((benchmark / "train_outputs.json").read_text())["golds"]}
+    assert {question.id: question.output for question in merged} == golds
+    for question in merged:
+        dates = [item["date"] for item in question.profile]
+        assert dates == sorted(dates, reverse=True)
+    assert json.loads((tmp_path / "r.json").read_text()) == {
+        question.id: [item["id"] for item in question.profile] for question in merged
+    }
+
+
+@pytest.mark.parametrize("file", ["outputs", "ranking"])
+def test_ids_that_only_one_file_has_are_counted_and_nothing_is_written(benchmark, tmp_path, file, capsys):
+    rank_and_merge(benchmark, tmp_path)
+    ranking, outputs = json.loads((tmp_path / "r.json").read_text()), benchmark / "train_outputs.json"
+    golds = json.loads(outputs.read_text())
+    ranking["new"] = ranking.pop("200") if file == "ranking" else ranking.pop("new", None)
+    golds["golds"][0]["id"] = "new" if file == "outputs" else golds["golds"][0]["id"]
+    (tmp_path / "ranking").write_text(json.dumps({key: value for key, value in ranking.items() if value}))
+    (tmp_path / "outputs").write_text(json.dumps(golds))
+    words = ("--questions", benchmark / "train_questions.json", "--outputs", tmp_path / "outputs")
+    assert lamp("merge", *words, "--ranking", tmp_path / "ranking", "--output", tmp_path / "new.json") == 1
+    error = capsys.readouterr().err
+    assert f"1 ids of {benchmark / 'train_questions.json'} are not in {tmp_path / file} (200)" in error
+    assert f"1 ids of {tmp_path / file} are not in {benchmark / 'train_questions.json'} (new)" in error
+    assert not list(tmp_path.glob("*new.json*"))
+
+
+def test_a_ranking_of_other_items_is_named(benchmark, tmp_path, capsys):
+    rank_and_merge(benchmark, tmp_path)
+    ranking = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(ranking | {"203": ["1", "2"]}))
+    words = ("--questions", benchmark / "train_questions.json", "--ranking", tmp_path / "other.json")
+    assert lamp("merge", *words, "--output", tmp_path / "new.json") == 1
+    assert re.search(r"other\.json, question '203': the ranking lacks \d of \d", capsys.readouterr().err)
+
+
+def test_an_id_that_occurs_twice_far_apart_is_named(benchmark, tmp_path, capsys):
+    path = benchmark / "train_questions.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([*records, records[0]]))
+    assert lamp("rank", "--task", "LaMP-3", "--questions", path, "--output", tmp_path / "r.json") == 1
+    assert f"{path}, question '200': this id occurs twice" in capsys.readouterr().err
+    assert lamp("merge", "--questions", path, "--output", tmp_path / "m.json") == 1
+    assert f"{path}, question '200': this id occurs twice" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.json*"))
+
+
+# --- a tree
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Two tasks of the time split as a download lays them out, and a flat one of another."""
+    for name in ("LaMP-3", "LaMP-4"):
+        flat = tmp_path / "flat" / name
+        write_benchmark(find_task(name), flat, questions=20, dev_questions=5, profile_size=4, seed=0)
+        for file in flat.glob("*_*.json"):
+            part = file.name.partition("_")[0]
+            place = tmp_path / "tree/time" / find_task(name).folder / part / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(place)
+    return tmp_path / "tree"
+
+
+def test_every_file_of_a_tree_is_ranked_and_merged_once(tree, tmp_path, capsys):
+    words = ("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out")
+    assert lamp(*words) == 0  # by recency, which the papers found best for these two
+    merged = sorted(str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*_recency.json"))
+    assert merged == [f"time/LaMP_{task}/{part}_recency.json" for task in (3, 4) for part in ("dev", "train")]
+    for path in merged:
+        questions = read_questions(tmp_path / "out" / path)
+        assert len(questions) == (20 if "train" in path else 5)
+        assert all(question.output is not None for question in questions)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    capsys.readouterr()
+    assert lamp(*words, "--workers", 1) == 0
+    assert capsys.readouterr().out.count("already merged") == 4
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == times
+
+
+def test_a_plan_does_nothing_but_tell(tree, tmp_path, capsys):
+    words = ("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out", "--plan")
+    assert lamp(*words, "--ranker", "bm25") == 0
+    told = capsys.readouterr().out
+    assert told.count("bm25") == 4 * 2
+    assert "4 of 4 files to do" in told
+    assert not (tmp_path / "out").exists()
+    assert lamp(*words, "--tasks", "LaMP-3", "--ranker", "dense") == 0
+    assert "dense: estimated for this machine's cores" in capsys.readouterr().out
+
+
+def test_one_bad_file_does_not_stop_the_others(tree, tmp_path, capsys):
+    (tree / "time/LaMP_3/train/train_questions.json").write_text('[{"id": "1"')
+    assert lamp("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "3 of 4 files are ranked and merged" in said.out
+    assert "1 of 4 files failed:\nLaMP-3 train: " in said.err
+    assert "not whole JSON" in said.err
+
+
+def test_best_is_the_papers_choice():
+    chosen = {(task.name, split): task.best.of(split) for task in rank_all.TASKS.values() for split in ("user", "time")}
+    others = {("LaMP-3", "time"): "recency", ("LaMP-4", "time"): "recency"}
+    others |= {("LaMP-5", "user"): "bm25", ("LaMP-6", "user"): "bm25"}
+    assert chosen == {key: others.get(key, "dense") for key in chosen}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--questions", "q.json"), "leave --questions, --rankings and --scores out"),
+        (("--ranker", "rrf"), "rrf fuses rankings that are there"),
+        (("--tasks", "LaMP-5"), "no questions of LaMP-5, time split"),
+        (("--split", "user"), "no questions of any task, user split"),
+    ],
+)
+def test_what_a_tree_cannot_be_asked_is_named(tree, tmp_path, words, said, capsys):
+    assert lamp("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out", *words) == 1
+    assert said in capsys.readouterr().err

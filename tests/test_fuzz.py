@@ -1,0 +1,67 @@
+"""Damaged and monstrous files: no reader says anything but what is in them or, in the project's own error, why not."""
+
+import json
+import time
+
+import pytest
+
+from lamp_jax.config import Work
+from lamp_jax.data.checking import check_file
+from lamp_jax.data.files import read_questions
+from tests.fuzz import fuzz
+
+TEXT = 'What is it? é \u0085 \u2028 \\ " [{ \U0001f600\r\n'
+QUESTIONS = [
+    {"id": str(key), "input": f"review: {TEXT}", "profile": [{"id": f"{key}0", "text": TEXT, "score": "4"}]}
+    for key in range(3)
+]
+
+
+def test_damaged_files_are_read_or_refused_and_what_is_refused_the_check_finds(tmp_path):
+    counts, failures = fuzz(400, 7, tmp_path)
+    assert not failures, "\n".join(failures)
+    outcomes = {outcome.rpartition(": ")[2] for outcome in counts}
+    assert outcomes == {"read", "refused", "sound", "errors"}
+
+
+def test_the_fuzz_reports_what_it_is_for(tmp_path, monkeypatch):
+    def read(path):
+        raise KeyError(path)
+
+    monkeypatch.setattr("tests.fuzz.read_pool", read)
+    counts, failures = fuzz(60, 0, tmp_path)
+    kept = list(tmp_path.glob("outputs-*.json"))
+    assert len(kept) == len(failures) == counts["candidates, read_pool: FAILED"] > 0
+    assert all("KeyError" in failure for failure in failures)
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_line_ends_byte_order_marks_and_escapes_change_nothing(tmp_path, ascii_only, mark, line):
+    plain, other = tmp_path / "plain.json", tmp_path / "other.json"
+    plain.write_text(json.dumps(QUESTIONS), encoding="utf-8")
+    other.write_bytes(mark + json.dumps(QUESTIONS, indent=1, ensure_ascii=ascii_only).replace("\n", line).encode())
+    questions = read_questions(other)
+    assert questions == read_questions(plain)
+    assert questions[0].profile[0]["text"] == TEXT
+
+
+def test_one_record_of_100_megabytes_is_read_within_seconds(tmp_path):
+    path = tmp_path / "long.json"
+    long_text = ("plain words " * 40 + TEXT) * 40
+    text = json.dumps(long_text).encode()
+    items = 100 * 2**20 // len(text)
+    begin = b'[{"id": "0", "input": "review: x", "profile": []},\n{"id": "1", "input": "review: y", "profile": ['
+    with open(path, "wb") as file:
+        file.write(begin)
+        file.write(b", ".join(b'{"id": "%d", "text": %b, "score": "4"}' % (key, text) for key in range(items)))
+        file.write(b"]}]")
+    assert path.stat().st_size > 100 * 10**6
+    start = time.perf_counter()
+    questions = read_questions(path)
+    assert time.perf_counter() - start < 20  # a second or two where nobody else works
+    assert [len(question.profile) for question in questions] == [0, items]
+    assert all(item["text"] == long_text for item in questions[1].profile)
+    checked = check_file(path, work=Work(workers=1))
+    assert (checked.errors, checked.facts["profile sizes"]["max"]) == (0, items)
