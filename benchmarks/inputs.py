@@ -14,10 +14,10 @@ import jax
 
 from lamp_jax.config import SCRATCH, Answering, Learning, Merge, Prompting, Train
 from lamp_jax.data.sources import JsonSource
-from lamp_jax.data.synthetic import write_benchmark
 from lamp_jax.inputs.examples import ExampleMaker, load_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.loop import UPDATE, WAIT
+from lamp_jax.making.synthetic import write_benchmark
 from lamp_jax.stages import merge, train
 from lamp_jax.tasks.catalog import find_task
 

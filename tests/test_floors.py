@@ -14,6 +14,7 @@ FLOORS = {
     "config": 0,
     "tasks": 1,
     "data": 2,
+    "making": 3,
     "retrieval": 3,
     "inputs": 4,
     "sharding": 5,

@@ -1,15 +1,11 @@
 """What is in a LaMP file and what is wrong with it: tallied by chunks, and every finding that there may be."""
 
-import contextlib
 import json
 import os
 import re
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +13,10 @@ import msgspec
 import numpy as np
 
 from lamp_jax.config import Work
-from lamp_jax.data.dates import Date, parse_date
+from lamp_jax.data.dates import parse_date
 from lamp_jax.data.files import encode
-from lamp_jax.data.framing import Framed, Frames, parse_record
+from lamp_jax.data.findings import EXAMPLES, FINDINGS, Tally, hash_bytes, hash_text
+from lamp_jax.data.framing import BOM, Framed, Frames, parse_record
 from lamp_jax.data.layout import benchmark_files
 from lamp_jax.data.patches import PATCHES
 from lamp_jax.data.work import Chunk, cut, map_pieces
@@ -27,58 +24,11 @@ from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task
 
 Form = Literal["questions", "outputs", "predictions", "ranking"]
-Severity = Literal["error", "warning", "note"]
 
-_EXAMPLES = 3
 _LOOKED_AT = 200  # first records, which tell form and task
 _HEAD = 2**20
 _SHOWN = 60
-_BOM = b"\xef\xbb\xbf"
 
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that a file may hold: `error` if some stage would refuse it. `meaning` ends in the remedy."""
-
-    name: str
-    severity: Severity
-    meaning: str
-
-
-_ROWS = (
-    Finding("broken file", "error", "not a whole JSON file of this form; what follows is not checked: make it again"),
-    Finding("broken record", "error", "not JSON; mend the record, or make the file again"),
-    Finding("nan", "error", "NaN and Infinity are not JSON; write a number or leave the field out"),
-    Finding("encoding", "error", "bytes that are not UTF-8; write the file as UTF-8"),
-    Finding("no object", "error", "a record that is no JSON object; remove it"),
-    Finding("bad field", "error", "a field that every record has is missing or of a wrong type; add it"),
-    Finding("bad item", "error", "a profile item that is no object with an 'id', a text or a number; add one"),
-    Finding("missing text", "error", "a field that the task needs is missing or no text; is it a file of this task?"),
-    Finding("id twice", "error", "a question id that occurred before; remove or rename one"),
-    Finding("no marker", "error", "an input without its task's form, so that no query can be read from it; mend it"),
-    Finding("bad date", "error", "a date that cannot be read; write 2007, 2007-05, 2007-05-31 or an ISO time stamp"),
-    Finding("some dates", "error", "a profile in which some items have a date and others none; add or remove them"),
-    Finding("unknown gold", "error", "a gold that is none of the task's labels; mend it, or give --task"),
-    Finding("no item ids", "error", "a value of a ranking that is no list of item ids; rank the questions again"),
-    Finding("unknown answer", "warning", "a prediction that is none of the task's labels; it counts as wrong"),
-    Finding("unknown task", "warning", "neither inputs nor name tell the task: checked without it; give --task"),
-    Finding("other count", "warning", "another number of records than was published; is the file whole?"),
-    Finding("byte order mark", "warning", "the file begins with one; other programs may refuse it: write without"),
-    Finding("empty profile", "warning", "nothing to personalize from; the bare input is what will be read"),
-    Finding("empty text", "warning", "an empty field that the task reads; remove the item or fill it in"),
-    Finding("unknown label", "warning", "a profile item whose label is none of the task's; mend or remove it"),
-    Finding("same item", "warning", "an item that its profile holds already, but for the id; remove one"),
-    Finding("item id twice", "warning", "an item id that the profile or ranking holds already; rename one"),
-    Finding("shared id", "warning", "an item id that has other content in an earlier question; do not join by item id"),
-    Finding("query in profile", "warning", "the query is itself an item of the profile, answer included; remove it"),
-    Finding("surrogate", "warning", "half of a surrogate pair in a text; kept as it is, but other programs refuse it"),
-    Finding(
-        "line separator", "warning", "U+0085, U+2028 or the like in a text; do not read such lines by splitlines()"
-    ),
-    Finding("big number", "warning", "a number beyond 64 bits, of which digits are lost; write it as a text"),
-    Finding("mended", "note", "a known defect of a published file, mended on reading"),
-)
-FINDINGS = {finding.name: finding for finding in _ROWS}
 
 _QUESTION_FIELDS = {"id": str | int, "input": str, "profile": list, "user_id": str | int | None}
 _OUTPUT_FIELDS = {"id": str | int, "output": str | int | float}
@@ -91,42 +41,6 @@ _ODD_TEXTS = (  # a finding, bytes of which a record that has it holds one, and 
         re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]"),
     ),
 )
-
-
-@dataclass
-class Tally:
-    """What was counted in some neighbouring records of a file. Tallies are added in the file's order."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    facts: Counter[str] = field(default_factory=Counter)
-    dates: tuple[tuple[Date, str], ...] = ()
-    """The first and the last."""
-    records: array = field(default_factory=lambda: array("Q"))
-    """Of every sound record: hash of its id, its first byte and its end in the file, number of its items."""
-    items: array = field(default_factory=lambda: array("Q"))
-    """Of every item of those: hash of its id, hash of its content."""
-
-    def find(self, name: str, where: str, *, times: int = 1) -> None:
-        self.counts[name] += times
-        self.examples[name] = [*self.examples.get(name, ()), where][:_EXAMPLES]
-
-    def see_dates(self, dates: Iterable[tuple[Date, str]]) -> None:
-        found = sorted((*self.dates, *dates))
-        self.dates = (found[0], found[-1]) if found else ()
-
-    def see_record(self, record_id: object, framed: Framed, items: int) -> None:
-        self.records.extend((_hash_text(record_id), framed.offset, framed.offset + len(framed.raw), items))
-
-    def __iadd__(self, other: "Tally") -> "Tally":
-        self.counts += other.counts
-        self.facts += other.facts
-        for name, examples in other.examples.items():
-            self.examples[name] = [*self.examples.get(name, ()), *examples][:_EXAMPLES]
-        self.see_dates(other.dates)
-        self.records += other.records
-        self.items += other.items
-        return self
 
 
 @dataclass(frozen=True)
@@ -191,7 +105,7 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Che
         _tally_records(path, tally, partial(tally_chunk, form=form, task=task), work=work)
         _compare_records(path, tally)
         _compare_count(path, tally, task)
-    if start.startswith(_BOM):
+    if start.startswith(BOM):
         tally.find("byte order mark", "")
     name = "merged questions" if form == "questions" and tally.facts["with gold"] else form
     return Checked(str(path), name, task and task.name, _facts(path, form, tally), _found(tally))
@@ -240,7 +154,7 @@ def _read_start(path: str | Path) -> bytes:
 
 
 def _is_list(start: bytes) -> bool:
-    return start.removeprefix(_BOM).lstrip()[:1] == b"["
+    return start.removeprefix(BOM).lstrip()[:1] == b"["
 
 
 def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
@@ -260,7 +174,7 @@ def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
 
 
 def _tell_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -> Form:
-    before_list = start.removeprefix(_BOM).lstrip().partition(b"[")[0]
+    before_list = start.removeprefix(BOM).lstrip().partition(b"[")[0]
     if before_list.startswith(b"{") and b'"golds"' not in before_list:
         return "ranking"
     asking = sum("profile" in record or "input" in record for record in head)
@@ -290,22 +204,11 @@ def _tally_records(path: str | Path, tally: Tally, count: Callable[[Chunk], Tall
 
 
 def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
-    """As `cut`, but where a file breaks off the records before that are handed out, and the error is put down."""
-    number = 0
+    """The chunks of a file; where it breaks off, the error is put down."""
     try:
-        for chunk in cut(path):
-            yield chunk
-            number = chunk.first + len(chunk.starts)
+        yield from cut(path)
     except LampError as error:
         broken.append(error)
-        rest: list[Framed] = []
-        with contextlib.suppress(LampError):
-            for framed in Frames(path):
-                if framed.number >= number:
-                    rest.append(framed)
-        if rest:
-            ends = tuple(framed.offset + len(framed.raw) for framed in rest)
-            yield Chunk(str(path), number, tuple(framed.offset for framed in rest), ends)
 
 
 def _parse(framed: Framed, tally: Tally) -> dict[str, Any] | None:
@@ -364,7 +267,7 @@ def _tally_items(record: _Record) -> list[dict[str, Any]]:
         if not isinstance(item, dict) or not isinstance(item.get("id"), str | int):
             record.tally.find("bad item", f"{record.where}, place {place} of the profile")
             continue
-        key, content = _hash_text(item["id"]), _hash_content(item)
+        key, content = hash_text(item["id"]), _hash_content(item)
         for name, seen, found in (("item id twice", ids, key), ("same item", contents, content)):
             if found in seen:
                 record.find(name, item)
@@ -418,13 +321,13 @@ def _compare_records(path: str | Path, tally: Tally) -> None:
     records = np.array(tally.records, np.uint64).reshape(-1, 4)
     items = np.array(tally.items, np.uint64).reshape(-1, 2)
     twice = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
-    for place in twice[:_EXAMPLES].tolist():
+    for place in twice[:EXAMPLES].tolist():
         tally.find("id twice", f"question {_glimpse(_read_again(path, records[place])['id'])}", times=0)
     tally.counts["id twice"] += len(twice)
     owner = np.repeat(np.arange(len(records)), records[:, 3].astype(np.int64))
     first = _find_first(items[:, 0])
     shared = np.flatnonzero((items[:, 1] != items[first, 1]) & (owner != owner[first]))
-    for place in shared[:_EXAMPLES].tolist():
+    for place in shared[:EXAMPLES].tolist():
         question = _read_again(path, records[owner[place]])
         item_id = next(one["id"] for one in _objects(question["profile"]) if _is_id(one.get("id"), items[place, 0]))
         tally.find("shared id", f"question {_glimpse(question['id'])}, item {_glimpse(item_id)}", times=0)
@@ -458,7 +361,7 @@ def _compare_count(path: str | Path, tally: Tally, task: Task | None) -> None:
 
 def _tally_ranking(path: str | Path, tally: Tally) -> None:
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).read_bytes().removeprefix(BOM)
         msgspec.json.decode(content, type=dict[str, msgspec.Raw])  # as rankings are read, but for ids that are twice
         pairs = json.loads(content, object_pairs_hook=tuple)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
@@ -504,26 +407,18 @@ def _facts(path: str | Path, form: Form, tally: Tally) -> dict[str, Any]:
 def _found(tally: Tally) -> list[dict[str, Any]]:
     return [
         {**asdict(row), "count": tally.counts[row.name], "examples": [one for one in tally.examples[row.name] if one]}
-        for row in _ROWS
+        for row in FINDINGS.values()
         if tally.counts[row.name]
     ]
 
 
-def _hash_text(text: object) -> int:
-    return _hash(str(text).encode("utf-8", "surrogatepass"))
-
-
 def _hash_content(item: Mapping[str, Any]) -> int:
     """Of an item but for its id; in every process the same."""
-    return _hash(encode(sorted([pair for pair in item.items() if pair[0] != "id"])))
-
-
-def _hash(content: bytes) -> int:
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+    return hash_bytes(encode(sorted([pair for pair in item.items() if pair[0] != "id"])))
 
 
 def _is_id(value: object, key: np.uint64) -> bool:
-    return isinstance(value, str | int) and _hash_text(value) == int(key)
+    return isinstance(value, str | int) and hash_text(value) == int(key)
 
 
 def _is_big(value: object) -> bool:

@@ -24,7 +24,7 @@ _QUOTE, _BACKSLASH = ord('"'), ord("\\")
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
 _TELLING = bytes(chr(byte) in '"\\[]{}' for byte in range(256))
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"[\0", b"{\0", b"\0[", b"\0{")
 _SPACE = b" \t\r\n"
 _BETWEEN = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
@@ -139,7 +139,7 @@ class _Reader:
 
     def skip_space(self) -> bytes:
         """The first bytes behind a byte order mark and white space; reading goes on with them."""
-        self.end = len(_BOM) if self.file.read(len(_BOM)) == _BOM else 0
+        self.end = len(BOM) if self.file.read(len(BOM)) == BOM else 0
         self.file.seek(self.end)
         while (start := self.file.read(64)) and not start.strip(_SPACE):
             self.end += len(start)

@@ -133,8 +133,12 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[Any]:
-    """The entries of a journal that nobody writes to any more."""
-    return (json.loads(line) for line in _whole_lines(path))
+    """The entries of a journal that nobody writes to any more. LampError, with the line, for one that is broken."""
+    for number, line in enumerate(_whole_lines(path), 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -49,18 +49,23 @@ def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[st
 
 
 def cut(path: str | Path) -> Iterator[Chunk]:
-    """The chunks of a file, in its order. LampError, with the file, where it is no list of records."""
+    """The chunks of a file, in its order; LampError, behind the whole records, where it breaks off or is no list."""
     starts: list[int] = []
     ends: list[int] = []
-    number = -1
-    for number, offset, raw in Frames(path):
-        starts.append(offset)
-        ends.append(offset + len(raw))
-        if ends[-1] - starts[0] >= _CHUNK_BYTES:
-            yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
-            starts, ends = [], []
+    number, broken = -1, None
+    try:
+        for number, offset, raw in Frames(path):
+            starts.append(offset)
+            ends.append(offset + len(raw))
+            if ends[-1] - starts[0] >= _CHUNK_BYTES:
+                yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
+                starts, ends = [], []
+    except LampError as error:
+        broken = error
     if starts:
         yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
+    if broken:
+        raise broken
     if number < 0:
         raise no_records(path)
 

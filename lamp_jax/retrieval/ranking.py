@@ -18,7 +18,7 @@ from lamp_jax.data.files import (
     encode,
     read_json,
 )
-from lamp_jax.data.framing import parse_record
+from lamp_jax.data.framing import BOM, parse_record
 from lamp_jax.data.work import Chunk, available_cores, questions_of
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.bm25 import Variant, rank_bm25
@@ -123,7 +123,7 @@ class RankingFile(Mapping[str, Sequence[str]]):
 
 def _read_members(path: str | Path) -> dict[str, msgspec.Raw]:
     try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=dict[str, msgspec.Raw])
+        return msgspec.json.decode(Path(path).read_bytes().removeprefix(BOM), type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise LampError(f"{path}: expected an object of question ids; is it a ranking?") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

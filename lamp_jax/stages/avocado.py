@@ -7,12 +7,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lamp_jax.config import Avocado
-from lamp_jax.data import avocado
-from lamp_jax.data.avocado import Located, Mail
 from lamp_jax.data.files import atomic_write
 from lamp_jax.data.records import Record, claim
 from lamp_jax.data.work import available_cores
 from lamp_jax.errors import LampError
+from lamp_jax.making import avocado
+from lamp_jax.making.avocado import Located, Mail
 
 _MISSING = "missing.txt"
 _SHOWN = 20

@@ -9,11 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 from lamp_jax.config import Build
-from lamp_jax.data.columns import open_histories, split_join
-from lamp_jax.data.histories import Gathered, gather
 from lamp_jax.data.records import claim
-from lamp_jax.data.splits import Survey, survey, write_parts
 from lamp_jax.errors import LampError
+from lamp_jax.making.columns import open_histories, split_join
+from lamp_jax.making.histories import Gathered, gather
+from lamp_jax.making.splits import Survey, survey, write_parts
 from lamp_jax.tasks.catalog import find_task
 
 

@@ -2,7 +2,7 @@
 
 from lamp_jax.config import Synth
 from lamp_jax.data.records import claim
-from lamp_jax.data.synthetic import write_benchmark
+from lamp_jax.making.synthetic import write_benchmark
 from lamp_jax.tasks.catalog import find_task
 
 

@@ -6,6 +6,7 @@ Source of templates, fields and metrics: LaMP (arXiv 2304.11406), and Table 2 of
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from lamp_jax.config import Split
@@ -109,7 +110,7 @@ class Task:
         """3 for LaMP-3."""
         return int(re.findall(r"\d+", self.name)[0])
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """Fields that every profile item must have, beside `id`."""
         used = (*self.document, self.target, self.source, *re.findall(r"{(\w+)}", self.prompt.item.frame))

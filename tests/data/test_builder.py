@@ -1,5 +1,6 @@
 """What the data set `lamp` promises: every question comes back as it was, and every distinct profile is there once."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from lamp_jax.data import builder, work
 from lamp_jax.data.files import Question, read_outputs, read_questions, write_questions
 from lamp_jax.data.records import digest
 from lamp_jax.data.sources import LampSource
-from lamp_jax.data.synthetic import write_benchmark
 from lamp_jax.errors import LampError
+from lamp_jax.making.synthetic import write_benchmark
 from lamp_jax.tasks.catalog import TASKS, find_task
 
 TASK = find_task("LaMP-3")
@@ -138,15 +139,18 @@ def test_record_i_is_question_i_in_any_number_of_shards(tree, tmp_path, monkeypa
     assert list(LampSource(made, "dev")) == expected(tree, "dev")
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::ResourceWarning")
 def test_several_processes_write_what_one_writes(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "_CHUNK_BYTES", 2**11)
     monkeypatch.setattr(work, "_BYTES_WORTH_A_PROCESS", 1)
     (tree / "dev_questions.json").unlink()
-    made = [prepare(tree, tmp_path / str(workers), work=Work(workers=workers)) for workers in (1, 2)]
+    whoever = [Work(workers=1), Work(workers=2)]
+    whoever += [Work(beam_runner="DirectRunner")] if importlib.util.find_spec("apache_beam") else []
+    made = [prepare(tree, tmp_path / str(number), work=who) for number, who in enumerate(whoever)]
     for split in ("train", "profiles"):
-        one, other = (list(each.as_data_source(split)) for each in made)
-        assert one == other
+        one, *others = (list(each.as_data_source(split)) for each in made)
         assert one
+        assert all(other == one for other in others)
 
 
 def test_defects_are_mended_and_the_files_are_recorded(tmp_path):

@@ -157,3 +157,10 @@ def test_a_journal_that_was_cut_keeps_whole_entries_only(tmp_path):
     journal.append(["other"])
     journal.close()
     assert path.read_bytes() == b'"first"\n"other"\n'
+
+
+def test_a_line_of_a_journal_that_is_broken_is_named(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n')
+    with pytest.raises(LampError, match=r"broken\.jsonl, line 2: not whole JSON"):
+        list(read_journal(path))

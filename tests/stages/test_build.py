@@ -13,14 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from lamp_jax.config import Build, Work
-from lamp_jax.data import histories, splits, work
+from lamp_jax.data import work
 from lamp_jax.data.files import read_outputs, read_questions
 from lamp_jax.data.layout import PARTS, find_parts
 from lamp_jax.errors import LampError
+from lamp_jax.making import histories, splits
 from lamp_jax.stages.build import describe_sizes, run
 from lamp_jax.tasks.catalog import find_task
 
 REVIEWS = find_task("LaMP-3")
+BEAMS_WARNINGS = pytest.mark.filterwarnings(
+    "default::DeprecationWarning", "default::FutureWarning", "default::ResourceWarning"
+)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -201,14 +205,17 @@ def test_csv_jsonl_and_parquet_give_the_same_files(reviews, tmp_path):
     assert len(made[0]) == 6
 
 
+@BEAMS_WARNINGS
 def test_several_workers_and_small_buckets_give_the_same_bytes(reviews, tmp_path, monkeypatch):
     options, _ = reviews
     run(options)
     monkeypatch.setattr(histories, "_BUCKET_USERS", 3)
     monkeypatch.setattr(histories, "_BUFFERED_BYTES", 1000)
     monkeypatch.setattr(work, "_BYTES_WORTH_A_PROCESS", 100)
-    for workers in (1, 3):
-        told = replace(options, output=str(tmp_path / f"by {workers}"), work=Work(workers=workers))
+    for number, who in enumerate((Work(workers=1), Work(workers=3), Work(beam_runner="DirectRunner"))):
+        if who.beam_runner != "none":
+            pytest.importorskip("apache_beam")
+        told = replace(options, output=str(tmp_path / f"by {number}"), work=who)
         run(told)
         assert read_files(Path(told.output)) == read_files(Path(options.output))
 

@@ -9,9 +9,8 @@ import pytest
 from lamp_jax import cli
 from lamp_jax.data import work
 from lamp_jax.data.files import read_questions
-from lamp_jax.data.synthetic import write_benchmark
-from lamp_jax.stages import rank_all
-from lamp_jax.tasks.catalog import find_task
+from lamp_jax.making.synthetic import write_benchmark
+from lamp_jax.tasks.catalog import TASKS, find_task
 
 TASK = find_task("LaMP-3")
 
@@ -163,7 +162,7 @@ def test_one_bad_file_does_not_stop_the_others(tree, tmp_path, capsys):
 
 
 def test_best_is_the_papers_choice():
-    chosen = {(task.name, split): task.best.of(split) for task in rank_all.TASKS.values() for split in ("user", "time")}
+    chosen = {(task.name, split): task.best.of(split) for task in TASKS.values() for split in ("user", "time")}
     others = {("LaMP-3", "time"): "recency", ("LaMP-4", "time"): "recency"}
     others |= {("LaMP-5", "user"): "bm25", ("LaMP-6", "user"): "bm25"}
     assert chosen == {key: others.get(key, "dense") for key in chosen}

@@ -10,7 +10,7 @@ import pytest
 from lamp_jax import cli
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions
 from lamp_jax.data.sources import LampSource
-from lamp_jax.data.synthetic import write_benchmark
+from lamp_jax.making.synthetic import write_benchmark
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-3")

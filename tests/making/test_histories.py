@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.config import Build
-from lamp_jax.data import histories
-from lamp_jax.data.columns import open_histories, parse_map, parse_pattern, split_join
-from lamp_jax.data.histories import Reservoir, gather, read_date, read_label
-from lamp_jax.data.tables import Unusable, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.errors import LampError
+from lamp_jax.making import histories
+from lamp_jax.making.columns import open_histories, parse_map, parse_pattern, split_join
+from lamp_jax.making.histories import Reservoir, gather, read_date, read_label
+from lamp_jax.making.tables import Unusable, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.tasks.catalog import find_task
 
 REVIEWS = find_task("LaMP-3")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from lamp_jax.data.files import read_json, write_json
 from lamp_jax.data.layout import Kind, TreeFile
-from lamp_jax.data.ledger import Entry, Ledger, examine
 from lamp_jax.errors import LampError
+from lamp_jax.making.ledger import Entry, Ledger, examine
 
 if TYPE_CHECKING:
     import requests

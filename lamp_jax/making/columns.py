@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamp_jax.config import Build
-from lamp_jax.data.tables import Row, Unusable, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.errors import LampError
+from lamp_jax.making.tables import Row, Unusable, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.tasks.catalog import Task, find_task
 
 _HOLE = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from lamp_jax.data.files import Question, atomic_write, question_record
-from lamp_jax.data.lexicon import DIALECTS, LEXICON, STYLES, TOPICS
 from lamp_jax.errors import LampError
+from lamp_jax.making.lexicon import DIALECTS, LEXICON, STYLES, TOPICS
 from lamp_jax.tasks.catalog import Task
 
 Split = Literal["train", "dev"]

@@ -6,13 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamp_jax.data.framing import parse_record
+from lamp_jax.data.framing import BOM, parse_record
 from lamp_jax.errors import LampError
 
 Row = Mapping[str, Any]
 
 _LONGEST_FIELD = 2**24
-_BOM = b"\xef\xbb\xbf"
 _LEADING_ROWS = 1000
 _BATCH_ROWS = 4096
 
@@ -121,7 +120,7 @@ def _jsonl_columns(path: Path) -> tuple[str, ...]:
 def _jsonl_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not (line := line.removeprefix(_BOM).strip()):
+            if not (line := line.removeprefix(BOM).strip()):
                 continue
             try:
                 row = parse_record(line)

@@ -14,10 +14,10 @@ from typing import IO, Any, NamedTuple
 
 from lamp_jax.config import Build, Part
 from lamp_jax.data.files import Question, atomic_write, atomic_write_bytes, encode, question_record
-from lamp_jax.data.histories import Bucket, Gathered, History, User, stable_hash
 from lamp_jax.data.layout import PARTS, Kind, TreeFile
 from lamp_jax.data.work import map_pieces
 from lamp_jax.errors import LampError
+from lamp_jax.making.histories import Bucket, Gathered, History, User, stable_hash
 from lamp_jax.tasks.catalog import Task, find_task
 
 _KINDS: tuple[Kind, ...] = ("questions", "outputs")

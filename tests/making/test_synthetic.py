@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lamp_jax.data import synthetic
 from lamp_jax.data.files import read_outputs, read_questions
-from lamp_jax.data.lexicon import LEXICON, TOPICS
-from lamp_jax.data.synthetic import GROUPS, generate, write_benchmark
 from lamp_jax.errors import LampError
+from lamp_jax.making import synthetic
+from lamp_jax.making.lexicon import LEXICON, TOPICS
+from lamp_jax.making.synthetic import GROUPS, generate, write_benchmark
 from lamp_jax.tasks.catalog import TASKS
 
 MOVIES = TASKS["LaMP-2"]

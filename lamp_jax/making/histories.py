@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamp_jax.config import Build
-from lamp_jax.data.columns import Histories, open_histories
 from lamp_jax.data.dates import parse_date
 from lamp_jax.data.files import encode
 from lamp_jax.data.framing import parse_record
-from lamp_jax.data.tables import Row, Unusable
 from lamp_jax.data.work import count_processes, map_in_processes
 from lamp_jax.errors import LampError
+from lamp_jax.making.columns import Histories, open_histories
+from lamp_jax.making.tables import Row, Unusable
 from lamp_jax.tasks.catalog import Task, find_task
 
 User = str | int

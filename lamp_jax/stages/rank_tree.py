@@ -16,7 +16,7 @@ from lamp_jax.data.records import record_path
 from lamp_jax.data.work import available_cores, cut, map_in_processes
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
-from lamp_jax.stages import merge, rank
+from lamp_jax.stages import merge, rank_file
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 
 # What an encoder of BERT-base's size reads in a second on one core, and the bytes of a token of English JSON.
@@ -43,7 +43,7 @@ class Job:
         return record_path(Path(self.merging.output)).exists()
 
 
-def run_all(options: Rank) -> None:
+def run(options: Rank) -> None:
     jobs = plan_jobs(options)
     if options.plan:
         return print_plan(jobs, options)
@@ -80,7 +80,7 @@ def plan_jobs(options: Rank) -> list[Job]:
 
 
 def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path | None) -> Job:
-    ranker = rank.choose_ranker(options, task)
+    ranker = rank_file.choose_ranker(options, task)
     folder = Path(options.output) / ("time" if options.split == "time" else "") / task.folder
     ranking = replace(
         options,
@@ -132,7 +132,7 @@ def _run(job: Job, *, work: Work | None = None) -> str:
     """Ranks and merges one file; returns what went wrong, "" for nothing."""
     work = work or job.ranking.work
     try:
-        rank.run(replace(job.ranking, work=work))
+        rank_file.run(replace(job.ranking, work=work))
         merge.run(replace(job.merging, work=work))
     except LampError as error:
         return f"{job.task.name} {job.part}: {error}"
@@ -161,7 +161,7 @@ def estimate(job: Job, options: Rank) -> float:
         return job.size / _BYTES_A_TOKEN / _TOKENS_A_SECOND / cores
     start, size = time.perf_counter(), 0
     for chunk in islice(cut(job.ranking.questions), 2):
-        rank_chunk(chunk, ranker=job.ranking.ranker, task=job.task, told=rank.host_options(job.ranking))
+        rank_chunk(chunk, ranker=job.ranking.ranker, task=job.task, told=rank_file.host_options(job.ranking))
         size += chunk.ends[-1] - chunk.starts[0]
     return (time.perf_counter() - start) * job.size / size / cores
 

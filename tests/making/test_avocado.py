@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lamp_jax.data.avocado import Mail, html_text, parse_mail, strip_replies
+from lamp_jax.making.avocado import Mail, html_text, parse_mail, strip_replies
 
 
 def raw(text: str) -> bytes:

@@ -1,0 +1,109 @@
+"""`lamp rank --questions`: how one file is ranked, by the rankers that need no device, a fusion or an encoder."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+
+from tqdm import tqdm
+
+from lamp_jax.config import Rank
+from lamp_jax.data.files import Question, check_unique, read_questions
+from lamp_jax.data.records import claim, digest
+from lamp_jax.data.work import map_chunks
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense, read_settings
+from lamp_jax.retrieval.fusion import fuse_rankings
+from lamp_jax.retrieval.ranking import (
+    RankedLine,
+    RankingFile,
+    RankOptions,
+    encode_ranking,
+    rank_chunk,
+    write_rankings,
+)
+from lamp_jax.tasks.catalog import Task, find_task
+
+
+def run(options: Rank) -> None:
+    if not options.task or not options.questions:
+        raise LampError("give --task and --questions, or a tree of files with --all")
+    task = find_task(options.task)
+    ranker = choose_ranker(options, task)
+    inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
+    record = claim(options.output, options, inputs=inputs, ignore=["work", "embeddings_cache", "batch_tokens"])
+    if record.state == "done":
+        return print(f"{options.output}: already ranked")
+    rank = {"dense": _dense, "rrf": _fused}.get(ranker, _by_host)
+    lines = tqdm(rank(options, task, ranker), "rank", unit=" questions", disable=None)
+    count = write_rankings(options.output, lines, scores=options.scores)
+    record.finish(questions=count)
+    print(f"{options.output}: {count} rankings by {ranker}")
+
+
+def choose_ranker(options: Rank, task: Task) -> str:
+    """The ranker that the options name, or mean."""
+    ranker = options.ranker or ("best" if options.all else "bm25")
+    return task.best.of(options.split) if ranker == "best" else ranker
+
+
+def host_options(options: Rank) -> RankOptions:
+    """What the rankers that need no device are told: one process each, there are others beside it."""
+    return RankOptions(
+        use_date=options.use_date,
+        variant=options.bm25_variant,
+        seed=options.seed,
+        workers=1,
+        compatibility=options.compatibility,
+    )
+
+
+def _by_host(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+    """Streamed: a chunk of the file at a time, by as many processes as are wanted."""
+    rank = partial(rank_chunk, ranker=ranker, task=task, told=host_options(options))
+    seen: set[str] = set()
+    for line in chain.from_iterable(map_chunks(rank, options.questions, options.work)):
+        check_unique([line.question_id], seen, options.questions)
+        yield line
+
+
+def _fused(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+    questions = _read(options, task)
+    rankings = {path: RankingFile(path) for path in options.rankings}
+    return map(encode_ranking, fuse_rankings(questions, rankings, k=options.rrf_k))
+
+
+def _dense(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+    questions = _read(options, task)
+    # Here, not above: the other rankers need no device, and their processes would start one each.
+    import jax
+
+    from lamp_jax.encoding import open_encoder
+    from lamp_jax.sharding import open_mesh
+
+    use_date = _choose_dates(options)
+    with jax.set_mesh(open_mesh(options.devices)):
+        embed = open_encoder(
+            options.encoder, options.devices, max_length=options.max_length, batch_tokens=options.batch_tokens
+        )
+        if options.embeddings_cache:
+            encoder = {"encoder": digest(options.encoder), "max_length": options.max_length}
+            embed = EmbeddingCache(options.embeddings_cache, encoder | {"dtype": options.devices.dtype}).wrap(embed)
+        ranked = rank_dense(questions, task, embed, use_date=use_date, compatibility=options.compatibility)
+        try:
+            yield from map(encode_ranking, ranked)
+        except LampError as error:
+            raise LampError(f"{options.questions}: {error}") from error
+
+
+def _read(options: Rank, task: Task) -> list[Question]:
+    return read_questions(options.questions, task=task, patches=options.compatibility.patches)
+
+
+def _choose_dates(options: Rank) -> bool:
+    """Whether documents have dates: as the encoder was trained, or as the options say for others."""
+    settings = read_settings(options.encoder)
+    if settings is None:
+        return options.use_date
+    if options.use_date and not settings.use_date:
+        raise LampError(f"{options.encoder}: was trained on documents without dates; leave --use-date out")
+    return settings.use_date
