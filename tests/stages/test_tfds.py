@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
+from lamp_jax.config import Prompting, Train
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions
-from lamp_jax.data.sources import LampSource
+from lamp_jax.data.sources import LampSource, open_source
+from lamp_jax.inputs.examples import ExampleMaker, load_examples
+from lamp_jax.inputs.tokenizer import train_tokenizer
 from lamp_jax.making.synthetic import write_benchmark
 from lamp_jax.tasks.catalog import find_task
 
@@ -95,6 +98,7 @@ def test_a_killed_command_leaves_nothing_that_looks_whole_and_is_made_anew(comma
     program = f"""
 import os
 from lamp_jax import cli
+from lamp_jax.config import Prompting, Train
 from lamp_jax.data import builder
 builder.profiles_of = lambda *_, **__: os._exit(9)
 cli.main({[str(word) for word in command]!r})
@@ -112,3 +116,16 @@ def test_a_task_that_the_tree_does_not_have_is_named(tmp_path, capsys):
     assert lamp("tfds", "--data", tmp_path / "empty", "--task", "LaMP-3", "--output", tmp_path / "out") == 1
     assert "no questions of LaMP-3" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_learned_from_is_the_same_in_a_data_set_and_in_its_file(command, tree, tmp_path):
+    assert lamp(*command) == 0
+    golds, merged = tree / "train_outputs.json", tmp_path / "train.json"
+    assert lamp("merge", "--questions", tree / "train_questions.json", "--outputs", golds, "--output", merged) == 0
+    options = Train("LaMP-3", "", "", "", prompting=Prompting(num_retrieved=2))
+    tokenizer = train_tokenizer([question.input for question in read_questions(merged)], vocab_size=200)
+    make = ExampleMaker(TASK, tokenizer, options, retriever="recency", longest_answer=8)
+    sources = [open_source(place, TASK) for place in (merged, tmp_path / "out" / "train")]
+    examples, others = (list(load_examples(source, make)) for source in sources)
+    assert len(examples) == 6
+    assert others == examples
