@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LampError as error:
         print(f"lamp: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # no room, no permission, no such place, no network: it names which
+        print(f"lamp: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("lamp: stopped; the same command goes on where it can", file=sys.stderr)
         return 130

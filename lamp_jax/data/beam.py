@@ -38,6 +38,10 @@ def _open_pipeline(work: Work) -> Any:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise LampError("--beam-runner: Apache Beam is not installed; pip install 'lamp_jax[beam]'") from None
+    if work.beam_runner != "DirectRunner" and not work.beam_staging:
+        raise LampError(f"--beam-runner {work.beam_runner}: give --beam-staging, a directory that all machines see")
+    if work.beam_staging and not Path(work.beam_staging).is_dir():
+        raise LampError(f"--beam-staging {work.beam_staging}: no such directory; make it")
     options = PipelineOptions([f"--{option}" for option in work.beam_options])
     known = options.get_all_options()
     unknown = [option for option in work.beam_options if option.partition("=")[0] not in known]

@@ -47,6 +47,7 @@ class JsonSource:
         self._starts, self._ends = flat[::2].copy(), flat[1::2].copy()
         if not len(flat):
             raise no_records(path)
+        self._open()
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -63,13 +64,16 @@ class JsonSource:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
     def __del__(self) -> None:
         if "_file" in self.__dict__:
             self._file.close()
 
-    @functools.cached_property
-    def _file(self):
-        return open(self._path, "rb")
+    def _open(self) -> None:
+        self._file = open(self._path, "rb")  # noqa: SIM115 (open for the life of the source)
 
 
 class LampSource:
@@ -123,6 +127,12 @@ def open_source(path: str | Path, task: Task, patches: Iterable[str] = ALL_PATCH
             "data set, or give the same --compatibility.patches"
         )
     return LampSource(directory, path.name)
+
+
+def content_of(path: str | Path, task: Task) -> str:
+    """What open_source reads at `path`: the file, or the directory of the data set."""
+    directory = None if Path(path).exists() else _find_dataset(Path(path).parent, task)
+    return str(directory or path)
 
 
 def open_dataset(directory: str | Path) -> Any:

@@ -95,9 +95,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def count_cores(work: Work) -> int:
+    """How many processes are wanted at most. LampError for a number below 0."""
+    if work.workers < 0:
+        raise LampError(f"--workers {work.workers}: must be 0 (every core) or more")
+    return work.workers or available_cores()
+
+
 def count_processes(work: Work, size: int) -> int:
-    """How many processes are worth starting for `size` bytes."""
-    return min(work.workers or available_cores(), 1 + size // _BYTES_WORTH_A_PROCESS)
+    """How many processes are worth starting for `size` bytes. LampError as count_cores."""
+    return min(count_cores(work), 1 + size // _BYTES_WORTH_A_PROCESS)
 
 
 def map_in_processes(

@@ -177,7 +177,7 @@ def past_questions(questions: Iterable[Question], task: Task, *, newest: int) ->
         for place in range(max(len(items) - newest, 0), len(items)):
             item = items[place]
             past = Question(
-                id=f"{question.id}/{item['id']}",
+                id=f"{question.id}/{place}",
                 input=task.input_for(str(item[task.source])),
                 profile=tuple(items[:place]),
                 user_id=question.user_id,

@@ -30,6 +30,8 @@ def run(options: Merge) -> None:
     record = claim(options.output, options, inputs=inputs, ignore=["work"])
     if record.state == "done":
         return print(f"{options.output}: already merged")
+    for opened in (_golds, _ranking):
+        opened.cache_clear()  # the files may have changed
     chunks = map_chunks(partial(merge_chunk, options=options), options.questions, options.work)
     merged = tqdm(_whole(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
     count = write_json_list(options.output, merged)

@@ -27,8 +27,12 @@ from lamp_jax.tasks.catalog import Task, find_task
 def run(options: Rank) -> None:
     if not options.task or not options.questions:
         raise LampError("give --task and --questions, or a tree of files with --all")
+    if options.plan or options.tasks:
+        raise LampError("--plan and --tasks are for a tree of files: give it with --all")
     task = find_task(options.task)
     ranker = choose_ranker(options, task)
+    if options.rankings and ranker != "rrf":
+        raise LampError(f"--rankings are fused by --ranker rrf, and this is {ranker}")
     inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
     record = claim(options.output, options, inputs=inputs, ignore=["work", "embeddings_cache", "batch_tokens"])
     if record.state == "done":

@@ -4,16 +4,16 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from lamp_jax.config import Merge, Part, Rank, Work
+from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
 from lamp_jax.data.records import record_path
-from lamp_jax.data.work import available_cores, cut, map_in_processes
+from lamp_jax.data.work import count_cores, cut, map_in_processes
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
 from lamp_jax.stages import merge, rank_file
@@ -71,12 +71,26 @@ def plan_jobs(options: Rank) -> list[Job]:
             if named:
                 raise
             continue
-        jobs += [_job(options, task, part, *files) for part, files in parts.items()]
+        for part, (questions, outputs) in parts.items():
+            if not named and questions.parent == Path(options.all):
+                raise LampError(f"{questions}: lies in no task's folder; say whose it is with --tasks")
+            if _holds_ids(questions):
+                print(f"{questions}: holds ids of mails alone and is left out; make {task.name} with `lamp avocado`")
+            else:
+                jobs.append(_job(options, task, part, questions, outputs))
     if not jobs:
         raise LampError(
             f"{options.all}: no questions of any task, {options.split} split; is it a tree of lamp download?"
         )
     return sorted(jobs, key=lambda job: -job.size)
+
+
+def _holds_ids(questions: Path) -> bool:
+    """Whether its inputs are ids, as LaMP-6 is published: single words. A broken file is for its ranking to report."""
+    try:
+        return next((len(question.input.split()) == 1 for question in stream_questions(questions)), False)
+    except LampError:
+        return False
 
 
 def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path | None) -> Job:
@@ -105,27 +119,13 @@ def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path |
 
 def _run_on_host(jobs: list[Job], options: Rank) -> Iterator[str]:
     """Several files at once, the cores shared between them; a pipeline takes one after the other."""
-    cores = options.work.workers or available_cores()
+    cores = count_cores(options.work)
     at_once = min(len(jobs), cores, max(2, math.isqrt(cores)))
     if options.work.beam_runner != "none" or at_once < 2:
         yield from map(_run, jobs)
         return
     share = replace(options.work, workers=max(1, cores // at_once))
-    with _without_bars():
-        yield from map_in_processes(partial(_run, work=share), jobs, processes=at_once)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Of several processes, one at a time may draw a bar: those that start here do not."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("TQDM_DISABLE")
-        if before is not None:
-            os.environ["TQDM_DISABLE"] = before
+    yield from map_in_processes(partial(_run, work=share), jobs, processes=at_once)
 
 
 def _run(job: Job, *, work: Work | None = None) -> str:
@@ -142,21 +142,27 @@ def _run(job: Job, *, work: Work | None = None) -> str:
 def print_plan(jobs: list[Job], options: Rank) -> None:
     """What would be done, with an estimate of the time: of BM25 and the like from a piece of each file."""
     print(f"{'task':9} {'part':6} {'ranker':8} {'MB':>7} {'about':>9}  merged file")
-    seconds = 0.0
+    seconds, errors = 0.0, []
     for job in jobs:
-        about = 0.0 if job.done else estimate(job, options)
+        try:
+            about = 0.0 if job.done else estimate(job, options)
+            shown = "done" if job.done else _in_words(about)
+        except LampError as error:
+            about, shown = 0.0, "error"
+            errors.append(f"{job.task.name} {job.part}: {error}")
         seconds += about
-        shown = "done" if job.done else _in_words(about)
         known = f"{job.task.name:9} {job.part:6} {job.ranking.ranker:8} {job.size / 1e6:7.1f}"
         print(f"{known} {shown:>9}  {job.merging.output}")
     print(f"{sum(not job.done for job in jobs)} of {len(jobs)} files to do, about {_in_words(seconds)} on this machine")
     if any(job.ranking.ranker == "dense" and not job.done for job in jobs):
         print("dense: estimated for this machine's cores, at most (equal texts are read once); use an accelerator")
+    if errors:
+        raise LampError("\n".join([f"{len(errors)} of {len(jobs)} files would fail:", *errors]))
 
 
 def estimate(job: Job, options: Rank) -> float:
     """Seconds for one file: a piece of it is ranked to tell; for an encoder, by its tokens."""
-    cores = options.work.workers or available_cores()
+    cores = count_cores(options.work)
     if job.ranking.ranker not in RANKERS:
         return job.size / _BYTES_A_TOKEN / _TOKENS_A_SECOND / cores
     start, size = time.perf_counter(), 0

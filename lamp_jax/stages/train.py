@@ -1,7 +1,7 @@
 """`lamp train`: a T5 fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from flax import nnx
 from tqdm import tqdm
 
 from lamp_jax.config import SCRATCH, Train
+from lamp_jax.data.files import check_unique
 from lamp_jax.data.records import claim
-from lamp_jax.data.sources import QuestionSource, open_source
+from lamp_jax.data.sources import QuestionSource, content_of, open_source
 from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.examples import ExampleMaker, gold_of, load_examples, make_prompts, past_questions, prompt_examples
 from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_tokenizer
@@ -34,13 +36,16 @@ _WORTH_PROCESSES = 5000
 
 def run(options: Train) -> None:
     task = find_task(options.task)
-    inputs = [*map(_content, (options.train, options.validation))] + [options.model] * (options.model != SCRATCH)
+    inputs = [content_of(path, task) for path in (options.train, options.validation)]
+    inputs += [options.model] * (options.model != SCRATCH)
     record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     check_learning(options.learning)
+    if options.workers < 0:
+        raise LampError(f"--workers {options.workers}: must be 0 or more")
     patches = options.compatibility.patches
-    questions, validation = (open_source(path, task, patches) for path in (options.train, options.validation))
+    questions, validation = (_open(path, task, patches) for path in (options.train, options.validation))
     if options.profile_targets:
         known = list(questions)
         questions = known + past_questions(known, task, newest=options.profile_targets)
@@ -51,9 +56,13 @@ def run(options: Train) -> None:
     print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")
 
 
-def _content(source: str) -> str:
-    """The file, or the directory of the data set whose part is named."""
-    return source if Path(source).exists() else str(Path(source).parent)
+def _open(path: str, task: Task, patches: Iterable[str]) -> QuestionSource:
+    """Questions with golds, each of which is looked at once before any work begins."""
+    source, seen = open_source(path, task, patches), set()
+    for question in source:
+        check_unique([question.id], seen, path)
+        gold_of(question, path)
+    return source
 
 
 def train_generator(options: Train, task: Task, questions: QuestionSource, validation: QuestionSource) -> Progress:
@@ -131,7 +140,7 @@ def _examples(options: Train, task: Task, questions: QuestionSource, tokenizer: 
 
 def _count_workers(options: Train, questions: int) -> int:
     """Processes that make examples; none where threads are done before a process has started."""
-    return options.workers if options.workers else available_cores() if questions > _WORTH_PROCESSES else 0
+    return options.workers or (available_cores() if questions > _WORTH_PROCESSES else 0)
 
 
 def _evaluation(

@@ -233,3 +233,24 @@ def test_label_decoding_needs_a_label_task(synth, tmp_path, capsys):
     words = ("--task", "LaMP-4", "--questions", dev, "--model", MODEL, "--decode", "labels")
     assert lamp("generate", *words, "--output", tmp_path / "p.json") == 1
     assert "LaMP-4 has no labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "said"), [("gold", "has no gold"), ("id", "this id occurs twice")])
+def test_bad_train_questions_are_named_before_a_forced_run_removes_anything(tmp_path, change, said, capsys):
+    item = {"id": "1", "text": "fine", "score": "4"}
+    questions = [{"id": key, "input": "review: fine", "profile": [item], "output": "4"} for key in ("1", "2", "3")]
+    (tmp_path / "good.json").write_text(json.dumps(questions))
+    if change == "gold":
+        del questions[2]["output"]
+    else:
+        questions[2]["id"] = "1"
+    (tmp_path / "bad.json").write_text(json.dumps(questions))
+    (tmp_path / "model").mkdir()
+    for name in ("run.json", "model.safetensors"):
+        (tmp_path / "model" / name).write_text("{}")
+    files = ("--train", tmp_path / "bad.json", "--validation", tmp_path / "good.json", "--output", tmp_path / "model")
+    assert lamp("train", "--task", "LaMP-3", *files, "--model", "scratch", "--force") == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "bad.json" in error
+    assert (tmp_path / "model/model.safetensors").exists()

@@ -108,6 +108,36 @@ def test_an_id_that_occurs_twice_far_apart_is_named(benchmark, tmp_path, capsys)
     assert not list(tmp_path.glob("*.json*"))
 
 
+def test_files_that_changed_between_two_merges_are_read_again(benchmark, tmp_path):
+    words = ("--questions", benchmark / "train_questions.json", "--outputs", tmp_path / "golds.json")
+    golds = json.loads((benchmark / "train_outputs.json").read_text())
+    for answer in ("1", "2"):
+        changed = {**golds, "golds": [{**gold, "output": answer} for gold in golds["golds"]]}
+        (tmp_path / "golds.json").write_text(json.dumps(changed))
+        assert lamp("merge", *words, "--output", tmp_path / "m.json", "--force", "--workers", 1) == 0
+        assert {question.output for question in read_questions(tmp_path / "m.json")} == {answer}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--plan",), "--plan and --tasks are for a tree"),
+        (("--rankings", "a.json", "b.json"), "--rankings are fused by --ranker rrf, and this is bm25"),
+        (("--workers", -1), "--workers -1: must be 0"),
+        (("--beam-runner", "FlinkRunner"), "give --beam-staging, a directory that all machines see"),
+        (("--beam-runner", "DirectRunner", "--beam-staging", "absent"), "--beam-staging absent: no such directory"),
+        (("--output", "{data}/train_questions.json/x.json"), "File exists"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(benchmark, tmp_path, words, said, capsys):
+    if "--beam-runner" in words:
+        pytest.importorskip("apache_beam")
+    asked = ("--task", "LaMP-3", "--questions", benchmark / "train_questions.json", "--output", tmp_path / "r.json")
+    assert lamp("rank", *asked, *(str(word).format(data=benchmark) for word in words)) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "r.json").exists()
+
+
 # --- a tree
 
 
@@ -180,3 +210,21 @@ def test_best_is_the_papers_choice():
 def test_what_a_tree_cannot_be_asked_is_named(tree, tmp_path, words, said, capsys):
     assert lamp("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out", *words) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_tree_without_folders_of_tasks_must_say_whose_it_is(benchmark, tmp_path, capsys):
+    words = ("rank", "--all", benchmark, "--ranker", "bm25", "--output", tmp_path / "out")
+    assert lamp(*words) == 1
+    assert "lies in no task's folder; say whose it is with --tasks" in capsys.readouterr().err
+    assert lamp(*words, "--tasks", "LaMP-3") == 0
+    assert "2 of 2 files are ranked and merged" in capsys.readouterr().out
+
+
+def test_files_of_ids_are_left_out(tree, tmp_path, capsys):
+    ids = tree / "time/LaMP_6/train/train_questions.json"
+    ids.parent.mkdir(parents=True)
+    ids.write_text(json.dumps([{"id": "50", "input": "043-8829-EM", "profile": [{"id": "500", "text": "043-1-EM"}]}]))
+    assert lamp("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f"{ids}: holds ids of mails alone and is left out; make LaMP-6 with `lamp avocado`" in said
+    assert "4 of 4 files are ranked and merged" in said
