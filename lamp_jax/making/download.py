@@ -23,6 +23,7 @@ Report = Callable[[TreeFile, int, int | None], None]
 
 _CHUNK = 2**18
 _LONGEST_PAUSE = 10.0
+_PATIENCE = 0.5
 _PASSING = (408, 425, 429)  # client errors that another attempt may not meet
 _WEB_PAGE = "sent a web page, which is not a file of the benchmark"
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -80,7 +81,7 @@ def download(
         thread.start()
     try:
         for _ in range(count):
-            outcome = done.get()
+            outcome = _wait(done)
             if isinstance(outcome, BaseException):
                 raise outcome
             yield outcome
@@ -88,6 +89,13 @@ def download(
         source.stop.set()
         for thread in threads:
             thread.join(0.5)
+
+
+def _wait(done: "SimpleQueue[Outcome | BaseException]") -> Outcome | BaseException:
+    while True:
+        # Not without end: a signal that another thread received is seen between two waits.
+        with contextlib.suppress(Empty):
+            return done.get(timeout=_PATIENCE)
 
 
 def _bring(file: TreeFile, root: Path, *, source: Source, ledger: Ledger, report: Report) -> Outcome:

