@@ -14,7 +14,7 @@ import numpy as np
 
 from lamp_jax.config import Work
 from lamp_jax.data.dates import parse_date
-from lamp_jax.data.files import encode
+from lamp_jax.data.files import encode, glimpse
 from lamp_jax.data.findings import EXAMPLES, FINDINGS, Tally, hash_bytes, hash_text
 from lamp_jax.data.framing import BOM, Framed, Frames, parse_record
 from lamp_jax.data.layout import benchmark_files
@@ -27,7 +27,6 @@ Form = Literal["questions", "outputs", "predictions", "ranking"]
 
 _LOOKED_AT = 200  # first records, which tell form and task
 _HEAD = 2**20
-_SHOWN = 60
 
 
 _QUESTION_FIELDS = {"id": str | int, "input": str, "profile": list, "user_id": str | int | None}
@@ -53,7 +52,7 @@ class _Record:
     tally: Tally
 
     def find(self, name: str, item: Mapping[str, Any] | None = None) -> None:
-        self.tally.find(name, self.where if item is None else f"{self.where}, item {_glimpse(item['id'])}")
+        self.tally.find(name, self.where if item is None else f"{self.where}, item {glimpse(item['id'])}")
 
     def check_texts(self) -> None:
         for name, signs, pattern in _ODD_TEXTS:
@@ -66,7 +65,7 @@ class _Record:
         """Whether its fields are of these types."""
         bad = [name for name, kind in fields.items() if not isinstance(self.value.get(name), kind)]
         for name in bad:
-            found = _glimpse(self.value[name]) if name in self.value else "nothing"
+            found = glimpse(self.value[name]) if name in self.value else "nothing"
             self.tally.find("bad field", f"{self.where}: {name!r}, found {found}")
         return not bad
 
@@ -137,7 +136,7 @@ def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
         value = _parse(framed, tally)
         if value is not None:
             named = isinstance(value.get("id"), str | int)
-            where = f"question {_glimpse(value['id'])}" if named else f"record {framed.number}, byte {framed.offset}"
+            where = f"question {glimpse(value['id'])}" if named else f"record {framed.number}, byte {framed.offset}"
             record = _Record(value, framed, where, tally)
             record.check_texts()
             _check_question(record, task) if form == "questions" else _check_output(record, form, task)
@@ -322,7 +321,7 @@ def _compare_records(path: str | Path, tally: Tally) -> None:
     items = np.array(tally.items, np.uint64).reshape(-1, 2)
     twice = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
     for place in twice[:EXAMPLES].tolist():
-        tally.find("id twice", f"question {_glimpse(_read_again(path, records[place])['id'])}", times=0)
+        tally.find("id twice", f"question {glimpse(_read_again(path, records[place])['id'])}", times=0)
     tally.counts["id twice"] += len(twice)
     owner = np.repeat(np.arange(len(records)), records[:, 3].astype(np.int64))
     first = _find_first(items[:, 0])
@@ -330,7 +329,7 @@ def _compare_records(path: str | Path, tally: Tally) -> None:
     for place in shared[:EXAMPLES].tolist():
         question = _read_again(path, records[owner[place]])
         item_id = next(one["id"] for one in _objects(question["profile"]) if _is_id(one.get("id"), items[place, 0]))
-        tally.find("shared id", f"question {_glimpse(question['id'])}, item {_glimpse(item_id)}", times=0)
+        tally.find("shared id", f"question {glimpse(question['id'])}, item {glimpse(item_id)}", times=0)
     tally.counts["shared id"] += len(shared)
 
 
@@ -370,7 +369,7 @@ def _tally_ranking(path: str | Path, tally: Tally) -> None:
         tally.find("broken file", f"{path}: holds no rankings")
     seen: set[str] = set()
     for question_id, item_ids in pairs:
-        where = f"question {_glimpse(question_id)}"
+        where = f"question {glimpse(question_id)}"
         tally.facts["records"] += 1
         if question_id in seen:
             tally.find("id twice", where)
@@ -427,8 +426,3 @@ def _is_big(value: object) -> bool:
 
 def _is_item_id(value: object) -> bool:
     return isinstance(value, str | int) and not _is_big(value)
-
-
-def _glimpse(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -102,7 +102,7 @@ def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
     for number, record in enumerate(records):
         where = f"{name}, record {number}"
         if not isinstance(record, dict) or "id" not in record or record.get("output") is None:
-            raise LampError(f"{where}: expected an object with 'id' and 'output', found {_glimpse(record)}")
+            raise LampError(f"{where}: expected an object with 'id' and 'output', found {glimpse(record)}")
         key = str(record["id"])
         if key in by_id:
             raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique, remove one")
@@ -231,16 +231,16 @@ def _parsed(framed: Framed, path: str | Path) -> Any:
 
 def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
     if not isinstance(record, dict):
-        raise LampError(f"{where}: expected an object, found {_glimpse(record)}")
+        raise LampError(f"{where}: expected an object, found {glimpse(record)}")
     for field, kinds in (("id", (str, int)), ("input", (str,)), ("profile", (list,))):
         if not isinstance(record.get(field), kinds):
-            found = _glimpse(record[field]) if field in record else "nothing"
+            found = glimpse(record[field]) if field in record else "nothing"
             raise LampError(f"{where}: {field!r} must be {kinds[0].__name__}, found {found}")
     for place, item in enumerate(record["profile"]):
         if not isinstance(item, dict) or "id" not in item:
             raise LampError(f"{where}: profile item {place} has no 'id'")
     if not isinstance(record.get("user_id"), str | int | None):
-        raise LampError(f"{where}: 'user_id' must be str or int, found {_glimpse(record['user_id'])}")
+        raise LampError(f"{where}: 'user_id' must be str or int, found {glimpse(record['user_id'])}")
     record = apply_patches(record, patches)
     output = record.get("output")
     return Question(
@@ -256,7 +256,7 @@ def _check_items(question: Question, task: Task, where: str) -> None:
     for item in question.profile:
         for field in task.fields:
             if not isinstance(item.get(field), str | int | float):
-                found = _glimpse(item[field]) if field in item else "nothing"
+                found = glimpse(item[field]) if field in item else "nothing"
                 needed = ", ".join(("id", *task.fields))
                 raise LampError(
                     f"{where}, profile item {item['id']!r}: {field!r} must be a text, found {found}; "
@@ -268,6 +268,7 @@ def _first(ids: list[str]) -> str:
     return ", ".join(ids[:_SHOWN_IDS]) + (", ..." if len(ids) > _SHOWN_IDS else "")
 
 
-def _glimpse(value: Any) -> str:
+def glimpse(value: Any) -> str:
+    """A value as it may stand in a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

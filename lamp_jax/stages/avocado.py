@@ -9,7 +9,7 @@ from tqdm import tqdm
 from lamp_jax.config import Avocado
 from lamp_jax.data.files import atomic_write
 from lamp_jax.data.records import Record, claim
-from lamp_jax.data.work import available_cores
+from lamp_jax.data.work import count_cores
 from lamp_jax.errors import LampError
 from lamp_jax.making import avocado
 from lamp_jax.making.avocado import Located, Mail
@@ -43,8 +43,7 @@ def run(options: Avocado) -> None:
 def _check_options(options: Avocado) -> None:
     if options.work.beam_runner != "none":
         raise LampError(f"--beam-runner {options.work.beam_runner}: lamp avocado runs on one machine; leave it out")
-    if options.work.workers < 0:
-        raise LampError(f"--workers {options.work.workers}: must be 0 (every core) or more")
+    count_cores(options.work)  # says what is wrong with a number below 0
     output = Path(options.output).resolve()
     for name, directory in (("archives", options.archives), ("ids", options.ids)):
         source = Path(directory).resolve()
@@ -79,8 +78,7 @@ def _write_missing(output: Path, missing: list[str]) -> None:
 
 
 def _read_mails(options: Avocado, located: Located) -> dict[str, Mail]:
-    workers = options.work.workers or available_cores()
-    found = avocado.read_mails(located, replies=options.replies, workers=workers)
+    found = avocado.read_mails(located, replies=options.replies, workers=count_cores(options.work))
     mails: dict[str, Mail] = {}
     for some in tqdm(found, "mails", len(located.members), disable=None):
         mails |= some

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lamp_jax.config import Build
 from lamp_jax.data.records import claim
+from lamp_jax.data.work import count_cores
 from lamp_jax.errors import LampError
 from lamp_jax.making.columns import open_histories, split_join
 from lamp_jax.making.histories import Gathered, gather
@@ -52,8 +53,7 @@ def _check_options(options: Build, inputs: list[str]) -> None:
         raise LampError(f"--dev-share {options.dev_share} --test-share {options.test_share}: together from 0 to 1")
     if options.split == "time" and options.targets == "random":
         raise LampError("--targets random: needs --split user; the time split asks about the last items")
-    if options.work.workers < 0:
-        raise LampError(f"--workers {options.work.workers}: must be 0 (every core) or more")
+    count_cores(options.work)  # says what is wrong with a number below 0
     for name in inputs:
         if Path(name).resolve().is_relative_to(Path(options.output).resolve()):
             # --force would remove it.
