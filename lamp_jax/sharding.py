@@ -53,6 +53,10 @@ class Rules:
         """The partition of an array with these named axes, e.g. `spec("batch", None, "heads", None)`."""
         return P(*(None if axis is None else getattr(self, axis) for axis in axes))
 
+    def gathered(self, spec: P) -> P:
+        """How a weight of this layout lies when it is used: whole along the axis that `embed` is split over."""
+        return P(*(None if axis == self.embed else axis for axis in spec))
+
     def out(self, *axes: str | None) -> P | None:
         """`spec`, for `out_sharding=`; None where no mesh is set (one device, nothing to say)."""
         return self.spec(*axes) if mesh_is_set() else None

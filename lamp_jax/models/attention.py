@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lamp_jax.models.layers import dropout, normal, project, read
+from lamp_jax.models.layers import dropout, normal, project
 from lamp_jax.sharding import Rules, mesh_is_set
 
 AttentionOrder = Literal["whole", "rows"]
@@ -273,14 +273,13 @@ class Attention(nnx.Module):
 
     def keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, S, D] -> two of [B, S, H, K]."""
-        key, value = (read(w, self.rules, None, "heads", None, dtype=x.dtype) for w in (self.key, self.value))
-        return project("bsd,dhk->bshk", x, key), project("bsd,dhk->bshk", x, value)
+        keys, values = (project("bsd,dhk->bshk", x, weight, self.rules) for weight in (self.key, self.value))
+        return keys, values
 
     def queries(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, H, K]."""
-        return project("btd,dhk->bthk", x, read(self.query, self.rules, None, "heads", None, dtype=x.dtype))
+        return project("btd,dhk->bthk", x, self.query, self.rules)
 
     def mix(self, heads: jax.Array) -> jax.Array:
         """What the heads found, [B, T, H, K] -> [B, T, D]."""
-        output = read(self.output, self.rules, "heads", None, None, dtype=heads.dtype)
-        return project("bthk,hkd->btd", heads, output, out=self.rules.out("batch", None, None))
+        return project("bthk,hkd->btd", heads, self.output, self.rules, out=self.rules.out("batch", None, None))

@@ -21,9 +21,9 @@ from lamp_jax.models.layers import (
     Remat,
     dropout,
     layer_keys,
+    look_up,
     normal,
     project,
-    read,
     scan_layers,
     split_key,
     zeros,
@@ -146,14 +146,12 @@ class BertLayers(nnx.Module):
         query = query * query.shape[-1] ** -0.5
         values = drop_values(values, self.config.attention_probs_dropout_prob, key_values)
         heads = self.attend(x, query, keys, values, padding, order, key_scores)
-        output = read(self.output, rules, "heads", None, None, dtype=x.dtype)
-        mixed = project("bthk,hkd->btd", heads, output, out=rules.out("batch", None, None))
+        mixed = project("bthk,hkd->btd", heads, self.output, rules, out=rules.out("batch", None, None))
         mixed = mixed + self.output_bias[...].astype(x.dtype)
         x = self.attention_norm(x + dropout(mixed, rate, key_attention))
-        wide = project("btd,df->btf", x, read(self.inner, rules, None, "mlp", dtype=x.dtype))
+        wide = project("btd,df->btf", x, self.inner, rules)
         wide = _gelu(wide + self.inner_bias[...].astype(x.dtype))
-        outer = read(self.outer, rules, "mlp", None, dtype=x.dtype)
-        narrow = project("btf,fd->btd", wide, outer, out=rules.out("batch", None, None))
+        narrow = project("btf,fd->btd", wide, self.outer, rules, out=rules.out("batch", None, None))
         narrow = narrow + self.outer_bias[...].astype(x.dtype)
         return self.mlp_norm(x + dropout(narrow, rate, key_mlp))
 
@@ -172,8 +170,7 @@ class BertLayers(nnx.Module):
 
     def heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
         """[B, S, D] -> [B, S, H, K]."""
-        matrix = read(weight, self.rules, None, "heads", None, dtype=x.dtype)
-        return project("bsd,dhk->bshk", x, matrix) + bias[...].astype(x.dtype)
+        return project("bsd,dhk->bshk", x, weight, self.rules) + bias[...].astype(x.dtype)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -224,8 +221,7 @@ class Bert(nnx.Module):
         config, rules = self.config, self.rules
         key_first, key_layers = split_key(key, 2)
         padding = hide_padding(tokens != NO_TOKEN)
-        words = gathered(self.words[...], rules.spec("vocab", None)).at[jnp.maximum(tokens, 0)]
-        x = words.get(out_sharding=rules.out("batch", None, None))
+        x = look_up(self.words, jnp.maximum(tokens, 0), rules, dtype=jnp.dtype(jnp.float32))
         positions = gathered(self.positions[...], rules.spec(None, None))
         fixed = positions[config.first_position : config.first_position + tokens.shape[1]]
         fixed = fixed + gathered(self.types[...], rules.spec(None, None))[0]

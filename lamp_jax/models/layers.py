@@ -48,9 +48,26 @@ def normal(
     return nnx.Param(values * deviation)
 
 
-def read(parameter: nnx.Param, rules: Rules, *axes: str | None, dtype: jnp.dtype) -> jax.Array:
-    """The parameter in the compute dtype, gathered over every axis that is not named here."""
-    return gathered(parameter[...].astype(dtype), rules.spec(*axes))
+def read(parameter: nnx.Param, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
+    """The parameter in the compute dtype, as a product uses it: whole along the hidden axis."""
+    return _whole(parameter[...].astype(dtype), rules)
+
+
+def _whole(weight: jax.Array, rules: Rules) -> jax.Array:
+    return gathered(weight, rules.gathered(jax.typeof(weight).sharding.spec))
+
+
+def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
+    """The table's rows [V, D] at numbers [B, T] -> [B, T, D].
+
+    Where the table is split over the hidden axis, every device reads its part of all rows, which are then exchanged:
+    far less than the table, and the gradient stays as it is split.
+    """
+    layout = rules.out("batch", None, None)
+    if layout and rules.embed:
+        rows, layout = gathered(rows, P(None, None)), P(None, None, rules.embed)
+    found = table[...].at[rows].get(out_sharding=layout).astype(dtype)
+    return gathered(found, rules.spec("batch", None, None))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -62,9 +79,18 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     dropped = round(rate * 256)
     if key is None or not dropped:
         return x
-    words = jax.random.bits(key, (x.shape[0], -(-x.shape[1] // 4), *x.shape[2:]), jnp.uint32, out_sharding=_layout(x))
+    words = _random_words(key, (x.shape[0], -(-x.shape[1] // 4), *x.shape[2:]), _layout(x))
     octets = jnp.concatenate([(words >> shift).astype(jnp.uint8) for shift in (0, 8, 16, 24)], axis=1)
     return jnp.where(octets[:, : x.shape[1]] >= dropped, x * (256 / (256 - dropped)), 0).astype(x.dtype)
+
+
+def _random_words(key: jax.Array, shape: tuple[int, ...], layout: P | None) -> jax.Array:
+    """Random uint32 of this layout, the same on every mesh.
+
+    By Threefry, of which each device makes its own part; what the `rbg` kind draws is made whole on all of them.
+    """
+    threefry = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
+    return jax.random.bits(threefry, shape, jnp.uint32, out_sharding=layout)
 
 
 def zeros(shape: tuple[int, ...], *, rules: Rules, axes: tuple[str | None, ...]) -> nnx.Param[jax.Array]:
@@ -118,29 +144,41 @@ def _gated_gelu(gate: jax.Array, inner: jax.Array) -> jax.Array:
     return jax.nn.gelu(gate, approximate=True) * inner
 
 
-def project(subscripts: str, x: jax.Array, weight: jax.Array, *, out: P | None = None) -> jax.Array:
-    """einsum(subscripts, x, weight), laid out as `out`.
+def project(
+    subscripts: str,
+    x: jax.Array,
+    parameter: nnx.Param,
+    rules: Rules,
+    *,
+    out: P | None = None,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """einsum(subscripts, x, parameter), laid out as `out`; in x's dtype, or the given one.
 
-    Its own gradient, because a CPU has to transpose the left operand of the weight's: here that is x, stored and
-    shared by all products of x, where JAX's rule takes the output's gradient with all that computes it.
+    Its own gradient. A weight that is split over the hidden axis is gathered for the product and again for the
+    gradient, not kept between them, and its gradient is summed right into that layout. And a CPU has to transpose the
+    left operand of the weight's gradient: here that is x, stored and shared by all products of x, where JAX's rule
+    takes the output's gradient with all that computes it.
     """
-    return _project(subscripts, x, weight, out)
+    return _project(subscripts, x, parameter[...].astype(x.dtype), rules, out, dtype or x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _project(subscripts, x, weight, out):
-    return jnp.einsum(subscripts, x, weight, out_sharding=out)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
+def _project(subscripts, x, weight, rules, out, dtype):
+    weight = _whole(weight, rules)
+    return jnp.einsum(subscripts, x, weight, out_sharding=out, preferred_element_type=dtype)
 
 
-def _project_forward(subscripts, x, weight, out):
-    return _project(subscripts, x, weight, out), (x, weight)
+def _project_forward(subscripts, x, weight, rules, out, dtype):
+    return _project(subscripts, x, weight, rules, out, dtype), (x, weight)
 
 
-def _project_backward(subscripts, out, kept, gradient):
+def _project_backward(subscripts, rules, out, dtype, kept, gradient):
     x, weight = kept
+    gradient = gradient.astype(x.dtype)
     inputs, rest = subscripts.split(",")
     matrix, outputs = rest.split("->")
-    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, weight, out_sharding=_layout(x))
+    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, _whole(weight, rules), out_sharding=_layout(x))
     d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=_layout(weight))
     return d_x, d_weight
 
@@ -175,13 +213,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rate: float, key: jax.Array | None) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        inner = read(self.inner, self.rules, None, "mlp", dtype=x.dtype)
-        wide = project("btd,df->btf", x, inner)
+        wide = project("btd,df->btf", x, self.inner, self.rules)
         if self.gate is None:
             wide = jax.nn.relu(wide)
         else:
-            gate = read(self.gate, self.rules, None, "mlp", dtype=x.dtype)
-            wide = _gated_gelu(project("btd,df->btf", x, gate), wide)
-        outer = read(self.outer, self.rules, "mlp", None, dtype=x.dtype)
+            wide = _gated_gelu(project("btd,df->btf", x, self.gate, self.rules), wide)
         wide = dropout(wide, rate, key)
-        return project("btf,fd->btd", wide, outer, out=self.rules.out("batch", None, None))
+        return project("btf,fd->btd", wide, self.outer, self.rules, out=self.rules.out("batch", None, None))

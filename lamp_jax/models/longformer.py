@@ -105,9 +105,7 @@ class LongformerLayers(BertLayers):
         is (q W) x, and the mean of W x is W times the mean of x. The keys' bias is the same for all and falls out.
         """
         query = self.heads(x[:, :1], self.query_first, self.query_first_bias)[:, 0] * self.key_first.shape[-1] ** -0.5
-        key_matrix, value_matrix = (
-            read(w, self.rules, None, "heads", None, dtype=x.dtype) for w in (self.key_first, self.value_first)
-        )
+        key_matrix, value_matrix = (read(w, self.rules, dtype=x.dtype) for w in (self.key_first, self.value_first))
         asked = jnp.einsum("bhk,dhk->bhd", query, key_matrix)
         scores = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) + padding[:, 0]
         weights = dropout(jax.nn.softmax(scores), self.config.attention_probs_dropout_prob, key).astype(x.dtype)
@@ -151,10 +149,8 @@ class Longformer(Bert):
     def pool(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S], padded with NO_TOKEN -> tanh of a projection of the first token's hidden state [B, D]."""
         first = self(tokens, key=key)[:, 0].astype(jnp.float32)
-        matrix = read(self.pooler, self.rules, None, None, dtype=jnp.float32)
-        return jnp.tanh(project("bd,df->bf", first, matrix) + self.pooler_bias[...])
+        return jnp.tanh(project("bd,df->bf", first, self.pooler, self.rules) + self.pooler_bias[...])
 
     def score(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S], padded with NO_TOKEN -> one number for each text [B], float32."""
-        matrix = read(self.head, self.rules, None, None, dtype=jnp.float32)
-        return (project("bf,fo->bo", self.pool(tokens, key=key), matrix) + self.head_bias[...])[:, 0]
+        return (project("bf,fo->bo", self.pool(tokens, key=key), self.head, self.rules) + self.head_bias[...])[:, 0]

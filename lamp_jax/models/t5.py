@@ -27,13 +27,14 @@ from lamp_jax.models.layers import (
     RMSNorm,
     dropout,
     layer_keys,
+    look_up,
     normal,
-    read,
+    project,
     scan_layers,
     split_key,
 )
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
+from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -293,14 +294,12 @@ class T5(nnx.Module):
         head = self.embedding if self.head is None else self.head
         if self.head is None:
             x = x * self.config.d_model**-0.5
-        head = read(head, self.rules, "vocab", None, dtype=x.dtype)
-        return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
+        rows = "bt"[: x.ndim - 1]
+        return project(f"{rows}d,vd->{rows}v", x, head, self.rules, dtype=jnp.dtype(jnp.float32))
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         """[B, T] -> [B, T, D]."""
-        rules = self.rules
-        rows = gathered(self.embedding[...], rules.spec("vocab", None)).at[tokens]
-        return rows.get(out_sharding=rules.out("batch", None, None)).astype(self.dtype)
+        return look_up(self.embedding, tokens, self.rules, dtype=self.dtype)
 
     def _causal_scores(self, length: int) -> jax.Array:
         """Scores of the earlier target tokens by distance, very negative for the later ones, [1, H, T, T]."""

@@ -65,16 +65,21 @@ def make_update(
     def update(state: TrainState, batch: Any):
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
 
-        def accumulate(carry, part):
-            rows, place = part
+        def learn(part: Any, place: jax.Array | int):
             (loss, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
-                state.params, rows, jax.random.fold_in(key, place)
+                state.params, part, jax.random.fold_in(key, place)
             )
-            return jax.tree.map(jnp.add, carry, (gradient, loss, count)), None
+            return gradient, loss, count
 
-        nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
-        parts = (jax.tree.map(split, batch), jnp.arange(accumulation))
-        (gradient, loss, count), _ = jax.lax.scan(accumulate, nothing, parts)
+        if accumulation == 1:  # no second gradient to add to: it would be a copy of the parameters
+            gradient, loss, count = learn(batch, 0)
+        else:
+            nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
+            (gradient, loss, count), _ = jax.lax.scan(
+                lambda sums, part: (jax.tree.map(jnp.add, sums, learn(*part)), None),
+                nothing,
+                (jax.tree.map(split, batch), jnp.arange(accumulation)),
+            )
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, changes)

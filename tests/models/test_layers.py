@@ -1,8 +1,11 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lamp_jax.models.layers import dropout, project
+from lamp_jax.sharding import DATA_PARALLEL
 
 
 def test_projection_has_the_gradients_of_the_product():
@@ -11,7 +14,8 @@ def test_projection_has_the_gradients_of_the_product():
     def differentiate(product):
         return jax.grad(lambda *inputs: jnp.sum(jnp.sin(product("btd,dhk->bthk", *inputs))), argnums=(0, 1))(x, weight)
 
-    for got, expected in zip(differentiate(project), differentiate(jnp.einsum), strict=True):
+    by_rules = partial(project, rules=DATA_PARALLEL)
+    for got, expected in zip(differentiate(by_rules), differentiate(jnp.einsum), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
