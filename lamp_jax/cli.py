@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import runpy
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
@@ -11,6 +10,7 @@ import tyro
 
 from lamp_jax import config
 from lamp_jax.errors import LampError
+from lamp_jax.experiments import CLI_STYLE, read_experiment
 
 STAGES: dict[str, type] = {
     "demo": config.Demo,
@@ -31,6 +31,7 @@ STAGES: dict[str, type] = {
     "train-selector": config.TrainSelector,
     "select": config.Select,
     "evaluate": config.Evaluate,
+    "compile": config.Compile,
     "synth": config.Synth,
 }
 _DESCRIPTION = """Personalize language models from a user's own history.
@@ -69,7 +70,11 @@ def parse(words: list[str]) -> tuple[str, Any]:
     if " ".join(words[:2]) in STAGES:  # a stage of two words is one choice
         words[:2] = [" ".join(words[:2])]
     experiments: dict[str, Any] = {}
-    if len(words) > 1 and words[1].endswith(".py"):
+    further: list[str] = []
+    if words[:1] == ["compile"]:  # takes the page as it is, and behind `--` options of its experiment
+        mark = words.index("--") if "--" in words else len(words)
+        words, further = words[:mark], words[mark + 1 :]
+    elif len(words) > 1 and words[1].endswith(".py"):
         experiments[words[0]] = load_experiment(words[0], words.pop(1))
     defaults = {name: _defaults(options, compatibility) for name, options in STAGES.items()} | experiments
     subcommands = [
@@ -81,22 +86,18 @@ def parse(words: list[str]) -> tuple[str, Any]:
         prog="lamp",
         description=_DESCRIPTION,
         args=words,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=CLI_STYLE,
     )
+    if further:
+        chosen = dataclasses.replace(chosen, options=tuple(further))
     return next(name for name, options in STAGES.items() if isinstance(chosen, options)), chosen
 
 
 def load_experiment(stage: str, path: str) -> Any:
     """The `experiment` of a config page; it must hold the options of the stage."""
-    try:
-        page = runpy.run_path(path)
-    except FileNotFoundError:
-        raise LampError(f"{path}: no such config page") from None
-    experiment = page.get("experiment")
-    if stage not in STAGES or not isinstance(experiment, STAGES[stage]):
-        wanted = STAGES[stage].__name__ if stage in STAGES else "options"
-        raise LampError(f"{path}: `experiment` must be a {wanted}(...) for `lamp {stage}`, found {type(experiment)}")
-    return experiment
+    if stage not in STAGES:
+        raise LampError(f"{path}: a config page goes with a stage: lamp STAGE {path}")
+    return read_experiment(path, STAGES[stage])
 
 
 def _defaults(options: type, compatibility: config.Compatibility) -> Any:

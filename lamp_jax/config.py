@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 
 @dataclass(frozen=True)
@@ -708,6 +708,27 @@ class Demo:
     models that choose among retrievers (RSPG-Pre, RSPG-Post)."""
     force: bool = False
     """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Compile:
+    """Compile a step of an experiment for TPUs that need not be there: does it fit, what does it cost.
+
+    Options of the experiment follow behind `--`: lamp compile CONFIG --topology v5e:4x4 -- --sharding fsdp
+    """
+
+    config: Positional[str]
+    """A config page."""
+    topology: str
+    """Chips and their arrangement: v5e:2x4, v5e:4x4, v5p:2x2x2, v6e:2x4, ..."""
+    stage: Literal["", "train", "generate", "feedback", "retriever", "selector"] = ""
+    """Whose step; empty: that of the page. A page of `lamp train` also says how to generate and to ask for feedback."""
+    candidates: int = 6
+    """`selector`: retrievers of the pool, which a page does not say."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    options: Suppress[tuple[str, ...]] = ()
+    """What stands behind `--`."""
 
 
 @dataclass(frozen=True)

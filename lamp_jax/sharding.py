@@ -71,7 +71,9 @@ RULES = {"data": DATA_PARALLEL, "fsdp": FSDP, "tensor": TENSOR_PARALLEL, "fsdp+t
 
 
 def on_cpu() -> bool:
-    """Whether jax computes on CPUs. Starts jax."""
+    """Whether the current mesh is one of CPUs; without one, whether jax computes on them. Starts jax."""
+    if mesh_is_set():
+        return jax.sharding.get_mesh().devices.flat[0].platform == "cpu"
     return jax.default_backend() == "cpu"
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from lamp_jax import cli, config
+from lamp_jax.experiments import override, read_experiment
 
 RANK = ["rank", "--task", "LaMP-3", "--questions", "q.json", "--output", "r.json"]
 
@@ -30,12 +31,15 @@ def test_nested_options_have_plain_names():
     assert options.devices.dtype == "bfloat16"
 
 
+OPTION_OF_ALL = {"compile": "--topology"}
+
+
 @pytest.mark.parametrize("stage", cli.STAGES)
 def test_every_stage_explains_every_option(stage, capsys):
     with pytest.raises(SystemExit) as end:
         cli.parse([stage, "--help"])
     assert end.value.code == 0
-    assert "--output" in capsys.readouterr().out
+    assert OPTION_OF_ALL.get(stage, "--output") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stage", cli.STAGES)
@@ -59,12 +63,22 @@ def test_a_config_page_gives_the_defaults_and_options_override(tmp_path):
     assert (options.learning.epochs, options.seed, options.train) == (1.0, 5, "a.json")
 
 
+def test_compile_takes_a_page_and_behind_two_dashes_options_of_its_experiment(tmp_path):
+    page = tmp_path / "page.py"
+    page.write_text(PAGE)
+    words = ["compile", str(page), "--topology", "v5e:2x4", "--", "--epochs", "1", "--sharding", "fsdp"]
+    _, options = cli.parse(words)
+    assert (options.config, options.topology) == (str(page), "v5e:2x4")
+    experiment = override(read_experiment(str(page), config.Train), options.options)
+    assert (experiment.learning.epochs, experiment.devices.sharding, experiment.train) == (1.0, "fsdp", "a.json")
+
+
 def test_a_bad_config_page_is_named(tmp_path, capsys):
     assert cli.main(["train", str(tmp_path / "absent.py")]) == 1
     assert "no such config page" in capsys.readouterr().err
     (tmp_path / "empty.py").write_text("")
     assert cli.main(["train", str(tmp_path / "empty.py")]) == 1
-    assert "`experiment` must be a Train(...)" in capsys.readouterr().err
+    assert "`experiment` must be Train(...)" in capsys.readouterr().err
 
 
 def test_an_unknown_task_is_answered_with_the_list(capsys):

@@ -12,6 +12,7 @@ FLOORS = {
     "": 0,
     "errors": 0,
     "config": 0,
+    "experiments": 1,
     "tasks": 1,
     "data": 2,
     "making": 3,
@@ -25,6 +26,7 @@ FLOORS = {
     "checkpoints": 7,
     "steps": 8,
     "loop": 9,
+    "compiler": 9,
     "stages": 10,
     "cli": 11,
 }

@@ -1,6 +1,6 @@
 """How prompts become answers: one jitted function for each way of decoding, and what it says read as text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,8 @@ class Answerer:
             raise LampError(f"--decode labels: {task.name} has no labels; use beam or greedy")
         self.tokenizer, self.task = tokenizer, task
         self.by_labels = answering.decode == "labels"
-        decode = _decoder(answering, tokenizer, task)
-        self._decode = jax.jit(lambda params, source: decode(nnx.merge(graph, params), source))
+        labels = label_tokens(task, tokenizer) if self.by_labels else None
+        self._decode = make_decoder(graph, answering, labels)
 
     def __call__(self, params: Any, source: jax.Array) -> list[str]:
         """Prompts [B, S] -> B answers."""
@@ -57,12 +57,16 @@ def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
     return tokens
 
 
-def _decoder(answering: Answering, tokenizer: Any, task: Task) -> Callable[[Any, jax.Array], jax.Array]:
+def make_decoder(graph: nnx.GraphDef, answering: Answering, labels: np.ndarray | None) -> Any:
+    """The jitted (parameters, prompts [B, S]) -> tokens [B, T], or log-probabilities of the `labels` [L, T], [B, L]."""
     new_tokens = answering.generation_max_length - 1
-    if answering.decode == "labels":
-        labels = jnp.asarray(label_tokens(task, tokenizer))
-        return lambda model, source: score_labels(model, source, labels)
-    if answering.decode == "greedy":
-        return lambda model, source: greedy_search(model, source, max_new_tokens=new_tokens)
-    beams = answering.num_beams
-    return lambda model, source: beam_search(model, source, num_beams=beams, max_new_tokens=new_tokens).tokens[:, 0]
+
+    def decode(params: Any, source: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params)
+        if labels is not None:
+            return score_labels(model, source, jnp.asarray(labels))
+        if answering.decode == "greedy":
+            return greedy_search(model, source, max_new_tokens=new_tokens)
+        return beam_search(model, source, num_beams=answering.num_beams, max_new_tokens=new_tokens).tokens[:, 0]
+
+    return jax.jit(decode)

@@ -1,0 +1,97 @@
+"""What fits which TPUs, by their own compiler: `python benchmarks/tpu.py`, and again after a break: it goes on.
+
+Every row is a command of `lamp compile` in a process of its own, one to three minutes on two cores. Results go to a
+file of JSON lines; with --table alone, they are printed as the README's table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_SLICES = {"v5e:2x4": "v5e-8", "v5e:4x4": "v5e-16", "v5p:2x2x1": "v5p-8", "v6e:2x4": "v6e-8"}
+_GIB = 2**30
+
+
+class Row(NamedTuple):
+    """One compilation."""
+
+    what: str
+    page: str
+    topology: str
+    stage: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        words = ["compile", f"configs/{self.page}.py", "--topology", self.topology, "--stage", self.stage]
+        return [*words, "--json", *(["--", *self.options] if self.options else [])]
+
+
+def rows() -> Iterator[Row]:
+    """The table, line by line."""
+    bfloat16 = ("--dtype", "bfloat16")
+    for size, topology, chips in (
+        ("base", "v5e:2x4", 0),
+        ("xl", "v5e:2x4", 8),
+        ("xxl", "v5e:4x4", 16),
+        ("xxl", "v5p:2x2x1", 4),
+        ("xxl", "v6e:2x4", 8),
+    ):
+        name = f"FLAN-T5-{size if size == 'base' else size.upper()}"
+        split = ("--sharding", "tensor", "--model-parallel", str(chips)) if chips else ()
+        yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train")
+        yield Row(f"{name}, beam-4 generation", f"flan_t5_{size}", topology, "generate", split)
+        model = ("--model", f"google/flan-t5-{size}")
+        yield Row(f"{name}, likelihood feedback", "feedback_likelihood", topology, "feedback", (*model, *split))
+    yield Row("Contriever, ROPG-KD", "ropg_kd", "v5e:2x4", "retriever", bfloat16)
+    yield Row("Longformer, RSPG", "rspg_post", "v5e:2x4", "selector", bfloat16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("runs/tpu.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print what is there, compile nothing")
+    arguments = parser.parse_args()
+    lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
+    found = {one["command"]: one["report"] for one in map(json.loads, lines)}
+    for row in rows():
+        command = " ".join(row.command)
+        if command not in found and not arguments.table:
+            print(f"lamp {command}", file=sys.stderr, flush=True)
+            found[command] = compile_row(row)
+            arguments.results.parent.mkdir(parents=True, exist_ok=True)
+            with open(arguments.results, "a") as file:
+                file.write(json.dumps({"command": command, "report": found[command]}) + "\n")
+        if command in found:
+            print(as_line(row, found[command]), flush=True)
+
+
+def compile_row(row: Row) -> dict[str, Any]:
+    """The report, also of a step that does not fit."""
+    done = subprocess.run([sys.executable, "-m", "lamp_jax.cli", *row.command], capture_output=True, text=True)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        sys.exit(f"lamp {' '.join(row.command)} failed:\n{done.stdout}{done.stderr}")
+
+
+def as_line(row: Row, report: dict[str, Any]) -> str:
+    """One line of the README's table."""
+    memory, mesh = report["memory"], report["mesh"]
+    cells = [row.what, _SLICES[row.topology], f"{mesh['data']} x {mesh['model']}"]
+    cells += [f"{memory['peak'] / _GIB:.1f} of {memory['available'] / _GIB:.1f}", "yes" if report["fits"] else "no"]
+    if report["roofline"]:
+        roofline = report["roofline"]
+        times = [f"{roofline[part] * 1e3:.0f}" for part in ("compute", "hbm", "interconnect")]
+        cells += [" / ".join(times), roofline["bound"], f"{report['mfu']:.0%}"]
+    else:
+        cells += ["", "", ""]
+    return "| " + " | ".join([*cells, f"{report['compile_seconds']:.0f}"]) + " |"
+
+
+if __name__ == "__main__":
+    main()

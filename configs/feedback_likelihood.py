@@ -1,0 +1,16 @@
+"""Feedback on single items by the gold's likelihood, from FLAN-T5-base on 8 TPU v5e chips: one forward pass a pair.
+
+`lamp merge` makes the file; paths are relative to where `lamp` runs.
+"""
+
+from lamp_jax.config import Devices, FeedbackItems
+
+experiment = FeedbackItems(
+    task="LaMP-3",
+    merged="runs/LaMP_3/train.json",
+    model="google/flan-t5-base",
+    output="runs/LaMP_3/feedback",
+    reward="likelihood",
+    batch_size=64,
+    devices=Devices(sharding="data", dtype="bfloat16"),
+)

@@ -1,0 +1,17 @@
+"""FLAN-T5-base fine-tuned on prompts with the user's history, on 8 TPU v5e chips, each of which holds the whole model.
+
+The public code's optimizer settings (AdamW at 5e-5, linear schedule with 5 % warm-up, weight decay 1e-4, 10 epochs,
+beam 4) with 512 tokens and batches of 64. `lamp merge` makes the files; paths are relative to where `lamp` runs.
+"""
+
+from lamp_jax.config import Devices, Learning, Train
+
+experiment = Train(
+    task="LaMP-3",
+    train="runs/LaMP_3/train.json",
+    validation="runs/LaMP_3/dev.json",
+    output="runs/LaMP_3/flan_t5_base",
+    model="google/flan-t5-base",
+    learning=Learning(epochs=10.0, batch_size=64, learning_rate=5e-5, warmup_ratio=0.05, weight_decay=1e-4),
+    devices=Devices(sharding="data", dtype="bfloat16"),
+)

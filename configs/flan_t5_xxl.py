@@ -1,0 +1,17 @@
+"""FLAN-T5-XXL (11.1 billion parameters) fine-tuned on 16 TPU v5e chips, in batches of 32; else as `flan_t5_base.py`.
+
+Parameters and optimizer are split over the chips (FSDP), layers are computed again in the backward pass. To generate
+and to ask for feedback, split the model's axes instead: `--sharding tensor --model-parallel 16`.
+"""
+
+from lamp_jax.config import Devices, Learning, Train
+
+experiment = Train(
+    task="LaMP-3",
+    train="runs/LaMP_3/train.json",
+    validation="runs/LaMP_3/dev.json",
+    output="runs/LaMP_3/flan_t5_xxl",
+    model="google/flan-t5-xxl",
+    learning=Learning(epochs=10.0, batch_size=32, learning_rate=5e-5, warmup_ratio=0.05, weight_decay=1e-4),
+    devices=Devices(sharding="fsdp", dtype="bfloat16", remat="full"),
+)

@@ -1,0 +1,211 @@
+"""What a compiled program costs each chip: matrix products, bytes to and from HBM, and what goes between chips."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lamp_jax.compiler.program import Array, Computation, Instruction, Program
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+# What moves no bytes of its own: names, tuples, loops (their bodies do), ends of what was started before.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+_FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "domain", "add-dependency", ""}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind in a step."""
+
+    count: int
+    bytes: int
+    """Of their whole arrays on one chip: what an all-gather makes, what a sum reads."""
+    sent: int
+    """Bytes that each chip sends if the chips form a ring."""
+
+
+def products(program: Program) -> int:
+    """FLOPs of a step's matrix products on one chip: two for each multiplication with a value that is no padding."""
+    return sum(
+        times * (_convolution(computation, one) if one.opcode == "convolution" else _dot(computation, one))
+        for computation, one, times in program.executed(fused=True)
+        if one.opcode in {"convolution", "dot"}
+    )
+
+
+def traffic(program: Program) -> int:
+    """Bytes of a step to and from one chip's HBM: what every instruction and fusion reads, and what it writes.
+
+    Of an array of which a fusion reads or replaces a slice, the slice counts. An estimate: what XLA keeps in the chip's
+    fast memory counts nothing, tiling's padding neither.
+    """
+    total = 0
+    for computation, one, times in program.executed(fused=False):
+        if one.opcode in _FREE or one.opcode.endswith("-done"):
+            continue
+        total += times * _touched(program, computation, one)
+    return total
+
+
+def collectives(program: Program) -> dict[str, Collective]:
+    """What the chips exchange in a step, by kind. A collective in several pieces (they share its channel) is one."""
+    found: dict[str, tuple[str, int, int, int]] = {}
+    for computation, one, times in program.executed(fused=True):
+        kind = one.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        members = group_size(one)
+        if members < 2:
+            continue
+        channel = one.attribute("channel_id") or f"{computation.name} {one.name}"
+        size = _whole_bytes(kind, computation, one)
+        before = found.get(channel, (kind, 0, 0, 0))
+        found[channel] = (kind, max(times, before[1]), max(size, before[2]), max(_sent(kind, size, members), before[3]))
+    return {
+        kind: Collective(
+            sum(times for _, times, _, _ in of_kind),
+            sum(times * size for _, times, size, _ in of_kind),
+            sum(times * sent for _, times, _, sent in of_kind),
+        )
+        for kind in KINDS
+        if (of_kind := [one for one in found.values() if one[0] == kind])
+    }
+
+
+def group_size(one: Instruction) -> int:
+    """How many chips take part: from `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", one.attributes):
+        return 1 + pairs[1].count("},{")
+    groups = one.attributes.partition("replica_groups=")[2]
+    if listed := re.match(r"\{\{([\d,]*)\}", groups):
+        return 1 + listed[1].count(",")
+    if compact := re.match(r"\[\d+,(\d+)\]", groups):
+        return int(compact[1])
+    if named := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", groups):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    return 1
+
+
+def _sent(kind: str, size: int, members: int) -> int:
+    """By the ring algorithms: each chip passes on everything but one chip's share, for a sum twice."""
+    if kind == "collective-permute":
+        return size
+    share = size * (members - 1) // members
+    return {"all-reduce": 2 * share, "all-to-all": share // 2}.get(kind, share)
+
+
+def _whole_bytes(kind: str, computation: Computation, one: Instruction) -> int:
+    operands = [
+        array for name in one.operands if name in computation.by_name for array in computation.by_name[name].arrays
+    ]
+    if kind == "all-gather":
+        arrays = one.arrays[len(one.arrays) // 2 :] if one.opcode.endswith("-start") else one.arrays
+        return sum(array.bytes for array in arrays)
+    return sum(array.bytes for array in operands)
+
+
+def _dot(computation: Computation, one: Instruction) -> int:
+    left = computation.by_name[one.operands[0]].arrays[0].sizes
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
+    axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
+    return 2 * math.prod(one.arrays[0].sizes) * math.prod(left[axis] for axis in axes)
+
+
+def _convolution(computation: Computation, one: Instruction) -> int:
+    """A TPU's products are convolutions: over spatial axes only those steps count that meet the other operand.
+
+    FLOPs = 2 x batch x output features x input features of a group x the valid steps of each spatial axis.
+    """
+    left, right = (computation.by_name[name].arrays[0].sizes for name in one.operands[:2])
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    assert labels, one.attributes
+    of_left, of_right, of_result = labels.groups()
+    result = one.arrays[0].sizes
+    total = 2 * result[of_result.index("b")] * result[of_result.index("f")] * right[of_right.index("i")]
+    window = _window(one.attributes)
+    for axis in sorted(letter for letter in of_result if letter.isdigit()):
+        number = int(axis)
+        step = {name: values[number] for name, values in window.items() if number < len(values)}
+        total *= _valid_steps(
+            left[of_left.index(axis)], right[of_right.index(axis)], result[of_result.index(axis)], step
+        )
+    return total
+
+
+def _window(attributes: str) -> dict[str, list[str]]:
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    parts = (part.partition("=") for part in found[1].split()) if found else ()
+    return {name: values.split("x") for name, _, values in parts}
+
+
+def _valid_steps(size: int, window: int, outputs: int, step: Mapping[str, str]) -> int:
+    """Pairs of output place and window place that meet an element of the left operand, which has `size` of them."""
+    stride, dilation = int(step.get("stride", 1)), int(step.get("lhs_dilate", 1))
+    reach, low = int(step.get("rhs_dilate", 1)), int(step.get("pad", "0_0").split("_")[0])
+    span = (size - 1) * dilation + 1
+    return sum(
+        0 <= place < span and place % dilation == 0
+        for output in range(outputs)
+        for place in range(output * stride - low, output * stride - low + window * reach, reach)
+    )
+
+
+def _touched(program: Program, computation: Computation, one: Instruction) -> int:
+    """Bytes of HBM that an instruction reads and writes."""
+    operands = [computation.by_name[name] for name in one.operands if name in computation.by_name]
+    started = one.opcode.endswith("-start") and len(one.arrays) > 1  # names its operand, its result, what it waits for
+    results = one.arrays[1:2] if started else one.arrays
+    if one.opcode.removesuffix("-start") in {"dynamic-slice", "slice", "gather"}:
+        part = sum(array.bytes for array in results)
+        return part * operands[0].arrays[0].in_hbm + _in_hbm(results)
+    if one.opcode == "dynamic-update-slice":
+        return 2 * _in_hbm(operands[1].arrays)
+    if one.opcode == "fusion" and one.called:
+        inside = program.computations[one.called[0]]
+        read = sum(_read(program, inside, number, operand.arrays) for number, operand in enumerate(operands))
+        return read + _written(program, inside, inside.root, one.arrays)
+    return sum(_in_hbm(operand.arrays) for operand in operands) + _in_hbm(results)
+
+
+def _in_hbm(arrays: Iterable[Array]) -> int:
+    return sum(array.bytes for array in arrays if array.in_hbm)
+
+
+def _read(program: Program, inside: Computation, number: int, arrays: tuple[Array, ...]) -> int:
+    """What a fusion reads of one operand: slices, where it takes no more; nothing, where it only replaces some."""
+    whole = _in_hbm(arrays)
+    parameter = next((one for one in inside.instructions if f"parameter({number})" in one.attributes), None)
+    waiting, read = [parameter.name] if parameter and whole else [], 0
+    while waiting:
+        name = waiting.pop()
+        for user in inside.users(name):
+            if user.opcode in {"bitcast", "reshape"}:
+                waiting.append(user.name)
+            elif user.opcode in {"dynamic-slice", "slice", "gather"}:
+                read += sum(array.bytes for array in user.arrays)
+            elif user.opcode == "fusion" and user.called:
+                inner = program.computations[user.called[0]]
+                read += sum(
+                    _read(program, inner, place, arrays) for place, used in enumerate(user.operands) if used == name
+                )
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                return whole
+    return min(read, whole)
+
+
+def _written(program: Program, inside: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
+    """What a fusion writes of its results: of one in which it replaces a slice, the slice."""
+    if root.opcode == "tuple":
+        parts = (inside.by_name[name] for name in root.operands)
+        return sum(_written(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))
+    whole = _in_hbm(arrays)
+    if root.opcode in {"bitcast", "reshape"} and root.operands[0] in inside.by_name:
+        return _written(program, inside, inside.by_name[root.operands[0]], arrays)
+    if root.opcode == "fusion" and root.called:
+        inner = program.computations[root.called[0]]
+        return _written(program, inner, inner.root, arrays)
+    if root.opcode == "dynamic-update-slice" and whole:
+        return min(sum(array.bytes for array in inside.by_name[root.operands[1]].arrays), whole)
+    return whole

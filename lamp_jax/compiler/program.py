@@ -1,0 +1,154 @@
+"""A compiled program as the compiler prints it (HLO text): its instructions, and how often each of them runs."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "c64": 8, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"([a-z]+\d*[a-z\d]*)\[([\d,]*)\](\{[^{}]*\})?")
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r" ([a-z][a-z\-]*)\(")
+_CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array: its dtype and sizes, and whether it lies in the chip's main memory (HBM)."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+    in_hbm: bool
+
+    @property
+    def bytes(self) -> int:
+        """How many it has, without what tiling pads."""
+        width = _BYTES.get(self.dtype)
+        if width is None:
+            width = int(re.sub(r"\D", " ", self.dtype).split()[0]) / 8
+        return int(math.prod(self.sizes) * width)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    """Its result: one array, or those of a tuple."""
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that it runs (not those of comparisons and sums within reductions)."""
+        if self.opcode in {"reduce", "sort", "scatter", "all-reduce", "reduce-scatter", "reduce-window", "map"}:
+            return []
+        names = _CALLED.findall(self.attributes)
+        for branches in _BRANCHES.findall(self.attributes):
+            names += [name.strip(" %") for name in branches.split(",")]
+        return names
+
+    def attribute(self, name: str) -> str:
+        """What stands behind `name=`, up to the next space or comma; empty where it does not."""
+        found = re.search(rf"\b{name}=([^\s,]+)", self.attributes)
+        return found[1] if found else ""
+
+
+@dataclass
+class Computation:
+    """The instructions of one function of the program, in the order in which they run."""
+
+    name: str
+    instructions: list[Instruction] = field(default_factory=list)
+
+    @cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        return {one.name: one for one in self.instructions}
+
+    @property
+    def root(self) -> Instruction:
+        return next(one for one in self.instructions if one.is_root)
+
+    def users(self, name: str) -> list[Instruction]:
+        return [one for one in self.instructions if name in one.operands]
+
+
+class Program:
+    """All computations of a program. `Program(compiled.as_text())`."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, Computation] = {}
+        self.entry = ""
+        current: Computation | None = None
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                current = self.computations.setdefault(header[2], Computation(header[2]))
+                self.entry = header[2] if header[1] else self.entry
+            elif line.startswith("}"):
+                current = None
+            elif current and (start := _INSTRUCTION.match(line)):
+                current.instructions.append(_parse(line, start))
+
+    def executed(self, *, fused: bool) -> Iterator[tuple[Computation, Instruction, int]]:
+        """Every instruction with its computation and how often it runs; with `fused`, those within fusions too.
+
+        A loop runs as often as its condition's constant says; one that may end earlier (a search) to its end.
+        """
+        yield from self._walk(self.computations[self.entry], 1, fused)
+
+    def _walk(
+        self, computation: Computation, times: int, fused: bool
+    ) -> Iterator[tuple[Computation, Instruction, int]]:
+        for one in computation.instructions:
+            yield computation, one, times
+            if one.opcode == "fusion" and not fused:
+                continue
+            inner = times * (self.trips(one) if one.opcode == "while" else 1)
+            for name in one.called:
+                if name in self.computations:
+                    yield from self._walk(self.computations[name], inner, fused)
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a loop's body runs: the largest bound that its condition compares a counter with; at least 1."""
+        bounds = [1]
+        names = [loop.attribute("condition").lstrip("%")]
+        while names:
+            computation = self.computations[names.pop()]
+            for one in computation.instructions:
+                names += [name for name in one.called if name in self.computations]
+                if one.opcode == "constant" and one.arrays[0].dtype in {"s32", "u32"} and not one.arrays[0].sizes:
+                    bounds += [int(number) for number in re.findall(r"constant\((\d+)\)", one.attributes)]
+        return max(bounds)
+
+
+def _parse(line: str, start: re.Match) -> Instruction:
+    shape = line[start.end() :]
+    end = _closing(shape) + 1 if shape.startswith("(") else 0
+    opcode = _OPCODE.search(shape, max(end - 1, 0) if end else 0)
+    if opcode is None:
+        return Instruction(start[2], "", (), (), line, bool(start[1]))
+    arrays = tuple(
+        Array(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in (layout or ""))
+        for dtype, sizes, layout in _ARRAY.findall(shape[: opcode.start()])
+    )
+    inside = shape[opcode.end() - 1 :]
+    close = _closing(inside)
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside[: close + 1]))
+    attributes = f"{opcode[1]}{inside}" if opcode[1] in {"constant", "parameter"} else inside[close + 1 :]
+    return Instruction(start[2], opcode[1], arrays, operands, attributes, bool(start[1]))
+
+
+def _closing(text: str) -> int:
+    """The place of the bracket that closes the first one."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return place
+    return len(text) - 1

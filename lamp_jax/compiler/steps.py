@@ -1,0 +1,204 @@
+"""The steps that a TPU runs, built as their stages build them, with shapes in place of arrays."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamp_jax.config import (
+    SCRATCH,
+    Answering,
+    FeedbackItems,
+    FeedbackRetrievers,
+    Generate,
+    Learning,
+    Train,
+    TrainRetriever,
+    TrainSelector,
+)
+from lamp_jax.decoding.answers import make_decoder
+from lamp_jax.decoding.labels import mean_log_probability
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.candidates import CandidateBatch
+from lamp_jax.models.bert import Bert, BertConfig
+from lamp_jax.models.longformer import Longformer, LongformerConfig
+from lamp_jax.models.t5 import T5
+from lamp_jax.models.t5_config import SIZES, T5Config
+from lamp_jax.models.weights import CONFIG, read_json
+from lamp_jax.sharding import Rules, check_divides, model_layout
+from lamp_jax.steps.generator import generator_loss
+from lamp_jax.steps.retriever import choose_objective, retriever_loss
+from lamp_jax.steps.selector import selector_loss
+from lamp_jax.steps.update import LossSum, make_optimizer, make_update, start
+from lamp_jax.tasks.catalog import find_task
+
+Asking = Train | Generate | FeedbackItems | FeedbackRetrievers
+
+_UPDATES = 1000  # of a run; only the numbers of its schedule depend on it
+_LABEL_TOKENS = 4
+
+
+class Step(NamedTuple):
+    """A step that can be lowered, and what counts its own products."""
+
+    lower: Callable[[], Any]
+    forward: tuple[Callable[..., Any], tuple[Any, ...]] | None
+    """The forward pass that an update learns from, and its arguments; None for steps that learn nothing."""
+
+
+def train_step(experiment: Train, candidates: int) -> Step:
+    """An update of the generator, at the longest prompts and answers."""
+    graph, params, rules = _abstract_model(
+        lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment
+    )
+    rows, length = experiment.learning.batch_size, experiment.prompting.max_length
+    target = _up_to_multiple(experiment.answering.generation_max_length - 1, 8)
+    batch = (_rows((rows, length), rules), _rows((rows, target), rules))
+    return _update(generator_loss(graph), params, batch, experiment.learning, rules)
+
+
+def generate_step(experiment: Asking, candidates: int) -> Step:
+    """A batch of answers, decoded to their longest; labels are taken to have four tokens each."""
+    graph, params, rules = _abstract_model(
+        lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment
+    )
+    answering: Answering = experiment.answering
+    labels = None
+    if answering.decode == "labels":
+        labels = np.ones((len(find_task(experiment.task).labels), _LABEL_TOKENS), np.int32)
+    source = _rows((_batch_size(experiment), _max_length(experiment)), rules)
+    return Step(lambda: make_decoder(graph, answering, labels).lower(params, source), None)
+
+
+def feedback_step(experiment: Asking, candidates: int) -> Step:
+    """A batch of feedback: answers, or with the reward "likelihood" the golds' log-probabilities."""
+    if not isinstance(experiment, FeedbackItems) or experiment.reward != "likelihood":
+        return generate_step(experiment, candidates)
+    graph, params, rules = _abstract_model(
+        lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment
+    )
+    rows, target = experiment.batch_size, _up_to_multiple(experiment.answering.generation_max_length - 1, 16)
+    measure = jax.jit(lambda params, *batch: mean_log_probability(nnx.merge(graph, params), *batch))
+    batch = (_rows((rows, experiment.max_length), rules), _rows((rows, target), rules))
+    return Step(lambda: measure.lower(params, *batch), None)
+
+
+def retriever_step(experiment: TrainRetriever, candidates: int) -> Step:
+    """An update of the retriever, at the longest texts and as many items as there may be."""
+    graph, params, rules = _abstract_model(
+        lambda layout: Bert(_encoder_config(experiment.encoder, BertConfig), rngs=nnx.Rngs(0), **layout), experiment
+    )
+    batch = _candidate_batch(experiment.learning, 1, experiment.profile_size, experiment.max_length, rules)
+    loss = retriever_loss(graph, choose_objective(experiment))
+    return _update(loss, params, batch, experiment.learning, rules)
+
+
+def selector_step(experiment: TrainSelector, candidates: int) -> Step:
+    """An update of the selector, at its longest texts."""
+    first_token = experiment.compatibility.selector_first_token
+    graph, params, rules = _abstract_model(
+        lambda layout: Longformer(
+            _encoder_config(experiment.model, LongformerConfig), rngs=nnx.Rngs(0), first_token=first_token, **layout
+        ),
+        experiment,
+    )
+    batch = _candidate_batch(experiment.learning, 0, candidates, experiment.max_length or 1024, rules)
+    return _update(selector_loss(graph, experiment), params, batch, experiment.learning, rules)
+
+
+STEPS: dict[str, tuple[Callable[..., Step], tuple[type, ...]]] = {
+    "train": (train_step, (Train,)),
+    "generate": (generate_step, (Generate, Train, FeedbackItems, FeedbackRetrievers)),
+    "feedback": (feedback_step, (FeedbackItems, FeedbackRetrievers, Generate, Train)),
+    "retriever": (retriever_step, (TrainRetriever,)),
+    "selector": (selector_step, (TrainSelector,)),
+}
+"""By the name of the stage: what builds its step, and which pages say enough for it, their own stage's first."""
+
+
+def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rules: Rules) -> Step:
+    check_divides("batch size", learning.batch_size // learning.accumulation, rules.batch)
+    optimizer = make_optimizer(learning, _UPDATES)
+    update = make_update(loss_sum, optimizer, seed=0, accumulation=learning.accumulation, rules=rules)
+    state = _placed(jax.eval_shape(lambda params: start(params, optimizer), params))
+    forward = (lambda params, batch: loss_sum(params, batch, jax.random.key(0, impl="rbg")), (params, batch))
+    return Step(lambda: update.lower(state, batch), forward)
+
+
+def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: Any) -> tuple[nnx.GraphDef, Any, Rules]:
+    """A model's graph, its parameters' shapes on the current mesh, and its rules."""
+    layout, graphs = model_layout(experiment.devices), []
+
+    def parameters() -> Any:
+        graph, params = nnx.split(build(layout))
+        graphs.append(graph)
+        return params
+
+    params = _placed(jax.eval_shape(parameters))
+    return graphs[0], params, layout["rules"]
+
+
+def _placed(tree: Any) -> Any:
+    """The shapes with their places on the current mesh's devices."""
+    mesh = jax.sharding.get_mesh()
+
+    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding is not None else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
+def _rows(shape: tuple[int, ...], rules: Rules, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    check_divides("batch size", shape[0], rules.batch)
+    sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _candidate_batch(learning: Learning, queries: int, candidates: int, length: int, rules: Rules) -> CandidateBatch:
+    rows = learning.batch_size
+    shapes: list[Any] = [
+        _rows((rows, queries + candidates, length), rules),
+        _rows((rows, candidates), rules, jnp.float32),
+        _rows((rows, candidates), rules, jnp.bool_),
+        _rows((rows,), rules, jnp.float32),
+    ]
+    return CandidateBatch(*shapes)
+
+
+def _t5_config(experiment: Asking) -> T5Config:
+    if isinstance(experiment, Train) and experiment.model == SCRATCH:
+        raise LampError("--model scratch: how large its vocabulary is shows only when it is trained; name a model")
+    if Path(experiment.model).is_dir():
+        return T5Config.from_hf(read_json(Path(experiment.model) / CONFIG), source=experiment.model)
+    name = experiment.model.rpartition("/")[2]
+    if name not in SIZES:
+        raise LampError(f"--model {experiment.model}: give a directory with {CONFIG}, or one of {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def _encoder_config(name: str, kind: type[BertConfig]) -> Any:
+    if Path(name).is_dir():
+        return kind.from_hf(read_json(Path(name) / CONFIG), source=name)
+    published = {"facebook/contriever": BertConfig, "allenai/longformer-base-4096": LongformerConfig}
+    if published.get(name) is not kind:
+        raise LampError(f"{name}: give a directory with {CONFIG}, or one of {', '.join(published)}")
+    return kind()
+
+
+def _batch_size(experiment: Asking) -> int:
+    return experiment.learning.batch_size if isinstance(experiment, Train) else experiment.batch_size
+
+
+def _max_length(experiment: Asking) -> int:
+    return experiment.max_length if isinstance(experiment, FeedbackItems) else experiment.prompting.max_length
+
+
+def _up_to_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of

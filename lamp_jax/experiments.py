@@ -1,0 +1,34 @@
+"""Config pages: a Python file whose `experiment` holds the options of a stage."""
+
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from lamp_jax.errors import LampError
+
+CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+"""How options are spelled."""
+
+
+def read_experiment(path: str, *kinds: type) -> Any:
+    """The `experiment` of a page. LampError where there is none, or it is of none of these kinds."""
+    try:
+        page = runpy.run_path(path)
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such config page") from None
+    experiment = page.get("experiment")
+    if not isinstance(experiment, kinds):
+        wanted = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
+        raise LampError(f"{path}: `experiment` must be {wanted}, found {type(experiment).__name__}")
+    return experiment
+
+
+def override(experiment: Any, words: Sequence[str]) -> Any:
+    """The experiment with options of a command line over its own. Exits as command lines do where they do not fit."""
+    if not words:
+        return experiment
+    return tyro.cli(
+        type(experiment), default=experiment, args=list(words), prog="lamp compile ... --", config=CLI_STYLE
+    )

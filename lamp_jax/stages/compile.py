@@ -1,0 +1,55 @@
+"""`lamp compile`: the step of an experiment through the TPU's own compiler: does it fit, what does it cost."""
+
+import json
+import sys
+
+import jax
+
+from lamp_jax.compiler.chips import find_chip, open_topology
+from lamp_jax.compiler.report import GIB, Report, count_products, describe, measure
+from lamp_jax.compiler.steps import STEPS
+from lamp_jax.config import Compile
+from lamp_jax.errors import LampError
+from lamp_jax.experiments import override, read_experiment
+from lamp_jax.sharding import make_mesh
+
+_REMEDIES = (
+    "--sharding fsdp (parameters over the data axis) or fsdp+tensor with --model-parallel",
+    "--remat full (layers are computed again in the backward pass)",
+    "--dtype bfloat16",
+    "a smaller batch, or --accumulation (the batch in parts)",
+    "more chips",
+)
+
+
+def run(options: Compile) -> None:
+    report = compile_page(options)
+    print(json.dumps(report.as_json()) if options.json else describe(report))
+    if not report.memory.fits:
+        missing = (report.memory.peak - report.memory.available) / GIB
+        raise LampError(
+            f"{options.config}: the step of {report.stage} needs {missing:.2f} GiB a chip more than {options.topology} "
+            f"has; try, behind `--`: {'; '.join(_REMEDIES)}"
+        )
+
+
+def compile_page(options: Compile) -> Report:
+    """Compiles what the options name. LampError for a page that does not say enough for the stage."""
+    jax.config.update("jax_platforms", "cpu")  # the TPU is only compiled for, whether there is one or not
+    chip = find_chip(options.topology)
+    kinds = {kind: None for _, of in STEPS.values() for kind in of}
+    experiment = override(read_experiment(options.config, *kinds), options.options)
+    stage = options.stage or next(name for name, (_, of) in STEPS.items() if isinstance(experiment, of[0]))
+    build, enough = STEPS[stage]
+    if not isinstance(experiment, enough):
+        raise LampError(
+            f"{options.config}: a {type(experiment).__name__}(...) does not say how `{stage}` runs; give a page with a "
+            f"{enough[0].__name__}(...)"
+        )
+    devices = experiment.devices
+    mesh = make_mesh(devices.data_parallel, devices.model_parallel, devices=open_topology(options.topology))
+    with jax.set_mesh(mesh):
+        step = build(experiment, options.candidates)
+        useful = None if step.forward is None else 3 * count_products(step.forward[0], *step.forward[1])
+        print(f"compiling the step of {stage} for {options.topology} ...", file=sys.stderr)
+        return measure(stage, options.topology, chip, mesh, step.lower, useful)

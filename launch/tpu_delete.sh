@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Deletes a TPU and its queued resource; that there is none is no error.
+#
+#   launch/tpu_delete.sh NAME [--zone ZONE] [--project PROJECT]
+#
+# What lies on its disks is lost. --dry-run prints the commands and runs nothing.
+
+set -euo pipefail
+takes="NAME --zone --project"
+# shellcheck source=launch/options.sh
+source "$(dirname "$0")/options.sh"
+
+now=unknown
+[[ $dry_run ]] || now=$(state queued-resources)
+if [[ $now == ABSENT ]]; then
+  echo "$name: there is none"
+else
+  run gcloud compute tpus queued-resources delete "$name" --force "${place[@]}"
+fi

@@ -1,0 +1,133 @@
+"""What is read out of a compiled program: loops, products, collectives, bytes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamp_jax.compiler import costs
+from lamp_jax.compiler.program import Program
+from lamp_jax.compiler.report import count_products
+from lamp_jax.sharding import make_mesh
+
+
+def compiled(function, *arguments) -> Program:
+    return Program(jax.jit(function).lower(*arguments).compile().as_text())
+
+
+def test_products_in_loops_count_as_often_as_they_run():
+    def function(x, weights):
+        return jax.lax.scan(lambda x, weight: (x @ weight, None), x, weights)[0]
+
+    arguments = jnp.ones((4, 16)), jnp.ones((7, 16, 16))
+    assert costs.products(compiled(function, *arguments)) == 7 * 2 * 4 * 16 * 16
+    assert count_products(function, *arguments) == 7 * 2 * 4 * 16 * 16
+
+
+def test_products_of_a_gradient_are_three_times_those_of_the_loss():
+    def loss(x, weights):
+        return jnp.sum(jax.lax.scan(lambda x, weight: (jnp.sin(x @ weight), None), x, weights)[0])
+
+    arguments = jnp.ones((4, 16)), jnp.ones((7, 16, 16))
+    assert costs.products(compiled(jax.grad(loss, argnums=(0, 1)), *arguments)) == 3 * count_products(loss, *arguments)
+
+
+def test_products_are_those_of_one_device():
+    mesh = make_mesh(8, 1)
+    with jax.set_mesh(mesh):
+        rows = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+        weight = jax.ShapeDtypeStruct((16, 32), jnp.float32, sharding=NamedSharding(mesh, P()))
+        assert costs.products(compiled(jnp.matmul, rows, weight)) == 2 * 64 * 16 * 32 // 8
+
+
+@settings(max_examples=60)
+@given(
+    size=st.integers(1, 9),
+    window=st.integers(1, 5),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 3),
+    reach=st.integers(1, 2),
+    low=st.integers(0, 3),
+    high=st.integers(0, 3),
+)
+def test_convolutions_count_the_steps_that_meet_no_padding(size, window, stride, dilation, reach, low, high):
+    """The oracle is XLA's own count, of a program without loops."""
+    assume((size - 1) * dilation + 1 + low + high >= (window - 1) * reach + 1)
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,), [(low, high)], lhs_dilation=(dilation,), rhs_dilation=(reach,)
+        )
+
+    lowered = jax.jit(convolve).lower(jnp.ones((2, 3, size)), jnp.ones((5, 3, window)))
+    program = Program(lowered.compiler_ir("hlo").as_hlo_module().to_string())
+    assert costs.products(program) == lowered.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "size", "sent"),
+    [
+        ("all-reduce", lambda x: jax.lax.psum(x, "data"), 4 * 16, 2 * 4 * 16 * 7 // 8),
+        ("all-gather", lambda x: jax.lax.all_gather(x, "data"), 8 * 4 * 16, 7 * 4 * 16),
+        ("all-to-all", lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True), 4 * 16, 4 * 16 * 7 // 8 // 2),
+        ("collective-permute", lambda x: jax.lax.ppermute(x, "data", [(i, i ^ 1) for i in range(8)]), 4 * 16, 4 * 16),
+    ],
+)
+def test_collectives_are_counted_with_their_bytes_and_how_often_they_run(kind, function, size, sent):
+    def step(x, _):
+        return x + jnp.sum(function(x * 2)), None
+
+    mesh = make_mesh(8, 1)
+    with jax.set_mesh(mesh):
+        looped = jax.shard_map(
+            lambda x: jax.lax.scan(step, x, None, length=5)[0], in_specs=P("data"), out_specs=P("data"), check_vma=False
+        )
+        x = jax.ShapeDtypeStruct((128,), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+        found = costs.collectives(compiled(looped, x))
+    assert found[kind] == costs.Collective(5, 5 * size, 5 * sent)
+    assert list(found) == [kind]
+
+
+GROUPS = {
+    "replica_groups={{0,1},{2,3}}, x=1": 2,
+    "replica_groups=[4,2]<=[8], x=1": 2,
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x=1": 4,
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}, x=1": 8,
+    "source_target_pairs={{0,1},{1,2},{2,0}}, x=1": 3,
+}
+
+
+@pytest.mark.parametrize(("attributes", "members"), GROUPS.items())
+def test_groups_of_chips_are_read_in_every_spelling(attributes, members):
+    text = (
+        f"ENTRY %main (p: f32[4]) -> f32[4] {{\n  ROOT %r = f32[4]{{0}} all-reduce(%p), channel_id=1, {attributes}\n}}"
+    )
+    (only,) = Program(text).computations["main"].instructions
+    assert costs.group_size(only) == members
+
+
+HLO = """HloModule m
+
+%fused (a: f32[8,4], b: f32[1,4], i: s32[]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[1,4]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %update = f32[8,4]{1,0} dynamic-update-slice(%a, %b, %i, %i)
+}
+
+ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
+  %x = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %y = f32[1,4]{1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)S(6)} parameter(2)
+  %fast = f32[1,4]{1,0:T(8,128)S(1)} negate(%y)
+  ROOT %fusion = f32[8,4]{1,0:T(8,128)} fusion(%x, %fast, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_traffic_counts_slices_and_nothing_that_stays_in_fast_memory():
+    read_y, write_slice = 4 * 4, 4 * 4
+    assert costs.traffic(Program(HLO)) == read_y + write_slice

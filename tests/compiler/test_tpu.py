@@ -1,0 +1,140 @@
+"""The real steps through the TPU's own compiler: what it makes of small models is what it made before.
+
+`compiled.json` beside this file holds the collectives and the peak of each stage; `LAMP_WRITE_GOLDENS=1` writes it
+anew, to be looked at before it is kept.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamp_jax.compiler import report
+from lamp_jax.compiler.chips import CHIPS, find_chip, open_topology
+from lamp_jax.errors import LampError
+from lamp_jax.models.bert import BertConfig
+from lamp_jax.models.longformer import LongformerConfig
+from lamp_jax.models.t5_config import T5Config
+from lamp_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.tpu_compile
+
+GOLDENS = Path(__file__).parent / "compiled.json"
+T5 = T5Config(
+    vocab_size=1024,
+    d_model=512,
+    d_ff=512,
+    num_layers=2,
+    num_decoder_layers=2,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+)
+SMALL = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512}
+MODELS = {
+    "t5": T5,
+    "bert": BertConfig(vocab_size=1024, **SMALL),
+    "longformer": LongformerConfig(vocab_size=1024, attention_window=64, **SMALL),
+}
+PAGES = {
+    "train": """Train("LaMP-3", "t", "v", "o", "{t5}", learning=Learning(batch_size=16), devices=SPLIT,
+                      prompting=Prompting(max_length=128), answering=Answering(generation_max_length=17))""",
+    "generate": """Generate("LaMP-4", "q", "{t5}", "o", devices=TENSOR, prompting=Prompting(max_length=128),
+                            answering=Answering(generation_max_length=17))""",
+    "feedback": """FeedbackItems("LaMP-4", "m", "{t5}", "o", reward="likelihood", devices=WHOLE, max_length=128,
+                                 answering=Answering(generation_max_length=17))""",
+    "retriever": """TrainRetriever("LaMP-3", "q", ("f",), "o", encoder="{bert}", profile_size=4, max_length=64,
+                                   learning=Learning(batch_size=16, accumulation=2), devices=WHOLE)""",
+    "selector": """TrainSelector("t", "v", "o", model="{longformer}", max_length=192, devices=FSDP,
+                                 learning=Learning(batch_size=16))""",
+}
+HEAD = """from lamp_jax.config import *
+WHOLE, TENSOR = Devices(dtype="bfloat16"), Devices(dtype="bfloat16", sharding="tensor", model_parallel=4)
+FSDP = Devices(dtype="bfloat16", sharding="fsdp", remat="full")
+SPLIT = Devices(dtype="bfloat16", sharding="fsdp+tensor", model_parallel=2, remat="full")
+experiment = """
+
+
+@pytest.fixture(scope="module")
+def compile_stage(tmp_path_factory):
+    """Stage -> the JSON that the command prints, each compiled once."""
+    directory = tmp_path_factory.mktemp("compile")
+    for name, config in MODELS.items():
+        (directory / name).mkdir()
+        (directory / name / "config.json").write_text(json.dumps(config.to_hf()))
+
+    @cache
+    def compiled(stage: str) -> dict:
+        page = directory / f"{stage}.py"
+        page.write_text(HEAD + PAGES[stage].format(**{name: directory / name for name in MODELS}))
+        words = ["compile", str(page), "--topology", "v5e:2x4", "--candidates", "2", "--json"]
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        done = subprocess.run(
+            [sys.executable, "-m", "lamp_jax.cli", *words], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)  # one object and nothing else
+
+    return compiled
+
+
+@pytest.mark.parametrize("stage", PAGES)
+def test_no_collective_and_no_memory_is_new(stage, compile_stage):
+    found = compile_stage(stage)
+    seen = {"collectives": {kind: one["count"] for kind, one in found["collectives"].items()}}
+    seen |= {"peak": found["memory"]["peak"], "libtpu": version("libtpu")}
+    goldens = json.loads(GOLDENS.read_text()) if GOLDENS.exists() else {}
+    if os.environ.get("LAMP_WRITE_GOLDENS"):
+        GOLDENS.write_text(json.dumps(goldens | {stage: seen}, indent=2, sort_keys=True) + "\n")
+        return
+    golden = goldens[stage]
+    assert set(seen["collectives"]) <= set(golden["collectives"])
+    if seen["libtpu"] == golden["libtpu"]:
+        assert all(count <= golden["collectives"][kind] for kind, count in seen["collectives"].items())
+        assert seen["peak"] <= 1.1 * golden["peak"]
+
+
+def test_a_report_says_what_binds(compile_stage):
+    found = compile_stage("train")
+    assert found["fits"]
+    assert found["mesh"] == {"data": 4, "model": 2}
+    assert found["roofline"]["bound"] in {"compute", "hbm", "interconnect"}
+    assert 0 < found["mfu"] < 1
+    assert 0 < found["memory"]["arguments"] < found["memory"]["peak"] < CHIPS["v5e"].hbm
+
+
+def test_weights_are_split_and_not_kept_whole(compile_stage):
+    """Parameters and Adam's moments, 12 bytes each, on 8 chips (norms and positions are small and whole)."""
+    encoder, decoder = 2 * (4 + 3) * 512 * 512, 2 * (8 + 3) * 512 * 512
+    whole = 12 * (encoder + decoder + 2 * 1024 * 512)
+    assert compile_stage("train")["memory"]["arguments"] < 1.1 * whole / 8
+
+
+def test_a_step_that_does_not_fit_is_said_to_need_more():
+    mesh = make_mesh(8, 1, devices=open_topology("v5e:2x4"))
+    with jax.set_mesh(mesh):
+        large = jax.ShapeDtypeStruct((5 * 2**30,), jnp.float32, sharding=NamedSharding(mesh, P()))
+        function = jax.jit(lambda x: (jnp.sin(x), jnp.cos(x)))
+        found = report.measure("train", "v5e:2x4", find_chip("v5e:2x4"), mesh, lambda: function.lower(large), None)
+    assert not found.memory.fits
+    assert found.memory.peak >= 3 * 20 * 2**30
+    assert "does not fit" in report.describe(found)
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:8", "4x4"])
+def test_an_unknown_topology_is_answered_with_examples(topology):
+    with pytest.raises(LampError, match="such as v5e:2x4"):
+        open_topology(topology)
+
+
+def test_a_topology_that_the_compiler_does_not_know_is_an_error():
+    with pytest.raises(LampError, match="--topology v5e:3x5"):
+        open_topology("v5e:3x5")
