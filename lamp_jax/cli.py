@@ -1,15 +1,19 @@
 """`lamp STAGE --options`: which stages there are, and how a command line becomes a call of one."""
 
+import contextlib
 import dataclasses
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Union
 
 import tyro
 
-from lamp_jax import config
-from lamp_jax.errors import LampError
+from lamp_jax import config, processes
+from lamp_jax.errors import LampError, Preempted
 from lamp_jax.experiments import CLI_STYLE, read_experiment
 
 STAGES: dict[str, type] = {
@@ -34,6 +38,9 @@ STAGES: dict[str, type] = {
     "compile": config.Compile,
     "synth": config.Synth,
 }
+JOINT = {"demo", "rank", "train", "generate", "train-retriever", "train-selector", "select"}
+JOINT |= {"feedback items", "feedback retrievers"}
+"""Stages that several processes work on together, and that go on where SIGTERM stopped them. Others are one's work."""
 _DESCRIPTION = """Personalize language models from a user's own history.
 
 --reference, anywhere on the line, sets every compatibility option to the papers' public code.
@@ -45,17 +52,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         stage, options = parse(words)
-        importlib.import_module(module_of(stage)).run(options)
+        _run(stage, partial(importlib.import_module(module_of(stage)).run, options))
     except LampError as error:
         print(f"lamp: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # no room, no permission, no such place, no network: it names which
         print(f"lamp: {error}", file=sys.stderr)
         return 1
+    except Preempted:
+        print("lamp: stopped by SIGTERM; the same command goes on", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("lamp: stopped; the same command goes on where it can", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(stage: str, work: Callable[[], None]) -> None:
+    """Does the work, with the other processes that the environment declares."""
+    declared = processes.read_declaration(os.environ)
+    if declared:
+        from lamp_jax import hosts  # here, not above: it wakes jax
+
+        hosts.start(declared)
+    if stage in JOINT and processes.how_many() > 1:
+        _run_jointly(work)
+    elif stage in JOINT:
+        with processes.on_sigterm(_stop):
+            work()
+    else:
+        if declared:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has its own handler, for those who ask it
+        if not processes.is_first():
+            print(f"lamp: {stage} is one process's work; waiting for the first", file=sys.stderr)
+        processes.agree(work)
+
+
+def _run_jointly(work: Callable[[], None]) -> None:
+    """Every process does it, one of them says so; they end together."""
+    preempted = False
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            nothing = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nothing))
+            stack.enter_context(contextlib.redirect_stderr(nothing))
+        try:
+            work()
+        except Preempted:  # by all, at the same place
+            preempted = True
+        processes.wait()  # the first may still have written
+    if preempted:
+        raise Preempted
+
+
+def _stop() -> None:
+    raise Preempted
 
 
 def module_of(stage: str) -> str:

@@ -100,7 +100,7 @@ class Answering:
 
 @dataclass(frozen=True)
 class Devices:
-    """How a run lies on its devices."""
+    """How a run lies on its devices. All but `dtype` (see PLACEMENT) may be another when a run is resumed."""
 
     data_parallel: int = -1
     """Size of the mesh's data axis; -1 takes all devices that the model axis leaves."""
@@ -115,6 +115,10 @@ class Devices:
     """Type of the computation; parameters, softmax, norms, losses and logits are float32 in any case."""
     remat: Literal["none", "full"] = "none"
     """`full` recomputes each layer in the backward pass: more time, less memory."""
+
+
+PLACEMENT = frozenset({"data_parallel", "model_parallel", "cpu_devices", "sharding", "remat", "log_every"})
+"""Options that say where a result is computed and what is told of it, not which: they tell no two commands apart."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ class Learning:
     """Epochs between evaluations, each of which also saves the run for resuming."""
     patience: int = 0
     """Evaluations without a better score after which the run ends; 0 never."""
+    log_every: float = 5.0
+    """Seconds between the losses that `metrics.jsonl` notes; 0 notes that of every update, which waits for each."""
 
 
 @dataclass(frozen=True)

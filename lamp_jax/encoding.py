@@ -12,6 +12,7 @@ from tqdm import tqdm
 from lamp_jax.config import Devices
 from lamp_jax.data.pools import Pool
 from lamp_jax.errors import LampError
+from lamp_jax.hosts import read
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
 from lamp_jax.inputs.selection import CandidateReader
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
@@ -19,7 +20,7 @@ from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer
 from lamp_jax.models.weights import load_bert
 from lamp_jax.retrieval.dense import Embed
-from lamp_jax.sharding import DATA_PARALLEL, model_layout, on_cpu, place_batch, shards
+from lamp_jax.sharding import DATA_PARALLEL, model_layout, on_cpu, own_rows, place_batch, shards
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
 _WINDOW = 8192
@@ -112,7 +113,7 @@ class Encoder:
                 rows = self._read(texts[start : start + _WINDOW])
                 examples = [Example("", row) for row in rows]
                 waiting: tuple[list[int], jax.Array] | None = None
-                for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN):
+                for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN, own=own_rows):
                     found = self._apply(params, place_batch(batch.source))
                     if waiting:  # read one batch late, so that the device is never idle
                         yield _whole(*waiting)
@@ -123,4 +124,4 @@ class Encoder:
 
 
 def _whole(places: list[int], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
-    return places, np.asarray(vectors)[: len(places)]  # rows beyond the places only fill the batch
+    return places, read(vectors)[: len(places)]  # rows beyond the places only fill the batch

@@ -6,3 +6,7 @@ class LampError(Exception):
 
     `lamp` prints it without a traceback and exits with status 1.
     """
+
+
+class Preempted(BaseException):  # passes, like KeyboardInterrupt, whoever catches errors
+    """The machine is wanted elsewhere (SIGTERM): what was done is on disk, and the same command goes on."""

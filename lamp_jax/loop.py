@@ -12,16 +12,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.config import Learning
-from lamp_jax.errors import LampError
+from lamp_jax.errors import LampError, Preempted
+from lamp_jax.hosts import watch
 from lamp_jax.inputs.batches import Batches, read_ahead
+from lamp_jax.processes import is_first
 from lamp_jax.sharding import Rules, place_batch
 from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_update, start
 
-_LOG_SECONDS = 5.0
 _LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
 
 WAIT, UPDATE = "wait for data", "update"
@@ -38,11 +40,21 @@ class Progress:
     since_best: int = 0
 
 
-def check_learning(learning: Learning) -> None:
-    """LampError unless a batch divides into the parts in which it is computed."""
+def check_learning(learning: Learning, mesh: Mesh) -> None:
+    """LampError unless a batch divides into the parts in which it is computed, and each part over the devices."""
     if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
         raise LampError(
             f"--batch-size {learning.batch_size} does not divide into --accumulation {learning.accumulation}"
+        )
+    part, shards = learning.batch_size // learning.accumulation, mesh.shape["data"]
+    if part % shards:
+        step = learning.accumulation * shards
+        below = learning.batch_size // step * step
+        fitting = [size for size in (below, below + step) if size]
+        raise LampError(
+            f"--batch-size {learning.batch_size} in {learning.accumulation} parts (--accumulation) is {part} a part, "
+            f"which does not divide over {shards} data shards; use --batch-size {' or '.join(map(str, fitting))}, "
+            "another --accumulation, or another mesh (--data-parallel, --model-parallel)"
         )
 
 
@@ -62,6 +74,7 @@ def fit(
     """Learns the parameters on the current mesh; `train` with checkpoints and logs in `output`.
 
     A run that stands there goes on behind its newest checkpoint. `evaluate` and `keep_best` take the parameters.
+    Preempted, with all on disk, where SIGTERM ended it.
     """
     total_steps = math.ceil(learning.epochs * len(batches))
     optimizer = make_optimizer(learning, total_steps)
@@ -73,7 +86,11 @@ def fit(
         shapes.add(batch[0].shape)
         return update(state, place_batch(tuple(batch), rules=rules))
 
-    with closing(Checkpoints(output / "checkpoints")) as checkpoints, closing(Log(output)) as log:
+    with (
+        watch() as must_stop,  # around the others: until all is on disk
+        closing(Checkpoints(output / "checkpoints")) as checkpoints,
+        closing(Log(output, every=learning.log_every) if is_first() else NoLog()) as log,
+    ):
         if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
             state, progress = restored[0], Progress(**restored[1])
             print(f"{output}: going on after step {progress.step} of {total_steps}")
@@ -90,6 +107,7 @@ def fit(
             save=checkpoints.save,
             patience=learning.patience,
             log=log,
+            must_stop=must_stop,
         )
     print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
     return progress
@@ -113,11 +131,13 @@ def train(
     save: Callable[[int, Any, dict[str, Any]], None],
     patience: int,
     log: "Log",
+    must_stop: Callable[[int], bool] = lambda step: False,
 ) -> tuple[Any, Progress]:
     """Runs updates `progress.step + 1` to `total_steps` over `batches` (which begin at `progress.step`).
 
     After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where its "validation" is the best so
-    far, `save`. Ends early after `patience` evaluations without a better score (0: never).
+    far, `save`. Ends early after `patience` evaluations without a better score (0: never). Where a step `must_stop` the
+    run, it is saved too, and Preempted raised, unless it was the last.
     """
     bar = tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None)
     for batch in _marked(batches):
@@ -129,7 +149,8 @@ def train(
         progress = replace(progress, step=step)
         bar.update()
         log.step(step, metrics, bar)
-        if step % evaluate_every == 0 or step == total_steps:
+        evaluated = step % evaluate_every == 0 or step == total_steps
+        if evaluated:
             found = evaluate(state)
             score = found["validation"]
             better = progress.best is None or (score > progress.best if higher_is_better else score < progress.best)
@@ -138,6 +159,11 @@ def train(
             progress = Progress(step, score, step) if better else replace(progress, since_best=progress.since_best + 1)
             save(step, state, asdict(progress))
             log.write(step, {**found, "best": progress.best, "best_step": progress.best_step})
+        if must_stop(step) and step < total_steps:
+            if not evaluated:
+                save(step, state, asdict(progress))
+            bar.close()
+            raise Preempted
     bar.close()
     return state, progress
 
@@ -156,17 +182,18 @@ def _marked(batches: Iterable[Any]) -> Iterator[Any]:
 class Log:
     """Numbers of a run: to the terminal, to `metrics.jsonl` and to TensorBoard, all in one directory."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, every: float = 5.0):
+        """An update's numbers are noted after `every` seconds."""
         from tensorboardX import SummaryWriter
 
         self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
         self._board = SummaryWriter(str(directory / "tensorboard"))
-        self._last = self._last_line = time.monotonic()
+        self._every, self._last, self._last_line = every, time.monotonic(), time.monotonic()
 
     def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
-        """Notes an update's metrics, at most every few seconds: reading them waits for the device."""
+        """Notes an update's metrics, not too often: reading them waits for the device."""
         now = time.monotonic()
-        if now - self._last < _LOG_SECONDS:
+        if now - self._last < self._every:
             return
         self._last = now
         values = {name: float(value) for name, value in metrics.items()}
@@ -190,6 +217,22 @@ class Log:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+class NoLog(Log):
+    """The log of a process that is not the first."""
+
+    def __init__(self):
+        pass
+
+    def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
+        pass
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _show(where: str, values: dict[str, Any]) -> None:

@@ -151,18 +151,36 @@ def gathered(weight: jax.Array, spec: P) -> jax.Array:
     return jax.sharding.reshard(weight, spec) if mesh_is_set() else weight
 
 
+def own_rows(size: int, *, rules: Rules = DATA_PARALLEL, process: int | None = None) -> np.ndarray:
+    """The rows of a batch of `size` that lie on this process's devices, or on another's, in their order.
+
+    Every row is some process's; where the model axis spans processes, some of them have the same ones.
+    """
+    if not mesh_is_set():
+        return np.arange(size)
+    check_divides("batch", size, rules.batch)
+    sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+    process = jax.process_index() if process is None else process
+    places = sharding.devices_indices_map((size,))
+    rows = [np.arange(size)[place] for device, place in places.items() if device.process_index == process]
+    return np.unique(np.concatenate(rows))
+
+
 def place_batch(batch: Any, *, rules: Rules = DATA_PARALLEL) -> Any:
     """Puts a tree of numpy arrays [B, ...] on the devices, split over the batch.
 
-    With several processes each gives its own rows, [B / processes, ...], and the result is the global batch.
-    LampError if the global batch does not divide over the mesh.
+    With several processes each gives its `own_rows` alone, and the result is the global batch. LampError if that does
+    not divide over the mesh.
     """
     if not mesh_is_set():
         return jax.tree.map(jax.numpy.asarray, batch)
     sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
+    count = shards(rules.batch)
+    held = len(own_rows(count, rules=rules))  # of the shards, by this process
 
     def place(rows: np.ndarray) -> jax.Array:
-        check_divides("batch", len(rows) * jax.process_count(), rules.batch)
-        return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        size = len(rows) * count // held
+        check_divides("batch", size, rules.batch)
+        return jax.make_array_from_process_local_data(sharding, np.asarray(rows), (size, *rows.shape[1:]))
 
     return jax.tree.map(place, batch)

@@ -15,6 +15,7 @@ from lamp_jax.data.framing import Framed, Frames, parse_record
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.patches import apply_patches
 from lamp_jax.errors import LampError
+from lamp_jax.processes import is_first
 from lamp_jax.tasks.catalog import Task
 
 _SHOWN_IDS = 5
@@ -184,7 +185,7 @@ def write_json_list(path: str | Path, records: Iterable[bytes]) -> int:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[str]]:
-    """A text file that is moved into place when the block ends, and vanishes when it fails."""
+    """A text file that is moved into place when the block ends, and vanishes when it fails. The first process's."""
     with atomic_write_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogatepass", newline="", write_through=True)
         try:
@@ -196,6 +197,10 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
 @contextlib.contextmanager
 def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
     """As atomic_write, a file of bytes."""
+    if not is_first():  # of several processes all have the same to say
+        with open(os.devnull, "wb") as nothing:
+            yield nothing
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")

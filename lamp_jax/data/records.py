@@ -7,18 +7,20 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import lamp_jax
+from lamp_jax.config import PLACEMENT
 from lamp_jax.data.files import read_json, write_json
 from lamp_jax.errors import LampError
+from lamp_jax.processes import agree, compare
 
 State = Literal["new", "unfinished", "done"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """The claim of one command on one output.
+    """The claim of one command on one output. Of several processes all have it; the first reads and writes.
 
     For a file the record stands beside it (`P.json.run.json`), for a directory in it (`run.json`). `state` says what
     the command found: nothing, its own unfinished work, or its own finished output.
@@ -41,6 +43,9 @@ class Record:
 
     def begin(self) -> None:
         """Says whose unfinished work will stand there. For commands that resume, once their checks have passed."""
+        agree(self._begin)
+
+    def _begin(self) -> None:
         if self.force:
             _remove(self.output)
         if self.directory:
@@ -50,6 +55,9 @@ class Record:
 
     def finish(self, **facts: Any) -> None:
         """Marks the output as whole; `facts` (counts, metrics) are kept in the record."""
+        agree(lambda: self._finish(facts))
+
+    def _finish(self, facts: Mapping[str, Any]) -> None:
         whole = {**self.contents, "finished": True, "output_sha256": _output_digest(self.output), **facts}
         write_json(self.path, whole)
         self.journal.unlink(missing_ok=True)
@@ -68,16 +76,22 @@ def claim(
 ) -> Record:
     """Claims `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub names).
 
-    `ignore` names options that do not change what is written (`output` and `force` never do). Two commands are the
-    same when their settings and the contents of their inputs are. Raises LampError when something else stands at
-    `output`; with `options.force` that is replaced, once the command's checks have passed (`begin`, `finish`).
+    `ignore` names options that do not change what is written (`output`, `force` and where arrays lie never do). Two
+    commands are the same when their settings and the contents of their inputs are. Raises LampError when something
+    else stands at `output`; with `options.force` that is replaced, once the command's checks have passed (`begin`,
+    `finish`).
     """
     output = Path(output)
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
-    digests = {name: digest(name) for name in dict.fromkeys(inputs)}
-    # The fingerprint knows inputs by their contents alone: a moved file is the same file.
-    known = json.dumps([type(options).__name__, _without(settings, digests), sorted(digests.values())], default=str)
-    fingerprint = hashlib.sha256(known.encode()).hexdigest()
+    digests: dict[str, str] = {}
+
+    def make_fingerprint() -> str:
+        digests.update({name: digest(name) for name in dict.fromkeys(inputs)})
+        # The fingerprint knows inputs by their contents alone: a moved file is the same file.
+        known = json.dumps([type(options).__name__, _without(settings, digests), sorted(digests.values())], default=str)
+        return hashlib.sha256(known.encode()).hexdigest()
+
+    fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
     contents = {
         "stage": type(options).__name__.lower(),
         "settings": settings,
@@ -86,9 +100,8 @@ def claim(
         "fingerprint": fingerprint,
     }
     force = getattr(options, "force", False)
-    if force:
-        _check_removable(output)
-    return Record(output, contents, "new" if force else _state(output, fingerprint), directory, force)
+    state: State = agree(lambda: _check_removable(output) if force else _state(output, fingerprint))
+    return Record(output, contents, state, directory, force)
 
 
 def digest(name: str) -> str:
@@ -105,31 +118,41 @@ def digest(name: str) -> str:
 
 
 class Journal:
-    """An append-only file of JSON lines that survives a kill: a line broken off at the end is dropped on opening."""
+    """An append-only file of JSON lines that survives a kill: a line broken off at the end is dropped on opening.
+
+    Of several processes the first has the file; all have the entries, which all append alike.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        lines = _whole_lines(path)
-        self.entries: list[Any] = [json.loads(line) for line in lines]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "ab")  # noqa: SIM115 (open for the life of the journal)
+        self._file: IO[bytes] | None = None
+        self.entries: list[Any] = agree(self._open)
+
+    def _open(self) -> list[Any]:
+        lines = _whole_lines(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab")  # noqa: SIM115 (open for the life of the journal)
         self._file.truncate(sum(map(len, lines)))
+        return [json.loads(line) for line in lines]
 
     def keep(self, count: int) -> None:
         """Drops all entries but the first `count`."""
-        self._file.truncate(sum(map(len, _whole_lines(self.path)[:count])))
+        if self._file:
+            self._file.truncate(sum(map(len, _whole_lines(self.path)[:count])))
         del self.entries[count:]
 
     def append(self, entries: Iterable[Any]) -> None:
         """Adds entries, on disk before this returns."""
         entries = list(entries)
-        self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file:
+            self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.entries += entries
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def read_journal(path: Path) -> Iterator[Any]:
@@ -176,19 +199,20 @@ def _has_begun(output: Path) -> bool:
 
 
 def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    """The settings with every input's path put aside."""
+    """The settings with every input's path put aside, and where arrays lie."""
     if isinstance(settings, Mapping):
-        return {key: _without(value, names) for key, value in settings.items()}
+        return {key: _without(value, names) for key, value in settings.items() if key not in PLACEMENT}
     if isinstance(settings, list | tuple):
         return [_without(value, names) for value in settings]
     return "(input)" if isinstance(settings, str) and settings in names else settings
 
 
-def _check_removable(output: Path) -> None:
+def _check_removable(output: Path) -> State:
     if output.is_dir() and any(output.iterdir()) and not record_path(output).exists():
         raise LampError(
             f"{output}: --force removes only what lamp made, and this directory has no run.json; move it away"
         )
+    return "new"
 
 
 def _remove(output: Path) -> None:

@@ -13,6 +13,7 @@ from lamp_jax.decoding.beam import beam_search
 from lamp_jax.decoding.greedy import greedy_search
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.errors import LampError
+from lamp_jax.hosts import read
 from lamp_jax.tasks.catalog import Task
 
 
@@ -28,8 +29,8 @@ class Answerer:
         self._decode = make_decoder(graph, answering, labels)
 
     def __call__(self, params: Any, source: jax.Array) -> list[str]:
-        """Prompts [B, S] -> B answers."""
-        result = np.asarray(self._decode(params, source))
+        """Prompts [B, S] -> B answers, of all processes' prompts in each of them."""
+        result = read(self._decode(params, source))
         if self.by_labels:
             return [choose_label(row, self.task) for row in result]
         return [text.strip() for text in self.tokenizer.batch_decode(result, skip_special_tokens=True)]

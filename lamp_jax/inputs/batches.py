@@ -1,7 +1,7 @@
 """Examples as batches of few shapes, each a pure function of its number, so that a run resumes at any step."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -12,6 +12,9 @@ import numpy as np
 from lamp_jax.errors import LampError
 
 PAD = 0
+
+OwnRows = Callable[[int], np.ndarray]
+"""Which rows of a batch of so many this process makes, in their order: all, or where others make the rest, its own."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,26 @@ class TrainingBatches:
 
     Examples are put into the smallest length bucket that holds them; the rows left over in one bucket move up to the
     next, so an epoch has ceil(N / batch_size) batches and a run meets at most `len(buckets)` shapes. The last batch of
-    an epoch is filled with rows that have no target and so no weight.
+    an epoch is filled with rows that have no target and so no weight. What stands in which row does not depend on
+    whose rows are `own`.
     """
 
-    def __init__(self, examples: Iterable[Example], *, batch_size: int, buckets: Sequence[int], seed: int):
+    def __init__(
+        self,
+        examples: Iterable[Example],
+        *,
+        batch_size: int,
+        buckets: Sequence[int],
+        seed: int,
+        own: OwnRows = np.arange,
+    ):
         self._sources, self._targets = _Rows(), _Rows()
         for example in examples:
             self._sources.append(example.source)
             self._targets.append(example.target)
         if not len(self._sources):
             raise LampError("no training examples: is the train file empty?")
-        self.batch_size = batch_size
+        self.batch_size, self._own = batch_size, own(batch_size)
         self.buckets = sorted(buckets)
         self.seed = seed
         self.per_epoch = -(-len(self._sources) // batch_size)
@@ -60,9 +72,10 @@ class TrainingBatches:
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.per_epoch)
         length, rows = self._plan(epoch)[place]
+        mine = rows[self._own[self._own < len(rows)]]
         return Batch(
-            pad_rows([self._sources[row] for row in rows], self.batch_size, length),
-            pad_rows([self._targets[row] for row in rows], self.batch_size, self.target_length),
+            pad_rows([self._sources[row] for row in mine], len(self._own), length),
+            pad_rows([self._targets[row] for row in mine], len(self._own), self.target_length),
         )
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -117,12 +130,13 @@ def plan_epoch(
 
 
 def prediction_batches(
-    examples: Sequence[Example], *, rows: Mapping[int, int], pad: int = PAD
+    examples: Sequence[Example], *, rows: Mapping[int, int], pad: int = PAD, own: OwnRows = np.arange
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
 
     `rows` has the lengths that prompts are padded to, and how many make a batch of each. What is left over in one
-    length moves up to the next; the last batch is filled with rows that no position stands for.
+    length moves up to the next; the last batch is filled with rows that no position stands for. The positions are those
+    of the whole batch, its rows this process's `own`.
     """
     lengths = sorted(rows)
     members: dict[int, list[int]] = {}
@@ -133,8 +147,10 @@ def prediction_batches(
         left += members[length]
         while len(left) >= rows[length] or (left and length == max(members)):
             part, left = left[: rows[length]], left[rows[length] :]
-            source = pad_rows([examples[position].source for position in part], rows[length], length, pad=pad)
-            yield part, Batch(source, np.zeros((rows[length], 0), np.int32))
+            places = own(rows[length])
+            mine = [examples[part[place]].source for place in places if place < len(part)]
+            source = pad_rows(mine, len(places), length, pad=pad)
+            yield part, Batch(source, np.zeros((len(places), 0), np.int32))
 
 
 def find_bucket(length: int, buckets: Sequence[int]) -> int:

@@ -11,7 +11,7 @@ from lamp_jax.config import TrainRetriever
 from lamp_jax.data.feedback import Metrics, first_pairs, read_feedback
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import choose_text_buckets, find_bucket, plan_epoch
+from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, plan_epoch
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.inputs.tokenizer import tokenize
 from lamp_jax.retrieval.sampling import permutation
@@ -129,10 +129,20 @@ class CandidateBatches:
     lengths), so that a question with three short items costs four short ones. See `plan_epoch`.
     """
 
-    def __init__(self, examples: Sequence[Candidates], *, batch_size: int, max_length: int, pad: int, seed: int):
+    def __init__(
+        self,
+        examples: Sequence[Candidates],
+        *,
+        batch_size: int,
+        max_length: int,
+        pad: int,
+        seed: int,
+        own: OwnRows = np.arange,
+    ):
         if not examples:
             raise LampError("no questions to learn from")
         self.examples, self.batch_size, self.pad, self.seed = examples, batch_size, pad, seed
+        self._own = own(batch_size)
         lengths = choose_text_buckets(max_length)
         most = max(len(example.documents) for example in examples)
         counts = (*(2**power for power in range(1, most.bit_length()) if 2**power < most), most)
@@ -157,11 +167,12 @@ class CandidateBatches:
         epoch, place = divmod(step, len(self))
         (count, length), rows = self._plan(epoch)[place]
         queries = len(self.examples[0].texts) - len(self.examples[0].documents)
-        tokens = np.full((self.batch_size, queries + count, length), self.pad, np.int32)
-        rewards = np.zeros((self.batch_size, count), np.float32)
-        mask = np.zeros((self.batch_size, count), bool)
-        baseline = np.zeros(self.batch_size, np.float32)
-        for place, row in enumerate(rows):
+        size = len(self._own)
+        tokens = np.full((size, queries + count, length), self.pad, np.int32)
+        rewards = np.zeros((size, count), np.float32)
+        mask = np.zeros((size, count), bool)
+        baseline = np.zeros(size, np.float32)
+        for place, row in enumerate(rows[self._own[self._own < len(rows)]]):
             example = self.examples[row]
             for column, text in enumerate(example.texts):
                 tokens[place, column, : len(text)] = text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lamp_jax.errors import LampError
+from lamp_jax.processes import agree
 from lamp_jax.tasks.prompts import without_surrogates
 
 # Its advice, such as that PyTorch is not installed, is not meant for users of this package.
@@ -35,13 +36,18 @@ def load_tokenizer(name: str | Path) -> Any:
 
 def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
     """The tokenizer that stands in a directory, or else the one that `make` gives, which stands there afterwards."""
-    if not (directory / "tokenizer.json").exists():
+
+    def write() -> None:
+        if (directory / "tokenizer.json").exists():
+            return
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as unfinished:
             make().save_pretrained(unfinished)
             # tokenizer.json last: where it is, all is there.
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
                 os.replace(file, directory / file.name)
+
+    agree(write)
     return load_tokenizer(directory)
 
 

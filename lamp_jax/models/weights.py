@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lamp_jax.errors import LampError
+from lamp_jax.hosts import read
 from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.hf_names import Place, bert_places, longformer_places, t5_places
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.sharding import gathered, mesh_is_set
+from lamp_jax.processes import is_first
+from lamp_jax.sharding import mesh_is_set
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH = "pytorch_model.bin"
@@ -296,7 +298,7 @@ def save_longformer(model: Longformer, directory: str | Path) -> None:
 
 def _save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], directory: Path) -> None:
     tensors = hf_tensors(model, places)
-    if jax.process_index() == 0:
+    if is_first():
         directory.mkdir(parents=True, exist_ok=True)
         partial_weights, partial_config = directory / f".{WEIGHTS}.partial", directory / f".{CONFIG}.partial"
         save_file(tensors, partial_weights, metadata={"format": "pt"})
@@ -306,18 +308,17 @@ def _save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], di
 
 
 def hf_tensors(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
-    """HF's name -> tensor, in host memory."""
-    flat = dict(nnx.to_flat_state(nnx.state(model)))
-    whole = {path: _on_host(variable.get_value()) for path, variable in flat.items()}
-    tensors = {}
+    """HF's name -> tensor, in host memory.
+
+    All processes call it, because each parameter is gathered from all; the first one keeps them, the others none.
+    """
+    names: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, place in places.items():
-        values = whole[place.path] if place.layer is None else whole[place.path][place.layer]
-        tensors[name] = np.ascontiguousarray(place.to_hf(values))
+        names[place.path].append(name)
+    tensors = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        whole = read(variable.get_value())
+        for name in names[path] if is_first() else ():
+            values = whole if places[name].layer is None else whole[places[name].layer]
+            tensors[name] = np.ascontiguousarray(places[name].to_hf(values))
     return tensors
-
-
-def _on_host(values: jax.Array) -> np.ndarray:
-    """All of an array, also where other processes hold parts of it."""
-    if values.is_fully_addressable:
-        return np.asarray(values)
-    return np.asarray(gathered(values, jax.sharding.PartitionSpec()).addressable_data(0))

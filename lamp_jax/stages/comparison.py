@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from lamp_jax.config import Retriever, Train
-from lamp_jax.data.files import Question, write_json, write_predictions
+from lamp_jax.data.files import Question, atomic_write, write_json, write_predictions
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
@@ -84,7 +84,8 @@ def report(
         for name in scores
     ]
     text = _table(rows, list(further or {}))
-    (output / "table.txt").write_text(text + "\n", encoding="utf-8")
+    with atomic_write(output / "table.txt") as file:
+        file.write(text + "\n")
     direction = "higher is better" if task.higher_is_better else "lower is better"
     write_json(output / "results.json", {"task": task.name, "direction": direction, "seed": seed, "rows": rows})
     return text

@@ -6,6 +6,7 @@ from pathlib import Path
 from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
 from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
 from lamp_jax.data.records import claim
+from lamp_jax.processes import agree
 from lamp_jax.stages import demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
@@ -53,7 +54,8 @@ def run(options: Demo) -> None:
         orders = {retriever: Order(questions, retriever) for retriever in experiment.retrievers}
         scores = compare(experiment, TASK, orders, output)
         oracle = read_json(output / "data" / "oracle.json")
-        print(report(scores, TASK, questions, output, oracle=oracle, tests=[Against("none")], seed=options.seed))
+        tests = [Against("none")]
+        print(report(scores, TASK, questions, output, oracle=oracle, tests=tests, seed=options.seed))
         record.finish()
     for chapter in options.stages:
         tell(chapter, options, experiment)
@@ -74,6 +76,12 @@ def tell(chapter: str, options: Demo, generator: Train) -> None:
 
 def prepare(options: Demo) -> Train:
     """Makes the files of the benchmark and returns the training that the demo does on them."""
+    agree(lambda: make_files(options))
+    return training(options)
+
+
+def make_files(options: Demo) -> None:
+    """The benchmark, and its questions with their golds."""
     size, output = SIZES[options.size], Path(options.output)
     data = output / "data"
     synth.run(Synth(TASK.name, str(data), size.questions, size.dev_questions, size.profile_size, seed=options.seed))
@@ -81,7 +89,6 @@ def prepare(options: Demo) -> Train:
         questions = read_questions(data / f"{split}_questions.json", task=TASK)
         merged = add_outputs(questions, read_outputs(data / f"{split}_outputs.json").by_id)
         write_questions(output / f"{split}.json", merged)
-    return training(options)
 
 
 def training(options: Demo) -> Train:

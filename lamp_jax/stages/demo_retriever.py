@@ -17,6 +17,7 @@ from lamp_jax.config import (
 from lamp_jax.data.files import read_json, read_questions, write_json
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
+from lamp_jax.processes import agree
 from lamp_jax.retrieval.dense import RetrieverSettings, write_settings
 from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
 from lamp_jax.stages import feedback_items, rank, train_retriever
@@ -62,7 +63,7 @@ def run(options: Demo, generator: Train) -> None:
     oracle = read_json(Path(options.output) / "data" / "oracle.json")
     tests = [Against("dense", HARD_GROUP), Against("bm25", HARD_GROUP)]
     print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
-    _add_rows(Path(options.output) / "results.json", output / "results.json")
+    agree(lambda: _add_rows(Path(options.output) / "results.json", output / "results.json"))
 
 
 def feedback(options: Demo, generator: Train) -> FeedbackItems:
@@ -130,9 +131,9 @@ def _add_rows(whole: Path, part: Path) -> None:
 
 def make_untrained(training: TrainRetriever, directory: Path) -> None:
     """The encoder that both trainings start from, in a directory of its own."""
-    if (directory / "model.safetensors").exists():
+    if agree((directory / "model.safetensors").exists):
         return
     judged = read_judged(training, find_task(training.task), training.questions, training.feedback)
     tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), judged)
     save_bert(train_retriever.prepare_model(training, len(tokenizer)), directory)
-    write_settings(directory, RetrieverSettings(training.use_date))
+    agree(lambda: write_settings(directory, RetrieverSettings(training.use_date)))

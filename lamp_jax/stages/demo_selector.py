@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from lamp_jax.config import (
 )
 from lamp_jax.data.files import read_json, read_questions
 from lamp_jax.data.pools import Pool, read_pool, write_pool
+from lamp_jax.processes import agree
 from lamp_jax.retrieval import selection
 from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
 from lamp_jax.stages.comparison import Against, report
@@ -54,7 +56,7 @@ def run(options: Demo, generator: Train) -> None:
     size, output = SIZES[options.size], Path(options.output) / "selector"
     make_candidates(generator, generator.train, output / "train", RANKERS)
     make_candidates(generator, generator.validation, output / "dev", (*RANKERS, FUSION))
-    hold_out(output, size.held_out)
+    agree(lambda: hold_out(output, size.held_out))
     for training in trainings(options).values():
         train_selector.run(training)
     everything = read_pool(output / "dev" / "candidates.json")
@@ -94,7 +96,7 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
         )
         merged = Merge(questions, str(folder / f"{ranker}.json"), ranking=ranking.output)
         rank.run(ranking)
-        merge.run(merged)
+        agree(partial(merge.run, merged))
         ranked.append(ranking.output)
         pool.append(f"{ranker}={merged.output}")
     feedback = FeedbackRetrievers(
@@ -107,14 +109,13 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
         answering=generator.answering,
     )
     feedback_retrievers.run(feedback)
-    selector_data.run(
-        SelectorData(
-            feedback=feedback.output,
-            questions=questions,
-            output=str(folder / "candidates.json"),
-            scores=tuple(f"{ranker}={folder / f'{ranker}.scores.json'}" for ranker in RANKERS),
-        )
+    data = SelectorData(
+        feedback=feedback.output,
+        questions=questions,
+        output=str(folder / "candidates.json"),
+        scores=tuple(f"{ranker}={folder / f'{ranker}.scores.json'}" for ranker in RANKERS),
     )
+    agree(lambda: selector_data.run(data))
 
 
 def hold_out(output: Path, questions: int) -> None:

@@ -17,11 +17,13 @@ from lamp_jax.data.records import Journal, Record, read_journal
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
+from lamp_jax.hosts import read, stop_if_asked
 from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import model_layout, open_mesh, place_batch
+from lamp_jax.processes import agree
+from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
 from lamp_jax.tasks.rewards import LIKELIHOOD, Reward
@@ -32,7 +34,7 @@ _WINDOW = 256
 Answer = tuple[str | None, dict[str, float]]
 """What was generated (None where nothing was), and its metrics."""
 Rate = Callable[[Sequence[Question], np.ndarray], list[Answer]]
-"""Questions and their prompts [B, S], of which the rows behind the questions only fill the batch -> their answers."""
+"""A batch's questions and this process's rows of their prompts [B, S], of which some only fill it -> their answers."""
 Options = FeedbackItems | FeedbackRetrievers
 
 
@@ -72,12 +74,17 @@ def collect(
 
     task, tokenizer = find_task(options.task), load_tokenizer(options.model)
     with jax.set_mesh(open_mesh(options.devices)):
+        check_divides("--batch-size", options.batch_size, "data")
         graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
         rate = (_likelihoods if reward == "likelihood" else _metrics)(options, task, tokenizer, graph, params)
         record.begin()
         with closing(Journal(path(options.shard))) as journal:
             _rate_all(options, trials(options.shard), rate, tokenizer, journal, kind=kind, prompting=prompting)
-    if not all(sum(1 for _ in read_journal(path(shard))) == len(trials(shard)) for shard in range(options.shards)):
+
+    def all_there() -> bool:
+        return all(sum(1 for _ in read_journal(path(shard))) == len(trials(shard)) for shard in range(options.shards))
+
+    if not agree(all_there):
         print(f"{options.output}: shard {options.shard} of {options.shards} is done, others are not")
         return False
     record.finish()
@@ -112,7 +119,7 @@ def _rate_all(
                 continue
             questions = [trial.question for trial in part]
             prompts = list(make_prompts(questions, task, tokenizer, told, retriever="file"))
-            for places, batch in prediction_batches(prompt_examples(questions, prompts), rows=rows):
+            for places, batch in prediction_batches(prompt_examples(questions, prompts), rows=rows, own=own_rows):
                 if seen + len(places) > done:
                     if done > seen:
                         journal.keep(seen)  # a batch that was cut in the middle
@@ -121,6 +128,7 @@ def _rate_all(
                         feedback_record(kind, part[place].names, prompts[place].text, *answer)
                         for place, answer in zip(places, answers, strict=True)
                     )
+                    stop_if_asked(seen)
                 seen += len(places)
                 bar.update(len(places))
 
@@ -148,8 +156,9 @@ def _likelihoods(options: Options, task: Task, tokenizer: Any, graph: nnx.GraphD
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
         rows = tokenizer([gold_of(one) for one in questions], truncation=True, max_length=longest).input_ids
         # Lengths that are multiples of 16, so that few shapes are compiled.
-        target = pad_rows(rows, len(source), -(-max(map(len, rows)) // 16) * 16)
-        values = np.asarray(measure(params, *place_batch((source, target))))
+        target = pad_rows(rows, options.batch_size, -(-max(map(len, rows)) // 16) * 16)
+        target = target[own_rows(options.batch_size)]
+        values = read(measure(params, *place_batch((source, target))))
         return [(None, {LIKELIHOOD: float(value)}) for value in values[: len(questions)]]
 
     return rate

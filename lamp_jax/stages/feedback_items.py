@@ -7,6 +7,7 @@ from lamp_jax.data.feedback import first_pairs, read_records, write_reference
 from lamp_jax.data.files import read_questions
 from lamp_jax.data.records import claim
 from lamp_jax.inputs.examples import gold_of
+from lamp_jax.processes import agree
 from lamp_jax.stages.feedback import Trial, check_shards, collect
 from lamp_jax.tasks.catalog import find_task
 
@@ -29,6 +30,7 @@ def run(options: FeedbackItems) -> None:
     if not collect(options, record, trials, kind="items", prompting=prompting, reward=options.reward):
         return
     if options.export_reference:
-        write_reference(options.export_reference, questions, read_records(options.output, "items"))
+        target = options.export_reference
+        agree(lambda: write_reference(target, questions, read_records(options.output, "items")))
     pairs = sum(1 for _ in first_pairs(questions, options.profile_size))
     print(f"{options.output}: feedback on {pairs} pairs of question and item")

@@ -13,11 +13,12 @@ from lamp_jax.config import Generate
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
 from lamp_jax.data.records import Journal, claim
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.hosts import stop_if_asked
 from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
-from lamp_jax.sharding import model_layout, open_mesh, place_batch
+from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
@@ -34,11 +35,14 @@ def run(options: Generate) -> None:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
         )
+    mesh = open_mesh(options.devices)
+    with jax.set_mesh(mesh):
+        check_divides("--batch-size", options.batch_size, "data")
     tokenizer = load_tokenizer(options.model)
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
-    with jax.set_mesh(open_mesh(options.devices)):
+    with jax.set_mesh(mesh):
         graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
         answerer = Answerer(graph, tokenizer, task, options.answering)
         record.begin()
@@ -68,9 +72,10 @@ def answer(
 ) -> dict[str, str]:
     """The answer to every example, by id, in their order. With a journal, what it holds is not answered again."""
     answers: dict[str, str] = dict(journal.entries) if journal else {}
-    batches = prediction_batches(examples, rows=dict.fromkeys(choose_buckets(max_length), batch_size))
+    rows = dict.fromkeys(choose_buckets(max_length), batch_size)
+    batches = prediction_batches(examples, rows=rows, own=own_rows)
     with tqdm(total=len(examples), desc="answers", unit="question", disable=None, leave=journal is not None) as bar:
-        for positions, batch in batches:
+        for number, (positions, batch) in enumerate(batches):
             ids = [examples[position].id for position in positions]
             if not all(key in answers for key in ids):
                 texts = answerer(params, place_batch(batch.source))
@@ -78,6 +83,7 @@ def answer(
                 answers |= fresh
                 if journal:
                     journal.append(fresh.items())
+                    stop_if_asked(number)
             bar.update(len(ids))
     return {example.id: answers[example.id] for example in examples}
 

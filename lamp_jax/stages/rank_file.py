@@ -11,6 +11,7 @@ from lamp_jax.data.files import Question, check_unique, read_questions
 from lamp_jax.data.records import claim, digest
 from lamp_jax.data.work import map_chunks
 from lamp_jax.errors import LampError
+from lamp_jax.processes import agree, how_many
 from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense, read_settings
 from lamp_jax.retrieval.fusion import fuse_rankings
 from lamp_jax.retrieval.ranking import (
@@ -31,6 +32,13 @@ def run(options: Rank) -> None:
         raise LampError("--plan and --tasks are for a tree of files: give it with --all")
     task = find_task(options.task)
     ranker = choose_ranker(options, task)
+    if ranker == "dense":
+        _rank(options, task, ranker)
+    else:
+        agree(lambda: _rank(options, task, ranker))
+
+
+def _rank(options: Rank, task: Task, ranker: str) -> None:
     if options.rankings and ranker != "rrf":
         raise LampError(f"--rankings are fused by --ranker rrf, and this is {ranker}")
     inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
@@ -78,6 +86,8 @@ def _fused(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
 
 def _dense(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
     questions = _read(options, task)
+    if options.embeddings_cache and how_many() > 1:
+        raise LampError(f"--embeddings-cache is one process's, and these are {how_many()}; leave it out")
     # Here, not above: the other rankers need no device, and their processes would start one each.
     import jax
 

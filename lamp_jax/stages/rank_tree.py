@@ -15,6 +15,7 @@ from lamp_jax.data.layout import find_parts
 from lamp_jax.data.records import record_path
 from lamp_jax.data.work import count_cores, cut, map_in_processes
 from lamp_jax.errors import LampError
+from lamp_jax.processes import agree
 from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
 from lamp_jax.stages import merge, rank_file
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
@@ -48,7 +49,8 @@ def run(options: Rank) -> None:
     if options.plan:
         return print_plan(jobs, options)
     on_device = [job for job in jobs if job.ranking.ranker not in RANKERS]
-    errors = [*_run_on_host([job for job in jobs if job not in on_device], options), *map(_run, on_device)]
+    errors = agree(lambda: [*_run_on_host([job for job in jobs if job not in on_device], options)])
+    errors += map(_run, on_device)
     errors = [error for error in errors if error]
     print(f"{options.output}: {len(jobs) - len(errors)} of {len(jobs)} files are ranked and merged")
     if errors:
@@ -133,7 +135,7 @@ def _run(job: Job, *, work: Work | None = None) -> str:
     work = work or job.ranking.work
     try:
         rank_file.run(replace(job.ranking, work=work))
-        merge.run(replace(job.merging, work=work))
+        agree(lambda: merge.run(replace(job.merging, work=work)))
     except LampError as error:
         return f"{job.task.name} {job.part}: {error}"
     return ""

@@ -24,7 +24,7 @@ from lamp_jax.loop import Progress, check_learning, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import load_t5, save_t5
-from lamp_jax.sharding import model_layout, open_mesh
+from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
@@ -41,7 +41,8 @@ def run(options: Train) -> None:
     record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    check_learning(options.learning)
+    mesh = open_mesh(options.devices)
+    check_learning(options.learning, mesh)
     if options.workers < 0:
         raise LampError(f"--workers {options.workers}: must be 0 or more")
     patches = options.compatibility.patches
@@ -50,7 +51,7 @@ def run(options: Train) -> None:
         known = list(questions)
         questions = known + past_questions(known, task, newest=options.profile_targets)
     record.begin()
-    with jax.set_mesh(open_mesh(options.devices)):
+    with jax.set_mesh(mesh):
         progress = train_generator(options, task, questions, validation)
     record.finish(**dataclasses.asdict(progress))
     print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")
@@ -73,14 +74,15 @@ def train_generator(options: Train, task: Task, questions: QuestionSource, valid
     graph, params = nnx.split(model)
     buckets = choose_buckets(options.prompting.max_length)
     examples = _examples(options, task, questions, tokenizer)
-    batches = TrainingBatches(examples, batch_size=options.learning.batch_size, buckets=buckets, seed=options.seed)
+    size, seed = options.learning.batch_size, options.seed
+    batches = TrainingBatches(examples, batch_size=size, buckets=buckets, seed=seed, own=own_rows)
     return fit(
         output,
         params,
         generator_loss(graph),
         batches,
         options.learning,
-        seed=options.seed,
+        seed=seed,
         rules=model.rules,
         evaluate=_evaluation(options, task, validation, tokenizer, graph),
         higher_is_better=task.higher_is_better,

@@ -22,7 +22,7 @@ from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import load_bert, save_bert
 from lamp_jax.retrieval.dense import RetrieverSettings, embed_all, write_settings
 from lamp_jax.retrieval.scored import best_first
-from lamp_jax.sharding import model_layout, open_mesh
+from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -37,6 +37,8 @@ def run(options: TrainRetriever) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    mesh = open_mesh(options.devices)
+    check_learning(options.learning, mesh)
     judged = read_judged(options, task, options.questions, options.feedback)
     if options.validation:
         train, validation = judged, read_judged(options, task, options.validation, options.validation_feedback)
@@ -46,7 +48,7 @@ def run(options: TrainRetriever) -> None:
     if not telling:
         raise LampError(f"{options.questions}: for every question all rewards are equal; nothing can be learned")
     record.begin()
-    with jax.set_mesh(open_mesh(options.devices)):
+    with jax.set_mesh(mesh):
         before, progress = train_retriever(options, task, telling, validation)
     facts = {"questions": len(telling), "skipped_equal_rewards": len(train) - len(telling), "before": before}
     record.finish(**facts, **dataclasses.asdict(progress))
@@ -78,6 +80,7 @@ def train_retriever(
         max_length=options.max_length,
         pad=NO_TOKEN,
         seed=options.seed,
+        own=own_rows,
     )
 
     def evaluate(params: Any) -> dict[str, float]:
@@ -110,7 +113,6 @@ def train_retriever(
 def _check(options: TrainRetriever) -> None:
     if options.validation and not options.validation_feedback:
         raise LampError("--validation: give its feedback too, --validation-feedback")
-    check_learning(options.learning)
     for name in ("score_temperature", "reward_temperature"):
         if not getattr(options, name) > 0:
             raise LampError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be above 0")

@@ -21,7 +21,7 @@ from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import load_longformer, save_longformer
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
-from lamp_jax.sharding import model_layout, open_mesh
+from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
 
 
@@ -30,7 +30,8 @@ def run(options: TrainSelector) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    check_learning(options.learning)
+    mesh = open_mesh(options.devices)
+    check_learning(options.learning, mesh)
     if not options.temperature > 0:
         raise LampError(f"--temperature {options.temperature}: must be above 0")
     train, validation = read_pool(options.train), read_pool(options.validation)
@@ -39,7 +40,7 @@ def run(options: TrainSelector) -> None:
         if not pool.rewarded:
             raise LampError(f"{path}: has candidates without rewards; make it with `lamp selector-data --golds`")
     record.begin()
-    with jax.set_mesh(open_mesh(options.devices)):
+    with jax.set_mesh(mesh):
         before, progress = train_selector(options, train, validation)
     record.finish(questions=len(train.choices), before=before, **dataclasses.asdict(progress))
     print(
@@ -76,6 +77,7 @@ def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tup
         max_length=settings.max_length,
         pad=NO_TOKEN,
         seed=options.seed,
+        own=own_rows,
     )
     score = candidate_scorer(graph, reader)
 

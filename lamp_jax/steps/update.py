@@ -44,7 +44,7 @@ def make_optimizer(learning: Learning, total_steps: int) -> optax.GradientTransf
 
 def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params))
+    return TrainState(jnp.zeros((), jnp.int32, out_sharding=Rules().out()), params, jax.jit(optimizer.init)(params))
 
 
 def make_update(

@@ -1,0 +1,82 @@
+"""SIGTERM and SIGKILL: what stands on disk is whole, and the same command ends as if nothing had been."""
+
+import json
+import shutil
+import signal
+
+import pytest
+
+from tests.hosts.conftest import losses, train, wait_for
+
+
+def is_finished(output) -> bool:
+    return json.loads((output / "run.json").read_text())["finished"]
+
+
+def test_one_process_that_is_preempted_ends_well_and_goes_on_to_the_same_bytes(data, start, undisturbed, tmp_path):
+    output = tmp_path / "model"
+    started = start(1, train(data, output))
+    wait_for(lambda: (output / "metrics.jsonl").exists() and max(losses(output), default=0) >= 7, started)
+    started.kill(0, signal.SIGTERM)
+    statuses, said = started.end()
+    assert statuses == [[0]]
+    assert "the same command goes on" in said
+    assert not is_finished(output)
+    stopped = max(losses(output))
+    assert 7 <= stopped < 25
+    _, said = start(1, train(data, output)).end()
+    assert f"going on after step {stopped} of 25" in said
+    assert is_finished(output)
+    assert (output / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert losses(output) == losses(undisturbed)
+
+
+def test_a_kill_within_a_save_leaves_the_checkpoint_before_it(data, start, undisturbed, tmp_path):
+    output = tmp_path / "model"
+    checkpoints = output / "checkpoints"
+
+    def unfinished():
+        return [path for path in checkpoints.glob("*tmp*") if path.is_dir()] if checkpoints.exists() else []
+
+    for _ in range(5):  # a save may be whole before the signal comes
+        started = start(1, train(data, output))
+        wait_for(lambda: unfinished() and any(path.name.isdecimal() for path in checkpoints.iterdir()), started)
+        started.kill(0, signal.SIGKILL)
+        started.process.communicate()
+        if unfinished():
+            break
+    assert unfinished()
+    whole = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
+    statuses, said = start(1, train(data, output)).end()
+    assert statuses == [[0]]
+    assert f"going on after step {whole} of 25" in said
+    assert (output / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def preempted(data, start, tmp_path_factory):
+    """A run of two processes, of which the second one alone had a SIGTERM."""
+    output = tmp_path_factory.mktemp("preempted") / "model"
+    started = start(2, train(data, output))
+    wait_for((output / "run.json").exists, started)  # jax looks for signals once a second, so not too late
+    started.kill(1, signal.SIGTERM)
+    statuses, said = started.end()
+    assert statuses == [[0], [0]], said
+    assert said.count("the same command goes on") == 2
+    assert not is_finished(output)
+    return output
+
+
+@pytest.mark.parametrize(("number", "mesh"), [(2, ()), (1, ("--model-parallel", 2, "--sharding", "fsdp+tensor"))])
+def test_a_run_that_was_preempted_goes_on_with_any_number_of_processes(
+    data, start, undisturbed, preempted, tmp_path, number, mesh
+):
+    output = tmp_path / "model"
+    shutil.copytree(preempted, output)
+    stopped = max(losses(output))
+    statuses, said = start(number, train(data, output, *mesh)).end()
+    assert statuses == [[0]] * number, said
+    assert f"going on after step {stopped} of 25" in said
+    assert is_finished(output)
+    # Other batches would differ from the first update on by far more than rounding does.
+    assert losses(output) == pytest.approx(losses(undisturbed), rel=1e-3)
