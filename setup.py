@@ -28,6 +28,7 @@ REQUIRED = [
     "pyarrow>=14",
     "array_record>=0.5; platform_system == 'Linux'",  # data sets in files that are read at random
     "tyro>=1.0.10,<2",  # OmitArgPrefixes over subcommands with defaults
+    "fsspec>=2024.6",  # work directories at URLs
     "tqdm>=4.66",
     "tensorboardX>=2.6.4",  # writes TensorBoard files without TensorFlow
 ]
@@ -45,6 +46,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],  # and libtpu, with which `lamp compile` needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],
+        "gcs": ["gcsfs>=2024.6"],  # gs:// work directories
         "beam": ["apache-beam>=2.70,<3"],
         "test": [
             "pytest>=8",

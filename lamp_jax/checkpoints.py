@@ -5,6 +5,8 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+from lamp_jax.data import remote
+
 
 class Checkpoints:
     """The newest whole checkpoint of a run; a save that is cut short leaves the one before it."""
@@ -12,10 +14,12 @@ class Checkpoints:
     def __init__(self, directory: str | Path):
         # Typed loosely: orbax's own policies do not fit its annotation of the argument.
         policy: Any = ocp.training.preservation_policies.LatestN(1)
-        self._checkpointer = ocp.training.Checkpointer(str(Path(directory).absolute()), preservation_policy=policy)
+        place = remote.checkpoint_place(Path(directory))
+        self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=policy)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` (a tree of arrays) and `progress` (plain JSON) in the background."""
+        remote.publish()
         self._checkpointer.save_async(step, state, force=True, custom_metadata=progress)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from lamp_jax import config, processes
+from lamp_jax.data import remote
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.experiments import CLI_STYLE, read_experiment
 
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         stage, options = parse(words)
-        _run(stage, partial(importlib.import_module(module_of(stage)).run, options))
+        _run(stage, partial(_work, importlib.import_module(module_of(stage)).run, options))
     except LampError as error:
         print(f"lamp: {error}", file=sys.stderr)
         return 1
@@ -86,6 +87,14 @@ def _run(stage: str, work: Callable[[], None]) -> None:
         if not processes.is_first():
             print(f"lamp: {stage} is one process's work; waiting for the first", file=sys.stderr)
         processes.agree(work)
+
+
+def _work(run: Callable[[Any], None], options: Any) -> None:
+    """The stage, on local copies of what its options name by URL."""
+    try:
+        run(remote.bring(options))
+    finally:
+        remote.leave()
 
 
 def _run_jointly(work: Callable[[], None]) -> None:

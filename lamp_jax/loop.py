@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.config import Learning
+from lamp_jax.data.remote import CHECKPOINTS
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.hosts import watch
 from lamp_jax.inputs.batches import Batches, read_ahead
@@ -88,7 +89,7 @@ def fit(
 
     with (
         watch() as must_stop,  # around the others: until all is on disk
-        closing(Checkpoints(output / "checkpoints")) as checkpoints,
+        closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
         closing(Log(output, every=learning.log_every) if is_first() else NoLog()) as log,
     ):
         if restored := checkpoints.restore(jax.tree.map(_abstract, state)):

@@ -81,6 +81,11 @@ def how_many() -> int:
     return _company.number
 
 
+def index() -> int:
+    """Which of them this is, from 0."""
+    return _company.index
+
+
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return _company.index == 0

@@ -11,6 +11,7 @@ from typing import IO, Any, Literal
 
 import lamp_jax
 from lamp_jax.config import PLACEMENT
+from lamp_jax.data import remote
 from lamp_jax.data.files import read_json, write_json
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, compare
@@ -124,7 +125,7 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self._pace = path, remote.Pace()
         self._file: IO[bytes] | None = None
         self.entries: list[Any] = agree(self._open)
 
@@ -148,6 +149,7 @@ class Journal:
             self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
             self._file.flush()
             os.fsync(self._file.fileno())
+            self._pace.publish()
         self.entries += entries
 
     def close(self) -> None:
@@ -216,6 +218,7 @@ def _check_removable(output: Path) -> State:
 
 
 def _remove(output: Path) -> None:
+    remote.remove(output)
     for path in (record_path(output), journal_path(output)):
         path.unlink(missing_ok=True)
     if output.is_dir():

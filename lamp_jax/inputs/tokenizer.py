@@ -37,9 +37,12 @@ def load_tokenizer(name: str | Path) -> Any:
 def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
     """The tokenizer that stands in a directory, or else the one that `make` gives, which stands there afterwards."""
 
-    def write() -> None:
-        if (directory / "tokenizer.json").exists():
-            return
+    def write() -> dict[str, str]:
+        if not (directory / "tokenizer.json").exists():
+            make_files()
+        return {file.name: file.read_text(encoding="utf-8") for file in directory.glob("*token*.json")}
+
+    def make_files() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as unfinished:
             make().save_pretrained(unfinished)
@@ -47,7 +50,10 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
                 os.replace(file, directory / file.name)
 
-    agree(write)
+    for name, text in agree(write).items():  # other processes may have other disks
+        if not (directory / name).exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_text(text, encoding="utf-8")
     return load_tokenizer(directory)
 
 

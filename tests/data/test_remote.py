@@ -1,0 +1,144 @@
+"""Work directories at URLs; `file://` stands in for a bucket, and another cache for another machine."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lamp_jax import cli
+from lamp_jax.data import remote
+from lamp_jax.data.records import Journal
+from lamp_jax.errors import LampError
+
+
+@dataclass(frozen=True)
+class Options:
+    output: str
+    pool: tuple[str, ...] = ()
+    page: str = "https://example.org/page"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Moves to a machine that has nothing but the bucket."""
+
+    def move(name: str):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    move("first")
+    yield move
+    remote.leave()
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    (tmp_path / "bucket").mkdir()
+    return tmp_path / "bucket"
+
+
+def bring(url, **more):
+    return remote.bring(Options(url, **more))
+
+
+def test_a_url_becomes_a_local_copy_and_other_options_stay(machine, bucket):
+    (bucket / "bm25.json").write_text("[1]")
+    options = bring(f"file://{bucket}/run", pool=("none", f"bm25=file://{bucket}/bm25.json"))
+    assert options.page == "https://example.org/page"
+    assert options.pool[0] == "none"
+    name, _, path = options.pool[1].partition("=")
+    assert name == "bm25"
+    assert json.loads(Path(path).read_text()) == [1]
+
+
+def test_what_is_written_is_sent_and_what_is_removed_goes_there_too(machine, bucket, tmp_path):
+    out = Path(bring(f"file://{bucket}/run/dev.json").output)
+    out.parent.mkdir(parents=True)
+    out.write_text("answers")
+    (out.parent / "dev.json.journal.jsonl").write_text("line\n")
+    (out.parent / ".dev.partial").write_text("half")
+    remote.publish()
+    assert sorted(path.name for path in (bucket / "run").iterdir()) == ["dev.json", "dev.json.journal.jsonl"]
+    (out.parent / "dev.json.journal.jsonl").unlink()
+    remote.leave()
+    assert [path.name for path in (bucket / "run").iterdir()] == ["dev.json"]
+
+
+def test_another_machine_finds_what_was_sent_and_nothing_older(machine, bucket):
+    out = Path(bring(f"file://{bucket}/run").output)
+    (out / "deep").mkdir(parents=True)
+    (out / "deep" / "a.txt").write_text("one")
+    remote.leave()
+    machine("second")
+    again = Path(bring(f"file://{bucket}/run").output)
+    assert again != out
+    (again / "deep" / "a.txt").write_text("two, longer")
+    (again / "b.txt").write_text("new")
+    remote.leave()
+    machine("first")
+    bring(f"file://{bucket}/run")
+    assert (out / "deep" / "a.txt").read_text() == "two, longer"
+    assert (out / "b.txt").read_text() == "new"
+    shutil.rmtree(bucket / "run")
+    remote.leave()
+
+
+def test_checkpoints_belong_to_the_url_and_are_not_copied(machine, bucket):
+    out = Path(bring(f"file://{bucket}/run").output)
+    assert remote.checkpoint_place(out / "checkpoints") == f"{bucket}/run/checkpoints"
+    (bucket / "run" / "checkpoints").mkdir(parents=True)
+    (bucket / "run" / "checkpoints" / "large").write_text("x")
+    remote.leave()
+    bring(f"file://{bucket}/run")
+    assert not (out / "checkpoints").exists()
+    assert remote.checkpoint_place(Path("/elsewhere/checkpoints")) == "/elsewhere/checkpoints"
+
+
+def test_checkpoints_in_a_place_that_orbax_does_not_know_are_refused(machine):
+    out = Path(bring("memory://run").output)
+    with pytest.raises(LampError, match="memory://run: checkpoints can be written to gs://"):
+        remote.checkpoint_place(out / "checkpoints")
+
+
+@pytest.mark.parametrize(("url", "said"), [("gs://b/x", r"\[gcs\]"), ("nothing://b/x", "such as gs://")])
+def test_a_place_that_cannot_be_reached_is_an_error_with_the_remedy(machine, url, said):
+    with pytest.raises(LampError, match=said):
+        bring(url)
+
+
+def test_a_journal_is_sent_now_and_then(machine, bucket, monkeypatch):
+    monkeypatch.setattr(remote, "_PAUSE", 0.0)
+    out = Path(bring(f"file://{bucket}/run/dev.json").output)
+    journal = Journal(out.with_name("dev.json.journal.jsonl"))
+    journal.append([{"id": 1}])
+    assert (bucket / "run" / "dev.json.journal.jsonl").read_text() == '{"id": 1}\n'
+    journal.close()
+
+
+def test_stages_work_at_urls_and_go_on_from_another_machine(machine, bucket, capsys):
+    data = f"file://{bucket}/data"
+    size = ["--questions", "40", "--dev-questions", "16", "--profile-size", "4"]
+    assert cli.main(["synth", "--task", "LaMP-2", "--output", data, *size]) == 0
+    for split in ("train", "dev"):
+        files = [f"--{kind}={data}/{split}_{kind}.json" for kind in ("questions", "outputs")]
+        assert cli.main(["merge", *files, "--output", f"file://{bucket}/{split}.json"]) == 0
+    small = "--d-model 16 --d-ff 32 --num-layers 1 --num-decoder-layers 1 --num-heads 2 --vocab-size 400 --batch-size 8"
+    words = [*small.split(), "--max-length", "64", "--decode", "labels", "--evaluate-every", "0.5", "--dropout", "0"]
+    words = ["train", "--task", "LaMP-2", "--train", f"file://{bucket}/train.json", "--model", "scratch", *words]
+    words += ["--validation", f"file://{bucket}/dev.json", "--output", f"file://{bucket}/model", "--epochs", "1"]
+    assert cli.main(words) == 0
+    made = {path.name for path in (bucket / "model").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "run.json"} <= made
+    weights = (bucket / "model" / "model.safetensors").read_bytes()
+
+    (bucket / "model" / "run.json").write_text(
+        (bucket / "model" / "run.json").read_text().replace('"finished": true', '"finished": false')
+    )
+    machine("second")
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    assert "going on after step 5 of 5" in capsys.readouterr().out
+    assert (bucket / "model" / "model.safetensors").read_bytes() == weights
+    assert cli.main([*words, "--force"]) == 0
+    assert "going on" not in capsys.readouterr().out
