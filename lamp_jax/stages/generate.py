@@ -75,7 +75,7 @@ def answer(
     rows = dict.fromkeys(choose_buckets(max_length), batch_size)
     batches = prediction_batches(examples, rows=rows, own=own_rows)
     with tqdm(total=len(examples), desc="answers", unit="question", disable=None, leave=journal is not None) as bar:
-        for number, (positions, batch) in enumerate(batches):
+        for positions, batch in batches:
             ids = [examples[position].id for position in positions]
             if not all(key in answers for key in ids):
                 texts = answerer(params, place_batch(batch.source))
@@ -83,7 +83,7 @@ def answer(
                 answers |= fresh
                 if journal:
                     journal.append(fresh.items())
-                    stop_if_asked(number)
+                    stop_if_asked()
             bar.update(len(ids))
     return {example.id: answers[example.id] for example in examples}
 

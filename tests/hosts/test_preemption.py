@@ -80,3 +80,24 @@ def test_a_run_that_was_preempted_goes_on_with_any_number_of_processes(
     assert is_finished(output)
     # Other batches would differ from the first update on by far more than rounding does.
     assert losses(output) == pytest.approx(losses(undisturbed), rel=1e-3)
+
+
+def test_feedback_that_was_preempted_goes_on_to_the_same_bytes(data, start, undisturbed, tmp_path):
+    def words(output):
+        files = ("--merged", data / "train.json", "--model", undisturbed, "--output", output)
+        return ("feedback items", "--task", "LaMP-2", *files, "--batch-size", 4, "--num-beams", 8)
+
+    started = start(2, words(tmp_path / "two"))
+    file = tmp_path / "two" / "items-0-of-1.jsonl"
+    wait_for(
+        lambda: file.exists() and file.stat().st_size, started
+    )  # jax looks for signals once a second: not too late
+    started.kill(1, signal.SIGTERM)
+    statuses, said = started.end()
+    assert statuses == [[0], [0]]
+    assert said.count("the same command goes on") == 2
+    assert 0 < len(file.read_bytes().splitlines()) < 160
+    assert not is_finished(tmp_path / "two")
+    statuses, said = start(1, words(tmp_path / "two"), words(tmp_path / "one")).end()
+    assert statuses == [[0, 0]], said
+    assert file.read_bytes() == (tmp_path / "one" / file.name).read_bytes()

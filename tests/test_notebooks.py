@@ -1,0 +1,139 @@
+"""The notebooks run as they stand, define nothing, and are kept without what a run leaves in them."""
+
+import ast
+import base64
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "notebooks"
+NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
+
+TABLES = {
+    "quickstart.ipynb": [
+        r"retriever +accuracy",
+        *(rf"^{name} +0\.\d" for name in ("none", "random", "recency", "bm25")),
+    ],
+    "lamp_data.ipynb": [rf"^{name} +MAE +\d\.\d+ " for name in ("zero_shot_none", "zero_shot_bm25", "tuned_bm25")],
+    "retriever_optimization.ipynb": [rf"^{name} +[01]\.\d+ " for name in ("none", "bm25", "ropg-kd", "ropg-rl")],
+}
+"""What must stand in the outputs."""
+PICTURES = {"quickstart.ipynb": 2, "lamp_data.ipynb": 1, "retriever_optimization.ipynb": 1}
+
+
+def read(name):
+    return nbformat.read(FOLDER / name, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """A kernel of the Python that runs the tests, without a way to the internet; its name."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    nowhere = "http://127.0.0.1:9"
+    environment = {
+        "LAMP_SIZE": "smoke",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        # As a user's machine counts devices; compiled in a hurry, like all tests, and once.
+        "XLA_FLAGS": re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ["XLA_FLAGS"]).strip(),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "Python of the tests",
+        "language": "python",
+        "env": environment,
+    }
+    place = folder / "kernels" / "tests"
+    place.mkdir(parents=True)
+    (place / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(folder))
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
+        yield "tests"
+
+
+def test_every_notebook_is_tested():
+    assert set(NAMES) == set(TABLES) == set(PICTURES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_runs_at_smoke_size(name, kernel, tmp_path):
+    notebook = read(name)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources).execute()
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    for line in TABLES[name]:
+        assert re.search(line, text, re.MULTILINE), (line, text)
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == PICTURES[name]
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG\r\n\x1a\n") for picture in pictures)
+
+
+def test_a_command_that_fails_stops_a_notebook(kernel, tmp_path):
+    notebook = read("quickstart.ipynb")
+    demo = next(cell for cell in code_cells(notebook) if cell.id == "demo")
+    demo.source = demo.source.replace("--output demo", "--size enormous")
+    resources = {"metadata": {"path": str(tmp_path)}}
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="CalledProcessError"):
+        nbclient.NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources).execute()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_define_nothing(name):
+    for cell in code_cells(read(name)):
+        if cell.source.startswith("%%"):
+            assert cell.source.startswith("%%bash -eu\n"), "a shell that goes on after an error"
+            continue
+        assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE), "a failure of such a line is not seen"
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                # jax in the notebook's own process would keep a TPU from the commands.
+                imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+                assert not {one.partition(".")[0] for one in imported} & {"lamp_jax", "jax", "flax"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_stripped(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook.metadata.language_info == {"name": "python"}
+    for cell in notebook.cells:
+        assert cell.metadata == {}
+    for cell in code_cells(notebook):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_have_names_of_their_own(name):
+    names = [cell.id for cell in read(name).cells]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", one) for one in names), "an editor has written random ids"
+
+
+def test_notebooks_begin_alike():
+    firsts = [code_cells(read(name))[0] for name in NAMES]
+    assert {cell.id for cell in firsts} == {"install"}
+    assert len({cell.source for cell in firsts}) == 1
