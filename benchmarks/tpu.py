@@ -43,7 +43,8 @@ def rows() -> Iterator[Row]:
     ):
         name = f"FLAN-T5-{size if size == 'base' else size.upper()}"
         split = ("--sharding", "tensor", "--model-parallel", str(chips)) if chips else ()
-        yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train")
+        whole = ("--sharding", "fsdp", "--model-parallel", "1") if topology == "v5p:2x2x1" else ()
+        yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train", whole)
         yield Row(f"{name}, beam-4 generation", f"flan_t5_{size}", topology, "generate", split)
         model = ("--model", f"google/flan-t5-{size}")
         yield Row(f"{name}, likelihood feedback", "feedback_likelihood", topology, "feedback", (*model, *split))

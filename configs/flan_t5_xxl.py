@@ -1,7 +1,8 @@
 """FLAN-T5-XXL (11.1 billion parameters) fine-tuned on 16 TPU v5e chips, in batches of 32; else as `flan_t5_base.py`.
 
-Parameters and optimizer are split over the chips (FSDP), layers are computed again in the backward pass. To generate
-and to ask for feedback, split the model's axes instead: `--sharding tensor --model-parallel 16`.
+Parameters and optimizer are split over all chips, over groups of four by the model's axes (tensor parallelism), so that
+the chips tell each other less; layers are computed again in the backward pass. To generate and to ask for feedback,
+split the model's axes alone: `--sharding tensor --model-parallel 16`.
 """
 
 from lamp_jax.config import Devices, Learning, Train
@@ -13,5 +14,5 @@ experiment = Train(
     output="runs/LaMP_3/flan_t5_xxl",
     model="google/flan-t5-xxl",
     learning=Learning(epochs=10.0, batch_size=32, learning_rate=5e-5, warmup_ratio=0.05, weight_decay=1e-4),
-    devices=Devices(sharding="fsdp", dtype="bfloat16", remat="full"),
+    devices=Devices(sharding="fsdp+tensor", model_parallel=4, dtype="bfloat16", remat="full"),
 )

@@ -29,7 +29,7 @@ class _State(NamedTuple):
     live_scores: jax.Array
     """[B, K]: sums of log-probabilities, best first."""
     cache: SelfCache
-    """Of the live hypotheses, [L, B, K, T, H, size]."""
+    """Of the live hypotheses, [K, L, B, T, H, size]: K first, as `vmap` wants it, so that nothing is transposed."""
     tokens: jax.Array
     """[B, K, T]: the finished hypotheses."""
     scores: jax.Array
@@ -75,7 +75,7 @@ def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, ma
         live_tokens=blank,
         # All hypotheses are equal at the start: only the first may be extended.
         live_scores=zeros + jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEVER),
-        cache=jax.tree.map(lambda x: jnp.repeat(x[:, :, None], num_beams, axis=2), cache),
+        cache=jax.tree.map(lambda x: jnp.repeat(x[None], num_beams, axis=0), cache),
         tokens=blank,
         scores=zeros + _NEVER,
         finished=places != 0,
@@ -128,7 +128,7 @@ def _extend(model: T5, cross: CrossCache, state: _State) -> tuple[_Candidates, S
     num_beams, max_new_tokens = state.live_tokens.shape[1:]
     before = jax.lax.dynamic_index_in_dim(state.live_tokens, jnp.maximum(state.length - 1, 0), axis=2, keepdims=False)
     before = jnp.where(state.length == 0, model.config.decoder_start_token_id, before)
-    step = jax.vmap(model.step, in_axes=(1, None, 2, None), out_axes=(1, 2))
+    step = jax.vmap(model.step, in_axes=(1, None, 0, None), out_axes=(1, 0))
     logits, cache = step(before, state.length, state.cache, cross)
 
     # [B, K, V] -> [B, K * V]; top_k needs the whole vocabulary on one device.
@@ -147,5 +147,5 @@ def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _pick_cache(values: jax.Array, index: jax.Array) -> jax.Array:
-    """The same for [L, B, N, ...]."""
-    return jax.vmap(_pick, in_axes=(0, None))(values, index)
+    """The same for [N, L, B, ...]."""
+    return jax.vmap(lambda row, chosen: row[chosen], in_axes=(2, 0), out_axes=2)(values, index)

@@ -131,19 +131,24 @@ class DecoderLayers(nnx.Module):
     def step(
         self,
         x: jax.Array,
+        layer: jax.Array,
         position: jax.Array,
         position_scores: jax.Array,
         cross: tuple[jax.Array, jax.Array, jax.Array],
         cache: SelfCache,
     ) -> tuple[jax.Array, SelfCache]:
-        """One layer over one token, x [B, 1, D]; `cache` is this layer's, [B, T, H, K], with room at `position`."""
+        """One layer over one token, x [B, 1, D]; `cache` is that of all layers, with room at `position`."""
         normed = self.attention_norm(x)
-        new_keys, new_values = self.attention.keys_and_values(normed)
+        fresh = self.attention.keys_and_values(normed)
+        # The whole cache is handed on and written to in place: a scan that stacks the layers' caches copies them.
         cache = SelfCache(
-            jax.lax.dynamic_update_slice_in_dim(cache.keys, new_keys, position, axis=1),
-            jax.lax.dynamic_update_slice_in_dim(cache.values, new_values, position, axis=1),
+            *(
+                jax.lax.dynamic_update_slice(whole, new[None], (layer, 0, position, 0, 0))
+                for whole, new in zip(cache, fresh, strict=True)
+            )
         )
-        heads = attend(self.attention.queries(normed), *cache, position_scores, NOTHING)
+        own = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+        heads = attend(self.attention.queries(normed), *own, position_scores, NOTHING)
         x = x + self.attention.mix(heads)
         keys, values, padding = cross
         heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NOTHING, padding)
@@ -279,14 +284,15 @@ class T5(nnx.Module):
         distance = jnp.arange(length) - position
         scores = jnp.where(distance > 0, HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
 
-        def layer(x, xs):
-            layers, keys, values, cache = xs
-            return layers.step(x, position, scores, (keys, values, cross_cache.padding), cache)
+        def layer(carry, xs):
+            layers, number, keys, values = xs
+            x, cache = carry
+            return layers.step(x, number, position, scores, (keys, values, cross_cache.padding), cache), None
 
-        xs = (self.decoder, cross_cache.keys, cross_cache.values, self_cache)
+        xs = (self.decoder, jnp.arange(self.config.num_decoder_layers), cross_cache.keys, cross_cache.values)
         # A CPU copies every slice of the weights that a loop takes, which for one token costs as much as the products.
         unroll = self.config.num_decoder_layers if self.attention == "rows" else 1
-        x, self_cache = jax.lax.scan(layer, self._embed(token[:, None]), xs, unroll=unroll)
+        (x, self_cache), _ = jax.lax.scan(layer, (self._embed(token[:, None]), self_cache), xs, unroll=unroll)
         return self.logits(self.decoder_norm(x))[:, 0], self_cache
 
     def logits(self, x: jax.Array) -> jax.Array:
