@@ -150,9 +150,11 @@ def attend_by_rows(
     faster there at T = S = 320). `position` is [1, H, T, S] or NOTHING, `padding` [B, 1, 1, S].
     """
 
+    by_head = position.shape[1] > 1
+
     def attend_locally(query, keys, values, position, padding):
         # Every shard has a gradient of its own for the positions that it shares with others; the cast adds them up.
-        shared = [rules.batch] + [rules.heads] * (position.shape[1] == 1)
+        shared = [rules.batch] + [rules.heads] * (not by_head)
         axes = tuple(axis for axis in shared if axis is not None)
         if mesh_is_set() and axes:
             position = jax.lax.pcast(position, axes, to="varying")
@@ -167,8 +169,8 @@ def attend_by_rows(
     if not mesh_is_set():
         return attend_locally(query, keys, values, position, padding)
     whole = rules.spec("batch", None, "heads", None)
-    by_head = rules.spec(None, "heads" if position.shape[1] > 1 else None, None, None)
-    specs = (whole, whole, whole, by_head, rules.spec("batch", None, None, None))
+    of_positions = rules.spec(None, "heads" if by_head else None, None, None)
+    specs = (whole, whole, whole, of_positions, rules.spec("batch", None, None, None))
     return jax.shard_map(attend_locally, in_specs=specs, out_specs=whole)(query, keys, values, position, padding)
 
 

@@ -73,6 +73,8 @@ def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Sets a share `rate` of the elements of x [B, T, ...] to 0 and scales the others up; no key, no dropout.
 
+    T is an axis that is not split over devices.
+
     The share is rounded to a multiple of 1/256 (0.1 is 26/256) and the scale fits it exactly: one random byte an
     element, because random numbers were a third of a training step on a CPU.
     """

@@ -108,7 +108,9 @@ class LongformerLayers(BertLayers):
         key_matrix, value_matrix = (read(w, self.rules, dtype=x.dtype) for w in (self.key_first, self.value_first))
         asked = jnp.einsum("bhk,dhk->bhd", query, key_matrix)
         scores = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) + padding[:, 0]
-        weights = dropout(jax.nn.softmax(scores), self.config.attention_probs_dropout_prob, key).astype(x.dtype)
+        weights = jnp.swapaxes(jax.nn.softmax(scores), 1, 2)  # heads, which may be split, behind tokens
+        weights = dropout(weights, self.config.attention_probs_dropout_prob, key).astype(x.dtype)
+        weights = jnp.swapaxes(weights, 1, 2)
         mixed = jnp.einsum("bhs,bsd->bhd", weights, x)
         value = jnp.einsum("bhd,dhk->bhk", mixed, value_matrix)
         total = jnp.sum(weights, axis=-1)[..., None]  # 1, but for dropout

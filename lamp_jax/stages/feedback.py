@@ -1,6 +1,6 @@
 """What both kinds of feedback share: a generator is asked and scored batch by batch, appended, resumed, in shards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,10 +76,11 @@ def collect(
     with jax.set_mesh(open_mesh(options.devices)):
         check_divides("--batch-size", options.batch_size, "data")
         graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
-        rate = (_likelihoods if reward == "likelihood" else _metrics)(options, task, tokenizer, graph, params)
+        mine = trials(options.shard)
+        rate = (_likelihoods if reward == "likelihood" else _metrics)(options, task, tokenizer, graph, params, mine)
         record.begin()
         with closing(Journal(path(options.shard))) as journal:
-            _rate_all(options, trials(options.shard), rate, tokenizer, journal, kind=kind, prompting=prompting)
+            _rate_all(options, mine, rate, tokenizer, journal, kind=kind, prompting=prompting)
 
     def all_there() -> bool:
         return all(sum(1 for _ in read_journal(path(shard))) == len(trials(shard)) for shard in range(options.shards))
@@ -133,7 +134,9 @@ def _rate_all(
                 bar.update(len(places))
 
 
-def _metrics(options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any) -> Rate:
+def _metrics(
+    options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any, trials: Sequence[Trial]
+) -> Rate:
     answerer = Answerer(graph, tokenizer, task, options.answering)
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
@@ -149,14 +152,21 @@ def _metrics(options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, 
     return rate
 
 
-def _likelihoods(options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any) -> Rate:
+def _likelihoods(
+    options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any, trials: Sequence[Trial]
+) -> Rate:
     longest = options.answering.generation_max_length - 1
+
+    def read_golds(questions: Iterable[Question]) -> list[list[int]]:
+        return tokenizer([gold_of(one) for one in questions], truncation=True, max_length=longest).input_ids
+
+    golds = {trial.question.id: trial.question for trial in trials}
+    # One length for all batches, so that a program is compiled for each length of prompts alone.
+    length = -(-max(map(len, read_golds(golds.values()))) // 16) * 16 if golds else 0
     measure = jax.jit(lambda params, source, target: mean_log_probability(nnx.merge(graph, params), source, target))
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
-        rows = tokenizer([gold_of(one) for one in questions], truncation=True, max_length=longest).input_ids
-        # Lengths that are multiples of 16, so that few shapes are compiled.
-        target = pad_rows(rows, options.batch_size, -(-max(map(len, rows)) // 16) * 16)
+        target = pad_rows(read_golds(questions), options.batch_size, length)
         target = target[own_rows(options.batch_size)]
         values = read(measure(params, *place_batch((source, target))))
         return [(None, {LIKELIHOOD: float(value)}) for value in values[: len(questions)]]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lamp_jax.config import Learning
-from lamp_jax.sharding import Rules
+from lamp_jax.sharding import Rules, check_divides
 
 LossSum = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
 """(parameters, batch, dropout key) -> the sum of the losses, and of how many: tokens, or questions."""
@@ -59,6 +59,7 @@ def make_update(
     def split(rows: jax.Array) -> jax.Array:
         """[B, ...] -> [A, B / A, ...]; every device keeps its rows."""
         shape = (rows.shape[0] // accumulation, accumulation, *rows.shape[1:])
+        check_divides("part of a batch", shape[0], rules.batch)
         layout = rules.out("batch", *(None,) * (len(shape) - 1))
         return jnp.swapaxes(jnp.reshape(rows, shape, out_sharding=layout), 0, 1)
 

@@ -1,0 +1,265 @@
+"""A stage compiles once for each shape of its buckets; more questions, more epochs, other texts compile nothing.
+
+Counted are requests to the compiler, also those that the cache of programs on disk answers.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from contextlib import contextmanager
+
+import jax
+import pytest
+from flax import nnx
+
+from lamp_jax import cli
+from lamp_jax.config import Answering, Devices, Prompting, Prompts
+from lamp_jax.data.files import Question
+from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
+from lamp_jax.decoding.answers import Answerer
+from lamp_jax.encoding import open_encoder
+from lamp_jax.inputs.batches import choose_buckets, choose_text_buckets, find_bucket
+from lamp_jax.inputs.examples import make_prompts, prompt_examples
+from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
+from lamp_jax.models.weights import load_t5
+from lamp_jax.retrieval.dense import embed_all
+from lamp_jax.sharding import make_mesh, model_layout
+from lamp_jax.stages.generate import answer
+from lamp_jax.tasks.catalog import find_task
+from tests.goldens.cases import CASES
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+TASK = find_task("LaMP-4")
+MODEL, ENCODER = CASES / "tiny" / "t5_ft", CASES / "tiny" / "bert"
+WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]
+LENGTH = 128
+BUCKETS = choose_buckets(LENGTH)
+SHORT = ("--generation-max-length", 8, "--num-beams", 2)
+ENCODER_SIZE = ("--dropout", 0, "--hidden-size", 16, "--intermediate-size", 32, "--num-layers", 1, "--num-heads", 2)
+
+
+def lamp(*words) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@contextmanager
+def compilations():
+    """The names of the programs that are compiled meanwhile, each as often as it is."""
+    found: Counter[str] = Counter()
+
+    def listen(event: str, seconds: float, **facts) -> None:
+        if "backend_compile" in event:
+            found[re.sub(r"^jit[_(](.*?)\)?$", r"\1", str(facts["fun_name"]))] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def text(draw: random.Random, longest: int) -> str:
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+
+
+def make_questions(seed: int, count: int, *, longest_gold: int = 3) -> list[dict]:
+    """Of many lengths; 1 to 4 items each."""
+    draw = random.Random(seed)
+
+    def make(number: int, longest: int) -> dict:
+        def item(place: int) -> dict:
+            found = {"text": text(draw, longest), "title": text(draw, 3), "date": "2010-01-01"}
+            return {"id": f"{number}-{place}", **found}
+
+        return {
+            "id": f"{seed}-{number}",
+            "input": TASK.template.format(text=text(draw, longest)),
+            "profile": [item(place) for place in range(draw.randint(1, 4))],
+            "output": text(draw, longest_gold),
+        }
+
+    return [make(number, draw.choice([1, 5, 25])) for number in range(count)]
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def questions_of(records):
+    return [Question(one["id"], one["input"], tuple(one["profile"]), None, one["output"]) for one in records]
+
+
+def assert_compiled_as_often(first: Counter, again: Counter) -> None:
+    """What is jitted for a run is compiled for it; the small operations beside it were compiled in the first."""
+    assert not again - first
+
+
+def test_a_compilation_is_noticed():
+    """Else nothing here could fail."""
+
+    def brand_new(x):
+        return x + 1
+
+    with compilations() as found:
+        jax.jit(brand_new)(jax.numpy.zeros(3))
+    assert found["brand_new"] == 1
+    with compilations() as found:
+        jax.jit(brand_new)(jax.numpy.zeros(3))
+    assert not found
+
+
+@pytest.mark.parametrize("decode", ["beam", "labels"])
+def test_other_questions_of_the_same_buckets_compile_nothing(decode):
+    task = find_task("LaMP-2") if decode == "labels" else TASK
+    tokenizer = load_tokenizer(MODEL)
+    told = Prompts("", "", "", "", prompting=Prompting(num_retrieved=1, max_length=LENGTH))
+
+    def ask(seed, count):
+        questions = questions_of(make_questions(seed, count))
+        prompts = make_prompts(questions, TASK, tokenizer, told, retriever="file")
+        examples = prompt_examples(questions, prompts)
+        with compilations() as found:
+            answer(examples, answerer, params, batch_size=8, max_length=LENGTH)
+        return found, {find_bucket(len(example.source), BUCKETS) for example in examples}
+
+    with jax.set_mesh(make_mesh()):
+        graph, params = nnx.split(load_t5(str(MODEL), **model_layout(Devices())))
+        answerer = Answerer(graph, tokenizer, task, Answering(decode, num_beams=2, generation_max_length=8))
+        cold, met = ask(0, 48)
+        warm, met_again = ask(1, 59)
+    assert met == met_again == set(BUCKETS)
+    assert cold["decode"] == len(met)
+    assert not warm
+
+
+def feedback(folder, count, *more):
+    """Feedback on the first questions of a list."""
+    questions = write(folder / f"{count}.json", make_questions(2, 40, longest_gold=30)[:count])
+    given = ("--task", "LaMP-4", "--merged", questions, "--model", MODEL, "--max-length", LENGTH, *SHORT)
+    with compilations() as found:
+        assert lamp("feedback", "items", *given, "--batch-size", 8, *more, "--output", folder / f"F{count}") == 0
+    return found
+
+
+@pytest.mark.parametrize(("reward", "program"), [("metric", "decode"), ("likelihood", "<lambda>")])
+def test_feedback_on_more_items_compiles_nothing_more(reward, program, tmp_path):
+    more = ("--reward", reward, *(("--generation-max-length", 64) if reward == "likelihood" else ()))
+    first, again = (feedback(tmp_path, count, *more) for count in (30, 40))
+    assert 1 < first[program] <= len(BUCKETS)
+    assert_compiled_as_often(first, again)
+
+
+def train(folder, name, *more):
+    train, dev = (write(folder / f"{seed}.json", make_questions(seed, 36)) for seed in (3, 4))
+    size = (
+        "--dropout",
+        0,
+        "--d-model",
+        16,
+        "--d-ff",
+        32,
+        "--num-layers",
+        1,
+        "--num-decoder-layers",
+        1,
+        "--num-heads",
+        2,
+    )
+    given = ("--task", "LaMP-4", "--train", train, "--validation", dev, "--model", "scratch", "--vocab-size", 300)
+    learning = ("--batch-size", 8, "--max-length", LENGTH, "--num-retrieved", 2)
+    with compilations() as found:
+        assert lamp("train", *given, *size, *learning, *SHORT, *more, "--output", folder / name) == 0
+    return found
+
+
+def shapes_told(capsys) -> int:
+    return int(re.search(r"compiled for (\d+) shapes", capsys.readouterr().out)[1])
+
+
+def test_further_epochs_of_a_generator_and_their_evaluations_compile_nothing_more(tmp_path, capsys):
+    first = train(tmp_path, "one", "--epochs", 1)
+    assert 1 < first["update"] == shapes_told(capsys) <= len(BUCKETS)
+    again = train(tmp_path, "three", "--epochs", 3)
+    assert again["update"] == shapes_told(capsys)
+    assert_compiled_as_often(first, again)
+
+
+def train_retriever(folder, name, *more):
+    questions = make_questions(5, 40)
+    draw = random.Random(6)
+    metrics = {
+        f"{one['id']}-{item['id']}": {"rouge-1": draw.random(), "rouge-L": draw.random()}
+        for one in questions
+        for item in one["profile"]
+    }
+    given = ("--questions", write(folder / "q.json", questions), "--feedback", write(folder / "f.json", metrics))
+    learning = ("--batch-size", 8, "--accumulation", 1, "--max-length", 32, "--held-out", 0.2, "--vocab-size", 250)
+    words = ("--task", "LaMP-4", *given, "--encoder", "scratch", *ENCODER_SIZE, *learning, *more)
+    with compilations() as found:
+        assert lamp("train-retriever", *words, "--output", folder / name) == 0
+    return found
+
+
+@pytest.mark.parametrize("method", ["kd", "rl"])
+def test_further_epochs_of_a_retriever_compile_nothing_more(method, tmp_path, capsys):
+    first = train_retriever(tmp_path, "one", "--method", method, "--epochs", 1)
+    assert 1 < first["update"] == shapes_told(capsys) <= 2 * len(choose_text_buckets(32))  # 2 or 4 candidates
+    again = train_retriever(tmp_path, "three", "--method", method, "--epochs", 3)
+    assert again["update"] == shapes_told(capsys)
+    assert_compiled_as_often(first, again)
+
+
+def make_pool(seed: int, count: int) -> Pool:
+    draw = random.Random(seed)
+    names = ("none", "bm25", "recency")
+
+    def make(number: int, longest: int) -> Choice:
+        asked = names[: draw.randint(2, 3)]
+        candidates = {name: Candidate(text(draw, longest), text(draw, 5), draw.random()) for name in asked}
+        return Choice(f"{seed}-{number}", "input", "gold", candidates)
+
+    return Pool(TASK, "rouge-1", names, [make(number, draw.choice([2, 12])) for number in range(count)])
+
+
+def train_selector(folder, name, *more):
+    for part, seed, count in (("train", 7, 36), ("dev", 8, 20)):
+        write_pool(folder / f"{part}.json", make_pool(seed, count))
+    given = ("--train", folder / "train.json", "--validation", folder / "dev.json", "--model", "scratch")
+    learning = ("--batch-size", 8, "--accumulation", 1, "--max-length", 32, "--mode", "pre", "--vocab-size", 300)
+    window = ("--attention-window", 8)
+    with compilations() as found:
+        words = (*given, *ENCODER_SIZE, *learning, *window, *more)
+        assert lamp("train-selector", *words, "--output", folder / name) == 0
+    return found
+
+
+def test_further_epochs_of_a_selector_compile_nothing_more(tmp_path, capsys):
+    first = train_selector(tmp_path, "one", "--epochs", 1)
+    assert 1 < first["update"] == shapes_told(capsys) <= 2 * len(choose_text_buckets(32))  # 2 or 3 candidates
+    again = train_selector(tmp_path, "three", "--epochs", 3)
+    assert again["update"] == shapes_told(capsys)
+    assert_compiled_as_often(first, again)
+
+
+def test_other_texts_of_the_same_lengths_compile_nothing():
+    tokenizer = load_tokenizer(ENCODER)
+
+    def texts(seed, count):
+        draw = random.Random(seed)
+        return [text(draw, 70) for _ in range(count)]
+
+    def lengths(texts):
+        return {-(-len(row) // 32) for row in tokenize(texts, tokenizer, max_length=128)}
+
+    with jax.set_mesh(make_mesh()):
+        embed = open_encoder(str(ENCODER), Devices(), max_length=128, batch_tokens=2048)
+        with compilations() as cold:
+            embed_all(first := texts(0, 150), embed)
+        with compilations() as warm:
+            embed_all(other := texts(1, 201), embed)
+    assert lengths(first) == lengths(other)
+    assert 2 < cold["embed"] <= len(lengths(first))
+    assert not warm
