@@ -54,9 +54,7 @@ class Step(NamedTuple):
 
 def train_step(experiment: Train, candidates: int) -> Step:
     """An update of the generator, at the longest prompts and answers."""
-    graph, params, rules = _abstract_model(
-        lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment
-    )
+    graph, params, rules = _generator(experiment)
     rows, length = experiment.learning.batch_size, experiment.prompting.max_length
     target = _up_to_multiple(experiment.answering.generation_max_length - 1, 8)
     batch = (_rows((rows, length), rules), _rows((rows, target), rules))
@@ -65,9 +63,7 @@ def train_step(experiment: Train, candidates: int) -> Step:
 
 def generate_step(experiment: Asking, candidates: int) -> Step:
     """A batch of answers, decoded to their longest; labels are taken to have four tokens each."""
-    graph, params, rules = _abstract_model(
-        lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment
-    )
+    graph, params, rules = _generator(experiment)
     answering: Answering = experiment.answering
     labels = None
     if answering.decode == "labels":
@@ -80,9 +76,7 @@ def feedback_step(experiment: Asking, candidates: int) -> Step:
     """A batch of feedback: answers, or with the reward "likelihood" the golds' log-probabilities."""
     if not isinstance(experiment, FeedbackItems) or experiment.reward != "likelihood":
         return generate_step(experiment, candidates)
-    graph, params, rules = _abstract_model(
-        lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment
-    )
+    graph, params, rules = _generator(experiment)
     rows, target = experiment.batch_size, _up_to_multiple(experiment.answering.generation_max_length - 1, 16)
     measure = jax.jit(lambda params, *batch: mean_log_probability(nnx.merge(graph, params), *batch))
     batch = (_rows((rows, experiment.max_length), rules), _rows((rows, target), rules))
@@ -129,6 +123,10 @@ def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rule
     state = _placed(jax.eval_shape(lambda params: start(params, optimizer), params))
     forward = (lambda params, batch: loss_sum(params, batch, jax.random.key(0, impl="rbg")), (params, batch))
     return Step(lambda: update.lower(state, batch), forward)
+
+
+def _generator(experiment: Asking) -> tuple[nnx.GraphDef, Any, Rules]:
+    return _abstract_model(lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment)
 
 
 def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: Any) -> tuple[nnx.GraphDef, Any, Rules]:
