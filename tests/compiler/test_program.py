@@ -64,7 +64,7 @@ def test_convolutions_count_the_steps_that_meet_no_padding(size, window, stride,
 
     lowered = jax.jit(convolve).lower(jnp.ones((2, 3, size)), jnp.ones((5, 3, window)))
     program = Program(lowered.compiler_ir("hlo").as_hlo_module().to_string())
-    assert costs.products(program) == lowered.cost_analysis()["flops"]
+    assert costs.products(program) == lowered.cost_analysis().get("flops", 0)
 
 
 @pytest.mark.parametrize(

@@ -153,25 +153,14 @@ def test_feedback_on_more_items_compiles_nothing_more(reward, program, tmp_path)
 
 
 def train(folder, name, *more):
-    train, dev = (write(folder / f"{seed}.json", make_questions(seed, 36)) for seed in (3, 4))
-    size = (
-        "--dropout",
-        0,
-        "--d-model",
-        16,
-        "--d-ff",
-        32,
-        "--num-layers",
-        1,
-        "--num-decoder-layers",
-        1,
-        "--num-heads",
-        2,
-    )
+    train, dev = (write(folder / f"{seed}.json", make_questions(seed, 36, longest_gold=12)) for seed in (3, 4))
+    size = ("--dropout", 0, "--d-model", 16, "--d-ff", 32, "--num-heads", 2)
+    size += ("--num-layers", 1, "--num-decoder-layers", 1)
     given = ("--task", "LaMP-4", "--train", train, "--validation", dev, "--model", "scratch", "--vocab-size", 300)
     learning = ("--batch-size", 8, "--max-length", LENGTH, "--num-retrieved", 2)
+    answers = ("--generation-max-length", 16, "--num-beams", 2)
     with compilations() as found:
-        assert lamp("train", *given, *size, *learning, *SHORT, *more, "--output", folder / name) == 0
+        assert lamp("train", *given, *size, *learning, *answers, *more, "--output", folder / name) == 0
     return found
 
 

@@ -3,12 +3,11 @@
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.hosts.conftest import ROOT
-
-LOCAL = str(ROOT / "launch" / "local.sh")
+LOCAL = str(Path(__file__).parents[2] / "launch" / "local.sh")
 
 
 def local(*words: str) -> subprocess.CompletedProcess:
