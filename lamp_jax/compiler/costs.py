@@ -97,13 +97,10 @@ def _sent(kind: str, size: int, members: int) -> int:
 
 
 def _whole_bytes(kind: str, computation: Computation, one: Instruction) -> int:
-    operands = [
-        array for name in one.operands if name in computation.by_name for array in computation.by_name[name].arrays
-    ]
     if kind == "all-gather":
         arrays = one.arrays[len(one.arrays) // 2 :] if one.opcode.endswith("-start") else one.arrays
         return sum(array.bytes for array in arrays)
-    return sum(array.bytes for array in operands)
+    return sum(array.bytes for operand in computation.operands(one) for array in operand.arrays)
 
 
 def _dot(computation: Computation, one: Instruction) -> int:
@@ -154,7 +151,7 @@ def _valid_steps(size: int, window: int, outputs: int, step: Mapping[str, str]) 
 
 def _touched(program: Program, computation: Computation, one: Instruction) -> int:
     """Bytes of HBM that an instruction reads and writes."""
-    operands = [computation.by_name[name] for name in one.operands if name in computation.by_name]
+    operands = computation.operands(one)
     started = one.opcode.endswith("-start") and len(one.arrays) > 1  # names its operand, its result, what it waits for
     results = one.arrays[1:2] if started else one.arrays
     if one.opcode.removesuffix("-start") in {"dynamic-slice", "slice", "gather"}:

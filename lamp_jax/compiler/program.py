@@ -75,6 +75,9 @@ class Computation:
     def root(self) -> Instruction:
         return next(one for one in self.instructions if one.is_root)
 
+    def operands(self, one: Instruction) -> list[Instruction]:
+        return [self.by_name[name] for name in one.operands if name in self.by_name]
+
     def users(self, name: str) -> list[Instruction]:
         return [one for one in self.instructions if name in one.operands]
 

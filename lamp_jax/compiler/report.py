@@ -72,6 +72,11 @@ class Report:
     """The share of the peak that the step's own products can reach: those that are computed again do not count."""
     compile_seconds: float
 
+    @property
+    def sent(self) -> int:
+        """Bytes that a chip sends to others."""
+        return sum(one.sent for one in self.collectives.values())
+
     def as_json(self) -> dict[str, Any]:
         found = asdict(self) | {"fits": self.memory.fits}
         if self.roofline:
@@ -161,8 +166,9 @@ def describe(report: Report) -> str:
         return "\n".join(lines)
     lines.append(f"products           {report.flops / 1e12:6.2f} TFLOP      at least {roofline.compute * 1e3:9.2f} ms")
     lines.append(f"to and from HBM    {report.hbm_bytes / 1e9:6.2f} GB         at least {roofline.hbm * 1e3:9.2f} ms")
-    sent = sum(one.sent for one in report.collectives.values())
-    lines.append(f"between chips      {sent / 1e9:6.2f} GB sent    at least {roofline.interconnect * 1e3:9.2f} ms")
+    lines.append(
+        f"between chips      {report.sent / 1e9:6.2f} GB sent    at least {roofline.interconnect * 1e3:9.2f} ms"
+    )
     for kind, one in report.collectives.items():
         lines.append(f"  {kind:18} {one.count:6} times, {one.bytes / 1e9:.3f} GB")
     lines.append(f"bound by {roofline.bound}; MFU at most {report.mfu:.0%}")

@@ -1,6 +1,6 @@
 """What both kinds of feedback share: a generator is asked and scored batch by batch, appended, resumed, in shards."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,16 +157,15 @@ def _likelihoods(
 ) -> Rate:
     longest = options.answering.generation_max_length - 1
 
-    def read_golds(questions: Iterable[Question]) -> list[list[int]]:
-        return tokenizer([gold_of(one) for one in questions], truncation=True, max_length=longest).input_ids
-
-    golds = {trial.question.id: trial.question for trial in trials}
+    golds = {trial.question.id: gold_of(trial.question) for trial in trials}
+    tokens = tokenizer(list(golds.values()), truncation=True, max_length=longest).input_ids if golds else []
+    rows = dict(zip(golds, tokens, strict=True))
     # One length for all batches, so that a program is compiled for each length of prompts alone.
-    length = -(-max(map(len, read_golds(golds.values()))) // 16) * 16 if golds else 0
+    length = -(-max(map(len, tokens), default=0) // 16) * 16
     measure = jax.jit(lambda params, source, target: mean_log_probability(nnx.merge(graph, params), source, target))
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
-        target = pad_rows(read_golds(questions), options.batch_size, length)
+        target = pad_rows([rows[one.id] for one in questions], options.batch_size, length)
         target = target[own_rows(options.batch_size)]
         values = read(measure(params, *place_batch((source, target))))
         return [(None, {LIKELIHOOD: float(value)}) for value in values[: len(questions)]]
