@@ -48,6 +48,11 @@ def rows() -> Iterator[Row]:
         yield Row(f"{name}, beam-4 generation", f"flan_t5_{size}", topology, "generate", split)
         model = ("--model", f"google/flan-t5-{size}")
         yield Row(f"{name}, likelihood feedback", "feedback_likelihood", topology, "feedback", (*model, *split))
+    for size in ("base", "xl", "xxl"):
+        name = f"FLAN-T5-{size if size == 'base' else size.upper()}"
+        split = ("--sharding", "fsdp", "--storage", "bfloat16", "--remat", "full") if size != "base" else ()
+        model = ("--model", f"google/flan-t5-{size}")
+        yield Row(f"{name}, adapters of 64 users", "adapters", "v5e:2x4", "adapters", (*model, *split))
     yield Row("Contriever, ROPG-KD", "ropg_kd", "v5e:2x4", "retriever", bfloat16)
     yield Row("Longformer, RSPG", "rspg_post", "v5e:2x4", "selector", bfloat16)
 

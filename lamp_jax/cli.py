@@ -30,6 +30,9 @@ STAGES: dict[str, type] = {
     "train": config.Train,
     "generate": config.Generate,
     "feedback items": config.FeedbackItems,
+    "train-adapters": config.TrainAdapters,
+    "export-adapter": config.ExportAdapter,
+    "import-adapter": config.ImportAdapter,
     "train-retriever": config.TrainRetriever,
     "feedback retrievers": config.FeedbackRetrievers,
     "selector-data": config.SelectorData,
@@ -39,7 +42,7 @@ STAGES: dict[str, type] = {
     "compile": config.Compile,
     "synth": config.Synth,
 }
-JOINT = {"demo", "rank", "train", "generate", "train-retriever", "train-selector", "select"}
+JOINT = {"demo", "rank", "train", "train-adapters", "generate", "train-retriever", "train-selector", "select"}
 JOINT |= {"feedback items", "feedback retrievers"}
 """Stages that several processes work on together, and that go on where SIGTERM stopped them. Others are one's work."""
 _DESCRIPTION = """Personalize language models from a user's own history.

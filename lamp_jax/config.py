@@ -42,6 +42,9 @@ class Compatibility:
     """Whether a selector's first token, which is pooled, reads all others, or those around it alone."""
     selector_temperature: Literal["both", "loss"] = "both"
     """What a selector's temperature divides: scores and rewards; or the log-probabilities, and so the loss."""
+    tweet_start: Literal["some", "rounded"] = "some"
+    """LaMP-7's tweets that an adapter learns to complete: a tenth to a quarter of the words is given, but at least one
+    of two or more; or that share rounded down, which is nothing of short tweets."""
 
 
 CORRECT = Compatibility()
@@ -58,6 +61,7 @@ REFERENCE = Compatibility(
     selector_cut="end",
     selector_first_token="local",
     selector_temperature="loss",
+    tweet_start="rounded",
 )
 
 Retriever = Literal["file", "none", "bm25", "recency", "random", "recency+dense"]
@@ -67,6 +71,12 @@ Retriever = Literal["file", "none", "bm25", "recency", "random", "recency+dense"
 newest.
 """
 Decoding = Literal["beam", "greedy", "labels"]
+Profiles = Literal["single", "first", "union"]
+"""What a user's history is where several of their questions hold one: all must be equal; the first question's, as in
+the public code; or all items of all of them, each once."""
+Storage = Literal["float32", "bfloat16", "int8"]
+"""How the matrices of a model that is only read lie in memory; int8 has a scale for each output, and bfloat16 for
+embeddings."""
 Split = Literal["user", "time"]
 """LaMP's two separations: users who are in one part only, or each user's items in the order of time."""
 
@@ -122,15 +132,13 @@ PLACEMENT = frozenset({"data_parallel", "model_parallel", "cpu_devices", "shardi
 
 
 @dataclass(frozen=True)
-class Learning:
-    """How a model's parameters are learned, whatever the model."""
+class Optimization:
+    """How parameters follow their gradients, and how long."""
 
     epochs: float = 10.0
     """Passes over the train examples, or questions (a fraction is allowed)."""
     batch_size: int = 16
     """Examples, or questions, in one update, over all devices and accumulation steps."""
-    accumulation: int = 1
-    """Parts in which an update's batch is computed; the gradient is the mean over all of it."""
     learning_rate: float = 5e-5
     """Peak of the schedule: linear warm-up, then linear decay to 0."""
     step_size: Literal["absolute", "relative"] = "absolute"
@@ -142,6 +150,14 @@ class Learning:
     """AdamW's, on matrices and embeddings only; 0 is Adam."""
     clip: float = 1.0
     """Largest global norm of a gradient."""
+
+
+@dataclass(frozen=True)
+class Learning(Optimization):
+    """How a model's parameters are learned, whatever the model."""
+
+    accumulation: int = 1
+    """Parts in which an update's batch is computed; the gradient is the mean over all of it."""
     evaluate_every: float = 1.0
     """Epochs between evaluations, each of which also saves the run for resuming."""
     patience: int = 0
@@ -225,12 +241,104 @@ class Generate:
     """Seed of the `random` retriever."""
     batch_size: int = 16
     """Questions in one batch, over all devices."""
+    adapters: str = ""
+    """Store of `lamp train-adapters`: every question is answered with its own user's adapter, or if there is none by
+    the model as it is."""
+    storage: Storage = "float32"
+    """How the model's matrices lie in memory."""
     prompting: Prompting = Prompting()
     answering: Answering = Answering()
     devices: Devices = Devices()
     compatibility: Compatibility = CORRECT
     force: bool = False
     """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The form of adapters: low-rank additions to a frozen model's projections."""
+
+    rank: int = 8
+    """Rank of the additions."""
+    alpha: float = 32.0
+    """Additions are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("q", "k", "v")
+    """Projections with an addition, in all layers: of q, k, v, o, wi (T5 1.0), wi_0, wi_1, wo."""
+    dropout: float = 0.1
+    """Dropout of what the additions read; the model's own dropout is that of its config."""
+
+
+@dataclass(frozen=True)
+class TrainAdapters:
+    """Train one LoRA adapter per user on the user's own profile, many users at once over one frozen model."""
+
+    task: str
+    """Task, e.g. LaMP-3."""
+    questions: str
+    """Questions whose profiles the adapters learn; golds are not read (but by `--shared questions`)."""
+    output: str
+    """Directory of the store: all adapters in one set of files, beside it logs."""
+    model: str = "google/flan-t5-base"
+    """Model directory or hub name of the base, which stays as it is."""
+    profiles: Profiles = "single"
+    """What a user with several questions learns."""
+    shared: Literal["no", "profiles", "questions"] = "no"
+    """One adapter for everybody instead: of all users' profiles, or of the questions and golds without profiles (a
+    model that knows the task and no user)."""
+    users_per_step: int = 64
+    """Users who learn at the same time, over all devices."""
+    tokens_per_device: int = 4096
+    """Tokens, padding included, that a device computes at once; an update is computed in as many parts as it takes."""
+    max_length: int = 512
+    """Longest input, in tokens, `</s>` included."""
+    target_length: int = 512
+    """Longest answer, in tokens, `</s>` included."""
+    lora: Lora = Lora()
+    learning: Optimization = Optimization(epochs=30.0)
+    keep: Literal["float32", "bfloat16"] = "float32"
+    """Type of the adapters in the store."""
+    storage: Storage = "float32"
+    """How the base's matrices lie in memory."""
+    seed: int = 0
+    """Seed of the adapters' first values, of the order of examples, of dropout and of where LaMP-7's tweets are cut."""
+    devices: Devices = Devices()
+    compatibility: Compatibility = CORRECT
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class ExportAdapter:
+    """Write one user's adapter as a directory of Hugging Face's peft."""
+
+    store: Positional[str]
+    """Directory of a store."""
+    user: str
+    """User id."""
+    output: str
+    """Directory to write: `PeftModel.from_pretrained(base, DIRECTORY)` loads it."""
+    model: str = ""
+    """Model directory or hub name of the store's base; empty: as it was named when the store was made."""
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
+class ImportAdapter:
+    """Add an adapter that Hugging Face's peft saved to a store, which is made where there is none."""
+
+    directory: Positional[str]
+    """Directory of the adapter, as `save_pretrained` writes it."""
+    store: str
+    """Directory of the store."""
+    user: str
+    """User id that it will have."""
+    model: str
+    """Model directory or hub name of its base."""
+    items: int = 0
+    """How many examples it was trained on, where that is known."""
+    keep: Literal["float32", "bfloat16"] = "float32"
+    """Type of the adapters in a new store."""
 
 
 @dataclass(frozen=True)
@@ -691,6 +799,9 @@ class Synth:
     """Dev questions; 0 is a tenth as many as train questions, at least 200."""
     profile_size: int = 20
     """Mean number of profile items."""
+    profile_sizes: tuple[int, int] | None = None
+    """In place of the mean, the smallest and the largest number, evenly spread by their logarithms: as many users have
+    2 to 4 items as have 50 to 100."""
     words: int = 0
     """Words of a text; 0 for the short texts of the demo, 7 to 10 words."""
     seed: int = 0
@@ -709,9 +820,9 @@ class Demo:
     """Seed of the benchmark and of the training."""
     size: Literal["full", "smoke"] = "full"
     """`smoke` is seconds long and learns nothing: it shows that everything runs."""
-    stages: tuple[Literal["retriever", "selector"], ...] = ()
+    stages: tuple[Literal["retriever", "selector", "adapters"], ...] = ()
     """What to show beside: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL), `selector`
-    models that choose among retrievers (RSPG-Pre, RSPG-Post)."""
+    models that choose among retrievers (RSPG-Pre, RSPG-Post), `adapters` a LoRA adapter for every user."""
     force: bool = False
     """Start over where the output already exists."""
 
@@ -727,7 +838,7 @@ class Compile:
     """A config page."""
     topology: str
     """Chips and their arrangement: v5e:2x4, v5e:4x4, v5p:2x2x2, v6e:2x4, ..."""
-    stage: Literal["", "train", "generate", "feedback", "retriever", "selector"] = ""
+    stage: Literal["", "train", "generate", "feedback", "retriever", "selector", "adapters"] = ""
     """Whose step; empty: that of the page. A page of `lamp train` also says how to generate and to ask for feedback."""
     candidates: int = 6
     """`selector`: retrievers of the pool, which a page does not say."""

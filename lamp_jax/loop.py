@@ -92,7 +92,7 @@ def fit(
         closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
         closing(Log(output, every=learning.log_every) if is_first() else NoLog()) as log,
     ):
-        if restored := checkpoints.restore(jax.tree.map(_abstract, state)):
+        if restored := checkpoints.restore(jax.tree.map(abstract, state)):
             state, progress = restored[0], Progress(**restored[1])
             print(f"{output}: going on after step {progress.step} of {total_steps}")
         _, progress = train(
@@ -114,7 +114,8 @@ def fit(
     return progress
 
 
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    """What a checkpoint is read as: an array's shape, type and layout."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 

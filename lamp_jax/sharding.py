@@ -151,6 +151,14 @@ def gathered(weight: jax.Array, spec: P) -> jax.Array:
     return jax.sharding.reshard(weight, spec) if mesh_is_set() else weight
 
 
+def put(values: np.ndarray, spec: P) -> jax.Array:
+    """An array on the devices, laid out as `spec`; every process has all of it."""
+    if not mesh_is_set():
+        return jax.numpy.asarray(values)
+    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+
 def own_rows(size: int, *, rules: Rules = DATA_PARALLEL, process: int | None = None) -> np.ndarray:
     """The rows of a batch of `size` that lie on this process's devices, or on another's, in their order.
 

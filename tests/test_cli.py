@@ -31,7 +31,7 @@ def test_nested_options_have_plain_names():
     assert options.devices.dtype == "bfloat16"
 
 
-OPTION_OF_ALL = {"compile": "--topology"}
+OPTION_OF_ALL = {"compile": "--topology", "import-adapter": "--store"}
 
 
 @pytest.mark.parametrize("stage", cli.STAGES)

@@ -29,8 +29,9 @@ FLOORS = {
     "steps": 8,
     "loop": 9,
     "compiler": 9,
-    "stages": 10,
-    "cli": 11,
+    "adapting": 10,
+    "stages": 11,
+    "cli": 12,
 }
 WATERLINE = 4
 DEVICE_LIBRARIES = {"jax", "flax", "optax", "orbax", "jaxlib", "chex"}

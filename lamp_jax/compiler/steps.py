@@ -19,6 +19,7 @@ from lamp_jax.config import (
     Generate,
     Learning,
     Train,
+    TrainAdapters,
     TrainRetriever,
     TrainSelector,
 )
@@ -26,12 +27,14 @@ from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatch
+from lamp_jax.inputs.rounds import fit_rows
 from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.longformer import Longformer, LongformerConfig
-from lamp_jax.models.t5 import T5
+from lamp_jax.models.lora import adapter_shapes, adapter_specs
 from lamp_jax.models.t5_config import SIZES, T5Config
-from lamp_jax.models.weights import CONFIG, read_json
-from lamp_jax.sharding import Rules, check_divides, model_layout
+from lamp_jax.models.weights import CONFIG, abstract_t5, read_json
+from lamp_jax.sharding import Rules, check_divides, model_layout, shards
+from lamp_jax.steps.adapters import Part, Users, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.steps.selector import selector_loss
@@ -50,6 +53,8 @@ class Step(NamedTuple):
     lower: Callable[[], Any]
     forward: tuple[Callable[..., Any], tuple[Any, ...]] | None
     """The forward pass that an update learns from, and its arguments; None for steps that learn nothing."""
+    passes: int = 3
+    """How many times the forward pass's products an update needs: once more for what it reads, and for the weights."""
 
 
 def train_step(experiment: Train, candidates: int) -> Step:
@@ -106,12 +111,47 @@ def selector_step(experiment: TrainSelector, candidates: int) -> Step:
     return _update(selector_loss(graph, experiment), params, batch, experiment.learning, rules)
 
 
+def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:
+    """A part of an update of many users' adapters, at its longest inputs and answers."""
+    graph, params, rules = _generator(experiment)
+    model, lora, learning, users = (
+        nnx.merge(graph, params),
+        experiment.lora,
+        experiment.learning,
+        experiment.users_per_step,
+    )
+    check_divides("--users-per-step", users, rules.batch)
+    specs, shapes = adapter_specs(model, lora), adapter_shapes(model, lora)
+    adapters = {name: _array((users, *shape), specs[name], jnp.float32) for name, shape in shapes.items()}
+    state = _placed(jax.eval_shape(lambda adapters: start_users(adapters, learning, rules), adapters))
+    shape = fit_rows(experiment.max_length, experiment.target_length, experiment.tokens_per_device)
+    rows = shape.rows * shards(rules.batch)
+    part = Part(
+        _rows((rows, shape.source), rules),
+        _rows((rows, shape.target), rules),
+        _rows((rows,), rules),
+        _rows((rows,), rules, jnp.float32),
+    )
+    of_users = Users(*(_rows((users,), rules, dtype) for dtype in (jnp.int32, jnp.int32, jnp.bool_, jnp.float32)))
+    where, last = _array((3,), P(), jnp.int32), _array((), P(), jnp.bool_)
+    update = make_adapter_update(graph, learning, lora, seed=0, shared=False, rules=rules)
+
+    def forward(params: Any, batch: Any) -> Any:
+        return generator_loss(graph)(params, batch, jax.random.key(0, impl="rbg"))
+
+    def lower() -> Any:
+        return update.lower(state, params, part, of_users, where, last)
+
+    return Step(lower, (forward, (params, part[:2])), passes=2)  # frozen weights have no gradients
+
+
 STEPS: dict[str, tuple[Callable[..., Step], tuple[type, ...]]] = {
     "train": (train_step, (Train,)),
     "generate": (generate_step, (Generate, Train, FeedbackItems, FeedbackRetrievers)),
     "feedback": (feedback_step, (FeedbackItems, FeedbackRetrievers, Generate, Train)),
     "retriever": (retriever_step, (TrainRetriever,)),
     "selector": (selector_step, (TrainSelector,)),
+    "adapters": (adapters_step, (TrainAdapters,)),
 }
 """By the name of the stage: what builds its step, and which pages say enough for it, their own stage's first."""
 
@@ -125,8 +165,11 @@ def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rule
     return Step(lambda: update.lower(state, batch), forward)
 
 
-def _generator(experiment: Asking) -> tuple[nnx.GraphDef, Any, Rules]:
-    return _abstract_model(lambda layout: T5(_t5_config(experiment), rngs=nnx.Rngs(0), **layout), experiment)
+def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, Rules]:
+    layout = model_layout(experiment.devices)
+    model = abstract_t5(_t5_config(experiment), storage=getattr(experiment, "storage", "float32"), **layout)
+    graph, params = nnx.split(model)
+    return graph, _placed(params), layout["rules"]
 
 
 def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: Any) -> tuple[nnx.GraphDef, Any, Rules]:
@@ -159,6 +202,10 @@ def _rows(shape: tuple[int, ...], rules: Rules, dtype: Any = jnp.int32) -> jax.S
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
+def _array(shape: tuple[int, ...], spec: P, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(jax.sharding.get_mesh(), spec))
+
+
 def _candidate_batch(learning: Learning, queries: int, candidates: int, length: int, rules: Rules) -> CandidateBatch:
     rows = learning.batch_size
     shapes: list[Any] = [
@@ -170,7 +217,7 @@ def _candidate_batch(learning: Learning, queries: int, candidates: int, length: 
     return CandidateBatch(*shapes)
 
 
-def _t5_config(experiment: Asking) -> T5Config:
+def _t5_config(experiment: Asking | TrainAdapters) -> T5Config:
     if isinstance(experiment, Train) and experiment.model == SCRATCH:
         raise LampError("--model scratch: how large its vocabulary is shows only when it is trained; name a model")
     if Path(experiment.model).is_dir():

@@ -31,6 +31,11 @@ class Question:
     user_id: str | int | None = None
     output: str | None = None
 
+    @property
+    def user(self) -> str:
+        """Who asks. Files of the user-based split have no user ids: there every question is another user's."""
+        return self.id if self.user_id is None else str(self.user_id)
+
 
 class Outputs(NamedTuple):
     """An outputs or predictions file: the task it names (None in a plain list) and the text for each question id."""
@@ -71,8 +76,21 @@ def question_in(
     where = f"{path}, record {framed.number}, byte {framed.offset}"
     question = _question(_parsed(framed, path), where, patches)
     if task is not None:
-        _check_items(question, task, f"{path}, question {question.id!r}")
+        check_items(question, task, path)
     return question
+
+
+def check_items(question: Question, task: Task, path: str | Path) -> None:
+    """LampError, by this path, where a profile item lacks a field that the task needs."""
+    for item in question.profile:
+        for field in task.fields:
+            if not isinstance(item.get(field), str | int | float):
+                found = glimpse(item[field]) if field in item else "nothing"
+                needed = ", ".join(("id", *task.fields))
+                raise LampError(
+                    f"{path}, question {question.id!r}, profile item {item['id']!r}: {field!r} must be a text, found "
+                    f"{found}; {task.name} needs the fields {needed} (is this a file of {task.name}?)"
+                )
 
 
 def check_unique(ids: Iterable[str], seen: set[str], path: str | Path) -> None:
@@ -255,18 +273,6 @@ def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
         user_id=record.get("user_id"),
         output=None if output is None else str(output),
     )
-
-
-def _check_items(question: Question, task: Task, where: str) -> None:
-    for item in question.profile:
-        for field in task.fields:
-            if not isinstance(item.get(field), str | int | float):
-                found = glimpse(item[field]) if field in item else "nothing"
-                needed = ", ".join(("id", *task.fields))
-                raise LampError(
-                    f"{where}, profile item {item['id']!r}: {field!r} must be a text, found {found}; "
-                    f"{task.name} needs the fields {needed} (is this a file of {task.name}?)"
-                )
 
 
 def _first(ids: list[str]) -> str:

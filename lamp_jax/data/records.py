@@ -16,6 +16,8 @@ from lamp_jax.data.files import read_json, write_json
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, compare
 
+_CHECKED = "adapters.bin"  # large, and the checksums of all its parts stand in a file beside it
+
 State = Literal["new", "unfinished", "done"]
 
 
@@ -130,7 +132,7 @@ class Journal:
         self.entries: list[Any] = agree(self._open)
 
     def _open(self) -> list[Any]:
-        lines = _whole_lines(self.path)
+        lines = whole_lines(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab")  # noqa: SIM115 (open for the life of the journal)
         self._file.truncate(sum(map(len, lines)))
@@ -139,7 +141,7 @@ class Journal:
     def keep(self, count: int) -> None:
         """Drops all entries but the first `count`."""
         if self._file:
-            self._file.truncate(sum(map(len, _whole_lines(self.path)[:count])))
+            self._file.truncate(sum(map(len, whole_lines(self.path)[:count])))
         del self.entries[count:]
 
     def append(self, entries: Iterable[Any]) -> None:
@@ -159,14 +161,15 @@ class Journal:
 
 def read_journal(path: Path) -> Iterator[Any]:
     """The entries of a journal that nobody writes to any more. LampError, with the line, for one that is broken."""
-    for number, line in enumerate(_whole_lines(path), 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             yield json.loads(line)
         except ValueError as error:
             raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None
 
 
-def _whole_lines(path: Path) -> list[bytes]:
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file but one that is broken off at its end; none where there is no file."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
@@ -227,7 +230,7 @@ def _remove(output: Path) -> None:
 
 
 def _is_content(path: Path) -> bool:
-    return path.is_file() and path.name != "run.json" and not path.name.startswith(".")
+    return path.is_file() and path.name not in {"run.json", _CHECKED} and not path.name.startswith(".")
 
 
 def _output_digest(output: Path) -> str:

@@ -8,29 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lamp_jax.config import Answering
+from lamp_jax.config import Answering, Lora
 from lamp_jax.decoding.beam import beam_search
 from lamp_jax.decoding.greedy import greedy_search
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import read
+from lamp_jax.models.lora import Adapters, attach
 from lamp_jax.tasks.catalog import Task
 
 
 class Answerer:
     """Answers of a T5 to prompts. Compiles once for each length of prompts."""
 
-    def __init__(self, graph: nnx.GraphDef, tokenizer: Any, task: Task, answering: Answering):
+    def __init__(
+        self, graph: nnx.GraphDef, tokenizer: Any, task: Task, answering: Answering, *, lora: Lora | None = None
+    ):
         if answering.decode == "labels" and not task.labels:
             raise LampError(f"--decode labels: {task.name} has no labels; use beam or greedy")
         self.tokenizer, self.task = tokenizer, task
         self.by_labels = answering.decode == "labels"
         labels = label_tokens(task, tokenizer) if self.by_labels else None
-        self._decode = make_decoder(graph, answering, labels)
+        self._decode = make_decoder(graph, answering, labels, lora=lora)
 
-    def __call__(self, params: Any, source: jax.Array) -> list[str]:
-        """Prompts [B, S] -> B answers, of all processes' prompts in each of them."""
-        result = read(self._decode(params, source))
+    def __call__(self, params: Any, source: jax.Array, adapters: Adapters | None = None) -> list[str]:
+        """Prompts [B, S], with `lora` each with its own adapter, -> B answers, of all processes' in each of them."""
+        result = read(self._decode(params, source, adapters))
         if self.by_labels:
             return [choose_label(row, self.task) for row in result]
         return [text.strip() for text in self.tokenizer.batch_decode(result, skip_special_tokens=True)]
@@ -58,12 +61,19 @@ def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
     return tokens
 
 
-def make_decoder(graph: nnx.GraphDef, answering: Answering, labels: np.ndarray | None) -> Any:
-    """The jitted (parameters, prompts [B, S]) -> tokens [B, T], or log-probabilities of the `labels` [L, T], [B, L]."""
+def make_decoder(
+    graph: nnx.GraphDef, answering: Answering, labels: np.ndarray | None, *, lora: Lora | None = None
+) -> Any:
+    """The jitted (parameters, prompts [B, S]) -> tokens [B, T], or log-probabilities of the `labels` [L, T], [B, L].
+
+    With `lora` it takes the rows' adapters of this form besides.
+    """
     new_tokens = answering.generation_max_length - 1
 
-    def decode(params: Any, source: jax.Array) -> jax.Array:
+    def decode(params: Any, source: jax.Array, adapters: Adapters | None = None) -> jax.Array:
         model = nnx.merge(graph, params)
+        if lora is not None and adapters is not None:
+            model = attach(model, adapters, lora)
         if labels is not None:
             return score_labels(model, source, jnp.asarray(labels))
         if answering.decode == "greedy":

@@ -169,9 +169,8 @@ def past_questions(questions: Iterable[Question], task: Task, *, newest: int) ->
     if "{text}" not in task.template or task.source == task.target:
         raise LampError(f"{task.name}: its profile items are not examples of the task, so they cannot be train targets")
     questions = list(questions)
-    found: dict[tuple[Any, str], Question] = {}
+    found: dict[tuple[str, str], Question] = {}
     for question in questions:
-        user = question.id if question.user_id is None else question.user_id
         dates = dates_of(question)
         items = [question.profile[place] for place in sorted(range(len(dates)), key=lambda place: dates[place])]
         for place in range(max(len(items) - newest, 0), len(items)):
@@ -183,9 +182,9 @@ def past_questions(questions: Iterable[Question], task: Task, *, newest: int) ->
                 user_id=question.user_id,
                 output=str(item[task.target]),
             )
-            known = found.get((user, past.input))
+            known = found.get((question.user, past.input))
             if known is None or len(known.profile) < len(past.profile):
-                found[user, past.input] = past
+                found[question.user, past.input] = past
     for question in questions:
-        found.pop((question.id if question.user_id is None else question.user_id, question.input), None)
+        found.pop((question.user, question.input), None)
     return list(found.values())

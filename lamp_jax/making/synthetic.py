@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +24,11 @@ from lamp_jax.tasks.catalog import Task
 Split = Literal["train", "dev"]
 SPLITS: tuple[Split, ...] = ("train", "dev")
 SMALLEST_DEV = 200
+
+ProfileSize = int | tuple[int, int]
+"""Items of a profile: from half to one and a half times a number; or from a smallest to a largest number, of which the
+logarithm is drawn, so that there are as many profiles of 2 to 4 items as of 50 to 100.
+"""
 
 _MISLABELLED = 0.06  # of the items that would carry the gold: real users are not consistent
 _INTERESTS = 5  # topics of a user beside the one that is asked about
@@ -124,15 +130,15 @@ def usual_dev_questions(questions: int) -> int:
 
 
 def generate(
-    task: Task, *, questions: int, profile_size: int, seed: int, split: Split, words: int = 0
+    task: Task, *, questions: int, profile_size: ProfileSize, seed: int, split: Split, words: int = 0
 ) -> Iterator[tuple[Question, OracleEntry]]:
     """Questions with their golds (`output`), each of another user, and what is known of them, one at a time.
 
     Question i depends on (task, profile_size, seed, split, words, i) alone. Texts are short; with `words` they are as
-    long. Profiles have from half to one and a half times
-    `profile_size` items, in random order; item ids are question id + index, so they collide between questions.
+    long. Profiles are in random order; item ids are question id + index, so they collide between questions.
     """
-    if questions < 1 or profile_size < 1:
+    smallest, largest = (profile_size, profile_size) if isinstance(profile_size, int) else profile_size
+    if questions < 1 or not 1 <= smallest <= largest:
         raise LampError(f"{questions} questions with {profile_size} profile items: give at least 1 of both")
     if split not in SPLITS:
         raise LampError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -141,7 +147,7 @@ def generate(
 
 
 def _generate_one(
-    task: Task, index: int, *, profile_size: int, seed: int, split: Split, words: int
+    task: Task, index: int, *, profile_size: ProfileSize, seed: int, split: Split, words: int
 ) -> tuple[Question, OracleEntry]:
     rng = random.Random(f"{task.name} {profile_size} {seed} {split} {index}")
     name = _TURNS[index * _STRIDE % len(_TURNS)]
@@ -149,10 +155,15 @@ def _generate_one(
     asked, output = _ask(task, rng, user, words=words)
     place = SPLITS.index(split)
     key = f"{task.number - 1}{place}{index}"
-    size = rng.randint((profile_size + 1) // 2, profile_size + profile_size // 2)
-    profile, right = _draw_profile(task, rng, user, size=size, key=key, words=words)
+    profile, right = _draw_profile(task, rng, user, size=_draw_size(rng, profile_size), key=key, words=words)
     user_id = len(SPLITS) * index + place
     return Question(key, asked, profile, user_id, output), OracleEntry(right, name, user.group.best)
+
+
+def _draw_size(rng: random.Random, profile_size: ProfileSize) -> int:
+    if isinstance(profile_size, int):
+        return rng.randint((profile_size + 1) // 2, profile_size + profile_size // 2)
+    return round(math.exp(rng.uniform(*map(math.log, profile_size))))
 
 
 def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
@@ -267,7 +278,7 @@ def write_benchmark(
     output_dir: str | Path,
     *,
     questions: int,
-    profile_size: int,
+    profile_size: ProfileSize,
     seed: int,
     dev_questions: int = 0,
     words: int = 0,

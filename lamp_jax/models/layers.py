@@ -6,7 +6,7 @@ are stored in float32 and used in the dtype of the activations; softmax and norm
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -146,10 +146,18 @@ def _gated_gelu(gate: jax.Array, inner: jax.Array) -> jax.Array:
     return jax.nn.gelu(gate, approximate=True) * inner
 
 
+class Weight(Protocol):
+    """A weight that is more than a matrix, and knows its product with x."""
+
+    def product(
+        self, subscripts: str, x: jax.Array, rules: Rules, *, out: P | None, dtype: jnp.dtype | None
+    ) -> jax.Array: ...
+
+
 def project(
     subscripts: str,
     x: jax.Array,
-    parameter: nnx.Param,
+    parameter: nnx.Param | Weight,
     rules: Rules,
     *,
     out: P | None = None,
@@ -162,6 +170,8 @@ def project(
     left operand of the weight's gradient: here that is x, stored and shared by all products of x, where JAX's rule
     takes the output's gradient with all that computes it.
     """
+    if not isinstance(parameter, nnx.Param):
+        return parameter.product(subscripts, x, rules, out=out, dtype=dtype)
     return _project(subscripts, x, parameter[...].astype(x.dtype), rules, out, dtype or x.dtype)
 
 

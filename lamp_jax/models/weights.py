@@ -1,5 +1,6 @@
 """How a model's parameters come from, and go to, a directory in Hugging Face's format (safetensors)."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lamp_jax.config import Storage
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import read
 from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.hf_names import Place, bert_places, longformer_places, t5_places
 from lamp_jax.models.longformer import Longformer, LongformerConfig
+from lamp_jax.models.quantized import abstract_quantized, as_type, quantize
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.processes import is_first
-from lamp_jax.sharding import mesh_is_set
+from lamp_jax.sharding import put
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH = "pytorch_model.bin"
 
+
+_FINGERPRINT_ROWS = 8  # of each matrix
+_NEVER_SMALL = ("scale", "table")  # norms and relative positions, by their last name
 
 # Copies and leftovers that HF's own files carry beside the parameters; `shared.weight` and the table above win.
 _T5_COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
@@ -54,10 +61,10 @@ class Checkpoint:
         with safe_open(self.files[name], framework="numpy") as file:
             return tuple(file.get_slice(name).get_shape())
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor as float32, whatever the file holds."""
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """The tensor, or rows of it, as float32, whatever the file holds."""
         with safe_open(self.files[name], framework="numpy") as file:
-            return np.asarray(file.get_tensor(name), dtype=np.float32)
+            return np.asarray(file.get_slice(name)[rows], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,8 @@ class TorchCheckpoint(Checkpoint):
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name].float().numpy()
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        return self.tensors[name][rows].float().numpy()
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -174,41 +181,82 @@ def check_names_and_shapes(
 
 
 def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any:
-    """A model with every parameter that has a place read from the checkpoint, each on its own devices.
+    """A model with every parameter that has a place read from the checkpoint, each on its own devices, as it is stored.
 
     The model is abstract (`jax.eval_shape`), or real where parameters without a place are to stay.
     """
     graph, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
-    check_names_and_shapes(checkpoint, places, {path: flat[path].shape for path in {p.path for p in places.values()}})
+    shapes = {place.path: _stored(flat, place.path).shape for place in places.values()}
+    check_names_and_shapes(checkpoint, places, shapes)
     parts: dict[tuple[Any, ...], list[tuple[str, Place]]] = defaultdict(list)
     for name, place in places.items():
         parts[place.path].append((name, place))
     for path, members in parts.items():
-        variable = flat[path]
-        values = np.empty(variable.shape, np.float32)
+        values: np.ndarray = np.empty(shapes[path], np.float32)
         for name, place in members:
             part = values if place.layer is None else values[place.layer]
             part[...] = place.from_hf(checkpoint.read(name), part.shape)
-        flat[path] = variable.replace(_on_devices(values, variable.get_value()))
+        arrays = {path: values}
+        if path not in flat:
+            steps, scale = quantize(values, inputs=members[0][1].inputs or 0)
+            arrays = {(*path, "steps"): steps, (*path, "scale"): scale}
+        for leaf, array in arrays.items():
+            like = flat[leaf].get_value()
+            spec = like.sharding.spec if like.sharding else P()
+            flat[leaf] = flat[leaf].replace(put(array.astype(like.dtype), spec))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def _on_devices(values: np.ndarray, like: Any) -> jax.Array:
-    if not mesh_is_set():
-        return jnp.asarray(values)
-    sharding = NamedSharding(jax.sharding.get_mesh(), like.sharding.spec)
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+def _stored(flat: Mapping[tuple[Any, ...], Any], path: tuple[str, ...]) -> Any:
+    return flat[path] if path in flat else flat[*path, "steps"]
 
 
-def load_t5(source: str | Path, **layout: Any) -> T5:
+def load_t5(source: str | Path, *, storage: Storage = "float32", **layout: Any) -> T5:
     """A T5 or FLAN-T5 from a directory or a hub name, onto the current mesh; parameters float32.
 
-    `layout` is what `T5` takes beside its config: dtype, remat, attention, rules. LampError, naming the file, if the
-    directory has no usable config or weights or they do not fit each other.
+    For a model that is only read, `storage` says how its matrices lie in memory. `layout` is what `T5` takes beside its
+    config: dtype, remat, attention, rules. LampError, naming the file, if the directory has no usable config or weights
+    or they do not fit each other.
     """
     directory = find_model(source)
-    config = T5Config.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    config = read_t5_config(directory)
+    return fill(abstract_t5(config, storage=storage, **layout), *_open_t5(directory, config))
+
+
+def read_t5_config(source: str | Path) -> T5Config:
+    """The config of a T5 in a directory or of a hub name. LampError as load_t5."""
+    directory = find_model(source)
+    return T5Config.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+
+
+def abstract_t5(config: T5Config, *, storage: Storage = "float32", **layout: Any) -> T5:
+    """A T5 of shapes without numbers."""
+    model = jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **layout))
+    for place in {place.path: place for place in t5_places(config).values()}.values() if storage != "float32" else ():
+        *parents, last = place.path
+        holder = reduce(getattr, parents, model)
+        if storage == "int8" and place.inputs is not None:
+            setattr(holder, last, abstract_quantized(getattr(holder, last), inputs=place.inputs))
+        elif last not in _NEVER_SMALL:
+            weight = getattr(holder, last)
+            setattr(holder, last, weight.replace(as_type(weight.get_value(), jnp.bfloat16)))
+    return model
+
+
+def fingerprint_t5(source: str | Path) -> str:
+    """What tells this T5's weights from any other's: SHA-256 over a few rows of each, however they are stored."""
+    directory = find_model(source)
+    checkpoint, places = _open_t5(directory, read_t5_config(directory))
+    found = hashlib.sha256()
+    for name, place in sorted(places.items(), key=lambda one: (one[1].path, one[1].layer or 0)):
+        found.update(f"{'.'.join(place.path)} {place.layer}".encode())
+        found.update(checkpoint.read(name, slice(_FINGERPRINT_ROWS)).astype("<f4").tobytes())
+    return found.hexdigest()
+
+
+def _open_t5(directory: Path, config: T5Config) -> tuple[Checkpoint, dict[str, Place]]:
+    """The tensors of a T5 that are read, and where they go."""
     checkpoint = open_checkpoint(directory)
     files, places = dict(checkpoint.files), t5_places(config)
     copies = sorted(_T5_COPIES & files.keys())
@@ -216,8 +264,7 @@ def load_t5(source: str | Path, **layout: Any) -> T5:
         places[copies[0]] = places.pop("shared.weight")
     redundant = _T5_COPIES | _T5_UNREAD | ({"lm_head.weight"} if config.tie_word_embeddings else set())
     used = {name: file for name, file in files.items() if name in places or name not in redundant}
-    abstract = jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **layout))
-    return fill(abstract, replace(checkpoint, files=used), places)
+    return replace(checkpoint, files=used), places
 
 
 def load_bert(source: str | Path, **layout: Any) -> Bert:

@@ -1,5 +1,6 @@
 """One model's answers under several orders of the profiles: `predictions/`, `results.json` and `table.txt`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +15,18 @@ from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import load_t5
 from lamp_jax.sharding import model_layout, open_mesh
-from lamp_jax.stages.generate import answer
+from lamp_jax.stages.generate import answer, open_adapters, read_adapters
 from lamp_jax.tasks.catalog import Task
 from lamp_jax.tasks.metrics import Scores, paired_test, score
 from lamp_jax.tasks.significance import confidence_interval
 
 
 class Order(NamedTuple):
-    """Questions and who orders their profiles."""
+    """Questions, who orders their profiles, and whose adapters answer (a store; empty: the model as it is)."""
 
     questions: Sequence[Question]
     retriever: Retriever
+    adapters: str = ""
 
 
 def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: Path) -> dict[str, Scores]:
@@ -33,15 +35,20 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
     scores = {}
     with jax.set_mesh(open_mesh(experiment.devices)):
         graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))
-        answerer = Answerer(graph, tokenizer, task, experiment.answering)
-        for name, (questions, retriever) in orders.items():
+        answerers: dict[str, Answerer] = {}
+        for name, (questions, retriever, adapters) in orders.items():
+            store = open_adapters(adapters, experiment.output) if adapters else None
+            if adapters not in answerers:
+                lora = store and store.form.lora
+                answerers[adapters] = Answerer(graph, tokenizer, task, experiment.answering, lora=lora)
             prompts = make_prompts(questions, task, tokenizer, experiment, retriever=retriever)
             answers = answer(
                 prompt_examples(questions, prompts),
-                answerer,
+                answerers[adapters],
                 params,
                 batch_size=experiment.learning.batch_size,
                 max_length=experiment.prompting.max_length,
+                adapters=store and read_adapters(store, questions),
             )
             write_predictions(output / "predictions" / f"{name}.json", task, answers)
             golds = {question.id: gold_of(question) for question in questions}
@@ -78,9 +85,9 @@ def report(
     groups: dict[str, list[str]] = {}
     for question in questions:
         groups.setdefault(oracle[question.id]["group"], []).append(question.id)
+    ordered = dict(sorted(groups.items(), key=lambda one: (int((re.findall(r"\d+", one[0]) or [0])[0]), one[0])))
     rows = [
-        _row(name, scores, dict(sorted(groups.items())), tests)
-        | {title: numbers.get(name) for title, numbers in (further or {}).items()}
+        _row(name, scores, ordered, tests) | {title: numbers.get(name) for title, numbers in (further or {}).items()}
         for name in scores
     ]
     text = _table(rows, list(further or {}))

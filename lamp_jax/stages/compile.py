@@ -50,6 +50,6 @@ def compile_page(options: Compile) -> Report:
     mesh = make_mesh(devices.data_parallel, devices.model_parallel, devices=open_topology(options.topology))
     with jax.set_mesh(mesh):
         step = build(experiment, options.candidates)
-        useful = None if step.forward is None else 3 * count_products(step.forward[0], *step.forward[1])
+        useful = None if step.forward is None else step.passes * count_products(step.forward[0], *step.forward[1])
         print(f"compiling the step of {stage} for {options.topology} ...", file=sys.stderr)
         return measure(stage, options.topology, chip, mesh, step.lower, useful)

@@ -7,7 +7,7 @@ from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retri
 from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
 from lamp_jax.data.records import claim
 from lamp_jax.processes import agree
-from lamp_jax.stages import demo_retriever, demo_selector, synth, train
+from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
 
@@ -36,7 +36,7 @@ SIZES = {
 }
 
 
-CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run}
+CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run, "adapters": demo_adapters.run}
 """What `--stages` adds, each in a directory of its own."""
 
 

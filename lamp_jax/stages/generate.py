@@ -1,15 +1,18 @@
 """`lamp generate`: a model's answers to questions as an official prediction file, scored where golds are known."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
 from lamp_jax.config import Generate
+from lamp_jax.data.adapters import AdapterStore, check_form, open_store
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
 from lamp_jax.data.records import Journal, claim
 from lamp_jax.decoding.answers import Answerer
@@ -17,16 +20,19 @@ from lamp_jax.hosts import stop_if_asked
 from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import load_t5
+from lamp_jax.models.weights import fingerprint_t5, load_t5
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
 
+ReadAdapters = Callable[[Sequence[str]], dict[str, np.ndarray]]
+"""The adapters [B, ...] of the examples of B ids; an empty id stands for a row that only fills a batch."""
+
 
 def run(options: Generate) -> None:
     task = find_task(options.task)
-    inputs = [name for name in (options.questions, options.golds, options.model) if name]
+    inputs = [name for name in (options.questions, options.golds, options.model, options.adapters) if name]
     record = claim(options.output, options, inputs=inputs)
     if record.state == "done":
         return print(f"{options.output}: already generated")
@@ -38,13 +44,14 @@ def run(options: Generate) -> None:
     mesh = open_mesh(options.devices)
     with jax.set_mesh(mesh):
         check_divides("--batch-size", options.batch_size, "data")
+    store = open_adapters(options.adapters, options.model) if options.adapters else None
     tokenizer = load_tokenizer(options.model)
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(mesh):
-        graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
-        answerer = Answerer(graph, tokenizer, task, options.answering)
+        graph, params = nnx.split(load_t5(options.model, storage=options.storage, **model_layout(options.devices)))
+        answerer = Answerer(graph, tokenizer, task, options.answering, lora=store and store.form.lora)
         record.begin()
         with contextlib.closing(Journal(record.journal)) as journal:
             answers = answer(
@@ -54,11 +61,32 @@ def run(options: Generate) -> None:
                 batch_size=options.batch_size,
                 max_length=options.prompting.max_length,
                 journal=journal,
+                adapters=store and read_adapters(store, questions),
             )
     write_predictions(options.output, task, answers)
-    record.finish(questions=len(questions), bare_inputs=sum(prompt.fell_back for prompt in prompts))
+    facts = {"questions": len(questions), "bare_inputs": sum(prompt.fell_back for prompt in prompts)}
+    if store:
+        facts["adapted"] = sum(store.serving(question.user) is not None for question in questions)
+    record.finish(**facts)
     print(f"{options.output}: {len(answers)} answers")
+    if store:
+        print(f"{facts['adapted']} of {len(questions)} questions with an adapter, the others by the model alone")
     _write_scores(options, task, questions, answers)
+
+
+def open_adapters(directory: str, model: str) -> AdapterStore:
+    """A store whose adapters were made for this model. LampError for another's."""
+    store = open_store(directory)
+    check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
+    if store.dropped:
+        print(f"{directory}: was cut off; {store.dropped} unfinished users are left out")
+    return store
+
+
+def read_adapters(store: AdapterStore, questions: Sequence[Question]) -> ReadAdapters:
+    """What reads the adapters of questions by their ids, as `answer` asks for them."""
+    users = {question.id: question.user for question in questions}
+    return lambda ids: store.read_for([users.get(key) for key in ids])
 
 
 def answer(
@@ -69,6 +97,7 @@ def answer(
     batch_size: int,
     max_length: int,
     journal: Journal | None = None,
+    adapters: ReadAdapters | None = None,
 ) -> dict[str, str]:
     """The answer to every example, by id, in their order. With a journal, what it holds is not answered again."""
     answers: dict[str, str] = dict(journal.entries) if journal else {}
@@ -78,7 +107,8 @@ def answer(
         for positions, batch in batches:
             ids = [examples[position].id for position in positions]
             if not all(key in answers for key in ids):
-                texts = answerer(params, place_batch(batch.source))
+                own = adapters and adapters(_own(ids, batch_size))
+                texts = answerer(params, place_batch(batch.source), own and place_batch(own))
                 fresh = dict(zip(ids, texts, strict=False))  # rows beyond the ids only fill the batch
                 answers |= fresh
                 if journal:
@@ -86,6 +116,12 @@ def answer(
                     stop_if_asked()
             bar.update(len(ids))
     return {example.id: answers[example.id] for example in examples}
+
+
+def _own(ids: Sequence[str], rows: int) -> list[str]:
+    """Of a batch's ids those of the rows that this process makes."""
+    padded = [*ids, *[""] * (rows - len(ids))]
+    return [padded[row] for row in own_rows(rows)]
 
 
 def _write_scores(options: Generate, task: Task, questions: Sequence[Question], answers: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ def run(options: Synth) -> None:
         options.output,
         questions=options.questions,
         dev_questions=options.dev_questions,
-        profile_size=options.profile_size,
+        profile_size=options.profile_sizes or options.profile_size,
         words=options.words,
         seed=options.seed,
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lamp_jax.config import Learning
+from lamp_jax.config import Learning, Optimization
 from lamp_jax.sharding import Rules, check_divides
 
 LossSum = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
@@ -33,12 +33,16 @@ def make_optimizer(learning: Learning, total_steps: int) -> optax.GradientTransf
     rise = optax.linear_schedule(0.0, peak, warmup)
     fall = optax.linear_schedule(peak, 0.0, max(total_steps - warmup, 1))
     schedule = optax.join_schedules([rise, fall], [warmup])
-    return optax.chain(
+    return optax.chain(*direction(learning), optax.scale_by_learning_rate(schedule))
+
+
+def direction(learning: Optimization) -> tuple[optax.GradientTransformation, ...]:
+    """What an update is before it is multiplied with the rate and turned downhill."""
+    return (
         optax.clip_by_global_norm(learning.clip),
         optax.scale_by_adam(),
         optax.add_decayed_weights(learning.weight_decay, _decayed),
         optax.scale_by_param_block_rms() if learning.step_size == "relative" else optax.identity(),
-        optax.scale_by_learning_rate(schedule),
     )
 
 

@@ -1,6 +1,7 @@
 """Everything in which one LaMP task differs from another: one row per task, read by all other code.
 
-Source of templates, fields and metrics: LaMP (arXiv 2304.11406), and Table 2 of ROPG/RSPG (arXiv 2404.05970).
+Source of templates, fields and metrics: LaMP (arXiv 2304.11406), and Table 2 of ROPG/RSPG (arXiv 2404.05970); of
+what items ask of a model that learns one user: the public code of arXiv 2409.09510.
 """
 
 import re
@@ -83,6 +84,18 @@ class PromptForm:
 
 
 @dataclass(frozen=True)
+class Practice:
+    """What a profile item asks of a model that learns its user, where that is not the task's own input.
+
+    `frame` is a format string over the item's fields. `given`, if set, is the least and the largest share of the
+    target's words that the frame tells as {start}; the answer is the rest of them.
+    """
+
+    frame: str
+    given: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """One row of the table. `name` is written as `LaMP-3`; official files say `LaMP_3`."""
 
@@ -98,6 +111,7 @@ class Task:
     counts: BySplit[Counts]  # published questions
     best: BySplit[str]  # the ranker that the papers found best
     labels: tuple[str, ...] = ()
+    practice: Practice | None = None  # how an item is put to a model that learns its user; None: by the template
     deprecated: bool = False
 
     @property
@@ -128,6 +142,15 @@ class Task:
     def input_for(self, text: str) -> str:
         """The task's input put to `text`. Not for LaMP-1, whose template takes three titles."""
         return self.template.format(text=text)
+
+    def practice_for(self, item: Item, start: str = "") -> str:
+        """What `item` asks of a model that learns its user (arXiv 2409.09510); its answer is the field `target`.
+
+        Where the practice gives the target's first words, `start`, the answer is the rest.
+        """
+        if self.practice is None:
+            return self.input_for(str(item[self.source]))
+        return self.practice.frame.format_map({**item, "start": start})
 
     def query(self, question: str, *, reference: bool = False) -> str:
         """The part of an input that a retriever is asked about (REFERENCE 1.4).
@@ -187,6 +210,7 @@ _ROWS = (
         counts=BySplit(user=(9682, 2500, 2500), time=(6542, 1500, 1500)),
         best=BySplit(user="dense", time="dense"),
         labels=("[1]", "[2]"),
+        practice=Practice("Write an abstract for this title: {title}"),
     ),
     Task(
         name="LaMP-2",
@@ -312,6 +336,7 @@ _ROWS = (
         folder="LaMP_7",
         counts=BySplit(user=(10437, 1500, 1496), time=(13437, 1498, 1500)),
         best=BySplit(user="dense", time="dense"),
+        practice=Practice("Complete the following tweet: {start}", given=(0.1, 0.25)),
     ),
 )
 TASKS = {task.name: task for task in _ROWS}

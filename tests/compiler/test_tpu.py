@@ -55,6 +55,8 @@ PAGES = {
                                    learning=Learning(batch_size=16, accumulation=2), devices=WHOLE)""",
     "selector": """TrainSelector("t", "v", "o", model="{longformer}", max_length=192, devices=FSDP,
                                  learning=Learning(batch_size=16))""",
+    "adapters": """TrainAdapters("LaMP-3", "q", "o", "{t5}", users_per_step=16, tokens_per_device=576, max_length=128,
+                                 target_length=16, storage="int8", devices=SPLIT)""",
 }
 HEAD = """from lamp_jax.config import *
 WHOLE, TENSOR = Devices(dtype="bfloat16"), Devices(dtype="bfloat16", sharding="tensor", model_parallel=4)
@@ -116,6 +118,15 @@ def test_weights_are_split_and_not_kept_whole(compile_stage):
     encoder, decoder = 2 * (4 + 3) * 512 * 512, 2 * (8 + 3) * 512 * 512
     whole = 12 * (encoder + decoder + 2 * 1024 * 512)
     assert compile_stage("train")["memory"]["arguments"] < 1.1 * whole / 8
+
+
+def test_users_are_split_over_the_data_axis_and_a_frozen_base_takes_a_byte_a_weight(compile_stage):
+    """Adapters, their gradients and two moments, float32, a quarter of 16 users on a chip."""
+    projections = 2 * 3 + 2 * 6  # q, k, v of encoder and decoder, and of the decoder's cross-attention
+    users = 16 / 4 * 4 * 4 * projections * 8 * (512 + 512)
+    encoder, decoder = 2 * (4 + 3) * 512 * 512, 2 * (8 + 3) * 512 * 512
+    base = (encoder + decoder + 2 * 2 * 1024 * 512) / 8
+    assert compile_stage("adapters")["memory"]["arguments"] < 1.1 * (users + base)
 
 
 def test_a_step_that_does_not_fit_is_said_to_need_more():

@@ -1,0 +1,117 @@
+"""What each user's own history teaches: one example for each item of a profile.
+
+Source: arXiv 2409.09510, where every user has an adapter of their own, and its public code (REFERENCE A.6, B46, B47).
+"""
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lamp_jax.config import CORRECT, Compatibility, Profiles
+from lamp_jax.data.files import Question, check_items
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Item, Task
+
+
+class Pair(NamedTuple):
+    """An input and its answer, as texts. The id names the user, the question and the item's place in its profile."""
+
+    id: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class User:
+    """One user and what their history teaches, in its order; nothing where it is empty."""
+
+    id: str
+    pairs: tuple[Pair, ...]
+
+
+class _Entry(NamedTuple):
+    """One item of a user's history: the profile item at `place` of a question."""
+
+    question: Question
+    place: int
+
+    @property
+    def item(self) -> Item:
+        return self.question.profile[self.place]
+
+
+def read_users(
+    questions: Iterable[Question],
+    task: Task,
+    *,
+    profiles: Profiles,
+    seed: int,
+    path: str,
+    compatibility: Compatibility = CORRECT,
+) -> list[User]:
+    """All users, in the order of their first questions, each with one pair for every item of the history.
+
+    `seed` decides how much of an item is given where the task's practice gives its start; a user's pairs depend on
+    no other user. Raises LampError, with `path`, for an item without a field that the task needs, and for a user of
+    several profiles where `profiles` is `single`.
+    """
+    asked: dict[str, list[Question]] = {}
+    for question in questions:
+        check_items(question, task, path)
+        asked.setdefault(question.user, []).append(question)
+    return [
+        User(user, tuple(_pair(entry, task, seed, compatibility) for entry in _history(own, profiles, path)))
+        for user, own in asked.items()
+    ]
+
+
+def _history(own: Sequence[Question], profiles: Profiles, path: str) -> list[_Entry]:
+    """What one user's questions say of the user's history."""
+    if profiles == "single":
+        _check_single(own, path)
+    told = own if profiles == "union" else own[:1]
+    entries = [_Entry(question, place) for question in told for place in range(len(question.profile))]
+    if profiles != "union":
+        return entries
+    first: dict[Hashable, _Entry] = {}
+    for entry in entries:
+        first.setdefault(_content(entry.item), entry)
+    return list(first.values())
+
+
+def _check_single(own: Sequence[Question], path: str) -> None:
+    """LampError where a user's profiles hold different items; their order, which rankings change, may differ."""
+    if len(own) == 1:
+        return
+    contents = Counter(map(_content, own[0].profile))
+    for other in own[1:]:
+        if Counter(map(_content, other.profile)) != contents:
+            raise LampError(
+                f"{path}, user {own[0].user!r}: the profiles of the questions {own[0].id!r} and {other.id!r} differ; "
+                "`--profiles first` takes the first question's, as the public code does, `--profiles union` all of them"
+            )
+
+
+def _content(item: Item) -> Hashable:
+    """What an item says, whatever its id: questions of one user hold one and the same item under several ids."""
+    return frozenset((name, repr(value)) for name, value in item.items() if name != "id")
+
+
+def _pair(entry: _Entry, task: Task, seed: int, compatibility: Compatibility) -> Pair:
+    user, item = entry.question.user, entry.item
+    start, target = "", str(item[task.target])
+    if task.practice is not None and task.practice.given is not None:
+        share = random.Random(f"{seed} {user} {item['id']}").uniform(*task.practice.given)
+        start, target = _cut(target, share, compatibility)
+    return Pair(f"{user}-{entry.question.id}-{entry.place}", task.practice_for(item, start), target)
+
+
+def _cut(text: str, share: float, compatibility: Compatibility) -> tuple[str, str]:
+    """The first words of a text, about this share of them, and the rest; both joined by single spaces."""
+    words = text.split()
+    given = int(share * len(words))
+    if given == 0 and len(words) > 1 and compatibility.tweet_start == "some":
+        given = 1
+    return " ".join(words[:given]), " ".join(words[given:])

@@ -1,0 +1,162 @@
+"""LoRA: low-rank additions to a frozen model's weights, others for each row of a batch.
+
+Hu et al. 2021 (arXiv 2106.09685). Adapters are a dictionary of arrays: for each adapted weight W [L, in, out], by its
+place in the model such as `encoder.attention.query`, its `.down` [L, in, r] and `.up` [L, r, out]; where there are
+many, the users [U, ...] or the rows of a batch [B, ...] come first.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from lamp_jax.config import Lora
+from lamp_jax.errors import LampError
+from lamp_jax.models.hf_names import t5_places
+from lamp_jax.models.layers import dropout, layer_keys, project
+from lamp_jax.models.quantized import Quantized
+from lamp_jax.models.t5 import T5
+from lamp_jax.models.t5_config import T5Config
+from lamp_jax.sharding import Rules, gathered
+
+Adapters = Mapping[str, Any]
+
+DOWN, UP = "down", "up"
+
+
+class Adapted(nnx.Module):
+    """A weight with an addition for each row: x W + scale (dropout(x) A) B, B the rows, the same for all positions."""
+
+    def __init__(self, weight: Any, down: Any, up: Any, *, scale: float, rate: float, key: Any):
+        self.weight, self.down, self.up = weight, nnx.Param(down), nnx.Param(up)
+        self.key = None if key is None else nnx.Variable(key)
+        self.scale, self.rate = scale, rate
+
+    def product(
+        self, subscripts: str, x: jax.Array, rules: Rules, *, out: P | None, dtype: jnp.dtype | None
+    ) -> jax.Array:
+        """As `project`, x [B, T, ...]."""
+        own = project(subscripts, x, self.weight, rules, out=out, dtype=dtype)
+        rows, matrix, found = _letters(subscripts)
+        inputs = "".join(letter for letter in matrix if letter in rows)
+        outputs = "".join(letter for letter in matrix if letter in found)
+        narrow = "".join(letter for letter in rows if letter not in inputs) + "r"
+        down, up = self.down[...].astype(x.dtype), self.up[...].astype(x.dtype)
+        layout = rules.out("batch", *(None,) * (len(narrow) - 1))
+        seen = dropout(x, self.rate, None if self.key is None else self.key[...])
+        low = jnp.einsum(f"{rows},{rows[0]}{inputs}r->{narrow}", seen, down, out_sharding=layout)
+        addition = jnp.einsum(f"{narrow},{rows[0]}r{outputs}->{found}", low, up, out_sharding=out)
+        return own + self.scale * addition.astype(own.dtype)
+
+
+def _letters(subscripts: str) -> tuple[str, str, str]:
+    rows, rest = subscripts.split(",")
+    return rows, *rest.split("->")  # pyright: ignore[reportReturnType]
+
+
+class Site(NamedTuple):
+    """A weight that is adapted: its attribute names from the model on, and how many of its axes are inputs."""
+
+    path: tuple[str, ...]
+    inputs: int
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+
+def find_sites(config: T5Config, targets: tuple[str, ...]) -> list[Site]:
+    """The weights that the targets name, as peft does: the last part of Hugging Face's name, in all layers and stacks.
+
+    LampError for names that no weight of this model has.
+    """
+    sites: dict[str, dict[tuple[str, ...], int]] = {}
+    for name, place in t5_places(config).items():
+        if place.layer is not None and place.inputs is not None:
+            last = name.removesuffix(".weight").rpartition(".")[2]
+            sites.setdefault(last, {})[place.path] = place.inputs
+    unknown = [target for target in targets if target not in sites]
+    if unknown or not targets:
+        raise LampError(f"--targets {' '.join(unknown)}: this model's projections are {', '.join(sorted(sites))}")
+    return [Site(*one) for target in sorted(set(targets)) for one in sites[target].items()]
+
+
+def check_rank(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """LampError for a rank that is no low rank of these adapters."""
+    widest = min(
+        math.prod(shape[1:-1]) if name.endswith(f".{DOWN}") else math.prod(shape[2:]) for name, shape in shapes.items()
+    )
+    if not 0 < lora.rank <= widest:
+        raise LampError(f"--rank {lora.rank}: must be from 1 to {widest}, the narrowest side of the adapted weights")
+
+
+def adapter_shapes(model: T5, lora: Lora) -> dict[str, tuple[int, ...]]:
+    """The arrays of one adapter, by name: `.down` [L, in, r] and `.up` [L, r, out] of every site.
+
+    LampError for a rank or targets that do not fit the model (which may be abstract).
+    """
+    shapes = {}
+    for site in find_sites(model.config, lora.targets):
+        layers, *rest = _weight(model, site.path).shape
+        shapes[f"{site.name}.{DOWN}"] = (layers, *rest[: site.inputs], lora.rank)
+        shapes[f"{site.name}.{UP}"] = (layers, lora.rank, *rest[site.inputs :])
+    check_rank(lora, shapes)
+    return shapes
+
+
+def adapter_specs(model: T5, lora: Lora) -> dict[str, P]:
+    """How adapters [U, ...] or [B, ...] lie: the first axis as batches do, the others as the weight when it is used."""
+    specs, rules = {}, model.rules
+    for site in find_sites(model.config, lora.targets):
+        weight = _weight(model, site.path)
+        stored = weight.steps if isinstance(weight, Quantized) else weight
+        layout = jax.typeof(stored.get_value()).sharding.spec
+        axes = (*rules.gathered(layout), *(None,) * (len(weight.shape) - len(layout)))
+        specs[f"{site.name}.{DOWN}"] = P(rules.batch, None, *axes[1 : 1 + site.inputs], None)
+        specs[f"{site.name}.{UP}"] = P(rules.batch, None, None, *axes[1 + site.inputs :])
+    return specs
+
+
+def draw_adapter(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A new adapter as peft's: `.down` from U(-1, 1) / sqrt(in), `.up` of zeros, so that it changes nothing yet."""
+    return {
+        name: np.zeros(shape, np.float32)
+        if name.endswith(f".{UP}")
+        else rng.uniform(-1, 1, shape).astype(np.float32) / math.sqrt(math.prod(shape[1:-1]))
+        for name, shape in shapes.items()
+    }
+
+
+def attach(model: T5, adapters: Adapters, lora: Lora, *, key: jax.Array | None = None) -> T5:
+    """The same model, changed: each row of a batch has its own adapter [B, ...]; a key drops parts of what they read.
+
+    Projections that read the same x drop the same parts of it (those of one module have the same key). For a model that
+    was merged for one call.
+    """
+    scale, specs = lora.alpha / lora.rank, adapter_specs(model, lora)
+    keys: dict[tuple[str, ...], jax.Array | None] = {}
+    for site in find_sites(model.config, lora.targets):
+        *parents, last = site.path
+        holder, reads = _weight(model, parents), tuple(site.path if last in _READS_ALONE else parents)
+        down, up = (
+            jnp.moveaxis(gathered(adapters[name], specs[name]), 0, 1)
+            for name in (f"{site.name}.{DOWN}", f"{site.name}.{UP}")
+        )
+        if reads not in keys:
+            keys[reads] = layer_keys(None if key is None else jax.random.fold_in(key, len(keys)), len(down))
+        weight = getattr(holder, last)
+        setattr(holder, last, Adapted(weight, down, up, scale=scale, rate=lora.dropout, key=keys[reads]))
+    return model
+
+
+_READS_ALONE = ("output", "outer")  # whose x no other projection of their module reads
+
+
+def _weight(model: Any, path: Sequence[str]) -> Any:
+    return reduce(getattr, path, model)

@@ -1,0 +1,91 @@
+"""`lamp demo --stages adapters`: every user's own LoRA adapter against reading the profile, and both together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import spearmanr
+
+from lamp_jax.config import Demo, Lora, Optimization, Synth, Train, TrainAdapters
+from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_json, write_questions
+from lamp_jax.processes import agree
+from lamp_jax.stages import synth, train_adapters
+from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.tasks.catalog import find_task
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much this part does."""
+
+    users: int
+    profile_sizes: tuple[int, int]
+    users_per_step: int
+    epochs: float
+
+
+SIZES = {"full": Size(240, (2, 200), 48, 10), "smoke": Size(16, (2, 8), 8, 1)}
+_FEW, _MANY = 10, 50  # profile items
+
+
+def run(options: Demo, generator: Train) -> None:
+    output, task = Path(options.output) / "adapters", find_task(generator.task)
+    training = practice(options, generator)
+    agree(lambda: make_questions(options, training))
+    train_adapters.run(training)
+    questions = read_questions(training.questions, task=task)
+    orders = {
+        "none": Order(questions, "none"),
+        "rag": Order(questions, "bm25"),
+        "peft": Order(questions, "none", training.output),
+        "rag+peft": Order(questions, "bm25", training.output),
+    }
+    scores = compare(generator, task, orders, output)
+    groups = {question.id: {"group": group_of(question)} for question in questions}
+    tests = [Against("none"), Against("rag")]
+    text = report(scores, task, questions, output, oracle=groups, tests=tests, seed=options.seed)
+    found = correlate(questions, {name: one.samples for name, one in scores.items()})
+    agree(lambda: write_json(output / "correlation.json", found))
+    print(text)
+    print(f"a user's number of items and what the adapter gains: Spearman's rho {found['rho']}, p {found['p']}")
+
+
+def correlate(questions: Sequence[Question], samples: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+    """Spearman's correlation of the number of a user's items and the adapter's gain; None where all gain alike."""
+    items = [len(question.profile) for question in questions]
+    gains = [samples["peft"][question.id] - samples["none"][question.id] for question in questions]
+    if len(set(gains)) < 2 or len(set(items)) < 2:
+        return {"rho": None, "p": None, "users": len(questions)}
+    rho, p = spearmanr(items, gains)
+    return {"rho": float(rho), "p": float(p), "users": len(questions)}  # pyright: ignore[reportArgumentType]
+
+
+def group_of(question: Question) -> str:
+    """The users with about as many profile items."""
+    items = len(question.profile)
+    return f"1 to {_FEW - 1}" if items < _FEW else f"{_FEW} to {_MANY - 1}" if items < _MANY else f"from {_MANY}"
+
+
+def make_questions(options: Demo, training: TrainAdapters) -> None:
+    """Questions of users, other ones than the model knows, with few and with many profile items."""
+    size, data = SIZES[options.size], Path(training.questions).parent / "data"
+    asked = Synth(training.task, str(data), 1, size.users, profile_sizes=size.profile_sizes, seed=options.seed)
+    synth.run(asked)
+    questions = read_questions(data / "dev_questions.json", task=find_task(training.task))
+    write_questions(training.questions, add_outputs(questions, read_outputs(data / "dev_outputs.json").by_id))
+
+
+def practice(options: Demo, generator: Train) -> TrainAdapters:
+    """The training of the adapters."""
+    size, output = SIZES[options.size], Path(options.output) / "adapters"
+    return TrainAdapters(
+        task=generator.task,
+        questions=str(output / "questions.json"),
+        output=str(output / "store"),
+        model=generator.output,
+        users_per_step=size.users_per_step,
+        lora=Lora(dropout=0.0),
+        learning=Optimization(epochs=size.epochs, batch_size=16, learning_rate=1e-2),
+        max_length=generator.prompting.max_length,
+        seed=options.seed,
+    )

@@ -1,0 +1,19 @@
+"""`lamp import-adapter`: an adapter that Hugging Face's peft saved becomes a user's of a store."""
+
+import contextlib
+
+from lamp_jax.config import ImportAdapter
+from lamp_jax.data.adapters import Entry, create_store
+from lamp_jax.models.peft import read_form, read_peft
+from lamp_jax.models.weights import read_t5_config
+from lamp_jax.stages.train_adapters import make_form
+
+
+def run(options: ImportAdapter) -> None:
+    lora = read_form(options.directory)
+    form = make_form(options.model, lora, options.keep)
+    adapter = read_peft(options.directory, read_t5_config(options.model), form.shapes)
+    with contextlib.closing(create_store(options.store, form)) as store:
+        entry = Entry(options.user, options.items, updates=0, loss=None)
+        store.append([entry], {name: values[None] for name, values in adapter.items()})
+        print(f"{options.store}: {len(store.entries)} adapters, with that of {options.user}")

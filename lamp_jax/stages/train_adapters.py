@@ -1,0 +1,114 @@
+"""`lamp train-adapters`: every user's own LoRA adapter, learned from the user's own profile, many users at a time."""
+
+import contextlib
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from tqdm import tqdm
+
+from lamp_jax.adapting import Company, Learned, adapt
+from lamp_jax.config import Lora, TrainAdapters
+from lamp_jax.data.adapters import EVERYBODY, AdapterStore, Entry, Form, create_store
+from lamp_jax.data.files import read_questions
+from lamp_jax.data.records import claim
+from lamp_jax.data.remote import CHECKPOINTS
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.batches import Example
+from lamp_jax.inputs.examples import gold_of
+from lamp_jax.inputs.rounds import Learner
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.inputs.users import Pair, User, read_users
+from lamp_jax.models.lora import adapter_shapes
+from lamp_jax.models.weights import abstract_t5, fingerprint_t5, load_t5, read_t5_config
+from lamp_jax.processes import agree
+from lamp_jax.sharding import check_divides, model_layout, open_mesh
+from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
+
+
+def run(options: TrainAdapters) -> None:
+    task = find_task(options.task)
+    record = claim(options.output, options, inputs=[options.questions, options.model], directory=True)
+    if record.state == "done":
+        return print(f"{options.output}: already trained")
+    mesh = open_mesh(options.devices)
+    with jax.set_mesh(mesh):
+        _check(options)
+    form = make_form(options.model, options.lora, options.keep)
+    learners, without = read_learners(options, task, load_tokenizer(options.model))
+    record.begin()
+    with jax.set_mesh(mesh), contextlib.closing(create_store(options.output, form)) as store:
+        model = load_t5(options.model, storage=options.storage, **model_layout(options.devices))
+        company = Company(options, model, learners)
+        adapt(Path(options.output), company, known=store.entries.__contains__, keep=partial(_keep, options, store))
+    agree(lambda: shutil.rmtree(Path(options.output) / CHECKPOINTS, ignore_errors=True))
+    facts = {"users": len(learners), "items": sum(len(one.examples) for one in learners)}
+    record.finish(**facts, users_without_items=without, padding=company.padding)
+    print(f"{options.output}: {facts['users']} adapters from {facts['items']} items; {company.padding:.1%} padding")
+    if without:
+        print(f"{without} users have no profile items, and so no adapter")
+
+
+def _keep(options: TrainAdapters, store: AdapterStore, learned: Learned) -> None:
+    """Appends to the store those who are not in it: it may have been cut off in the middle of a block."""
+    fresh = [place for place, one in enumerate(learned.learners) if one.user not in store.entries]
+    entries = [
+        Entry(one.user, len(one.examples), one.updates(options.learning), float(learned.losses[place]))
+        for place, one in enumerate(learned.learners)
+        if place in fresh
+    ]
+    store.append(entries, {name: values[fresh] for name, values in learned.adapters.items()})
+
+
+def _check(options: TrainAdapters) -> None:
+    """LampError for numbers that do not fit, before anything is read."""
+    for name in ("users_per_step", "tokens_per_device"):
+        if getattr(options, name) < 1:
+            raise LampError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 or more")
+    if options.learning.batch_size < 1 or options.learning.epochs <= 0:
+        raise LampError(
+            f"--batch-size {options.learning.batch_size}, --epochs {options.learning.epochs}: must be more than 0"
+        )
+    check_divides("--users-per-step", options.users_per_step, "data")
+
+
+def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> Form:
+    """What all adapters of a base have in common. LampError for a rank or targets that do not fit it."""
+    shapes = adapter_shapes(abstract_t5(read_t5_config(model)), lora)
+    targets = tuple(sorted(set(lora.targets)))
+    return Form(fingerprint_t5(model), model, lora.rank, lora.alpha, targets, shapes, keep)
+
+
+def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[list[Learner], int]:
+    """Who learns what, and how many users have nothing to learn from. LampError where nobody has anything."""
+    questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)
+    if options.shared == "questions":
+        pairs = tuple(Pair(one.id, one.input, gold_of(one, options.questions)) for one in questions)
+        users = [User(EVERYBODY, pairs)]
+    else:
+        users = read_users(
+            questions,
+            task,
+            profiles=options.profiles,
+            seed=options.seed,
+            path=options.questions,
+            compatibility=options.compatibility,
+        )
+    learning = [user for user in users if user.pairs]
+    if not learning:
+        raise LampError(f"{options.questions}: no user has a profile item, so there is nothing to learn from")
+    without = len(users) - len(learning)
+    if options.shared == "profiles":
+        learning = [User(EVERYBODY, tuple(pair for user in learning for pair in user.pairs))]
+    encode = partial(_encode, options, task, PromptTokenizer(tokenizer))
+    rows = tqdm(learning, "examples", unit="user", disable=None)
+    return [Learner(user.id, [encode(pair) for pair in user.pairs]) for user in rows], without
+
+
+def _encode(options: TrainAdapters, task: Task, tokenizer: PromptTokenizer, pair: Pair) -> Example:
+    compatibility, length = options.compatibility, options.max_length
+    prompt = build_prompt(task, pair.source, (), tokenizer, max_length=length, compatibility=compatibility)
+    return Example(pair.id, prompt.tokens, tokenizer.cut(tokenizer.ids(pair.target), options.target_length))

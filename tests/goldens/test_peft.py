@@ -1,0 +1,105 @@
+"""Adapters of Hugging Face's peft say here what they say there: logits, losses, and what they would learn."""
+
+import functools
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from lamp_jax.losses import token_cross_entropy
+from lamp_jax.models.lora import adapter_shapes, attach
+from lamp_jax.models.peft import CONFIG, WEIGHTS, read_form, read_peft, write_peft
+from lamp_jax.models.t5 import decoder_inputs
+from lamp_jax.models.weights import abstract_t5, load_t5, read_t5_config
+from tests.goldens.cases import CASES
+
+pytestmark = pytest.mark.golden
+
+FOLDER = CASES / "goldens" / "peft"
+ADAPTERS = sorted(path.parent.name for path in FOLDER.glob(f"*/{CONFIG}"))
+
+
+@pytest.fixture(params=ADAPTERS, ids="peft-{}".format)
+def name(request):
+    return request.param
+
+
+def find_base(name):
+    config = json.loads((FOLDER / name / CONFIG).read_text(encoding="utf-8"))
+    return CASES / config["base_model_name_or_path"]
+
+
+def read_adapter(name):
+    """The adapter's form and arrays."""
+    config, form = read_t5_config(find_base(name)), read_form(FOLDER / name)
+    return form, read_peft(FOLDER / name, config, adapter_shapes(abstract_t5(config), form))
+
+
+def read_numbers(name):
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def read_forward(name):
+    with np.load(FOLDER / f"{name}_forward.npz") as arrays:
+        return {key: arrays[key].astype(np.int32) if arrays[key].dtype.kind == "i" else arrays[key] for key in arrays}
+
+
+@functools.cache
+def forward(name):
+    """The batch's logits and mean loss, and the loss's gradient of the adapter."""
+    golden, (form, adapter) = read_forward(name), read_adapter(name)
+    graph, params = nnx.split(load_t5(find_base(name)))
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def differentiate(adapter, params):
+        rows = {key: jax.numpy.stack([values] * len(golden["labels"])) for key, values in adapter.items()}
+        model, mask = attach(nnx.merge(graph, params), rows, form), golden["attention_mask"].astype(bool)
+        encoded = model.encode(golden["input_ids"], mask=mask)
+        logits = model.decode(decoder_inputs(golden["labels"], model.config), encoded, mask)
+        total, count = token_cross_entropy(logits, golden["labels"])
+        return total / count, (logits, total / count)
+
+    with jax.default_matmul_precision("highest"):
+        gradient, (logits, loss) = jax.device_get(differentiate(adapter, params))
+    return logits, loss, gradient
+
+
+def test_logits_are_pefts(name):
+    np.testing.assert_allclose(forward(name)[0], read_forward(name)["logits"], atol=1e-4)
+
+
+def test_loss_is_pefts(name):
+    np.testing.assert_allclose(forward(name)[1], read_forward(name)["loss"], atol=1e-4)
+
+
+def test_gradient_norms_are_pefts(name, tmp_path):
+    (form, _), gradient = read_adapter(name), forward(name)[2]
+    write_peft(tmp_path, gradient, read_t5_config(find_base(name)), form, base="")
+    # In memory peft names an adapter, which it leaves out of its files.
+    norms = {
+        key.replace(".weight", ".default.weight"): np.linalg.norm(values)
+        for key, values in load_file(tmp_path / WEIGHTS).items()
+    }
+    expected = read_numbers(name)["grad_norms"]
+    assert norms.keys() == expected.keys()
+    for key, norm in expected.items():
+        np.testing.assert_allclose(norms[key], norm, rtol=1e-3, err_msg=key)
+
+
+def test_as_many_values_learn(name):
+    _, adapter = read_adapter(name)
+    assert sum(values.size for values in adapter.values()) == read_numbers(name)["trainable"]
+
+
+def test_what_peft_wrote_is_written_again(name, tmp_path):
+    form, adapter = read_adapter(name)
+    write_peft(tmp_path, adapter, read_t5_config(find_base(name)), form, base="tiny")
+    found, expected = load_file(tmp_path / WEIGHTS), load_file(FOLDER / name / WEIGHTS)
+    assert found.keys() == expected.keys()
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert read_form(tmp_path) == replace(form, targets=tuple(sorted(form.targets)))

@@ -1,0 +1,287 @@
+"""Adapters go from and to peft's directories as they are."""
+
+import json
+from dataclasses import replace
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from lamp_jax.config import Lora
+from lamp_jax.errors import LampError
+from lamp_jax.models.lora import adapter_shapes, attach
+from lamp_jax.models.peft import CONFIG, WEIGHTS, read_form, read_peft, tensor_shapes, write_peft
+from lamp_jax.models.t5 import decoder_inputs
+from lamp_jax.models.weights import abstract_t5, save_t5
+from tests.models.tiny import GATED, TIED, build, make_batch
+
+CONFIGS = {"tied": TIED, "gated": GATED}
+LORAS = {
+    "tied": Lora(3, 6.0, ("k", "o", "q", "v", "wi", "wo")),
+    "gated": Lora(2, 16.0, ("k", "o", "q", "v", "wi_0", "wi_1", "wo")),
+}
+QUERY = "base_model.model.encoder.block.1.layer.0.SelfAttention.q.lora_{}.weight"
+
+
+@pytest.fixture(params=CONFIGS)
+def kind(request):
+    return request.param
+
+
+def shapes_of(kind, lora=None):
+    return adapter_shapes(abstract_t5(CONFIGS[kind]), lora or LORAS[kind])
+
+
+def draw(kind):
+    rng = np.random.default_rng(0)
+    return {name: 0.15 * rng.standard_normal(shape, np.float32) for name, shape in shapes_of(kind).items()}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A gated T5's adapter."""
+    write_peft(tmp_path, draw("gated"), GATED, LORAS["gated"], base="google/flan-t5-base")
+    return tmp_path
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_what_is_written_is_read(tmp_path, kind):
+    adapter, lora = draw(kind), replace(LORAS[kind], dropout=0.0)
+    write_peft(tmp_path / "new", adapter, CONFIGS[kind], lora, base="some/base")
+    form = read_form(tmp_path / "new")
+    assert (form.rank, form.alpha, form.targets) == (lora.rank, lora.alpha, lora.targets)
+    assert_same(read_peft(tmp_path / "new", CONFIGS[kind], shapes_of(kind)), adapter)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_what_is_written_again_replaces_what_was_there(directory):
+    other = jax.tree.map(lambda values: values + 1, draw("gated"))
+    write_peft(directory, other, GATED, LORAS["gated"], base="")
+    assert_same(read_peft(directory, GATED, shapes_of("gated")), other)
+
+
+def test_tensors_are_named_and_laid_out_as_pefts(directory):
+    """lora_A [r, in], lora_B [out, r], one pair for each layer."""
+    tensors, adapter = load_file(directory / WEIGHTS), draw("gated")
+    assert {name: values.shape for name, values in tensors.items()} == tensor_shapes(GATED, shapes_of("gated"))
+    np.testing.assert_array_equal(tensors[QUERY.format("A")], adapter["encoder.attention.query.down"][1].T)
+    up = adapter["encoder.attention.query.up"][1]
+    np.testing.assert_array_equal(tensors[QUERY.format("B")], up.reshape(2, -1).T)
+    output = "base_model.model.decoder.block.0.layer.1.EncDecAttention.o.lora_A.weight"
+    down = adapter["decoder.cross.output.down"][0]
+    np.testing.assert_array_equal(tensors[output], down.reshape(-1, 2).T)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_tensors_of_other_types_are_read(directory, dtype):
+    save_file(
+        {name: values.astype(dtype) for name, values in load_file(directory / WEIGHTS).items()}, directory / WEIGHTS
+    )
+    expected = {name: values.astype(dtype).astype(np.float32) for name, values in draw("gated").items()}
+    assert_same(read_gated(directory), expected)
+
+
+def change(directory, **values):
+    path = directory / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def change_tensors(directory, work):
+    tensors = load_file(directory / WEIGHTS)
+    work(tensors)
+    save_file(tensors, directory / WEIGHTS)
+
+
+def read_gated(directory):
+    return read_peft(directory, GATED, shapes_of("gated"))
+
+
+def test_all_that_does_not_fit_is_told_together(directory):
+    def spoil(tensors):
+        del tensors[QUERY.format("A")]
+        tensors[QUERY.format("B")] = np.zeros((31, 2), np.float32)
+        tensors["base_model.model.lm_head.lora_A.weight"] = np.zeros((2, 16), np.float32)
+
+    change_tensors(directory, spoil)
+    with pytest.raises(LampError) as caught:
+        read_gated(directory)
+    message = str(caught.value)
+    assert f"{directory / WEIGHTS}: does not fit the model (3 mismatches)" in message
+    assert f"missing: {QUERY.format('A')}" in message
+    assert "unexpected: base_model.model.lm_head.lora_A.weight" in message
+    assert f"shape of {QUERY.format('B')}: [31, 2] in the file, [32, 2] by the model" in message
+
+
+def test_an_adapter_of_another_rank_does_not_fit(directory):
+    with pytest.raises(LampError, match=r"\[2, 16\] in the file, \[3, 16\] by the model"):
+        read_peft(directory, GATED, shapes_of("gated", replace(LORAS["gated"], rank=3)))
+
+
+def test_an_adapter_of_another_model_does_not_fit(directory):
+    with pytest.raises(LampError, match=r"unexpected: .*wi_0") as caught:
+        read_peft(directory, TIED, shapes_of("tied"))
+    assert "missing: base_model.model.decoder.block.2" in str(caught.value)
+
+
+OTHERS = {
+    "use_dora": True,
+    "use_rslora": True,
+    "lora_bias": True,
+    "modules_to_save": ["lm_head"],
+    "rank_pattern": {"q": 4},
+    "alpha_pattern": {"q": 4},
+    "layers_to_transform": [0],
+    "bias": "all",
+    "trainable_token_indices": [3],
+    "exclude_modules": ["wo"],
+}
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_other_kinds_of_lora_are_an_error(directory, option):
+    change(directory, **{option: OTHERS[option]})
+    with pytest.raises(LampError, match=f"{CONFIG}: {option}: only a plain LoRA can be imported"):
+        read_form(directory)
+
+
+def test_other_kinds_of_adapters_are_an_error(directory):
+    change(directory, peft_type="IA3")
+    with pytest.raises(LampError, match="peft_type 'IA3'; only LORA can be imported"):
+        read_form(directory)
+
+
+def read_both(directory):
+    return read_form(directory), read_gated(directory)
+
+
+def remove_weights(directory):
+    (directory / WEIGHTS).unlink()
+
+
+def cut_weights(directory):
+    content = (directory / WEIGHTS).read_bytes()
+    (directory / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def remove_config(directory):
+    (directory / CONFIG).unlink()
+
+
+def cut_config(directory):
+    (directory / CONFIG).write_text('{"peft_type": "LORA", ', encoding="utf-8")
+
+
+def leave_out(name):
+    def work(directory):
+        path = directory / CONFIG
+        values = json.loads(path.read_text(encoding="utf-8"))
+        del values[name]
+        path.write_text(json.dumps(values), encoding="utf-8")
+
+    work.__name__ = f"leave_out_{name}"
+    return work
+
+
+def name_no_rank(directory):
+    change(directory, r="many")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove_weights, f"{WEIGHTS}: no such file; save the adapter with peft's save_pretrained"),
+        (cut_weights, f"{WEIGHTS}: not a whole safetensors file .*copy it again"),
+        (remove_config, f"has no {CONFIG}"),
+        (cut_config, f"{CONFIG}: not valid JSON"),
+        (leave_out("r"), f"{CONFIG}: not a whole configuration"),
+        (leave_out("target_modules"), f"{CONFIG}: not a whole configuration"),
+        (name_no_rank, f"{CONFIG}: not a whole configuration"),
+    ],
+)
+def test_a_directory_that_is_no_adapter_is_a_named_error(directory, spoil, message):
+    spoil(directory)
+    with pytest.raises(LampError, match=message) as caught:
+        read_both(directory)
+    assert str(directory) in str(caught.value)
+
+
+def test_a_directory_that_is_not_there_is_a_named_error(tmp_path):
+    with pytest.raises(LampError, match=f"has no {CONFIG}"):
+        read_form(tmp_path / "missing")
+
+
+def logits_of(kind, adapter, lora):
+    """What the model says with one adapter for all rows."""
+    tokens, labels = make_batch()
+    graph, params = nnx.split(build(CONFIGS[kind]))
+
+    @jax.jit
+    def run(params, rows):
+        model = attach(nnx.merge(graph, params), rows, lora)
+        return model.decode(decoder_inputs(labels, model.config), model.encode(tokens), model.source_mask(tokens))
+
+    return np.asarray(run(params, {name: np.stack([values] * len(tokens)) for name, values in adapter.items()}))
+
+
+def theirs(torch, model):
+    tokens, labels = make_batch()
+    mask, target = torch.tensor(tokens != 0).long(), torch.tensor(np.asarray(decoder_inputs(labels, TIED)))
+    with torch.no_grad():
+        return model.eval()(
+            input_ids=torch.tensor(tokens), attention_mask=mask, decoder_input_ids=target
+        ).logits.numpy()
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+def test_pefts_adapter_says_the_same_here(tmp_path, kind):
+    torch, peft, base = open_theirs(tmp_path, kind)
+    lora = LORAS[kind]
+    config = peft.LoraConfig(
+        task_type="SEQ_2_SEQ_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        lora_dropout=0.25,
+    )
+    before = theirs(torch, base)
+    model = peft.get_peft_model(base, config)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_" in name:
+                values.copy_(0.15 * torch.randn(values.shape, generator=random))
+    model.save_pretrained(tmp_path / "theirs")
+    form = read_form(tmp_path / "theirs")
+    assert (form.rank, form.alpha, sorted(form.targets)) == (lora.rank, lora.alpha, sorted(lora.targets))
+    adapter = read_peft(tmp_path / "theirs", CONFIGS[kind], shapes_of(kind, form))
+    expected = theirs(torch, model)
+    assert np.abs(expected - before).max() > 0.1
+    np.testing.assert_allclose(logits_of(kind, adapter, form), expected, atol=1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+def test_our_adapter_says_the_same_there(tmp_path, kind):
+    torch, peft, base = open_theirs(tmp_path, kind)
+    adapter, before = draw(kind), theirs(torch, base)
+    write_peft(tmp_path / "ours", adapter, CONFIGS[kind], LORAS[kind], base=str(tmp_path))
+    found = theirs(torch, peft.PeftModel.from_pretrained(base, tmp_path / "ours"))
+    assert np.abs(found - before).max() > 0.1
+    np.testing.assert_allclose(found, logits_of(kind, adapter, LORAS[kind]), atol=1e-4)
+
+
+def open_theirs(directory, kind):
+    """torch, peft, and transformers' model with our weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    save_t5(build(CONFIGS[kind]), directory)
+    return torch, peft, transformers.T5ForConditionalGeneration.from_pretrained(directory)

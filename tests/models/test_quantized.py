@@ -1,0 +1,220 @@
+"""A model whose matrices are stored small says what the same matrices say in float32."""
+
+import json
+from dataclasses import replace
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file, save_file
+
+from lamp_jax.config import Lora
+from lamp_jax.models.hf_names import t5_places
+from lamp_jax.models.lora import adapter_shapes, attach
+from lamp_jax.models.quantized import Quantized, quantize
+from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.weights import abstract_t5, fingerprint_t5, load_t5, save_t5
+from lamp_jax.sharding import RULES, make_mesh, place_batch
+from tests.models.tiny import GATED, TIED, build, make_batch
+
+CONFIGS = {"tied": TIED, "gated": GATED}
+STORAGES = ("int8", "bfloat16")
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def saved(request, tmp_path_factory):
+    """The config of a T5, and the directory where it lies."""
+    directory = tmp_path_factory.mktemp(request.param)
+    save_t5(build(CONFIGS[request.param]), directory)
+    return CONFIGS[request.param], directory
+
+
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_cpu_use_fusion_emitters": False})
+def run(graph, params, tokens, labels):
+    model = nnx.merge(graph, params)
+    return model.decode(decoder_inputs(labels, model.config), model.encode(tokens), model.source_mask(tokens))
+
+
+def logits_of(model: T5) -> np.ndarray:
+    return np.asarray(run(*nnx.split(model), *place_batch(make_batch(), rules=model.rules)))
+
+
+WEIGHTS = arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-(2.0**100), 2.0**100, width=32))
+
+
+@given(WEIGHTS, st.integers(1, 2))
+def test_a_weight_is_off_by_half_a_step_at_most(weights, inputs):
+    steps, scale = quantize(weights, inputs=inputs)
+    assert (steps.dtype, scale.dtype) == (np.int8, np.float32)
+    assert scale.shape == (2, *weights.shape[1 + inputs :])
+    wide = np.expand_dims(scale, tuple(range(1, 1 + inputs))).astype(np.float64)
+    # Beyond the half there is float32's rounding of the quotient and the scale: of at most 127 steps.
+    allowed = 0.5 * wide * (1 + 2 * 127 * np.finfo(np.float32).eps) + np.finfo(np.float32).tiny
+    assert (np.abs(steps * wide - weights) <= allowed).all()
+
+
+def test_the_largest_weights_are_127_steps():
+    weights = np.random.default_rng(0).standard_normal((2, 6, 5), np.float32)
+    steps, scale = quantize(weights, inputs=1)
+    np.testing.assert_array_equal(np.abs(steps).max(axis=1), 127)
+    np.testing.assert_allclose(scale * 127, np.abs(weights).max(axis=1), rtol=1e-6)
+
+
+def test_an_output_without_weights_stays_zero():
+    steps, scale = quantize(np.zeros((1, 3, 2), np.float32), inputs=1)
+    assert not steps.any()
+    assert not scale.any()
+
+
+@pytest.mark.parametrize(("storage", "bound"), [("int8", 0.03), ("bfloat16", 0.01)])
+def test_what_is_stored_small_says_nearly_the_same(saved, storage, bound):
+    """By some percent: weights are off by up to 1/254 of their output's largest, or 1/512 of themselves.
+
+    Each product is off by about as much of its size, and a logit stands behind some tens of them.
+    """
+    _, directory = saved
+    expected = logits_of(load_t5(directory))
+    found = logits_of(load_t5(directory, storage=storage))
+    error = np.sqrt(np.mean(np.square(found - expected))) / expected.std()
+    assert 1e-4 < error < bound
+
+
+def dequantized(config, directory) -> T5:
+    """The T5 with float32 matrices that are what those in 8 bits stand for, and embeddings as in bfloat16."""
+    model = load_t5(directory)
+    for place in {place.path: place for place in t5_places(config).values()}.values():
+        *parents, last = place.path
+        holder = reduce(getattr, parents, model)
+        values = np.asarray(getattr(holder, last)[...])
+        if place.inputs is not None:
+            steps, scale = quantize(values, inputs=place.inputs)
+            values = steps * np.expand_dims(scale, tuple(range(1, 1 + place.inputs)))
+        elif last in {"embedding", "head"}:
+            values = values.astype(jnp.bfloat16).astype(np.float32)
+        setattr(holder, last, nnx.Param(jnp.asarray(values)))
+    return model
+
+
+def test_the_model_is_that_of_the_dequantized_matrices(saved):
+    found, expected = logits_of(load_t5(saved[1], storage="int8")), logits_of(dequantized(*saved))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_adapters_are_additions_to_small_matrices_too(saved):
+    config, _ = saved
+    lora = Lora(rank=2, alpha=4.0, targets=("q", "o", "wo"))
+    rng = np.random.default_rng(0)
+    adapters = {
+        name: 0.15 * rng.standard_normal((8, *shape), np.float32)
+        for name, shape in adapter_shapes(abstract_t5(config), lora).items()
+    }
+
+    @partial(jax.jit, static_argnums=0)
+    def adapted(graph, params):
+        model, (tokens, labels) = attach(nnx.merge(graph, params), adapters, lora), make_batch()
+        return model.decode(decoder_inputs(labels, config), model.encode(tokens), model.source_mask(tokens))
+
+    small, wide = load_t5(saved[1], storage="int8"), dequantized(*saved)
+    found, expected = (adapted(*nnx.split(model)) for model in (small, wide))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "tensor", "fsdp+tensor"])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_mesh_says_the_same_as_one_device(tmp_path, storage, sharding):
+    save_t5(build(replace(GATED, num_layers=1, num_decoder_layers=1)), tmp_path)
+    expected = logits_of(load_t5(tmp_path, storage=storage))
+    with jax.set_mesh(make_mesh(4, 2)):
+        model = load_t5(tmp_path, storage=storage, rules=RULES[sharding])
+        np.testing.assert_allclose(logits_of(model), expected, atol=1e-5)
+
+
+def test_what_is_stored_small_lies_as_the_rules_say(tmp_path):
+    save_t5(build(GATED), tmp_path)
+    with jax.set_mesh(make_mesh(4, 2)):
+        model = load_t5(tmp_path, storage="int8", rules=RULES["fsdp+tensor"])
+    query, outer = model.encoder.attention.query, model.decoder.mlp.outer
+    assert query.steps[...].sharding.spec == P(None, "data", "model", None)
+    assert query.scale[...].sharding.spec == P(None, "model", None)
+    assert outer.steps[...].sharding.spec == P(None, "model", "data")
+    assert outer.scale[...].sharding.spec == P(None, "data")
+    assert model.embedding[...].sharding.spec == P("model", "data")
+
+
+@pytest.mark.parametrize("storage", ["float32", *STORAGES])
+def test_types_in_memory_are_those_asked_for(saved, storage):
+    config, directory = saved
+    found = types_of(load_t5(directory, storage=storage))
+    assert found == types_of(abstract_t5(config, storage=storage))
+    assert {kind for name, kind in found.items() if "norm" in name or "positions" in name} == {"float32"}
+    assert found["embedding"] == ("float32" if storage == "float32" else "bfloat16")
+    matrices = {".".join(place.path) for place in t5_places(config).values() if place.inputs is not None}
+    for name in matrices:
+        if storage == "int8":
+            assert (found[f"{name}.steps"], found[f"{name}.scale"]) == ("int8", "float32")
+        else:
+            assert found[name] == storage
+    assert len(found) == len({place.path for place in t5_places(config).values()}) + len(matrices) * (storage == "int8")
+
+
+def types_of(model) -> dict[str, str]:
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(path): str(leaf.get_value().dtype) for path, leaf in flat}
+
+
+def test_no_float32_copy_of_a_matrix_is_kept(saved):
+    model = load_t5(saved[1], storage="int8")
+    assert isinstance(model.encoder.attention.query, Quantized)
+    assert model.encoder.attention.query.shape == load_t5(saved[1]).encoder.attention.query.shape
+
+
+def split_file(directory):
+    """The same weights in two files and an index."""
+    tensors = load_file(directory / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
+    for shard, members in shards.items():
+        save_file({name: tensors[name] for name in members}, directory / shard)
+    index = {"weight_map": {name: shard for shard, members in shards.items() for name in members}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (directory / "model.safetensors").unlink()
+
+
+def test_the_fingerprint_is_that_of_the_weights_not_of_their_files(tmp_path):
+    save_t5(build(GATED), tmp_path)
+    whole = fingerprint_t5(tmp_path)
+    assert whole == fingerprint_t5(tmp_path)
+    split_file(tmp_path)
+    assert fingerprint_t5(tmp_path) == whole
+
+
+@pytest.mark.parametrize("name", ["decoder.block.1.layer.2.DenseReluDense.wo.weight", "shared.weight"])
+def test_the_fingerprint_of_a_trained_model_is_another(tmp_path, name):
+    """One matrix is enough, as training changes it: everywhere."""
+    save_t5(build(GATED), tmp_path)
+    before = fingerprint_t5(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    rng = np.random.default_rng(0)
+    tensors[name] = tensors[name] + 1e-4 * rng.standard_normal(tensors[name].shape, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert fingerprint_t5(tmp_path) != before
+
+
+def test_models_of_other_sizes_have_other_fingerprints(tmp_path):
+    """Also where all weights that both have are equal."""
+    save_t5(build(GATED), tmp_path)
+    before = fingerprint_t5(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: values for name, values in tensors.items() if "decoder.block.1." not in name}
+    save_file(kept, tmp_path / "model.safetensors")
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) | {"num_decoder_layers": 1}
+    file.write_text(json.dumps(values), encoding="utf-8")
+    assert fingerprint_t5(tmp_path) != before

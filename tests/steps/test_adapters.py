@@ -1,0 +1,253 @@
+"""Users whose adapters learn together learn what each of them would alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from lamp_jax.adapting import Company
+from lamp_jax.compiler import costs
+from lamp_jax.compiler.program import Program
+from lamp_jax.config import Learning, Lora, Optimization, TrainAdapters
+from lamp_jax.inputs.batches import Example, pad_rows
+from lamp_jax.inputs.rounds import Learner
+from lamp_jax.models.lora import adapter_shapes, attach
+from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.sharding import RULES, make_mesh
+from lamp_jax.steps.adapters import Part, Users, learning_rate, make_adapter_update, start_users
+from lamp_jax.steps.generator import generator_loss
+from lamp_jax.steps.update import TrainState, make_optimizer, make_update
+from tests.models.tiny import GATED, build
+
+CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)
+LORA = Lora(rank=2, alpha=8.0, targets=("q", "o"), dropout=0.0)
+LEARNING = Optimization(epochs=10, batch_size=4, learning_rate=1e-3, warmup_ratio=0.1)
+UPDATES = 20
+SIZES = {"ann": 5, "bob": 7, "sue": 3}
+"""How many examples each user has; the last is done after half of the updates."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_half_the_time():
+    """The same programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False}))
+        yield
+
+
+def learner(user: str) -> Learner:
+    rng = np.random.default_rng(list(SIZES).index(user))
+
+    def tokens(*lengths: int) -> list[int]:
+        return [*map(int, rng.integers(2, 48, rng.choice(lengths))), 1]
+
+    # Of few lengths, so that few programs are compiled.
+    return Learner(user, [Example(f"{user} {n}", tokens(3, 7, 18, 23), tokens(1, 2, 4)) for n in range(SIZES[user])])
+
+
+class Layout(NamedTuple):
+    data: int = 1
+    model: int = 1
+    sharding: str = "data"
+
+    def open(self) -> Any:
+        return jax.set_mesh(make_mesh(self.data, self.model, devices=jax.devices()[: self.data * self.model]))
+
+
+def company(users, layout, *, tokens=128, together=8, learning=LEARNING, **changes) -> Company:
+    sizes = {"tokens_per_device": tokens, "users_per_step": together}
+    options = TrainAdapters("LaMP-3", "", "", lora=LORA, learning=learning, **sizes, **changes)
+    return Company(options, build(CONFIG, rules=RULES[layout.sharding]), [learner(user) for user in users])
+
+
+ALONE = Layout()
+
+
+class Trained(NamedTuple):
+    adapters: Mapping[str, Mapping[str, np.ndarray]]
+    """By user, by name."""
+    losses: Mapping[str, float]
+    history: Mapping[str, list[Mapping[str, np.ndarray]]]
+    """A user's adapter before the first update and behind each."""
+    computed: int
+
+
+@cache
+def train(users: tuple[str, ...], layout: Layout = ALONE, **changes: Any) -> Trained:
+    adapters, losses, history = {}, {}, {}
+    with layout.open():
+        room = company(users, layout, **changes)
+        for number, block in enumerate(room.blocks):
+            state = room.start(block)
+            states = [jax.device_get(state.adapters)]
+            for turn in range(len(block)):
+                state = room.turn(state, number, block, turn)
+                states.append(jax.device_get(state.adapters))
+            learned = room.finish(state, block)
+            for row, (one, place) in enumerate(zip(learned.learners, block.places, strict=True)):
+                adapters[one.user] = {name: values[row] for name, values in learned.adapters.items()}
+                losses[one.user] = float(learned.losses[row])
+                history[one.user] = [{name: values[place] for name, values in each.items()} for each in states]
+    return Trained(adapters, losses, history, room.computed)
+
+
+def assert_close(found: Trained, expected: Trained, users: Sequence[str] = tuple(SIZES)) -> None:
+    for user in users:
+        for name, values in expected.adapters[user].items():
+            np.testing.assert_allclose(found.adapters[user][name], values, rtol=0, atol=1e-5, err_msg=f"{user} {name}")
+        assert found.losses[user] == pytest.approx(expected.losses[user], abs=1e-5)
+
+
+ALL = tuple(SIZES)
+
+
+def test_adapters_learn():
+    """Each by far more than what is tolerated between ways to compute it."""
+    found = train(ALL)
+    for user in ALL:
+        first, last = found.history[user][0], found.adapters[user]
+        assert max(np.abs(last[name] - first[name]).max() for name in last) > 3e-3
+        assert len(found.history[user]) == UPDATES + 1
+
+
+def alone() -> Trained:
+    """All users, one after the other."""
+    return train(ALL, together=1)
+
+
+def test_users_learn_together_what_each_learns_alone():
+    assert len(alone().history["sue"]) == UPDATES / 2 + 1
+    assert_close(train(ALL), alone())
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(8, 1, "data"), Layout(4, 2, "fsdp+tensor"), Layout(2, 4, "tensor")], ids=lambda one: one.sharding
+)
+def test_users_learn_the_same_on_all_meshes(layout):
+    assert_close(train(ALL, layout), train(ALL))
+
+
+def test_who_is_done_stays_as_they_are():
+    done, learns = (train(ALL).history[user] for user in ("sue", "ann"))
+    half = UPDATES // 2
+    assert any((done[half][name] != done[half - 2][name]).any() for name in done[0])
+    for later in done[half:]:
+        jax.tree.map(np.testing.assert_array_equal, later, done[half])
+    assert any((learns[half + 1][name] != learns[half + 2][name]).any() for name in learns[0])
+
+
+def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray], float]:
+    """One user's adapter by JAX's gradient and optax alone: the mean loss of the tokens of each whole batch."""
+    with ALONE.open():
+        room = company((user,), ALONE, learning=learning)
+        (block,) = room.blocks
+        model = build(CONFIG)
+        graph, params = nnx.split(model)
+        total = len(block)
+        # `Learning` has the same optimization, and the rest of what the trainer of a whole model takes.
+        optimizer = make_optimizer(Learning(**vars(learning)), total)
+
+        def mean_loss(adapter, source, target):
+            rows = {name: jnp.broadcast_to(one, (len(source), *one.shape)) for name, one in adapter.items()}
+            model = attach(nnx.merge(graph, params), rows, LORA)
+            logits = model.decode(decoder_inputs(target, CONFIG), model.encode(source), model.source_mask(source))
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+            return jnp.sum(each * (target != 0)) / jnp.sum(target != 0)
+
+        @jax.jit
+        def step(adapter, state, source, target):
+            loss, gradient = jax.value_and_grad(mean_loss)(adapter, source, target)
+            changes, state = optimizer.update(gradient, state, adapter)
+            return optax.apply_updates(adapter, changes), state, loss
+
+        adapter = {name: jnp.asarray(values) for name, values in alone().history[user][0].items()}
+        state, losses = optimizer.init(adapter), []
+        for number in range(total):
+            rows = {}
+            for part in block.parts(number):
+                for source, target in zip(part.source, part.target, strict=True):
+                    if source.any():
+                        rows[len(rows)] = (source[source != 0], target[target != 0])
+            sources, targets = zip(*rows.values(), strict=True)
+            source = jnp.asarray(pad_rows(sources, learning.batch_size, 24))
+            adapter, state, loss = step(adapter, state, source, jnp.asarray(pad_rows(targets, len(source), 8)))
+            losses.append(float(loss))
+    last = room.blocks[0].learners[0].updates_an_epoch(learning)
+    return jax.device_get(adapter), float(np.mean(losses[-last:]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip": 0.05, "weight_decay": 0.1, "step_size": "relative"}], ids=str)
+def test_a_user_learns_by_adamw(changes):
+    learning = replace(LEARNING, **changes)
+    expected, loss = plain_adamw("bob", learning)
+    found = train(("bob",), learning=learning) if changes else alone()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.adapters["bob"][name], values, rtol=0, atol=1e-5, err_msg=name)
+    assert found.losses["bob"] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.07, 0.1, 0.15, 0.3, 0.5, 1.0])
+def test_the_rate_is_that_of_a_whole_models_training(ratio):
+    learning = Learning(learning_rate=2e-3, warmup_ratio=ratio, weight_decay=0.0, clip=1e9)
+
+    @jax.jit
+    def rates(steps, warmup, total):
+        return learning_rate(learning.learning_rate, steps, jnp.full(len(steps), warmup), jnp.full(len(steps), total))
+
+    for total in (1, 2, 3, 7, 10, 19, 30, 95, 100, 150, 190, 333, 1000, 4711):
+        steps = np.arange(0, total + 2, max(1, total // 50), dtype=np.int32)
+        optimizer = make_optimizer(learning, total)
+        state = optimizer.init(jnp.ones(()))
+        expected = [schedule_of(optimizer, state, int(step)) for step in steps]
+        warmup = Learner("ann", [Example("1", (1,), (1,))]).warmup(replace(learning, epochs=total))
+        np.testing.assert_allclose(rates(steps, warmup, total), expected, rtol=1e-4, atol=1e-9, err_msg=str(total))
+
+
+def schedule_of(optimizer: optax.GradientTransformation, state: Any, step: int) -> float:
+    """The rate of update `step`: what the optimizer makes of a first gradient, whose direction is 1."""
+    *before, scale = state
+    changes, _ = optimizer.update(jnp.ones(()), (*before, scale._replace(count=jnp.int32(step))), jnp.ones(()))
+    return -float(changes)
+
+
+def test_the_size_of_parts_changes_nothing():
+    found, expected = train(ALL, tokens=1), train(ALL)
+    assert found.computed != expected.computed
+    assert_close(found, expected)
+
+
+def test_a_shared_adapter_learns_the_same_over_devices():
+    assert_close(train(("bob",), Layout(8, 1), shared="profiles"), alone(), ["bob"])
+
+
+def test_the_bases_gradient_is_not_computed():
+    """A step of adapters is two thirds of one of the model: two products for each of the forward pass, not three."""
+    config = replace(CONFIG, d_ff=2048)
+    lora, rows = Lora(rank=1, targets=("q",)), 8
+    model = jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))
+    graph, base = nnx.split(model)
+    adapters = {name: jnp.zeros((1, *one)) for name, one in adapter_shapes(model, lora).items()}
+    state = start_users(adapters, LEARNING, model.rules)
+    update = make_adapter_update(graph, LEARNING, lora, seed=0, shared=False, rules=model.rules)
+    integers, numbers, yes = (jax.ShapeDtypeStruct((1,), kind) for kind in (jnp.int32, jnp.float32, bool))
+    source, target = (jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (16, 8))
+    part = Part(source, target, *(jax.ShapeDtypeStruct((rows,), kind) for kind in (jnp.int32, jnp.float32)))
+    number, last = jax.ShapeDtypeStruct((3,), jnp.int32), jax.ShapeDtypeStruct((), bool)
+    ours = products(update, state, base, part, Users(integers, integers, yes, numbers), number, last)
+    optimizer = make_optimizer(Learning(), 10)
+    whole = make_update(generator_loss(graph), optimizer, seed=0, accumulation=1, rules=model.rules)
+    learned = TrainState(jax.ShapeDtypeStruct((), jnp.int32), base, jax.eval_shape(optimizer.init, base))
+    full = products(whole, learned, (source, target))
+    assert ours / full == pytest.approx(2 / 3, rel=0.03)
+
+
+def products(step: Any, *arguments: Any) -> int:
+    """FLOPs of all matrix products of a jitted step as it is compiled."""
+    return costs.products(Program(step.lower(*arguments).compile().as_text()))
