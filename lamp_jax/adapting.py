@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +89,7 @@ class Company:
     @property
     def padding(self) -> float:
         """The share of padding in all tokens that were computed."""
-        return 1 - self.real / max(self.computed, 1)
+        return 1 - self.real / self.computed if self.computed else 0.0
 
 
 def adapt(output: Path, company: Company, *, known: Callable[[str], bool], keep: Callable[[Learned], None]) -> None:
@@ -103,34 +104,48 @@ def adapt(output: Path, company: Company, *, known: Callable[[str], bool], keep:
         closing(Log(output) if is_first() else NoLog()) as log,
         tqdm(total=users, desc="adapters", unit="user", disable=None) as bar,
     ):
-        step = 0
+        asked, step = count(1), 0  # the numbers that must_stop is asked about follow each other
         for number, block in enumerate(company.blocks):
             step += len(block)
             if all(known(learner.user) for learner in block.learners):
                 bar.update(len(block.learners))
                 continue
             state, first = _resume(checkpoints, company.start(block), number)
+            bar.update(int(np.count_nonzero(block.totals[block.places] <= first)))
             saved = time.monotonic()
             for turn in range(first, len(block)):
                 state = company.turn(state, number, block, turn)
                 bar.update(_finished(block, turn))
-                stop, done = must_stop(step - len(block) + turn + 1), turn + 1 == len(block)
+                stop, done = must_stop(next(asked)), turn + 1 == len(block)
                 if not done and (stop or _is_due(saved)):
-                    checkpoints.save(step - len(block) + turn + 1, state, {"block": number, "turn": turn + 1})
+                    progress = {"block": number, "turn": turn + 1, "users": block.size}
+                    checkpoints.save(step - len(block) + turn + 1, state, progress)
                     saved = time.monotonic()
                 if stop and not done:
                     raise Preempted
             learned = company.finish(state, block)
             keep(learned)
             log.write(step, {"loss": float(learned.losses.mean()), "padding": company.padding})
+            if stop and number + 1 < len(company.blocks):
+                raise Preempted
 
 
 def _resume(checkpoints: Checkpoints, state: AdapterState, number: int) -> tuple[AdapterState, int]:
-    """A block's state and how many of its updates are made: those of the newest checkpoint, if it is of this block."""
-    restored = checkpoints.restore(jax.tree.map(abstract, state))
-    if restored is None or restored[1]["block"] != number:
+    """A block's state and how many of its updates are made: those of the newest checkpoint, if it is of this block.
+
+    And of as many users: fewer users than devices are padded to those, and begin again on another number of them.
+    """
+    progress = checkpoints.progress
+    if progress is None or progress["block"] != number:
         return state, 0
-    return restored[0], restored[1]["turn"]
+    if progress["users"] != len(state.step):
+        print(f"the checkpoint is of another number of devices ({progress['users']}): beginning again")
+        return state, 0
+    restored = checkpoints.restore(jax.tree.map(abstract, state))
+    if restored is None:
+        return state, 0
+    print(f"going on behind update {progress['turn']} of block {number + 1}")
+    return restored[0], progress["turn"]
 
 
 def _finished(block: Block, turn: int) -> int:

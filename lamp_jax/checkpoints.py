@@ -31,6 +31,13 @@ class Checkpoints:
         progress: Any = self._checkpointer.metadata(latest).custom_metadata
         return state, progress or {}
 
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """What was saved beside the newest state; None where nothing was saved."""
+        latest = self._checkpointer.latest
+        progress: Any = None if latest is None else self._checkpointer.metadata(latest).custom_metadata
+        return progress
+
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._checkpointer.close()

@@ -138,7 +138,7 @@ class Optimization:
     epochs: float = 10.0
     """Passes over the train examples, or questions (a fraction is allowed)."""
     batch_size: int = 16
-    """Examples, or questions, in one update, over all devices and accumulation steps."""
+    """Examples, or questions, in one update, over all devices and accumulation steps; of adapters, one user's."""
     learning_rate: float = 5e-5
     """Peak of the schedule: linear warm-up, then linear decay to 0."""
     step_size: Literal["absolute", "relative"] = "absolute"

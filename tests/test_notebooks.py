@@ -22,10 +22,11 @@ TABLES = {
         *(rf"^{name} +0\.\d" for name in ("none", "random", "recency", "bm25")),
     ],
     "lamp_data.ipynb": [rf"^{name} +MAE +\d\.\d+ " for name in ("zero_shot_none", "zero_shot_bm25", "tuned_bm25")],
+    "adapters.ipynb": [rf"^{name} +[01]\.\d+ " for name in ("none", "rag", "peft", "rag\\+peft")],
     "retriever_optimization.ipynb": [rf"^{name} +[01]\.\d+ " for name in ("none", "bm25", "ropg-kd", "ropg-rl")],
 }
 """What must stand in the outputs."""
-PICTURES = {"quickstart.ipynb": 2, "lamp_data.ipynb": 1, "retriever_optimization.ipynb": 1}
+PICTURES = {"quickstart.ipynb": 2, "adapters.ipynb": 2, "lamp_data.ipynb": 1, "retriever_optimization.ipynb": 1}
 
 
 def read(name):

@@ -133,11 +133,15 @@ class Block:
 
     @cached_property
     def places(self) -> np.ndarray:
-        """Where each learner stands among the `size` users: dealt out, so that devices have as much to do."""
-        room = self.size // self.devices
-        turn, device = np.divmod(np.arange(len(self.learners)), self.devices)
-        device = np.where(turn % 2, self.devices - 1 - device, device)
-        return device * room + turn
+        """Where each learner stands among the `size` users, whatever the number of devices.
+
+        Those who follow each other stand far apart (their numbers' bits are reversed), so that any devices have about
+        as much to do.
+        """
+        bits = max(self.size - 1, 1).bit_length()
+        reversed_bits = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(self.size)]
+        order = np.argsort(reversed_bits)  # who stands at each place
+        return np.argsort(order)[: len(self.learners)]
 
     @cached_property
     def totals(self) -> np.ndarray:

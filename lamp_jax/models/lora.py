@@ -83,7 +83,8 @@ def find_sites(config: T5Config, targets: tuple[str, ...]) -> list[Site]:
             sites.setdefault(last, {})[place.path] = place.inputs
     unknown = [target for target in targets if target not in sites]
     if unknown or not targets:
-        raise LampError(f"--targets {' '.join(unknown)}: this model's projections are {', '.join(sorted(sites))}")
+        asked = " ".join(unknown) or "(none)"
+        raise LampError(f"--targets {asked}: this model's projections are {', '.join(sorted(sites))}")
     return [Site(*one) for target in sorted(set(targets)) for one in sites[target].items()]
 
 

@@ -53,6 +53,8 @@ def read_peft(directory: str | Path, config: T5Config, shapes: Mapping[str, tupl
     for name, (array, layer) in _places(config, shapes).items():
         part = adapter[array][layer]
         part[...] = np.asarray(tensors[name], np.float32).T.reshape(part.shape)
+    if not any(values.any() for name, values in adapter.items() if name.endswith(f".{UP}")):
+        raise LampError(f"{directory / WEIGHTS}: has no effect, all of its lora_B are 0; train it first")
     return adapter
 
 

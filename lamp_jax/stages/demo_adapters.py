@@ -85,7 +85,8 @@ def practice(options: Demo, generator: Train) -> TrainAdapters:
         model=generator.output,
         users_per_step=size.users_per_step,
         lora=Lora(dropout=0.0),
-        learning=Optimization(epochs=size.epochs, batch_size=16, learning_rate=1e-2),
+        learning=Optimization(epochs=size.epochs, batch_size=16, learning_rate=3e-3),
+        tokens_per_device=2048,
         max_length=generator.prompting.max_length,
         seed=options.seed,
     )

@@ -1,7 +1,7 @@
 """`lamp export-adapter`: one user's adapter of a store as a directory that Hugging Face's peft loads."""
 
 from lamp_jax.config import ExportAdapter
-from lamp_jax.data.adapters import open_store
+from lamp_jax.data.adapters import USERS, open_store
 from lamp_jax.data.records import claim
 from lamp_jax.models.peft import write_peft
 from lamp_jax.models.weights import read_t5_config
@@ -12,7 +12,7 @@ def run(options: ExportAdapter) -> None:
     model = options.model or open_store(options.store).form.base_name
     store = open_adapters(options.store, model)
     adapter = {name: values[0] for name, values in store.read([options.user]).items()}
-    record = claim(options.output, options, inputs=[], directory=True)
+    record = claim(options.output, options, inputs=[f"{options.store}/{USERS}"], directory=True)
     if record.state == "done":
         return print(f"{options.output}: already exported")
     record.begin()

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from lamp_jax.config import Generate
 from lamp_jax.data.adapters import AdapterStore, check_form, open_store
-from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
-from lamp_jax.data.records import Journal, claim
+from lamp_jax.data.files import Question, add_outputs, read_json, read_outputs, read_questions, write_predictions
+from lamp_jax.data.records import Journal, claim, record_path
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.hosts import stop_if_asked
 from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
@@ -70,7 +70,7 @@ def run(options: Generate) -> None:
     record.finish(**facts)
     print(f"{options.output}: {len(answers)} answers")
     if store:
-        print(f"{facts['adapted']} of {len(questions)} questions with an adapter, the others by the model alone")
+        print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     _write_scores(options, task, questions, answers)
 
 
@@ -79,7 +79,10 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     store = open_store(directory)
     check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
     if store.dropped:
-        print(f"{directory}: was cut off; {store.dropped} unfinished users are left out")
+        print(f"{directory}: was cut off; unfinished users ({store.dropped}) are left out")
+    path = record_path(Path(directory))
+    if path.exists() and not read_json(path).get("finished"):
+        print(f"{directory}: its training is not finished; adapters of {len(store.entries)} users so far")
     return store
 
 

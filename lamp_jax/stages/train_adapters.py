@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from array import array
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,8 +47,8 @@ def run(options: TrainAdapters) -> None:
         adapt(Path(options.output), company, known=store.entries.__contains__, keep=partial(_keep, options, store))
     agree(lambda: shutil.rmtree(Path(options.output) / CHECKPOINTS, ignore_errors=True))
     facts = {"users": len(learners), "items": sum(len(one.examples) for one in learners)}
-    record.finish(**facts, users_without_items=without, padding=company.padding)
-    print(f"{options.output}: {facts['users']} adapters from {facts['items']} items; {company.padding:.1%} padding")
+    record.finish(**facts, users_without_items=without)
+    print(f"{options.output}: adapters of {facts['users']} users, from {facts['items']} items")
     if without:
         print(f"{without} users have no profile items, and so no adapter")
 
@@ -65,13 +66,21 @@ def _keep(options: TrainAdapters, store: AdapterStore, learned: Learned) -> None
 
 def _check(options: TrainAdapters) -> None:
     """LampError for numbers that do not fit, before anything is read."""
-    for name in ("users_per_step", "tokens_per_device"):
-        if getattr(options, name) < 1:
-            raise LampError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 or more")
-    if options.learning.batch_size < 1 or options.learning.epochs <= 0:
-        raise LampError(
-            f"--batch-size {options.learning.batch_size}, --epochs {options.learning.epochs}: must be more than 0"
-        )
+    learning, lora = options.learning, options.lora
+    for name, value, fits, wanted in (
+        ("users-per-step", options.users_per_step, options.users_per_step >= 1, "1 or more"),
+        ("tokens-per-device", options.tokens_per_device, options.tokens_per_device >= 1, "1 or more"),
+        ("max-length", options.max_length, options.max_length >= 2, "2 or more"),
+        ("target-length", options.target_length, options.target_length >= 2, "2 or more"),
+        ("batch-size", learning.batch_size, learning.batch_size >= 1, "1 or more"),
+        ("epochs", learning.epochs, learning.epochs > 0, "more than 0"),
+        ("learning-rate", learning.learning_rate, learning.learning_rate > 0, "more than 0"),
+        ("warmup-ratio", learning.warmup_ratio, 0 <= learning.warmup_ratio <= 0.5, "from 0 to 0.5"),
+        ("alpha", lora.alpha, lora.alpha > 0, "more than 0"),
+        ("dropout", lora.dropout, 0 <= lora.dropout < 1, "from 0 to less than 1"),
+    ):
+        if not fits:
+            raise LampError(f"--{name} {value}: must be {wanted}")
     check_divides("--users-per-step", options.users_per_step, "data")
 
 
@@ -111,4 +120,5 @@ def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[l
 def _encode(options: TrainAdapters, task: Task, tokenizer: PromptTokenizer, pair: Pair) -> Example:
     compatibility, length = options.compatibility, options.max_length
     prompt = build_prompt(task, pair.source, (), tokenizer, max_length=length, compatibility=compatibility)
-    return Example(pair.id, prompt.tokens, tokenizer.cut(tokenizer.ids(pair.target), options.target_length))
+    target = tokenizer.cut(tokenizer.ids(pair.target), options.target_length)
+    return Example(pair.id, array("i", prompt.tokens), array("i", target))  # four bytes a token

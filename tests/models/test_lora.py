@@ -1,5 +1,7 @@
 """Each row of a batch is read with its own adapter, as if that stood in the weights and no other row were there."""
 
+import math
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -10,10 +12,13 @@ import pytest
 from flax import nnx
 
 from lamp_jax.config import Answering, Lora
+from lamp_jax.data.adapters import Entry, Form, create_store, open_store
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.errors import LampError
 from lamp_jax.models.lora import Adapted, adapter_shapes, adapter_specs, attach, draw_adapter, find_sites
 from lamp_jax.models.t5 import decoder_inputs
+from lamp_jax.models.t5_config import SIZES
+from lamp_jax.models.weights import abstract_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch, put
 from tests.models.tiny import GATED, TIED, build, make_batch
 
@@ -234,3 +239,17 @@ def test_adapters_lie_as_batches_and_weights_do():
         assert specs["decoder.mlp.outer.up"] == jax.P("data", None, None, None)
         assert specs.keys() == adapter_shapes(model, lora_of("gated")).keys()
         assert jnp.shape(draw(model, lora_of("gated"))["decoder.cross.output.down"]) == (ROWS, 2, 4, 8, 3)
+
+
+def test_a_store_of_the_largest_models_adapters_has_the_computed_size(tmp_path):
+    """FLAN-T5-XXL, rank 8, q, k and v: 14.16 million numbers a user."""
+    lora = Lora()
+    shapes = adapter_shapes(abstract_t5(SIZES["flan-t5-xxl"]), lora)
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    assert numbers == 8 * 3 * (24 + 2 * 24) * (4096 + 4096)
+    form = Form("base", "google/flan-t5-xxl", lora.rank, lora.alpha, lora.targets, shapes, "bfloat16")
+    drawn = {name: np.full((2, *shape), 0.5, np.float32) for name, shape in shapes.items()}
+    with closing(create_store(tmp_path, form)) as store:
+        store.append([Entry(user, 10, 20, 1.0) for user in ("ann", "bob")], drawn)
+    assert (tmp_path / "adapters.bin").stat().st_size == 2 * 2 * numbers
+    assert open_store(tmp_path).read(["bob"])["encoder.attention.query.up"].shape == (1, 24, 8, 64, 64)

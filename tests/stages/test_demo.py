@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
+from lamp_jax.data.adapters import open_store
 from lamp_jax.data.files import read_outputs
 
 
@@ -19,6 +20,13 @@ def words(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(words):
     return Path(words[-1])
+
+
+@pytest.fixture(scope="module")
+def adapted(words, folder):
+    """The same demo, which an asked-for part goes on with."""
+    assert cli.main([*words, "--stages", "adapters"]) == 0
+    return folder / "adapters"
 
 
 def right(folder, predictions):
@@ -65,7 +73,37 @@ def test_no_question_of_the_comparison_is_learned_from(folder):
     assert len(learned | held_out | asked) == 60
 
 
-@pytest.mark.parametrize("part", [".", "selector"])
-def test_the_same_command_shows_the_table_again(words, folder, part, capsys):
-    assert cli.main([*words, "--stages", "selector"]) == 0
+def test_the_adapters_table_is_what_the_predictions_are(adapted):
+    rows = json.loads((adapted / "results.json").read_text())["rows"]
+    assert [row["retriever"] for row in rows] == ["none", "rag", "peft", "rag+peft"]
+    for row in rows:
+        assert row["n"] == 16
+        assert row["mean"] == right(adapted, adapted / "predictions" / f"{row['retriever']}.json")
+        assert set(row["tests"]) == {"p vs none", "p vs rag"}
+    assert read_outputs(adapted / "predictions" / "peft.json") != read_outputs(adapted / "predictions" / "none.json")
+
+
+def test_what_adapters_gain_is_compared_with_the_number_of_items(adapted):
+    found = json.loads((adapted / "correlation.json").read_text())
+    assert found.keys() == {"rho", "p", "users"}
+    assert found["users"] == 16
+    sizes = [len(one["profile"]) for one in json.loads((adapted / "questions.json").read_text())]
+    assert 2 <= min(sizes) < max(sizes) <= 8
+
+
+def test_every_user_of_the_comparison_has_an_adapter_and_the_model_knows_none_of_them(folder, adapted):
+    def read(*path):
+        return json.loads(folder.joinpath(*path).read_text())
+
+    asked = read("adapters", "questions.json")
+    assert open_store(adapted / "store").entries.keys() == {str(one["user_id"]) for one in asked}
+    known = {
+        item["description"] for name in ("train.json", "dev.json") for one in read(name) for item in one["profile"]
+    }
+    assert not known & {item["description"] for one in asked for item in one["profile"]}
+
+
+@pytest.mark.parametrize("part", [".", "selector", "adapters"])
+def test_the_same_command_shows_the_table_again(words, folder, adapted, part, capsys):
+    assert cli.main([*words, "--stages", "selector", "adapters"]) == 0
     assert (folder / part / "table.txt").read_text() in capsys.readouterr().out

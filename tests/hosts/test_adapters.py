@@ -1,0 +1,90 @@
+"""Adapters by two processes: those that one process trains, also where SIGTERM came in between."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lamp_jax.data.adapters import NUMBERS, USERS, open_store
+from tests.hosts.conftest import wait_for
+
+MODEL = Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft"
+USERS_PER_STEP, UPDATES = 4, 10
+"""Of 40 users: ten blocks."""
+
+
+def train_words(data, store) -> tuple:
+    files = ("--task", "LaMP-2", "--questions", data / "train.json", "--model", MODEL, "--output", store)
+    size = ("--users-per-step", USERS_PER_STEP, "--tokens-per-device", 256, "--max-length", 32, "--target-length", 8)
+    learning = ("--epochs", UPDATES, "--batch-size", 16, "--learning-rate", 1e-2, "--rank", 2, "--alpha", 8)
+    return ("train-adapters", *files, *size, *learning)
+
+
+def generate_words(data, store, output) -> tuple:
+    files = ("--task", "LaMP-2", "--questions", data / "train.json", "--model", MODEL, "--output", output)
+    size = ("--batch-size", 8, "--max-length", 64, "--num-retrieved", 0, "--decode", "labels")
+    return ("generate", *files, *size, *(("--adapters", store) if store else ()))
+
+
+@pytest.fixture(scope="module")
+def runs(data, start, tmp_path_factory) -> dict[int, tuple[Path, str]]:
+    """For one and for two processes the folder of their work, and what they printed."""
+    made = {}
+    for number in (1, 2):
+        folder = tmp_path_factory.mktemp(f"by{number}")
+        commands = [train_words(data, folder / "store"), generate_words(data, folder / "store", folder / "own.json")]
+        if number == 1:
+            commands.append(generate_words(data, "", folder / "base.json"))
+        statuses, said = start(number, *commands).end()
+        assert statuses == [[0] * len(commands)] * number, said
+        made[number] = folder, said
+    return made
+
+
+def test_two_processes_train_the_same_users_to_the_same_adapters(runs):
+    alone, together = (open_store(runs[number][0] / "store") for number in (1, 2))
+    assert len(alone.entries) == 40
+    assert list(together.entries) == list(alone.entries)
+    users = list(alone.entries)
+    for one, other in zip(alone.entries.values(), together.entries.values(), strict=True):
+        assert (other.items, other.updates) == (one.items, one.updates)
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+    expected, found = alone.read(users), together.read(users)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+    # By far more than that, users differ.
+    assert max(np.abs(values[0] - values[1]).max() for name, values in expected.items() if name.endswith(".up")) > 1e-2
+
+
+def test_two_processes_give_the_same_answers(runs):
+    alone, together = (runs[number][0] / "own.json" for number in (1, 2))
+    assert together.read_bytes() == alone.read_bytes()
+    assert alone.read_bytes() != (runs[1][0] / "base.json").read_bytes()
+    record = json.loads((runs[2][0] / "own.json.run.json").read_text())
+    assert record["adapted"] == 40
+
+
+def test_the_first_process_alone_says_what_was_made(runs):
+    said = runs[2][1].splitlines()
+    for what in ("adapters of 40 users", "40 of 40 questions have an adapter"):
+        assert [line.partition(":")[0] for line in said if what in line] == ["0"]
+
+
+def test_two_processes_that_are_preempted_go_on_to_the_same_bytes(data, start, runs, tmp_path):
+    store = tmp_path / "store"
+    started = start(2, train_words(data, store))
+    # jax looks for signals once a second, so not too late.
+    wait_for(lambda: (store / "run.json").exists(), started)
+    started.kill(1, signal.SIGTERM)
+    statuses, said = started.end()
+    assert statuses == [[0], [0]], said
+    assert said.count("the same command goes on") == 2
+    assert not json.loads((store / "run.json").read_text())["finished"]
+    assert len(open_store(store).entries) < 40
+    statuses, said = start(2, train_words(data, store)).end()
+    assert statuses == [[0], [0]], said
+    assert json.loads((store / "run.json").read_text())["finished"]
+    for name in (USERS, NUMBERS):
+        assert (store / name).read_bytes() == (runs[2][0] / "store" / name).read_bytes()

@@ -1,0 +1,452 @@
+"""`lamp train-adapters`, `generate --adapters`, `export-adapter` and `import-adapter`, as a user runs them."""
+
+import contextlib
+import json
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lamp_jax import adapting, cli
+from lamp_jax.config import Lora
+from lamp_jax.data.adapters import EVERYBODY, FORM, NUMBERS, USERS, AdapterStore, create_store, open_store
+from lamp_jax.data.files import read_outputs
+from lamp_jax.models.lora import draw_adapter
+from lamp_jax.models.peft import WEIGHTS
+from lamp_jax.stages.train_adapters import make_form
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
+QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
+FIRST_BLOCK, LAST_TURN = 8, 2
+"""Users who learn at the same time, and the last update of the first of them."""
+
+
+def lamp(*words) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> Path:
+    """Merged questions: two of one user (whose profile they have in two orders), and two of users without items."""
+    folder = tmp_path_factory.mktemp("questions")
+    size = ("--questions", 1, "--dev-questions", QUESTIONS, "--profile-sizes", 5, 6)
+    assert lamp("synth", "--task", "LaMP-3", *size, "--output", folder / "raw") == 0
+    files = ("--questions", folder / "raw" / "dev_questions.json", "--outputs", folder / "raw" / "dev_outputs.json")
+    assert lamp("merge", *files, "--output", folder / "merged.json") == 0
+    records = json.loads((folder / "merged.json").read_text())
+    for number, record in enumerate(records):
+        record["user_id"] = f"u{number}"
+        if number < FIRST_BLOCK:
+            record["profile"] = record["profile"][: 2 + number % 3]
+    records[11] |= {"user_id": "u10", "profile": records[10]["profile"][::-1]}
+    for number in (12, 13):
+        records[number]["profile"] = []
+    return write(folder / "questions.json", records)
+
+
+def write(path: Path, records) -> Path:
+    path.write_text(json.dumps(records))
+    return path
+
+
+def train_words(questions, output, *more) -> tuple:
+    """Two blocks of users, of two and of four updates."""
+    size = ("--users-per-step", FIRST_BLOCK, "--tokens-per-device", 64, "--max-length", 32, "--target-length", 8)
+    learning = ("--epochs", 2, "--batch-size", 4, "--learning-rate", 0.05, "--rank", 2, "--alpha", 8)
+    files = ("--task", "LaMP-3", "--questions", questions, "--model", MODEL, "--output", output)
+    return ("train-adapters", *files, *size, *learning, *more)
+
+
+def generate_words(questions, output, *more) -> tuple:
+    size = ("--batch-size", 8, "--max-length", 192, "--num-beams", 2, "--generation-max-length", 4)
+    files = ("--task", "LaMP-3", "--questions", questions, "--output", output)
+    return ("generate", *files, "--model", MODEL, *size, "--num-retrieved", 0, "--decode", "labels", *more)
+
+
+def answers(*given) -> dict[str, str]:
+    words = generate_words(*given)
+    assert lamp(*words) == 0
+    return read_outputs(words[words.index("--output") + 1]).by_id
+
+
+@pytest.fixture(scope="module")
+def whole(questions, compiled_once, tmp_path_factory) -> Path:
+    """A store whose training nothing disturbed. Not to be changed."""
+    output = tmp_path_factory.mktemp("whole") / "store"
+    assert lamp(*train_words(questions, output)) == 0
+    return output
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def another_base(tmp_path_factory) -> Path:
+    """The same form, other weights."""
+    path = tmp_path_factory.mktemp("base") / "model"
+    shutil.copytree(MODEL, path)
+    tensors = load_file(path / "model.safetensors")
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] + 0.5}, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def test_a_store_has_an_adapter_of_every_user_with_items(questions, whole):
+    store = open_store(whole)
+    profiles = {one["user_id"]: one["profile"] for one in json.loads(questions.read_text())}
+    assert {user: one.items for user, one in store.entries.items()} == {
+        user: len(items) for user, items in profiles.items() if items
+    }
+    assert all(one.updates == 2 * -(-one.items // 4) for one in store.entries.values())
+    assert [one.updates for one in store.entries.values()][:FIRST_BLOCK] == [LAST_TURN] * FIRST_BLOCK
+    assert all(one.loss is not None and one.loss > 0 for one in store.entries.values())
+    record = json.loads((whole / "run.json").read_text())
+    assert record["finished"]
+    assert (record["users"], record["users_without_items"]) == (TRAINED, len(WITHOUT))
+    assert record["items"] == sum(len(items) for items in profiles.values())
+    assert all(0 < json.loads(line)["padding"] < 1 for line in (whole / "metrics.jsonl").read_text().splitlines())
+    assert not (whole / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("decode", "items"), [("beam", 2), ("greedy", 0), ("labels", 0), ("labels", 2)])
+def test_every_question_is_answered_with_its_users_adapter(questions, whole, tmp_path, capsys, decode, items):
+    how = ("--decode", decode, "--num-retrieved", items)
+    base = answers(questions, tmp_path / "base.json", *how)
+    capsys.readouterr()
+    own = answers(questions, tmp_path / "own.json", *how, "--adapters", whole)
+    assert "12 of 14 questions have an adapter; the model alone answers the others" in capsys.readouterr().out
+    record = json.loads((tmp_path / "own.json.run.json").read_text())
+    assert (record["adapted"], record["bare_inputs"]) == (12, 0)
+    users = {one["id"]: one["user_id"] for one in json.loads(questions.read_text())}
+    assert {own[key] == base[key] for key, user in users.items() if user in WITHOUT} == {True}
+    assert sum(own[key] != base[key] for key in own) > 5
+    assert "adapted" not in json.loads((tmp_path / "base.json.run.json").read_text())
+
+
+def test_answers_do_not_depend_on_the_company_that_a_question_has(questions, whole, tmp_path):
+    together = answers(questions, tmp_path / "together.json", "--adapters", whole)
+    backwards = write(tmp_path / "backwards.json", json.loads(questions.read_text())[::-1])
+    assert answers(backwards, tmp_path / "other.json", "--adapters", whole) == together
+
+
+def test_the_same_command_again_is_done_and_another_is_refused(questions, whole, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    assert lamp(*train_words(questions, whole)) == 0
+    assert "already trained" in capsys.readouterr().out
+    assert lamp(*train_words(questions, whole, "--rank", 3)) == 1
+    assert "other settings or inputs" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+def assert_same_store(found: Path, expected: Path) -> None:
+    for name in (FORM, USERS, NUMBERS):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    assert json.loads((found / "run.json").read_text())["finished"]
+    assert not (found / "checkpoints").exists()
+
+
+def kill_behind_block(monkeypatch, words, number: int) -> None:
+    append, made = AdapterStore.append, []
+
+    def append_and_die(self, entries, adapters):
+        append(self, entries, adapters)
+        made.append(len(entries))
+        if len(made) == number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterStore, "append", append_and_die)
+        assert lamp(*words) == 130
+    assert made[0] == FIRST_BLOCK
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    def work(store: Path) -> None:
+        path = store / name
+        path.write_bytes(path.read_bytes()[:-size])
+
+    return work
+
+
+CUTS = {"nothing": lambda store: None, "numbers of three users": cut(NUMBERS, 50_000), "a line": cut(USERS, 9)}
+
+
+@pytest.mark.parametrize("what", CUTS)
+def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, what):
+    output = tmp_path / "store"
+    kill_behind_block(monkeypatch, train_words(questions, output), 1)
+    CUTS[what](output)
+    assert not json.loads((output / "run.json").read_text())["finished"]
+    assert lamp(*train_words(questions, output)) == 0
+    assert_same_store(output, whole)
+
+
+def test_a_run_that_is_killed_behind_the_last_block_has_nothing_left_to_learn(
+    questions, whole, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "store"
+    kill_behind_block(monkeypatch, train_words(questions, output), 2)
+    assert lamp(*train_words(questions, output)) == 0
+    assert_same_store(output, whole)
+    assert "adapters of" in capsys.readouterr().out
+
+
+def stop_behind(monkeypatch, words, *steps: int) -> None:
+    """As several processes are told: at one step, and not again."""
+
+    @contextlib.contextmanager
+    def watch():
+        yield lambda step: step in steps
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapting, "watch", watch)
+        assert lamp(*words) == 0
+
+
+@pytest.mark.parametrize("step", [1, LAST_TURN, LAST_TURN + 1])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, capsys, step):
+    output = tmp_path / "store"
+    stop_behind(monkeypatch, train_words(questions, output), step)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(open_store(output).entries) == (0 if step < LAST_TURN else FIRST_BLOCK)
+    assert lamp(*train_words(questions, output)) == 0
+    assert_same_store(output, whole)
+
+
+def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
+    """Whose an adapter is can be told by its first values, which it keeps to some extent."""
+    store = tmp_path / "store"
+    stop_behind(monkeypatch, train_words(questions, store), 1)
+    assert lamp(*train_words(questions, store, "--model-parallel", 2)) == 0
+    found = open_store(store)
+    assert len(found.entries) == TRAINED
+    first = {user: draw_adapter(first_values(0, user), found.form.shapes) for user in found.entries}
+    for name, values in found.read(list(first)).items():
+        if name.endswith(".down"):
+            alike = [[np.vdot(one, other[name]) for other in first.values()] for one in values]
+            assert np.argmax(alike, axis=1).tolist() == list(range(TRAINED)), name
+
+
+def first_values(seed: int, user: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(user.encode())])
+
+
+def test_one_adapter_of_everybody_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
+    words = (questions, tmp_path / "store", "--shared", "profiles")
+    stop_behind(monkeypatch, train_words(*words), 1)
+    assert lamp(*train_words(*words, "--model-parallel", 2)) == 0
+    assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
+
+
+@pytest.mark.parametrize("shared", ["profiles", "questions"])
+def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, capsys, shared):
+    assert lamp(*train_words(questions, tmp_path / "store", "--shared", shared, "--epochs", 8)) == 0
+    (entry,) = open_store(tmp_path / "store").entries.values()
+    records = json.loads(questions.read_text())
+    profiles = {one["user_id"]: one["profile"] for one in records}
+    assert entry.user == EVERYBODY
+    assert entry.items == (QUESTIONS if shared == "questions" else sum(map(len, profiles.values())))
+    base = answers(questions, tmp_path / "base.json")
+    found = answers(questions, tmp_path / "all.json", "--adapters", tmp_path / "store")
+    assert "14 of 14 questions have an adapter" in capsys.readouterr().out
+    assert found != base
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--storage", "bfloat16"), ("--storage", "int8", "--keep", "bfloat16")],
+    ids=" ".join,
+)
+def test_adapters_go_with_every_storage_and_type(questions, whole, tmp_path, more):
+    assert lamp(*train_words(questions, tmp_path / "store", *more)) == 0
+    store, expected = open_store(tmp_path / "store"), open_store(whole)
+    assert store.entries.keys() == expected.entries.keys()
+    if "--keep" in more:
+        assert (tmp_path / "store" / NUMBERS).stat().st_size * 2 == (whole / NUMBERS).stat().st_size
+    storage = more[:2]
+    found = answers(questions, tmp_path / "own.json", "--adapters", tmp_path / "store", *storage)
+    assert found != answers(questions, tmp_path / "base.json", *storage)
+
+
+def test_a_store_that_was_cut_off_answers_without_its_last_user(questions, whole, copied, tmp_path, capsys):
+    cut(NUMBERS, 9)(copied)
+    last = list(open_store(whole).entries)[-1]
+    found = answers(questions, tmp_path / "own.json", "--adapters", copied)
+    assert f"{copied}: was cut off; unfinished users (1) are left out" in capsys.readouterr().out
+    users = {one["id"]: one["user_id"] for one in json.loads(questions.read_text())}
+    asked = sum(user == last for user in users.values())
+    assert json.loads((tmp_path / "own.json.run.json").read_text())["adapted"] == 12 - asked
+    base = answers(questions, tmp_path / "base.json")
+    expected = answers(questions, tmp_path / "whole.json", "--adapters", whole)
+    assert found == {key: (base if users[key] == last else expected)[key] for key in users}
+
+
+def export(store, folder, *more, user="u3") -> Path:
+    assert lamp("export-adapter", store, "--user", user, "--output", folder / "peft", *more) == 0
+    return folder / "peft"
+
+
+def import_words(directory, store, *more, user="u3", model=MODEL) -> tuple:
+    return ("import-adapter", directory, "--store", store, "--user", user, "--model", model, *more)
+
+
+def test_what_is_exported_and_imported_is_the_same_adapter(questions, whole, tmp_path, capsys):
+    directory = export(whole, tmp_path)
+    assert lamp("export-adapter", whole, "--user", "u3", "--output", directory) == 0
+    assert "already exported" in capsys.readouterr().out
+    assert lamp(*import_words(directory, tmp_path / "new", "--items", 5)) == 0
+    assert lamp(*import_words(directory, tmp_path / "new", user="u12")) == 0
+    new, old = open_store(tmp_path / "new"), open_store(whole)
+    assert new.form == old.form
+    assert {user: (one.items, one.loss) for user, one in new.entries.items()} == {"u3": (5, None), "u12": (0, None)}
+    for name, values in old.read(["u3"]).items():
+        np.testing.assert_array_equal(new.read(["u12"])[name], values)
+        np.testing.assert_array_equal(new.read(["u3"])[name], values)
+    found = answers(questions, tmp_path / "new.json", "--adapters", tmp_path / "new")
+    expected = answers(questions, tmp_path / "old.json", "--adapters", whole)
+    keys = [one["id"] for one in json.loads(questions.read_text()) if one["user_id"] == "u3"]
+    assert [found[key] for key in keys] == [expected[key] for key in keys]
+
+
+def test_an_export_of_another_store_at_the_same_place_is_not_done_already(whole, copied, tmp_path):
+    directory = export(copied, tmp_path, user="u3")
+    shutil.rmtree(copied)
+    adapter = {name: 2 * values for name, values in open_store(whole).read(["u3"]).items()}
+    with contextlib.closing(create_store(copied, open_store(whole).form)) as store:
+        store.append([open_store(whole).entries["u3"]], adapter)
+    before = (directory / WEIGHTS).read_bytes()
+    words = ("export-adapter", copied, "--user", "u3", "--output", directory)
+    assert lamp(*words) == 1 or (directory / WEIGHTS).read_bytes() != before
+
+
+def test_an_import_of_an_adapter_without_effect_makes_no_store(whole, tmp_path, capsys):
+    directory = export(whole, tmp_path)
+    tensors = load_file(directory / WEIGHTS)
+    save_file({name: 0 * values for name, values in tensors.items()}, directory / WEIGHTS)
+    assert lamp(*import_words(directory, tmp_path / "new")) == 1
+    assert "has no effect" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--rank", 0), "--rank 0: must be from 1 to 64"),
+        (("--rank", 65), "--rank 65: must be from 1 to 64, the narrowest side"),
+        (("--targets", "q", "query"), "--targets query: this model's projections are k, o, q, v, wi_0, wi_1, wo"),
+        (("--users-per-step", 12), "--users-per-step 12 does not divide over 8 data shards; use 8 or 16"),
+        (("--users-per-step", 0), "--users-per-step 0: must be 1 or more"),
+        (("--tokens-per-device", 0), "--tokens-per-device 0: must be 1 or more"),
+        (("--epochs", 0), "--epochs 0.0: must be more than 0"),
+        (("--batch-size", 0), "--batch-size 0"),
+        (("--max-length", 0), "--max-length 0: must be 2 or more"),
+        (("--dropout", 1), "--dropout 1"),
+    ],
+    ids=lambda one: " ".join(map(str, one)) if isinstance(one, tuple) else "",
+)
+def test_numbers_that_do_not_fit_are_named_before_anything_is_written(questions, tmp_path, capsys, more, message):
+    assert lamp(*train_words(questions, tmp_path / "store", *more)) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "store").exists()
+
+
+def other_profile(records):
+    records[11]["profile"] = records[9]["profile"]
+
+
+def no_profiles(records):
+    for record in records:
+        record["profile"] = []
+
+
+def no_gold(records):
+    del records[3]["output"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "message"),
+    [
+        (other_profile, (), "user 'u10': the profiles of the questions {10} and {11} differ; `--profiles first`"),
+        (no_profiles, (), "no user has a profile item, so there is nothing to learn from"),
+        (no_gold, ("--shared", "questions"), "{3}"),
+    ],
+)
+def test_questions_that_teach_nothing_are_named(questions, tmp_path, capsys, spoil, more, message):
+    records = json.loads(questions.read_text())
+    spoil(records)
+    path = write(tmp_path / "spoiled.json", records)
+    assert lamp(*train_words(path, tmp_path / "store", *more)) == 1
+    error = capsys.readouterr().err
+    assert message.format(*(repr(record["id"]) for record in records)) in error
+    assert str(path) in error
+    assert not (tmp_path / "store").exists()
+
+
+def test_profiles_settles_a_user_of_two_profiles_and_users_without_are_told(questions, tmp_path, capsys):
+    records = json.loads(questions.read_text())
+    other_profile(records)
+    path = write(tmp_path / "spoiled.json", records[9:])
+    assert lamp(*train_words(path, tmp_path / "store", "--profiles", "union")) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'store'}: adapters of 2 users" in said
+    assert "2 users have no profile items, and so no adapter" in said
+    sizes = [len(records[number]["profile"]) for number in (10, 11)]
+    assert open_store(tmp_path / "store").entries["u10"].items == sum(sizes)
+
+
+def test_a_store_of_another_base_is_refused(questions, whole, another_base, tmp_path, capsys):
+    words = generate_words(questions, tmp_path / "p.json", "--adapters", whole, "--model", another_base)
+    assert lamp(*words) == 1
+    error = capsys.readouterr().err
+    assert f"{whole}: its base model is {MODEL}, another one than {another_base} (their weights differ)" in error
+    assert "give the model that it was made with, or another store" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_is_not_there_is_named(questions, tmp_path, capsys):
+    assert lamp(*generate_words(questions, tmp_path / "p.json", "--adapters", tmp_path / "none")) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert lamp("export-adapter", tmp_path / "none", "--user", "u3", "--output", tmp_path / "peft") == 1
+    assert f"{tmp_path / 'none' / FORM}: no such file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_cannot_be_is_named(whole, another_base, tmp_path, capsys):
+    words = ("export-adapter", whole, "--output", tmp_path / "peft")
+    assert lamp(*words, "--user", "u12") == 1
+    error = capsys.readouterr().err
+    assert f"{whole}: no adapter of" in error
+    assert "u12" in error
+    assert lamp(*words, "--user", "u3", "--model", another_base) == 1
+    assert "(their weights differ)" in capsys.readouterr().err
+    assert not (tmp_path / "peft").exists()
+
+
+def test_an_import_that_cannot_be_leaves_a_store_as_it_is(whole, copied, another_base, tmp_path, capsys):
+    directory = export(whole, tmp_path)
+    before = {name: (copied / name).read_bytes() for name in (FORM, USERS, NUMBERS)}
+    with contextlib.closing(create_store(tmp_path / "other", make_form(MODEL, Lora(3, 8.0), "float32"))):
+        pass
+    for words, message in (
+        (import_words(directory, copied), "user 'u3' has an adapter already"),
+        (import_words(directory, copied, user="new", model=another_base), "(their weights differ)"),
+        (import_words(directory, copied, "--keep", "bfloat16", user="new"), "dtype float32 in the store, bfloat16"),
+        (import_words(directory, tmp_path / "other"), "rank 3 in the store, 2 asked for"),
+        (import_words(tmp_path / "nothing", copied, user="new"), str(tmp_path / "nothing")),
+    ):
+        assert lamp(*words) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert {name: (copied / name).read_bytes() for name in before} == before
+    assert not open_store(tmp_path / "other").entries
