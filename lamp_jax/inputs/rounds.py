@@ -19,6 +19,7 @@ from lamp_jax.inputs.batches import Example, OwnRows, pad_rows
 
 _SHAPES = 6  # lengths of the longer side of examples
 _OTHER_SHAPES = 2  # and of the other one
+_WORTH = 0.01  # of all tokens: what one more length must spare
 _MULTIPLE = 8
 
 
@@ -91,13 +92,30 @@ def fit_lengths(lengths: Iterable[int], count: int, *, multiple: int = _MULTIPLE
 def fit_shapes(examples: Iterable[Example], *, tokens: int) -> tuple[Shape, ...]:
     """The few shapes of all parts, short ones first; a device's part has about `tokens` tokens, padding included.
 
-    Each of them is a length of the sources with one of the targets; the longer of the two sides has more lengths.
+    Each is a length of the sources with one of the targets; the side that has more tokens may have more lengths. Every
+    shape is a compilation: one more length must spare a hundredth of all tokens.
     """
     lengths = np.array([(len(one.source), len(one.target)) for one in examples])
     more_sources = lengths[:, 0].sum() >= lengths[:, 1].sum()
     counts = (_SHAPES, _OTHER_SHAPES) if more_sources else (_OTHER_SHAPES, _SHAPES)
-    sides = [fit_lengths(lengths[:, side], count) for side, count in enumerate(counts)]
-    return tuple(fit_rows(source, target, tokens) for target in sides[1] for source in sides[0])
+    worth = _WORTH * lengths.sum()
+    sources, targets = (_fit_some(lengths[:, side], count, worth) for side, count in enumerate(counts))
+    return tuple(fit_rows(source, target, tokens) for target in targets for source in sources)
+
+
+def _fit_some(lengths: np.ndarray, most: int, worth: float) -> tuple[int, ...]:
+    """At most so many lengths to pad to, each of which spares `worth` tokens or more."""
+    found = fit_lengths(lengths, 1)
+    for count in range(2, most + 1):
+        finer = fit_lengths(lengths, count)
+        if _padded(lengths, found) - _padded(lengths, finer) < worth:
+            break
+        found = finer
+    return found
+
+
+def _padded(lengths: np.ndarray, sizes: tuple[int, ...]) -> int:
+    return int(np.asarray(sizes)[np.searchsorted(sizes, lengths)].sum())
 
 
 def fit_rows(source: int, target: int, tokens: int) -> Shape:

@@ -1,0 +1,414 @@
+"""Adapters of many users, trained and used together, against one user at a time in PyTorch.
+
+`python benchmarks/adapters.py [--size small|demo] [--part train|generate|all]`: a T5 with random weights of T5-small's
+size or the demo's; profiles as uneven and texts as long as LaMP-2's (for the demo shorter). The other side is peft on
+`transformers` and torch, in the same process, on the same model directory. Its training is a plain loop with a fused
+AdamW, not `transformers`' Trainer, which is slower; a user's adapter is drawn anew in place; batches hold the same rows
+and are padded to their longest. Sides take turns, each moving on where it is behind, because the machine may be shared;
+beside seconds their processor seconds are told, in which other programs hardly show.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads take the cores
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import T5ForConditionalGeneration
+
+from lamp_jax.adapting import Company
+from lamp_jax.config import Answering, Devices, Lora, Optimization, TrainAdapters
+from lamp_jax.data.work import available_cores
+from lamp_jax.decoding.answers import make_decoder
+from lamp_jax.inputs.batches import Example, OwnRows, choose_buckets, find_bucket, pad_rows
+from lamp_jax.inputs.rounds import Block, Learner, Rows
+from lamp_jax.losses import IGNORED, sequence_log_probability
+from lamp_jax.models.lora import Adapters, adapter_shapes, attach
+from lamp_jax.models.peft import write_peft
+from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.t5_config import FLAN_T5_SMALL, T5_SMALL, T5Config
+from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.sharding import model_layout, open_mesh, place_batch
+
+DEMO = replace(FLAN_T5_SMALL, vocab_size=1024, d_model=64, d_ff=128, num_layers=2, num_decoder_layers=1, num_heads=2)
+SIZES = {"small": T5_SMALL, "demo": replace(DEMO, d_kv=32)}
+LORA = Lora(rank=8, dropout=0.1)
+LEARNING = Optimization(epochs=1.0, batch_size=16)
+QUESTIONS, TOGETHER, NEW = 64, 16, 8
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--part", choices=["train", "generate", "all"], default="all")
+    parser.add_argument("--users", type=int, default=64, help="who learn, all at once")
+    parser.add_argument("--others", type=int, default=0, help="so many of them on the other side, drawn; 0: all")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--tokens", type=int, default=4096, help="ours, as `--tokens-per-device` of `lamp`")
+    parser.add_argument("--cpu-devices", type=int, default=1, help="ours, as of `lamp`")
+    options = parser.parse_args()
+    torch.set_num_threads(available_cores())
+    torch.manual_seed(SEED)
+    devices = Devices(cpu_devices=options.cpu_devices)
+    with tempfile.TemporaryDirectory() as name, jax.set_mesh(open_mesh(devices)):
+        # No token ends an answer, so that all have the same length.
+        config = replace(SIZES[options.size], eos_token_id=-1)
+        save_t5(T5(config, rngs=nnx.Rngs(SEED)), name)
+        model = load_t5(name, **model_layout(devices))
+        learners = make_learners(options.users, config.vocab_size, short=options.size == "demo")
+        compare_losses(model, Path(name), learners[0])
+        if options.part != "generate":
+            learning = replace(LEARNING, epochs=options.epochs)
+            run = TrainAdapters(
+                "", "", "", lora=LORA, learning=learning, users_per_step=options.users, tokens_per_device=options.tokens
+            )
+            measure_training(run, model, name, learners, options.others or options.users)
+        if options.part != "train":
+            measure_generation(model, Path(name), short=options.size == "demo")
+
+
+def draw_source(rng: np.random.Generator, vocabulary: int, *, short: bool) -> list[int]:
+    length = int(rng.integers(40, 71)) if short else int(min(430, 130 + rng.gamma(3, 30)))
+    return rng.integers(3, vocabulary, length).tolist()
+
+
+def make_learners(count: int, vocabulary: int, *, short: bool) -> list[Learner]:
+    """Users with 4 to 149 items, half of them at most 23, and answers of 2 to 4 tokens and `</s>`."""
+    rng = np.random.default_rng(SEED)
+    sizes = np.clip(np.exp(rng.normal(np.log(23), 0.8, count)), 4, 149).astype(int)
+
+    def item() -> Example:
+        target = rng.integers(3, vocabulary, rng.integers(2, 5)).tolist()
+        return Example("", draw_source(rng, vocabulary, short=short), [*target, 1])
+
+    return [Learner(str(user), [item() for _ in range(size)]) for user, size in enumerate(sizes)]
+
+
+def draw_adapters(model: T5, count: int) -> dict[str, np.ndarray]:
+    """[count, ...]: adapters that change something, `.up` as well."""
+    rng, shapes = np.random.default_rng(SEED), adapter_shapes(model, LORA)
+    return {name: rng.normal(0, 0.05, (count, *shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+def open_peft(directory: Path, config: T5Config, adapters: Mapping[str, np.ndarray]) -> Any:
+    """The base with all of these adapters [U, ...], named by their numbers; it does not learn."""
+    model: Any = T5ForConditionalGeneration.from_pretrained(directory)
+    for user in range(len(next(iter(adapters.values())))):
+        place, name = directory / f"adapter-{user}", str(user)
+        write_peft(place, {key: values[user] for key, values in adapters.items()}, config, LORA, base=str(directory))
+        if user:
+            model.load_adapter(str(place), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(place), adapter_name=name)
+    return model.eval()
+
+
+def to_torch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """What `transformers` reads, padded to the longest of the batch."""
+    sources, targets = ([getattr(one, side) for one in examples] for side in ("source", "target"))
+    source = pad_rows(sources, len(examples), max(map(len, sources)))
+    target = pad_rows(targets, len(examples), max(map(len, targets)))
+    found = {
+        "input_ids": source,
+        "attention_mask": source != 0,
+        "labels": np.where(target == 0, IGNORED, target),
+    }
+    return {name: torch.tensor(values.astype(np.int64)) for name, values in found.items()}
+
+
+def compare_losses(model: T5, directory: Path, learner: Learner) -> None:
+    """A user's first batch without dropout, with the same adapter on both sides."""
+    examples, adapters = learner.examples[: LEARNING.batch_size], draw_adapters(model, 1)
+    batch = to_torch(examples)
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def loss(params: Any, rows: Adapters, source: jax.Array, target: jax.Array) -> jax.Array:
+        model = attach(nnx.merge(graph, params), rows, LORA)
+        mask = model.source_mask(source)
+        logits = model.decode(decoder_inputs(target, model.config), model.encode(source, mask=mask), mask)
+        return -jnp.sum(sequence_log_probability(logits, target)) / jnp.sum(target != 0)
+
+    target = np.maximum(batch["labels"].numpy(), 0)
+    # Twice, so that they divide over any two devices.
+    rows = {name: np.repeat(values, 2 * len(examples), axis=0) for name, values in adapters.items()}
+    inputs = [np.tile(values, (2, 1)).astype(np.int32) for values in (batch["input_ids"].numpy(), target)]
+    ours = float(loss(params, *place_batch((rows, *inputs))))
+    with torch.no_grad():
+        theirs = open_peft(directory, model.config, adapters)(**batch).loss.item()
+    assert abs(ours - theirs) < 1e-4 * theirs, (ours, theirs)
+    print(f"loss of a user's first batch: ours {ours:.6f}, peft's {theirs:.6f}")
+
+
+class Clock:
+    """Seconds, and processor seconds of all threads of this process, within `with clock:`."""
+
+    def __init__(self) -> None:
+        self.seconds = self.processor = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start[0]
+        self.processor += time.process_time() - self._start[1]
+
+
+def take_turns(sides: Sequence[tuple[Iterator[int], int]], clocks: Sequence[Clock]) -> None:
+    """Runs what gives how much of a whole it did, piece by piece; always the side next that has the least of it."""
+    shares, left = [0.0] * len(sides), list(range(len(sides)))
+    while left:
+        side = min(left, key=lambda one: shares[one])
+        work, whole = sides[side]
+        with clocks[side]:
+            done = next(work, None)
+        if done is None:
+            left.remove(side)
+        else:
+            shares[side] += done / whole
+
+
+class OneOfEach(Block):
+    """A block whose rounds all have one part of every shape."""
+
+    def parts(self, number: int, own: OwnRows = np.arange) -> Iterator[Rows]:
+        shapes = set()
+        for turn in range(len(self)):
+            for rows in super().parts(turn, own):
+                if (rows.source.shape, rows.target.shape) not in shapes:
+                    shapes.add((rows.source.shape, rows.target.shape))
+                    yield rows
+
+
+def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Sequence[Learner], others: int) -> None:
+    company = Company(run, model, learners)
+    (block,) = company.blocks
+    theirs = OneByOne(run, directory, block)
+    chosen = np.random.default_rng(SEED).permutation(len(learners))[:others]
+    some = [learners[place] for place in sorted(chosen)]
+    compiling, *clocks = Clock(), Clock(), Clock()
+    with compiling:
+        fields = (block.learners, block.size, block.shapes, block.learning, block.seed, block.devices)
+        jax.block_until_ready(company.turn(company.start(block), 0, OneOfEach(*fields), 0))
+    shapes = company.computed
+    company.computed = company.real = 0
+    theirs.train(some[0].examples[: LEARNING.batch_size])
+
+    def together() -> Iterator[int]:
+        state, done = company.start(block), 0
+        for turn in range(len(block)):
+            state = jax.block_until_ready(company.turn(state, 0, block, turn))
+            yield int(company.real) - done
+            done = int(company.real)
+        assert np.isfinite(company.finish(state, block).losses).all()
+
+    def one_by_one() -> Iterator[int]:
+        for learner in some:
+            yield from theirs.adapt(learner)
+
+    whole, part = (sum(count_tokens(block, learner) for learner in users) for users in (learners, some))
+    take_turns([(together(), whole), (one_by_one(), part)], clocks)
+    assert (company.real, theirs.real) == (whole, part)
+    ours, other = clocks
+    scale = whole / part
+    subset = "" if others >= len(learners) else f" ({others} users drawn, {part:,} tokens, the rest by tokens)"
+    items = sum(len(learner.examples) for learner in learners)
+    print(f"{len(learners)} users, {items} items, {whole:,} tokens in {len(block)} rounds; peft: all{subset}")
+    for name, clock, times, padding in (
+        ("ours, compiled before", ours, 1.0, company.padding),
+        ("peft", other, scale, 1 - theirs.real / theirs.computed),
+    ):
+        seconds = clock.seconds * times
+        print(
+            f"{name}: {seconds:.1f} s ({clock.processor * times:.1f} processor seconds), {whole / seconds:,.0f} tokens "
+            f"a second, {3600 * len(learners) / seconds:,.0f} users an hour, {padding:.1%} padding"
+        )
+    theirs_whole = other.seconds * scale
+    print(
+        f"{theirs_whole / ours.seconds:.2f} times as fast ({other.processor * scale / ours.processor:.2f} by processor "
+        f"seconds); {theirs_whole / (ours.seconds + compiling.seconds):.2f} with the {compiling.seconds:.1f} s of "
+        f"compiling and running every shape once ({shapes:,} tokens)"
+    )
+    work = sum(count_operations(model.config, one) * run.learning.epochs for user in learners for one in user.examples)
+    best, torchs = matrix_products()
+    print(
+        f"{work / ours.seconds / 1e9:.1f} GFLOP/s of real tokens here, {work / theirs_whole / 1e9:.1f} by peft; "
+        f"products of 2048 x 2048 matrices: jax {best / 1e9:.1f}, torch {torchs / 1e9:.1f} GFLOP/s"
+    )
+
+
+class OneByOne:
+    """A base in peft, whose one adapter learns one user after the other."""
+
+    def __init__(self, run: TrainAdapters, directory: str, block: Block):
+        base: Any = T5ForConditionalGeneration.from_pretrained(directory)
+        form = LoraConfig(
+            task_type=TaskType.SEQ_2_SEQ_LM,
+            r=run.lora.rank,
+            lora_alpha=run.lora.alpha,  # pyright: ignore[reportArgumentType] (any number will do)
+            target_modules=list(run.lora.targets),
+            lora_dropout=run.lora.dropout,
+        )
+        self.model: Any = get_peft_model(base, form).train()
+        self.parameters = [one for one in self.model.parameters() if one.requires_grad]
+        self.layers = [one for one in self.model.modules() if isinstance(one, LoraLayer)]
+        self.learning, self.block = run.learning, block
+        self.adapters: dict[str, list[torch.Tensor]] = {}
+        self.computed = self.real = 0
+
+    def adapt(self, learner: Learner) -> Iterator[int]:
+        """Gives the tokens of each update."""
+        for layer in self.layers:
+            layer.reset_lora_parameters("default", True)
+        rate, decay = self.learning.learning_rate, self.learning.weight_decay
+        optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=True)
+        total, warmup = learner.updates(self.learning), learner.warmup(self.learning)
+        for turn in range(total):
+            fall = (total - turn) / max(total - warmup, 1)
+            optimizer.param_groups[0]["lr"] = rate * (turn / warmup if turn < warmup else fall)
+            examples = self.block._examples(learner, turn)
+            rows = self.train(examples)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.learning.clip)
+            optimizer.step()
+            self.computed += rows["input_ids"].numel() + rows["labels"].numel()
+            tokens = sum(len(one.source) + len(one.target) for one in examples)
+            self.real += tokens
+            yield tokens
+        self.adapters[learner.user] = [one.detach().clone() for one in self.parameters]
+
+    def train(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Makes the gradient of a batch."""
+        rows = to_torch(examples)
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.model(**rows, use_cache=False).loss.backward()
+        return rows
+
+
+def count_tokens(block: Block, learner: Learner) -> int:
+    """Of a user's whole training."""
+    rows = (one for turn in range(learner.updates(block.learning)) for one in block._examples(learner, turn))
+    return sum(len(one.source) + len(one.target) for one in rows)
+
+
+def count_operations(config: T5Config, example: Example) -> float:
+    """Of an example's forward and backward pass: no gradients of weights, no low-rank products (some percents)."""
+    source, target = len(example.source), len(example.target)
+    heads = config.num_heads * config.d_kv
+    one = config.d_model * heads
+    wide = config.d_model * config.d_ff * (3 if config.feed_forward_proj == "gated-gelu" else 2)
+    encoder = config.num_layers * (source * (4 * one + wide) + 2 * source * source * heads)
+    decoder = config.num_decoder_layers * (2 * source * one + target * (6 * one + wide) + 2 * target * source * heads)
+    head = target * config.d_model * config.vocab_size
+    # Forward, and the gradient by what a product reads; scores and what is made of them have two such operands.
+    scores = config.num_layers * 2 * source * source * heads
+    return 2 * (2 * (encoder + decoder + head) + scores)
+
+
+def matrix_products() -> tuple[float, float]:
+    """The best of both sides' operations a second."""
+    size = 2048
+    values = np.random.default_rng(SEED).standard_normal((size, size), np.float32)
+    ours, theirs = jnp.asarray(values), torch.tensor(values)
+    product = jax.jit(lambda a: a @ a)
+
+    def best(run: Callable[[], Any]) -> float:
+        run()
+        times = []
+        for _ in range(10):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        return 2 * size**3 / min(times)
+
+    return best(lambda: product(ours).block_until_ready()), best(lambda: theirs @ theirs)
+
+
+def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
+    """Every question is another user's."""
+    config, rng = model.config, np.random.default_rng(SEED)
+    sources = [draw_source(rng, config.vocab_size, short=short) for _ in range(QUESTIONS)]
+    adapters = draw_adapters(model, QUESTIONS)
+    theirs = open_peft(directory, config, adapters)
+    theirs.generation_config.eos_token_id = None
+    graph, params = nnx.split(model)
+    decode = make_decoder(graph, Answering("greedy", generation_max_length=NEW + 1), None, lora=LORA)
+    buckets = choose_buckets(512)
+    # As `lamp generate`: questions of about one length together.
+    ordered = sorted(range(QUESTIONS), key=lambda place: len(sources[place]))
+    several = [ordered[start : start + TOGETHER] for start in range(0, QUESTIONS, TOGETHER)]
+    answers = {name: np.zeros((QUESTIONS, NEW), np.int64) for name in ("ours", "alone", "peft", "mixed")}
+
+    def ours(name: str, batches: Iterable[Sequence[int]]) -> Iterator[int]:
+        for places in batches:
+            # Alone on several devices, a question is there on each.
+            copies = -(-jax.device_count() // len(places))
+            own = {key: np.repeat(values[list(places)], copies, axis=0) for key, values in adapters.items()}
+            length = find_bucket(max(len(sources[place]) for place in places), buckets)
+            source = np.repeat(pad_rows([sources[place] for place in places], len(places), length), copies, axis=0)
+            answers[name][list(places)] = np.asarray(decode(params, *place_batch((source, own))))[::copies]
+            yield len(places)
+
+    def generate(places: Sequence[int], **more: Any) -> np.ndarray:
+        longest = max(len(sources[place]) for place in places)
+        source = torch.tensor(pad_rows([sources[place] for place in places], len(places), longest).astype(np.int64))
+        with torch.no_grad():
+            found = theirs.generate(
+                input_ids=source, attention_mask=source != 0, max_new_tokens=NEW, do_sample=False, num_beams=1, **more
+            )
+        assert found.shape[1] == NEW + 1
+        return found[:, 1:].numpy()
+
+    def peft() -> Iterator[int]:
+        for place in range(QUESTIONS):
+            theirs.set_adapter(str(place))
+            answers["peft"][place] = generate([place])
+            yield 1
+
+    def mixed() -> Iterator[int]:
+        for places in several:
+            answers["mixed"][places] = generate(places, adapter_names=[str(place) for place in places])
+            yield len(places)
+
+    alone = [[place] for place in range(QUESTIONS)]
+    compiling, *clocks = (Clock() for _ in range(5))
+    with compiling:
+        for name, batches in (("ours", several), ("alone", alone)):
+            lengths = {find_bucket(max(len(sources[p]) for p in places), buckets): places for places in batches}
+            for _ in ours(name, lengths.values()):
+                pass
+    sides = [ours("ours", several), ours("alone", alone), peft(), mixed()]
+    for side in (peft(), mixed()):
+        next(side)
+    take_turns([(side, QUESTIONS) for side in sides], clocks)
+    names = [
+        f"ours, {TOGETHER} users' at once",
+        "ours, one at a time",
+        "peft, one at a time, adapters switched",
+        f"peft, its mixed batches of {TOGETHER}",
+    ]
+    print(f"{QUESTIONS} questions of as many users, {NEW} tokens each; compiling took {compiling.seconds:.1f} s")
+    for name, clock, found in zip(names, clocks, answers.values(), strict=True):
+        same = (found == answers["peft"]).all(axis=1).mean()
+        print(
+            f"{name}: {3600 * QUESTIONS / clock.seconds:,.0f} questions an hour ({clock.processor:.1f} processor "
+            f"seconds); ours at once {clock.seconds / clocks[0].seconds:.2f} times as fast "
+            f"({clock.processor / clocks[0].processor:.2f}); {same:.0%} of answers as peft's"
+        )
+
+
+if __name__ == "__main__":
+    main()
