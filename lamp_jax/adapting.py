@@ -47,9 +47,11 @@ class Company:
         self._update = make_adapter_update(
             graph, options.learning, options.lora, seed=options.seed, shared=shared, rules=self.rules
         )
-        parts = fit_shapes((row for one in learners for row in one.examples), tokens=options.tokens_per_device)
-        room = min(options.users_per_step, len(learners))
-        room = -(-room // self.devices) * self.devices
+        room = -(-min(options.users_per_step, len(learners)) // self.devices) * self.devices
+        batch = options.learning.batch_size
+        most = -(-batch // self.devices) if shared else room // self.devices * batch
+        rows = (row for one in learners for row in one.examples)
+        parts = fit_shapes(rows, tokens=options.tokens_per_device, most=most)
         self.blocks = [
             Block(users, room, parts, options.learning, options.seed, self.devices, shared)
             for users in make_blocks(learners, room, options.learning)

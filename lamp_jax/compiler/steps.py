@@ -124,7 +124,8 @@ def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:
     specs, shapes = adapter_specs(model, lora), adapter_shapes(model, lora)
     adapters = {name: _array((users, *shape), specs[name], jnp.float32) for name, shape in shapes.items()}
     state = _placed(jax.eval_shape(lambda adapters: start_users(adapters, learning, rules), adapters))
-    shape = fit_rows(experiment.max_length, experiment.target_length, experiment.tokens_per_device)
+    most = users // shards(rules.batch) * learning.batch_size
+    shape = fit_rows(experiment.max_length, experiment.target_length, experiment.tokens_per_device, most)
     rows = shape.rows * shards(rules.batch)
     part = Part(
         _rows((rows, shape.source), rules),

@@ -89,8 +89,10 @@ def fit_lengths(lengths: Iterable[int], count: int, *, multiple: int = _MULTIPLE
     return tuple(reversed(found))
 
 
-def fit_shapes(examples: Iterable[Example], *, tokens: int) -> tuple[Shape, ...]:
+def fit_shapes(examples: Iterable[Example], *, tokens: int, most: int) -> tuple[Shape, ...]:
     """The few shapes of all parts, short ones first; a device's part has about `tokens` tokens, padding included.
+
+    And no more than `most` rows, each of which has an adapter of its own.
 
     Each is a length of the sources with one of the targets; the side that has more tokens may have more lengths. Every
     shape is a compilation: one more length must spare a hundredth of all tokens.
@@ -100,7 +102,7 @@ def fit_shapes(examples: Iterable[Example], *, tokens: int) -> tuple[Shape, ...]
     counts = (_SHAPES, _OTHER_SHAPES) if more_sources else (_OTHER_SHAPES, _SHAPES)
     worth = _WORTH * lengths.sum()
     sources, targets = (_fit_some(lengths[:, side], count, worth) for side, count in enumerate(counts))
-    return tuple(fit_rows(source, target, tokens) for target in targets for source in sources)
+    return tuple(fit_rows(source, target, tokens, most) for target in targets for source in sources)
 
 
 def _fit_some(lengths: np.ndarray, most: int, worth: float) -> tuple[int, ...]:
@@ -118,9 +120,9 @@ def _padded(lengths: np.ndarray, sizes: tuple[int, ...]) -> int:
     return int(np.asarray(sizes)[np.searchsorted(sizes, lengths)].sum())
 
 
-def fit_rows(source: int, target: int, tokens: int) -> Shape:
-    """The part of rows of these lengths that has about so many tokens on each device."""
-    return Shape(source, target, max(1, tokens // (source + target)))
+def fit_rows(source: int, target: int, tokens: int, most: int) -> Shape:
+    """The part of rows of these lengths that has about so many tokens on each device, and at most so many rows."""
+    return Shape(source, target, min(max(1, tokens // (source + target)), most))
 
 
 def make_blocks(learners: Sequence[Learner], size: int, learning: Optimization) -> list[list[Learner]]:

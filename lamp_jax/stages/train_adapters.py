@@ -76,8 +76,10 @@ def _check(options: TrainAdapters) -> None:
         ("epochs", learning.epochs, learning.epochs > 0, "more than 0"),
         ("learning-rate", learning.learning_rate, learning.learning_rate > 0, "more than 0"),
         ("warmup-ratio", learning.warmup_ratio, 0 <= learning.warmup_ratio <= 0.5, "from 0 to 0.5"),
+        ("clip", learning.clip, learning.clip > 0, "more than 0"),
         ("alpha", lora.alpha, lora.alpha > 0, "more than 0"),
-        ("dropout", lora.dropout, 0 <= lora.dropout < 1, "from 0 to less than 1"),
+        ("dropout", lora.dropout, 0 <= lora.dropout <= 0.99, "from 0 to 0.99"),
+        ("seed", options.seed, options.seed >= 0, "0 or more"),
     ):
         if not fits:
             raise LampError(f"--{name} {value}: must be {wanted}")

@@ -46,7 +46,9 @@ def examples_of(learners):
 def block_of(learners, learning, *, devices=1, tokens=64, seed=0, spare=0, shared=False):
     """A block with room for its learners, and for `spare` more on each device."""
     size = devices if shared else devices * (ceil(len(learners) / devices) + spare)
-    return Block(learners, size, fit_shapes(examples_of(learners), tokens=tokens), learning, seed, devices, shared)
+    return Block(
+        learners, size, fit_shapes(examples_of(learners), tokens=tokens, most=64), learning, seed, devices, shared
+    )
 
 
 def whose(source):
@@ -94,9 +96,9 @@ def test_every_length_fits(lengths, count, multiple):
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=20), TOKENS)
 def test_shapes_hold_every_example(sides, tokens):
     examples = [Example("", [1] * source, [1] * target) for source, target in sides]
-    shapes = fit_shapes(examples, tokens=tokens)
+    shapes = fit_shapes(examples, tokens=tokens, most=64)
     assert len(shapes) <= 12
-    assert all(one.rows == max(1, tokens // (one.source + one.target)) for one in shapes)
+    assert all(one.rows == min(max(1, tokens // (one.source + one.target)), 64) for one in shapes)
     for example in examples:
         shape = shapes[find_shape(example, shapes)]
         assert shape.source >= len(example.source)
