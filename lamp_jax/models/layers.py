@@ -6,7 +6,7 @@ are stored in float32 and used in the dtype of the activations; softmax and norm
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -170,9 +170,9 @@ def project(
     left operand of the weight's gradient: here that is x, stored and shared by all products of x, where JAX's rule
     takes the output's gradient with all that computes it.
     """
-    if not isinstance(parameter, nnx.Param):
+    if isinstance(parameter, nnx.Module):
         return parameter.product(subscripts, x, rules, out=out, dtype=dtype)
-    return _project(subscripts, x, parameter[...].astype(x.dtype), rules, out, dtype or x.dtype)
+    return _project(subscripts, x, cast(nnx.Param, parameter)[...].astype(x.dtype), rules, out, dtype or x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))

@@ -203,7 +203,7 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
             arrays = {(*path, "steps"): steps, (*path, "scale"): scale}
         for leaf, array in arrays.items():
             like = flat[leaf].get_value()
-            spec = like.sharding.spec if like.sharding else P()
+            spec = getattr(like.sharding, "spec", P())  # of one device's arrays, or none, there is nothing to say
             flat[leaf] = flat[leaf].replace(put(array.astype(like.dtype), spec))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 

@@ -189,7 +189,7 @@ def test_projections_of_one_x_drop_the_same_of_it():
     [
         ("tied", ("q", "wi_0"), "--targets wi_0: this model's projections are k, o, q, v, wi, wo"),
         ("gated", ("wi", "lm_head"), "--targets wi lm_head: this model's projections are k, o, q, v, wi_0, wi_1, wo"),
-        ("gated", (), "--targets : this model's projections"),
+        ("gated", (), "--targets \\(none\\): this model's projections"),
         ("gated", ("layer_norm",), "--targets layer_norm: this model's projections"),
     ],
 )
