@@ -5,6 +5,7 @@ behind each other in the same order, `adapters.bin`: little endian, as many byte
 before their lines, so that a store which was cut off holds whole adapters only.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -100,20 +101,19 @@ class AdapterStore:
     Of several processes the first writes, and all append alike; each reads the files for itself.
     """
 
-    def __init__(self, directory: str | Path, form: Form, *, appends: bool = False):
+    def __init__(self, directory: str | Path, form: Form, *, journal: Journal | None = None):
         self.directory, self.form = Path(directory), form
         self.entries: dict[str, Entry] = {}
         """By user, in the order of the file."""
         self._rows: dict[str, int] = {}
         self._checksums: list[int] = []
-        self._journal: Journal | None = None
-        found = agree(self._find) if appends else self._find()
+        self._journal = journal
+        found = agree(self._find) if journal else self._find()
         self.dropped: int = found["dropped"]
         """Lines that were left out on opening: broken off, or without all of their numbers."""
         self._add(found["lines"])
-        if appends:
-            self._journal = Journal(self.directory / USERS)
-            self._journal.keep(len(self.entries))
+        if journal:
+            journal.keep(len(self.entries))
 
     def append(self, entries: Sequence[Entry], adapters: Mapping[str, np.ndarray]) -> None:
         """Adds users, on disk before this returns: `adapters` holds each array of the form with the users in front.
@@ -250,10 +250,17 @@ class AdapterStore:
 
 
 def create_store(directory: str | Path, form: Form) -> AdapterStore:
-    """A store to append to: a new one, or that which stands there, if it is of this form (check_form)."""
+    """A store to append to: a new one, or that which stands there, if it is of this form (check_form).
+
+    LampError while another command appends to it. Nothing is looked at before that is certain.
+    """
     directory = Path(directory)
-    contents = agree(lambda: _settle(directory, form))
-    return AdapterStore(directory, _parse_form(contents, directory / FORM), appends=True)
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(contextlib.closing(Journal(directory / USERS)))
+        contents = agree(lambda: _settle(directory, form))
+        store = AdapterStore(directory, _parse_form(contents, directory / FORM), journal=journal)
+        stack.pop_all()
+    return store
 
 
 def open_store(directory: str | Path) -> AdapterStore:
@@ -304,7 +311,7 @@ def _settle(directory: Path, form: Form) -> dict[str, Any]:
         check_form(stored, form, where=directory)
         return _form_contents(stored)
     for name in (USERS, NUMBERS):
-        if (directory / name).exists():
+        if (directory / name).exists() and (directory / name).stat().st_size:
             raise LampError(f"{directory / name}: stands there without {FORM}; bring that back, or move this away")
     _parse_form(contents, path)
     write_json(path, contents)

@@ -1,5 +1,6 @@
 """What made an output: by the record beside it the same command finds its work done, resumes, or refuses."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -121,34 +122,43 @@ def digest(name: str) -> str:
 
 
 class Journal:
-    """An append-only file of JSON lines that survives a kill: a line broken off at the end is dropped on opening.
+    """An append-only file of JSON lines that survives a kill: a line broken off at the end is none of its entries.
 
-    Of several processes the first has the file; all have the entries, which all append alike.
+    One command has it at a time. LampError where another is writing to it, and, with the line, where one is no JSON;
+    opening changes nothing in the file. Of several processes the first has it; all have the entries, which all append
+    alike.
     """
 
     def __init__(self, path: Path):
         self.path, self._pace = path, remote.Pace()
         self._file: IO[bytes] | None = None
+        self._size = 0
         self.entries: list[Any] = agree(self._open)
 
     def _open(self) -> list[Any]:
-        lines = whole_lines(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")  # noqa: SIM115 (open for the life of the journal)
-        self._file.truncate(sum(map(len, lines)))
-        return [json.loads(line) for line in lines]
+        self._file = lock(self.path)
+        try:
+            lines = whole_lines(self.path)
+            self._size = sum(map(len, lines))
+            return list(_parsed(lines, self.path))
+        except LampError:
+            self._file.close()
+            raise
 
     def keep(self, count: int) -> None:
-        """Drops all entries but the first `count`."""
+        """Drops all entries but the first `count`, and what is broken off behind them."""
         if self._file:
-            self._file.truncate(sum(map(len, whole_lines(self.path)[:count])))
+            self._size = sum(map(len, whole_lines(self.path)[:count]))
+            self._file.truncate(self._size)
         del self.entries[count:]
 
     def append(self, entries: Iterable[Any]) -> None:
         """Adds entries, on disk before this returns."""
         entries = list(entries)
         if self._file:
-            self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
+            self._file.truncate(self._size)  # a line that a kill or a full disk broke off
+            self._size += self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
             self._file.flush()
             os.fsync(self._file.fileno())
             self._pace.publish()
@@ -161,11 +171,23 @@ class Journal:
 
 def read_journal(path: Path) -> Iterator[Any]:
     """The entries of a journal that nobody writes to any more. LampError, with the line, for one that is broken."""
-    for number, line in enumerate(whole_lines(path), 1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None
+    return _parsed(whole_lines(path), path)
+
+
+def lock(path: Path) -> IO[bytes]:
+    """A file that is opened to append, and made where there is none, by this command alone until it is closed.
+
+    LampError where another command has it. Nothing in it is changed.
+    """
+    file = open(path, "ab")  # noqa: SIM115 (open for as long as it is locked)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise LampError(f"{path}: another lamp command is writing to it; wait for its end, or stop it") from None
+    except OSError:
+        pass  # some network file systems know no locks: work there goes on as unguarded as it has to be
+    return file
 
 
 def whole_lines(path: Path) -> list[bytes]:
@@ -173,6 +195,14 @@ def whole_lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _parsed(lines: Iterable[bytes], path: Path) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None
 
 
 def _state(output: Path, fingerprint: str) -> State:
@@ -221,6 +251,9 @@ def _check_removable(output: Path) -> State:
 
 
 def _remove(output: Path) -> None:
+    for journal in [journal_path(output), *output.glob("*.jsonl")]:
+        if journal.exists():
+            lock(journal).close()  # nothing is removed that another command is writing
     remote.remove(output)
     for path in (record_path(output), journal_path(output)):
         path.unlink(missing_ok=True)

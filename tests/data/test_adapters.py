@@ -329,6 +329,44 @@ def test_a_killed_append_loses_its_own_users_alone(never_cut, tmp_path):
     assert_mends(tmp_path, never_cut, dropped=1)
 
 
+TRAINS = """
+import sys
+from tests.data import test_adapters as tests
+with tests.closing(tests.create_store(sys.argv[1], tests.SMALL)) as store:
+    adapters = tests.draw(tests.SMALL, 3)
+    for place, entry in enumerate(tests.entries_of(*"abc")):
+        print(entry.user, flush=True)
+        sys.stdin.readline()
+        store.append([entry], tests.one_of(adapters, place))
+"""
+
+
+def test_two_commands_do_not_append_to_one_store_at_once(never_cut, tmp_path):
+    """Wherever the first one is, also between numbers and their lines, the second changes nothing."""
+    words = [sys.executable, "-c", TRAINS, str(tmp_path / "store")]
+    where = {"cwd": Path(__file__).parents[2], "text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(words, **where) as other:
+        for user in "abc":
+            assert other.stdout.readline() == f"{user}\n"
+            before = (tmp_path / "store" / USERS).read_bytes()
+            with pytest.raises(LampError, match=r"users\.jsonl: another lamp command is writing to it; wait"):
+                create_store(tmp_path / "store", SMALL)
+            assert (tmp_path / "store" / USERS).read_bytes() == before
+            other.stdin.write("\n")
+            other.stdin.flush()
+    assert other.returncode == 0
+    assert contents(tmp_path / "store") == contents(never_cut)
+
+
+def test_a_command_of_another_form_does_not_get_in_between(tmp_path):
+    """The form is settled by whoever appends first."""
+    with closing(create_store(tmp_path, SMALL)):
+        (tmp_path / FORM).unlink()
+        with pytest.raises(LampError, match="another lamp command is writing to it"):
+            create_store(tmp_path, replace(SMALL, rank=4))
+        assert not (tmp_path / FORM).exists()
+
+
 def test_a_directory_without_a_store_is_refused(tmp_path):
     with pytest.raises(LampError, match=r"adapters\.json: no such file; give the directory of a store"):
         open_store(tmp_path)

@@ -1,11 +1,39 @@
 """What a command does where its output already stands."""
 
+import errno
+import fcntl
+import subprocess
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
 
-from lamp_jax.data.records import Journal, claim, read_journal
+from lamp_jax.data.records import Journal, claim, journal_path, read_journal
 from lamp_jax.errors import LampError
+
+HOLDS = """
+import sys
+from pathlib import Path
+from lamp_jax.data.records import Journal
+journal = Journal(Path(sys.argv[1]))
+journal.append(["theirs"])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_command(path):
+    """A process that appends to this journal meanwhile."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "open\n"
+        try:
+            yield
+        finally:
+            other.kill()
 
 
 @dataclass(frozen=True)
@@ -164,3 +192,53 @@ def test_a_line_of_a_journal_that_is_broken_is_named(tmp_path):
     path.write_bytes(b'{"a": 1}\n{"a": \n')
     with pytest.raises(LampError, match=r"broken\.jsonl, line 2: not whole JSON"):
         list(read_journal(path))
+
+
+def test_a_journal_is_one_commands_at_a_time(tmp_path):
+    path = tmp_path / "out.journal.jsonl"
+    with another_command(path):
+        path.write_bytes(path.read_bytes() + b'"hal')
+        with pytest.raises(
+            LampError, match=r"out\.journal\.jsonl: another lamp command is writing to it; wait for its end"
+        ):
+            Journal(path)
+        assert path.read_bytes() == b'"theirs"\n"hal'
+    journal = Journal(path)
+    journal.append(["ours"])
+    journal.close()
+    assert list(read_journal(path)) == ["theirs", "ours"]
+
+
+def test_a_file_system_without_locks_has_journals_too(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    make_journal(tmp_path / "out.jsonl", ["a"]).close()
+    assert list(read_journal(tmp_path / "out.jsonl")) == ["a"]
+
+
+def test_force_removes_nothing_that_another_command_is_writing(options, tmp_path):
+    make(options)
+    mine = replace(options, output=str(tmp_path / "store"))
+    claim(mine.output, mine, inputs=[], directory=True).begin()
+    for forced, journal in ((options, journal_path(tmp_path / "out.json")), (mine, tmp_path / "store" / "users.jsonl")):
+        with another_command(journal):
+            record = claim(
+                forced.output, replace(forced, force=True), inputs=[], directory=forced.output == mine.output
+            )
+            with pytest.raises(LampError, match="another lamp command is writing to it"):
+                record.begin()
+        assert list(read_journal(journal)) == ["theirs"]
+    assert (tmp_path / "out.json").read_text() == "made"
+
+
+def test_opening_a_journal_changes_nothing_and_a_broken_one_can_be_opened_again(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'"a"\n{\n"hal')
+    for _ in range(2):
+        with pytest.raises(LampError, match=r"out\.jsonl, line 2: not whole JSON"):
+            Journal(path)
+    path.write_bytes(b'"a"\n"hal')
+    Journal(path).close()
+    assert path.read_bytes() == b'"a"\n"hal'

@@ -404,6 +404,28 @@ def test_profiles_settles_a_user_of_two_profiles_and_users_without_are_told(ques
     assert open_store(tmp_path / "store").entries["u10"].items == sum(sizes)
 
 
+def test_an_import_waits_for_the_end_of_the_command_that_trains(
+    questions, whole, copied, tmp_path, monkeypatch, capsys
+):
+    directory, output, said = export(whole, tmp_path), tmp_path / "new", []
+    append = AdapterStore.append
+
+    def append_beside_others(self, entries, adapters):
+        assert lamp(*import_words(directory, output, user="other")) == 1
+        assert lamp(*train_words(questions, output, "--force")) == 1
+        said.append(capsys.readouterr().err)
+        append(self, entries, adapters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterStore, "append", append_beside_others)
+        assert lamp(*train_words(questions, output)) == 0
+    assert {
+        one.count(f"{output / USERS}: another lamp command is writing to it; wait for its end") for one in said
+    } == {2}
+    assert_same_store(output, whole)
+    assert lamp(*import_words(directory, output, user="other")) == 0
+
+
 def test_a_store_of_another_base_is_refused(questions, whole, another_base, tmp_path, capsys):
     words = generate_words(questions, tmp_path / "p.json", "--adapters", whole, "--model", another_base)
     assert lamp(*words) == 1
