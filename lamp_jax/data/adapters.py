@@ -166,12 +166,20 @@ class AdapterStore:
             self._journal.close()
 
     def _find(self) -> dict[str, Any]:
-        """The lines whose numbers are there, and how many others."""
+        """The lines whose numbers are there, and how many others.
+
+        LampError where it will be appended to, and more of them have none than a cut-off append leaves.
+        """
         path, numbers = self.directory / USERS, self.directory / NUMBERS
         lines = whole_lines(path)
         broken_off = path.exists() and path.stat().st_size > sum(map(len, lines))
         adapters = numbers.stat().st_size // self.form.bytes_per_user if numbers.exists() else 0
         parsed = [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        if self._journal and (len(parsed) > adapters + 1 or (parsed and not numbers.exists())):
+            raise LampError(
+                f"{numbers}: has the numbers of {adapters} users, and {path} names {len(parsed)}; "
+                f"copy {NUMBERS} again, or make the store again (--force)"
+            )
         return {"lines": parsed[:adapters], "dropped": len(parsed[adapters:]) + broken_off}
 
     def _add(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -252,7 +260,8 @@ class AdapterStore:
 def create_store(directory: str | Path, form: Form) -> AdapterStore:
     """A store to append to: a new one, or that which stands there, if it is of this form (check_form).
 
-    LampError while another command appends to it. Nothing is looked at before that is certain.
+    LampError while another command appends to it (nothing is looked at before that is certain), and for one that has
+    lost numbers, which is left as it is.
     """
     directory = Path(directory)
     with contextlib.ExitStack() as stack:

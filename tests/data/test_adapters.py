@@ -305,6 +305,23 @@ def test_a_store_without_its_numbers_holds_nobody(never_cut, tmp_path):
         assert (len(store.entries), store.dropped) == (0, 3)
 
 
+@pytest.mark.parametrize(("users", "kept"), [(3, None), (1, None), (3, 0), (3, 1), (2, 0)])
+def test_a_store_that_lost_numbers_is_not_appended_to(never_cut, tmp_path, users, kept):
+    """Numbers are on disk before their lines, so that no cut-off append leaves more lines than one without them."""
+    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
+    lines = (never_cut / USERS).read_bytes().splitlines(True)
+    (tmp_path / USERS).write_bytes(b"".join(lines[:users]) + b'{"user": "c", "it')
+    if kept is None:
+        (tmp_path / NUMBERS).unlink()
+    else:
+        (tmp_path / NUMBERS).write_bytes((never_cut / NUMBERS).read_bytes()[: (kept + 1) * SMALL.bytes_per_user - 1])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    told = rf"adapters\.bin: has the numbers of {kept or 0} users, and .*users\.jsonl names {users}; copy adapters\.bin"
+    with pytest.raises(LampError, match=told):
+        create_store(tmp_path, SMALL)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 KILLED = """
 import os, signal, sys
 from tests.data import test_adapters as tests

@@ -176,7 +176,7 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
     return work
 
 
-CUTS = {"nothing": lambda store: None, "numbers of three users": cut(NUMBERS, 50_000), "a line": cut(USERS, 9)}
+CUTS = {"nothing": lambda store: None, "numbers of a user": cut(NUMBERS, 9), "a line": cut(USERS, 9)}
 
 
 @pytest.mark.parametrize("what", CUTS)
@@ -186,6 +186,21 @@ def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, 
     CUTS[what](output)
     assert not json.loads((output / "run.json").read_text())["finished"]
     assert lamp(*train_words(questions, output)) == 0
+    assert_same_store(output, whole)
+
+
+def test_a_store_that_lost_numbers_is_left_alone_until_force_makes_it_again(
+    questions, whole, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "store"
+    kill_behind_block(monkeypatch, train_words(questions, output), 1)
+    numbers = output / NUMBERS
+    numbers.write_bytes(numbers.read_bytes()[: open_store(output).form.bytes_per_user])
+    before = {name: (output / name).read_bytes() for name in (USERS, NUMBERS)}
+    assert lamp(*train_words(questions, output)) == 1
+    assert f"{numbers}: has the numbers of 1 users, and {output / USERS} names {FIRST_BLOCK}" in capsys.readouterr().err
+    assert {name: (output / name).read_bytes() for name in before} == before
+    assert lamp(*train_words(questions, output, "--force")) == 0
     assert_same_store(output, whole)
 
 
