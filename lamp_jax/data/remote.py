@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ CHECKPOINTS = "checkpoints"
 _URL = re.compile(r"^(?P<name>[\w.-]+=)?(?P<url>(?!https?:)[a-z][a-z0-9]*://.+)$")
 _NATIVE = ("gs://", "s3://", "file://")  # where orbax can write
 _PAUSE = 30.0  # seconds between looks at what a growing file has gained
+_LITTLE, _SHARE = 2**26, 0.25  # bytes that are sent whenever they changed; growth of more that pays for sending it
 
 _copies: list["Copy"] = []
 
@@ -34,38 +36,61 @@ class Copy:
         self._sent: dict[Path, tuple[int, int]] = {}
 
     def fetch(self) -> None:
-        """Brings what is there, unless the same was brought before; what is not there any more goes here too."""
-        notes = _root() / "fetched.json"
-        known: dict[str, str] = json.loads(notes.read_text()) if notes.exists() else {}
+        """Brings what is there, unless the same was brought or sent before; what is not there any more goes here too.
+
+        Where nothing has changed there, what a killed command had not sent yet is still here, and is sent later.
+        """
+        known = _read_notes()
         there = {self._at(remote): remote for remote in self._find()}
         for path in [path for path in self._files() if path not in there]:
             path.unlink()
         for path, remote in there.items():
-            key = str(self._fs.ukey(remote))
-            if known.get(str(path)) != key or not path.exists():
+            key, state = str(self._fs.ukey(remote)), known.get(str(path), ("",))
+            if key != state[0] or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(remote, str(path))
-            known[str(path)] = key
-            self._sent[path] = _state(path)
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        notes.write_text(json.dumps(known))
+                state = (key, *_state(path))
+            known[str(path)], self._sent[path] = state, (state[1], state[2])
+        _write_notes(known)
 
     def send(self) -> None:
-        """Sends what has changed since it was fetched or sent; removes there what was removed here."""
-        here = {path: _state(path) for path in self._files()}
-        for path, state in here.items():
-            if self._sent.get(path) != state:
+        """Sends what has changed since it was fetched or sent; removes there what was removed here.
+
+        What was written first goes first, so that numbers are there before the lines that count on them.
+        """
+        here = self._states()
+        for path in sorted(here, key=lambda path: (here[path][1], path.suffix == ".jsonl")):  # clocks are coarse
+            if self._sent.get(path) != here[path]:
                 self._fs.makedirs(os.path.dirname(self._there(path)), exist_ok=True)
                 self._fs.put_file(str(path), self._there(path))
+                _write_notes(_read_notes() | {str(path): (str(self._fs.ukey(self._there(path))), *here[path])})
+                self._sent[path] = here[path]
         for path in self._sent.keys() - here.keys():
             if self._fs.exists(self._there(path)):
                 self._fs.rm_file(self._there(path))
         self._sent = here
 
-    def remove(self) -> None:
-        """Removes what lies at the URL, checkpoints included."""
-        if self._fs.exists(self._remote):
-            self._fs.rm(self._remote, recursive=True)
+    def pays(self) -> bool:
+        """Whether what has changed is worth sending: all of it, for objects in a bucket cannot be appended to.
+
+        Files that have only grown wait, unless they are small, until they have grown by a quarter: so all that is sent
+        of them is a few times their last size. They wait together, because one may count on another.
+        """
+        here = self._states()
+        changed = [path for path, state in here.items() if self._sent.get(path) != state]
+        size, before = (sum(of[path][0] for path in changed if path in of) for of in (here, self._sent))
+        grown = all(path in self._sent and here[path][0] > self._sent[path][0] for path in changed)
+        return not grown or self._sent.keys() > here.keys() or size <= _LITTLE or size - before >= _SHARE * before
+
+    def remove(self, part: str = "") -> None:
+        """Removes what lies at the URL, checkpoints included, or one directory of it."""
+        place = f"{self._remote}/{part}".rstrip("/")
+        self._fs.invalidate_cache()  # checkpoints are not written through it
+        if self._fs.exists(place):
+            self._fs.rm(place, recursive=True)
+
+    def _states(self) -> dict[Path, tuple[int, int]]:
+        return {path: _state(path) for path in self._files()}
 
     def _files(self) -> Iterator[Path]:
         beside = self.local.parent.glob(f"{self.local.stem}.*") if self.local.parent.exists() else ()
@@ -107,9 +132,13 @@ def bring(options: Any) -> Any:
 
 
 def publish() -> None:
-    """Sends what has changed. Before a checkpoint is written, so that none is newer than what belongs to it."""
+    """Sends what has changed, where that pays. Before a checkpoint, so that none is newer than what belongs to it.
+
+    A store of adapters that waits is older than a checkpoint of its run: users that it lacks are then trained again.
+    """
     for copy in _copies if processes.is_first() else ():
-        copy.send()
+        if copy.pays():
+            copy.send()
 
 
 class Pace:
@@ -131,6 +160,14 @@ def remove(path: Path) -> None:
             copy.remove()
 
 
+def remove_checkpoints(output: Path) -> None:
+    """Removes the checkpoints of a run's directory, here or at its URL; none is no error."""
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    for copy in _copies:
+        if output.is_relative_to(copy.local):
+            copy.remove((output / CHECKPOINTS).relative_to(copy.local).as_posix())
+
+
 def checkpoint_place(path: Path) -> str:
     """Where a run's checkpoints belong: at its URL, or where it says. LampError for a URL that is none of orbax's."""
     for copy in _copies:
@@ -143,9 +180,10 @@ def checkpoint_place(path: Path) -> str:
 
 
 def leave() -> None:
-    """Sends what has changed and forgets all copies."""
+    """Sends all that has changed and forgets all copies."""
     try:
-        publish()
+        for copy in _copies if processes.is_first() else ():
+            copy.send()
     finally:
         _copies.clear()
 
@@ -172,6 +210,19 @@ def _root() -> Path:
     """Each process of this machine has copies of its own."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "lamp" / "remote" / str(processes.index())
+
+
+def _read_notes() -> dict[str, Any]:
+    """Of each copied file a key that changes when the URL's does, and the state of the copy that is equal to it."""
+    notes = _root() / "fetched.json"
+    return json.loads(notes.read_text()) if notes.exists() else {}
+
+
+def _write_notes(known: dict[str, Any]) -> None:
+    unfinished = _root() / f".fetched.{os.getpid()}.unfinished"
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(known))
+    os.replace(unfinished, _root() / "fetched.json")
 
 
 def _state(path: Path) -> tuple[int, int]:

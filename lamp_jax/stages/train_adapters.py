@@ -1,7 +1,6 @@
 """`lamp train-adapters`: every user's own LoRA adapter, learned from the user's own profile, many users at a time."""
 
 import contextlib
-import shutil
 from array import array
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from lamp_jax.config import Lora, TrainAdapters
 from lamp_jax.data.adapters import EVERYBODY, AdapterStore, Entry, Form, create_store
 from lamp_jax.data.files import read_questions
 from lamp_jax.data.records import claim
-from lamp_jax.data.remote import CHECKPOINTS
+from lamp_jax.data.remote import remove_checkpoints
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.examples import gold_of
@@ -45,7 +44,7 @@ def run(options: TrainAdapters) -> None:
         model = load_t5(options.model, storage=options.storage, **model_layout(options.devices))
         company = Company(options, model, learners)
         adapt(Path(options.output), company, known=store.entries.__contains__, keep=partial(_keep, options, store))
-    agree(lambda: shutil.rmtree(Path(options.output) / CHECKPOINTS, ignore_errors=True))
+    agree(lambda: remove_checkpoints(Path(options.output)))
     facts = {"users": len(learners), "items": sum(len(one.examples) for one in learners)}
     record.finish(**facts, users_without_items=without)
     print(f"{options.output}: adapters of {facts['users']} users, from {facts['items']} items")

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from lamp_jax import cli
 from lamp_jax.data import remote
+from lamp_jax.data.adapters import NUMBERS, USERS, Entry, Form, create_store, open_store
 from lamp_jax.data.records import Journal
 from lamp_jax.errors import LampError
 
@@ -114,6 +118,104 @@ def test_a_journal_is_sent_now_and_then(machine, bucket, monkeypatch):
     journal.append([{"id": 1}])
     assert (bucket / "run" / "dev.json.journal.jsonl").read_text() == '{"id": 1}\n'
     journal.close()
+
+
+FORM = Form("a1b2", "t5-small", 1, 32.0, ("q",), {"q.down": (40,), "q.up": (40,)})
+
+
+def append(store, user):
+    store.append([Entry(user, 1, 1, 0.5)], {name: np.ones((1, *shape)) for name, shape in FORM.shapes.items()})
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """At once, and however little there is; what is sent, as (name, bytes)."""
+    found, put = [], LocalFileSystem.put_file
+
+    def put_and_tell(self, path, there, **more):
+        put(self, path, there, **more)
+        found.append((Path(path).name, Path(path).stat().st_size))
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_and_tell)
+    monkeypatch.setattr(remote, "_PAUSE", 0.0)
+    monkeypatch.setattr(remote, "_LITTLE", 0)
+    return found
+
+
+def test_a_store_that_grows_is_sent_a_few_times_and_can_be_opened_whenever(machine, bucket, sent, monkeypatch):
+    """Numbers arrive before their lines; what is not there yet is a fifth at most."""
+    out, put = Path(bring(f"file://{bucket}/run").output), LocalFileSystem.put_file
+
+    def put_and_look(self, path, there, **more):
+        put(self, path, there, **more)
+        if (bucket / "run" / USERS).exists():
+            assert open_store(bucket / "run").dropped == 0
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_and_look)
+    store = create_store(out, FORM)
+    for number in range(100):
+        append(store, f"u{number}")
+        remote.publish()  # as before a checkpoint
+        assert (
+            list(open_store(bucket / "run").entries) == list(store.entries)[: len(open_store(bucket / "run").entries)]
+        )
+        assert len(open_store(bucket / "run").entries) >= 0.75 * len(store.entries)
+    store.close()
+    remote.leave()
+    assert [(bucket / "run" / name).read_bytes() for name in (USERS, NUMBERS)] == [
+        (out / name).read_bytes() for name in (USERS, NUMBERS)
+    ]
+    assert sum(size for name, size in sent if name == NUMBERS) < 6 * 100 * FORM.bytes_per_user
+    assert [name for name, _ in sent if name in (NUMBERS, USERS)][:2] == [NUMBERS, USERS]
+
+
+def test_what_is_not_only_growth_is_sent_at_once(machine, bucket, sent):
+    """A model, say, that is replaced by a better one while a log grows."""
+    out = Path(bring(f"file://{bucket}/run").output)
+    out.mkdir(parents=True)
+    for name in ("model", "log"):
+        (out / name).write_text(100 * "a")
+    remote.publish()
+    with open(out / "log", "a") as log:
+        log.write("b")
+    remote.publish()
+    assert len(sent) == 2
+    (out / "model").write_text(100 * "b")
+    remote.publish()
+    assert [name for name, _ in sent[2:]] == ["log", "model"]
+    (out / "model").unlink()
+    remote.publish()
+    assert not (bucket / "run" / "model").exists()
+
+
+def test_what_was_not_sent_before_a_kill_goes_on_from_the_copy(machine, bucket, sent):
+    out = Path(bring(f"file://{bucket}/run").output)
+    with closing(create_store(out, FORM)) as store:
+        for number in range(8):
+            append(store, f"u{number}")
+    assert len(open_store(bucket / "run").entries) < 8
+    remote._copies.clear()  # killed
+    bring(f"file://{bucket}/run")
+    assert len(open_store(out).entries) == 8
+    remote.leave()
+    assert len(open_store(bucket / "run").entries) == 8
+    del sent[:]
+    bring(f"file://{bucket}/run")
+    remote.leave()
+    assert not sent
+
+
+def test_checkpoints_are_removed_where_they_are(machine, bucket, tmp_path):
+    out = Path(bring(f"file://{bucket}/run").output)
+    for directory in (bucket / "run", tmp_path / "here"):
+        (directory / "checkpoints" / "5").mkdir(parents=True)
+        (directory / "run.json").write_text("{}")
+    remote.remove_checkpoints(out)
+    remote.remove_checkpoints(tmp_path / "here")
+    for directory in (bucket / "run", tmp_path / "here"):
+        assert [path.name for path in directory.iterdir()] == ["run.json"]
+    remote.remove_checkpoints(out)
+    remote.remove_checkpoints(tmp_path / "none")
 
 
 def test_stages_work_at_urls_and_go_on_from_another_machine(machine, bucket, capsys):

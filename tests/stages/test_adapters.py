@@ -236,6 +236,19 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(questions, whole, tmp_p
     assert_same_store(output, whole)
 
 
+def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch):
+    """As at a URL, where a large store is not sent before every checkpoint."""
+    output = tmp_path / "store"
+    stop_behind(monkeypatch, train_words(questions, output), LAST_TURN + 2)
+    assert len(open_store(output).entries) == FIRST_BLOCK
+    for name in (USERS, NUMBERS):
+        (output / name).write_bytes(b"")
+    stop_behind(monkeypatch, train_words(questions, output), 1)
+    assert not open_store(output).entries
+    assert lamp(*train_words(questions, output)) == 0
+    assert_same_store(output, whole)
+
+
 def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
     """Whose an adapter is can be told by its first values, which it keeps to some extent."""
     store = tmp_path / "store"
@@ -302,6 +315,17 @@ def test_a_store_that_was_cut_off_answers_without_its_last_user(questions, whole
     base = answers(questions, tmp_path / "base.json")
     expected = answers(questions, tmp_path / "whole.json", "--adapters", whole)
     assert found == {key: (base if users[key] == last else expected)[key] for key in users}
+
+
+def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(questions, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "bucket").mkdir()
+    words = train_words(questions, f"file://{tmp_path}/bucket/store")
+    stop_behind(monkeypatch, words, LAST_TURN + 2)
+    assert (tmp_path / "bucket" / "store" / "checkpoints").exists()
+    shutil.rmtree(tmp_path / "cache")
+    assert lamp(*words) == 0
+    assert_same_store(tmp_path / "bucket" / "store", whole)
 
 
 def export(store, folder, *more, user="u3") -> Path:
