@@ -300,6 +300,11 @@ def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") ->
         raise LampError(f"{where}: {'; '.join(problems)}; {remedy}")
 
 
+def count_users(users: Sequence[str]) -> str:
+    """How many they are, and the first few, as it may stand in a message."""
+    return f"{len(users)} users" + (f" ({_first(users)})" if users else "")
+
+
 def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
     """What makes a form, but for the base, by name, of both; of many shapes that differ the first few."""
     for name in ("rank", "alpha", "dtype"):

@@ -12,10 +12,11 @@ from flax import nnx
 from tqdm import tqdm
 
 from lamp_jax.config import Generate
-from lamp_jax.data.adapters import AdapterStore, check_form, open_store
+from lamp_jax.data.adapters import AdapterStore, check_form, count_users, open_store
 from lamp_jax.data.files import Question, add_outputs, read_json, read_outputs, read_questions, write_predictions
 from lamp_jax.data.records import Journal, claim, record_path
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.errors import LampError
 from lamp_jax.hosts import stop_if_asked
 from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
@@ -44,7 +45,11 @@ def run(options: Generate) -> None:
     mesh = open_mesh(options.devices)
     with jax.set_mesh(mesh):
         check_divides("--batch-size", options.batch_size, "data")
-    store = open_adapters(options.adapters, options.model) if options.adapters else None
+    facts, store = {"questions": len(questions)}, None
+    if options.adapters:
+        store = open_adapters(options.adapters, options.model)
+        facts["adapted"] = count_adapted(store, questions, path=options.questions)
+        print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     tokenizer = load_tokenizer(options.model)
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
@@ -64,13 +69,8 @@ def run(options: Generate) -> None:
                 adapters=store and read_adapters(store, questions),
             )
     write_predictions(options.output, task, answers)
-    facts = {"questions": len(questions), "bare_inputs": sum(prompt.fell_back for prompt in prompts)}
-    if store:
-        facts["adapted"] = sum(store.serving(question.user) is not None for question in questions)
-    record.finish(**facts)
+    record.finish(**facts, bare_inputs=sum(prompt.fell_back for prompt in prompts))
     print(f"{options.output}: {len(answers)} answers")
-    if store:
-        print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     _write_scores(options, task, questions, answers)
 
 
@@ -84,6 +84,18 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     if path.exists() and not read_json(path).get("finished"):
         print(f"{directory}: its training is not finished; adapters of {len(store.entries)} users so far")
     return store
+
+
+def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: str) -> int:
+    """How many questions of a file an adapter answers. LampError where there is none."""
+    found = sum(store.serving(question.user) is not None for question in questions)
+    if not found:
+        asked = list(dict.fromkeys(question.user for question in questions))
+        raise LampError(
+            f"{store.directory}: has adapters of {count_users(list(store.entries))}, of none of the "
+            f"{count_users(asked)} of {path}; give the store of these users, or leave --adapters out"
+        )
+    return found
 
 
 def read_adapters(store: AdapterStore, questions: Sequence[Question]) -> ReadAdapters:

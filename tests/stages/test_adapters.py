@@ -17,6 +17,7 @@ from lamp_jax.data.adapters import EVERYBODY, FORM, NUMBERS, USERS, AdapterStore
 from lamp_jax.data.files import read_outputs
 from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
+from lamp_jax.stages import generate as stages_generate
 from lamp_jax.stages.train_adapters import make_form
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -129,6 +130,36 @@ def test_every_question_is_answered_with_its_users_adapter(questions, whole, tmp
     assert {own[key] == base[key] for key, user in users.items() if user in WITHOUT} == {True}
     assert sum(own[key] != base[key] for key in own) > 5
     assert "adapted" not in json.loads((tmp_path / "base.json.run.json").read_text())
+
+
+def test_what_has_an_adapter_is_told_before_the_long_work(questions, whole, tmp_path, monkeypatch, capsys):
+    def stop(*given, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages_generate, "make_prompts", stop)
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", whole)) == 130
+    assert "12 of 14 questions have an adapter; the model alone answers the others" in capsys.readouterr().out
+
+
+def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(questions, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stages_generate, "load_t5", None)
+    records = json.loads(questions.read_text())
+    for number, record in enumerate(records):
+        record["user_id"] = f"stranger-{number}"
+    strangers = write(tmp_path / "strangers.json", records)
+    assert lamp(*generate_words(strangers, tmp_path / "own.json", "--adapters", whole)) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"{whole}: has adapters of 11 users (u0, u3, u6, u1, u4, ...), of none of the 14 users (stranger-0, " in error
+    )
+    assert f"of {strangers}; give the store of these users, or leave --adapters out" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["strangers.json"]
+
+
+def test_a_store_of_nobody_is_refused_too(questions, whole, tmp_path, capsys):
+    create_store(tmp_path / "empty", open_store(whole).form).close()
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", tmp_path / "empty")) == 1
+    assert f"{tmp_path / 'empty'}: has adapters of 0 users, of none of the 13 users (u0, " in capsys.readouterr().err
 
 
 def test_answers_do_not_depend_on_the_company_that_a_question_has(questions, whole, tmp_path):
