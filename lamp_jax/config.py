@@ -337,8 +337,8 @@ class ImportAdapter:
     """Model directory or hub name of its base."""
     items: int = 0
     """How many examples it was trained on, where that is known."""
-    keep: Literal["float32", "bfloat16"] = "float32"
-    """Type of the adapters in a new store."""
+    keep: Literal["store", "float32", "bfloat16"] = "store"
+    """Type of the adapters in the store: as it has them, or float32 in a new one (another than it has is an error)."""
 
 
 @dataclass(frozen=True)

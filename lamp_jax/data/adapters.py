@@ -274,10 +274,17 @@ def create_store(directory: str | Path, form: Form) -> AdapterStore:
 
 def open_store(directory: str | Path) -> AdapterStore:
     """The store that stands there, to read: no file is changed. LampError where there is none, or no whole form."""
-    path = Path(directory) / FORM
-    if not path.exists():
+    form = read_store_form(directory)
+    if form is None:
+        path = Path(directory) / FORM
         raise LampError(f"{path}: no such file; give the directory of a store, as `lamp train-adapters` makes it")
-    return AdapterStore(directory, _parse_form(read_json(path), path))
+    return AdapterStore(directory, form)
+
+
+def read_store_form(directory: str | Path) -> Form | None:
+    """What the adapters of a store have in common; None where there is no store. LampError for no whole form."""
+    path = Path(directory) / FORM
+    return _parse_form(read_json(path), path) if path.exists() else None
 
 
 def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") -> None:
@@ -319,9 +326,8 @@ def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
 
 def _settle(directory: Path, form: Form) -> dict[str, Any]:
     """The form of the store that stands there, which is written where there is none, as JSON."""
-    path, contents = directory / FORM, _form_contents(form)
-    if path.exists():
-        stored = _parse_form(read_json(path), path)
+    path, contents, stored = directory / FORM, _form_contents(form), read_store_form(directory)
+    if stored:
         check_form(stored, form, where=directory)
         return _form_contents(stored)
     for name in (USERS, NUMBERS):

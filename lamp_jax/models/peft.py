@@ -27,6 +27,8 @@ _OTHER_KINDS = (
     *("exclude_modules", "target_parameters", "trainable_token_indices", "velora_config", "monteclora_config"),
 )
 """Options of peft that make an adapter compute something else."""
+_SAME_BASE = ("gaussian", "orthogonal", "eva", "mica")
+"""Names of first values that leave the base's weights as they are; others (PiSSA, OLoRA) are taken out of them."""
 
 
 def read_peft(directory: str | Path, config: T5Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -68,6 +70,12 @@ def read_form(directory: str | Path) -> Lora:
     others += ["bias"] * (config.get("bias", "none") != "none")
     if others:
         raise LampError(f"{path}: {', '.join(others)}: only a plain LoRA can be imported, without these options")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _SAME_BASE:
+        raise LampError(
+            f"{path}: init_lora_weights {start!r} changed the base's weights, so the plain base needs another adapter; "
+            "save it with peft's `path_initial_model_for_weight_conversion`, or train it with init_lora_weights=True"
+        )
     try:
         targets = config["target_modules"]
         targets = (targets,) if isinstance(targets, str) else tuple(targets)

@@ -1,9 +1,10 @@
 """`lamp import-adapter`: an adapter that Hugging Face's peft saved becomes a user's of a store."""
 
 import contextlib
+from typing import Literal
 
 from lamp_jax.config import ImportAdapter
-from lamp_jax.data.adapters import Entry, create_store
+from lamp_jax.data.adapters import Entry, create_store, read_store_form
 from lamp_jax.models.peft import read_form, read_peft
 from lamp_jax.models.weights import read_t5_config
 from lamp_jax.stages.train_adapters import make_form
@@ -11,9 +12,17 @@ from lamp_jax.stages.train_adapters import make_form
 
 def run(options: ImportAdapter) -> None:
     lora = read_form(options.directory)
-    form = make_form(options.model, lora, options.keep)
+    form = make_form(options.model, lora, _kept(options))
     adapter = read_peft(options.directory, read_t5_config(options.model), form.shapes)
     with contextlib.closing(create_store(options.store, form)) as store:
         entry = Entry(options.user, options.items, updates=0, loss=None)
         store.append([entry], {name: values[None] for name, values in adapter.items()})
         print(f"{options.store}: {len(store.entries)} adapters, with that of {options.user}")
+
+
+def _kept(options: ImportAdapter) -> Literal["float32", "bfloat16"]:
+    """The type that adapters have in the store."""
+    if options.keep != "store":
+        return options.keep
+    stored = read_store_form(options.store)
+    return stored.dtype if stored else "float32"

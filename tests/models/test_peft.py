@@ -151,6 +151,22 @@ def test_other_kinds_of_lora_are_an_error(directory, option):
         read_form(directory)
 
 
+@pytest.mark.parametrize(
+    "start", ["pissa", "pissa_niter_16", "corda", "olora", "OLoRA", "loftq", "lora_ga", "unheard-of"]
+)
+def test_an_adapter_that_was_made_with_another_base_is_an_error(directory, start):
+    change(directory, init_lora_weights=start)
+    message = rf"{CONFIG}: init_lora_weights '{start}' .* `path_initial_model_for_weight_conversion`"
+    with pytest.raises(LampError, match=message):
+        read_form(directory)
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "Gaussian", "orthogonal", "eva", "mica"])
+def test_how_an_adapter_of_the_same_base_began_makes_no_difference(directory, start):
+    change(directory, init_lora_weights=start)
+    assert read_form(directory).rank == LORAS["gated"].rank
+
+
 def test_other_kinds_of_adapters_are_an_error(directory):
     change(directory, peft_type="IA3")
     with pytest.raises(LampError, match="peft_type 'IA3'; only LORA can be imported"):
@@ -265,6 +281,31 @@ def test_pefts_adapter_says_the_same_here(tmp_path, kind):
     expected = theirs(torch, model)
     assert np.abs(expected - before).max() > 0.1
     np.testing.assert_allclose(logits_of(kind, adapter, form), expected, atol=1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+@pytest.mark.filterwarnings("ignore:.*changes the base weights of the model:UserWarning")
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_of_another_base_says_the_same_here_once_peft_has_converted_it(tmp_path, kind, start):
+    torch, peft, base = open_theirs(tmp_path, kind)
+    targets = list(LORAS[kind].targets)
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=targets, init_lora_weights=start)
+    model = peft.get_peft_model(base, config)
+    model.peft_config["default"].init_lora_weights = True  # as peft says that it is done
+    model.save_pretrained(tmp_path / "before")
+    model.peft_config["default"].init_lora_weights = start
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_" in name:
+                values.add_(0.1 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
+    model.save_pretrained(tmp_path / "plain")
+    with pytest.raises(LampError, match=f"init_lora_weights '{start}'"):
+        read_form(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
+    form = read_form(tmp_path / "converted")
+    adapter = read_peft(tmp_path / "converted", CONFIGS[kind], shapes_of(kind, form))
+    np.testing.assert_allclose(logits_of(kind, adapter, form), theirs(torch, model), atol=1e-4)
 
 
 @pytest.mark.parity

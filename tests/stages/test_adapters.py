@@ -386,6 +386,19 @@ def test_what_is_exported_and_imported_is_the_same_adapter(questions, whole, tmp
     assert [found[key] for key in keys] == [expected[key] for key in keys]
 
 
+@pytest.mark.parametrize("kept", ["float32", "bfloat16"])
+def test_an_import_keeps_to_the_type_of_the_store(whole, tmp_path, capsys, kept):
+    directory = export(whole, tmp_path)
+    assert lamp(*import_words(directory, tmp_path / "new", "--keep", kept)) == 0
+    assert lamp(*import_words(directory, tmp_path / "new", user="other")) == 0
+    assert open_store(tmp_path / "new").form.dtype == kept
+    found = open_store(tmp_path / "new").read(["u3", "other"])
+    assert all(np.array_equal(*values) for values in found.values())
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[kept]
+    assert lamp(*import_words(directory, tmp_path / "new", "--keep", other, user="third")) == 1
+    assert f"dtype {kept} in the store, {other} asked for" in capsys.readouterr().err
+
+
 def test_an_export_of_another_store_at_the_same_place_is_not_done_already(whole, copied, tmp_path):
     directory = export(copied, tmp_path, user="u3")
     shutil.rmtree(copied)
