@@ -332,7 +332,7 @@ class ImportAdapter:
     store: str
     """Directory of the store."""
     user: str
-    """User id that it will have."""
+    """User id that it will have; by the id `everybody` it answers for all who have no adapter of their own."""
     model: str
     """Model directory or hub name of its base."""
     items: int = 0

@@ -5,7 +5,7 @@ Source: arXiv 2409.09510, where every user has an adapter of their own, and its 
 
 import random
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,16 +50,22 @@ def read_users(
     seed: int,
     path: str,
     compatibility: Compatibility = CORRECT,
+    reserved: Collection[str] = (),
 ) -> list[User]:
     """All users, in the order of their first questions, each with one pair for every item of the history.
 
     `seed` decides how much of an item is given where the task's practice gives its start; a user's pairs depend on
-    no other user. Raises LampError, with `path`, for an item without a field that the task needs, and for a user of
-    several profiles where `profiles` is `single`.
+    no other user. Raises LampError, with `path`, for an item without a field that the task needs, for a user of
+    several profiles where `profiles` is `single`, and for one whose id is `reserved` for an adapter of all.
     """
     asked: dict[str, list[Question]] = {}
     for question in questions:
         check_items(question, task, path)
+        if question.user in reserved:
+            raise LampError(
+                f"{path}, user {question.user!r} (question {question.id!r}): by this id the store knows the adapter of "
+                "all who have none of their own; give the user another id"
+            )
         asked.setdefault(question.user, []).append(question)
     return [
         User(user, tuple(_pair(entry, task, seed, compatibility) for entry in _history(own, profiles, path)))

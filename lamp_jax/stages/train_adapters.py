@@ -106,6 +106,7 @@ def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[l
             seed=options.seed,
             path=options.questions,
             compatibility=options.compatibility,
+            reserved=(EVERYBODY,) if options.shared == "no" else (),
         )
     learning = [user for user in users if user.pairs]
     if not learning:

@@ -319,6 +319,14 @@ def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, cap
     assert found != base
 
 
+def test_a_user_who_is_called_everybody_learns_with_the_others(questions, tmp_path):
+    records = json.loads(questions.read_text())
+    everybody(records)
+    path = write(tmp_path / "named.json", records)
+    assert lamp(*train_words(path, tmp_path / "store", "--shared", "profiles")) == 0
+    assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
+
+
 @pytest.mark.parametrize(
     "more",
     [("--storage", "bfloat16"), ("--storage", "int8", "--keep", "bfloat16")],
@@ -452,6 +460,10 @@ def no_profiles(records):
         record["profile"] = []
 
 
+def everybody(records):
+    records[2]["user_id"] = EVERYBODY
+
+
 def no_gold(records):
     del records[3]["output"]
 
@@ -462,6 +474,7 @@ def no_gold(records):
         (other_profile, (), "user 'u10': the profiles of the questions {10} and {11} differ; `--profiles first`"),
         (no_profiles, (), "no user has a profile item, so there is nothing to learn from"),
         (no_gold, ("--shared", "questions"), "{3}"),
+        (everybody, (), "user 'everybody' (question {2}): by this id the store knows the adapter of all who have none"),
     ],
 )
 def test_questions_that_teach_nothing_are_named(questions, tmp_path, capsys, spoil, more, message):
