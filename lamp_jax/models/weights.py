@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -193,19 +193,37 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
     for name, place in places.items():
         parts[place.path].append((name, place))
     for path, members in parts.items():
-        values: np.ndarray = np.empty(shapes[path], np.float32)
-        for name, place in members:
-            part = values if place.layer is None else values[place.layer]
-            part[...] = place.from_hf(checkpoint.read(name), part.shape)
-        arrays = {path: values}
-        if path not in flat:
-            steps, scale = quantize(values, inputs=members[0][1].inputs or 0)
+        if path in flat:
+            arrays = {path: _read_whole(checkpoint, members, shapes[path])}
+        else:
+            steps, scale = _read_quantized(checkpoint, members, shapes[path])
             arrays = {(*path, "steps"): steps, (*path, "scale"): scale}
         for leaf, array in arrays.items():
             like = flat[leaf].get_value()
             spec = getattr(like.sharding, "spec", P())  # of one device's arrays, or none, there is nothing to say
-            flat[leaf] = flat[leaf].replace(put(array.astype(like.dtype), spec))
+            flat[leaf] = flat[leaf].replace(put(array.astype(like.dtype, copy=False), spec))
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _read_whole(checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]) -> np.ndarray:
+    """A parameter of this shape, all of its layers, as float32."""
+    values = np.empty(shape, np.float32)
+    for name, place in members:
+        part = values if place.layer is None else values[place.layer]
+        part[...] = place.from_hf(checkpoint.read(name), part.shape)
+    return values
+
+
+def _read_quantized(
+    checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `quantize` makes of a weight of this shape; only one of its layers is ever in memory as float32."""
+    inputs = members[0][1].inputs or 0
+    steps, scale = np.empty(shape, np.int8), np.empty((shape[0], *shape[1 + inputs :]), np.float32)
+    for name, place in members:
+        layer, values = place.layer or 0, place.from_hf(checkpoint.read(name), shape[1:])
+        (steps[layer],), (scale[layer],) = quantize(values[None], inputs=inputs)
+    return steps, scale
 
 
 def _stored(flat: Mapping[tuple[Any, ...], Any], path: tuple[str, ...]) -> Any:

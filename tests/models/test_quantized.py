@@ -1,6 +1,7 @@
 """A model whose matrices are stored small says what the same matrices say in float32."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -20,7 +21,7 @@ from lamp_jax.models.hf_names import t5_places
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.quantized import Quantized, quantize
 from lamp_jax.models.t5 import T5, decoder_inputs
-from lamp_jax.models.weights import abstract_t5, fingerprint_t5, load_t5, save_t5
+from lamp_jax.models.weights import abstract_t5, fill, fingerprint_t5, load_t5, open_checkpoint, save_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch
 from tests.models.tiny import GATED, TIED, build, make_batch
 
@@ -173,6 +174,29 @@ def test_no_float32_copy_of_a_matrix_is_kept(saved):
     model = load_t5(saved[1], storage="int8")
     assert isinstance(model.encoder.attention.query, Quantized)
     assert model.encoder.attention.query.shape == load_t5(saved[1]).encoder.attention.query.shape
+
+
+def test_layers_that_are_read_one_by_one_are_those_of_a_whole_weight(saved):
+    config, directory = saved
+    wide, small = load_t5(directory), load_t5(directory, storage="int8")
+    for place in t5_places(config).values():
+        if place.inputs is not None:
+            found, whole = (reduce(getattr, place.path, model) for model in (small, wide))
+            steps, scale = quantize(np.asarray(whole[...]), inputs=place.inputs)
+            np.testing.assert_array_equal(found.steps[...], steps)
+            np.testing.assert_array_equal(found.scale[...], scale)
+
+
+def test_no_weight_is_a_float32_of_all_its_layers_on_the_way_to_8_bits(tmp_path):
+    config = replace(GATED, num_layers=32, num_decoder_layers=1, d_ff=4096)
+    save_t5(build(config), tmp_path)
+    abstract = abstract_t5(config, storage="int8")
+    tracemalloc.start()
+    model = fill(abstract, open_checkpoint(tmp_path), t5_places(config))
+    left, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert model.encoder.mlp.outer.steps[...].dtype == jnp.int8
+    assert most - left < 4 * model.encoder.mlp.outer.steps[...].size
 
 
 def split_file(directory):
