@@ -36,6 +36,8 @@ MODEL, ENCODER = CASES / "tiny" / "t5_ft", CASES / "tiny" / "bert"
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]
 LENGTH = 128
 BUCKETS = choose_buckets(LENGTH)
+SHAPES_OF_PARTS = 6 * 2
+"""Lengths of the longer side of adapters' examples, and of the other one."""
 SHORT = ("--generation-max-length", 8, "--num-beams", 2)
 ENCODER_SIZE = ("--dropout", 0, "--hidden-size", 16, "--intermediate-size", 32, "--num-layers", 1, "--num-heads", 2)
 
@@ -174,6 +176,59 @@ def test_further_epochs_of_a_generator_and_their_evaluations_compile_nothing_mor
     again = train(tmp_path, "three", "--epochs", 3)
     assert again["update"] == shapes_told(capsys)
     assert_compiled_as_often(first, again)
+
+
+def train_adapters(folder, name, records, *more):
+    """Every question is another user's, who has an adapter in the store of this name."""
+    questions = write(folder / f"{name}.json", records)
+    given = ("--task", "LaMP-4", "--questions", questions, "--model", MODEL, "--max-length", LENGTH)
+    learning = ("--users-per-step", 8, "--tokens-per-device", 128, "--batch-size", 4, "--rank", 2, "--dropout", 0)
+    with compilations() as found:
+        assert lamp("train-adapters", *given, *learning, *more, "--output", folder / name) == 0
+    return found
+
+
+def under_other_ids(records, *names):
+    return [{**one, "id": f"{name}-{one['id']}"} for name in names for one in records]
+
+
+@pytest.fixture(scope="module")
+def adapted(compiled_once, tmp_path_factory):
+    """Where the `store` of a block of eight users lies, their questions, and what training compiled."""
+    folder = tmp_path_factory.mktemp("adapted")
+    users = [one for one in make_questions(9, 40) if len(one["profile"]) == 4][:8]
+    return folder, users, train_adapters(folder, "store", users, "--epochs", 1)
+
+
+def test_further_blocks_and_epochs_of_adapters_compile_nothing_more(adapted, tmp_path):
+    """Of users like those of the first block, for which rows stand together in a part decides on its shape."""
+    _, users, first = adapted
+    assert 1 < first["update"] <= SHAPES_OF_PARTS
+    again = train_adapters(tmp_path, "store", under_other_ids(users, "a", "b"), "--epochs", 2)
+    assert again["update"] == first["update"]
+    del again["init_fn"]  # the optimizer's first state, which each block makes by a function of its own
+    assert_compiled_as_often(first, again)
+
+
+def test_answers_with_other_users_adapters_compile_nothing_more(adapted, tmp_path):
+    folder, users, _ = adapted
+
+    def generate(name, records):
+        files = (
+            "--questions",
+            write(tmp_path / f"{name}.json", records),
+            "--output",
+            tmp_path / f"{name}.answers.json",
+        )
+        given = ("--task", "LaMP-4", "--model", MODEL, "--adapters", folder / "store", "--max-length", LENGTH)
+        how = ("--num-retrieved", 0, "--batch-size", 8, "--decode", "greedy", "--generation-max-length", 8)
+        with compilations() as found:
+            assert lamp("generate", *files, *given, *how) == 0
+        return found
+
+    first = generate("some", users)
+    assert 1 <= first["decode"] <= len(BUCKETS)
+    assert_compiled_as_often(first, generate("all", [*under_other_ids(users, "stranger", "other"), *users[::-1]]))
 
 
 def train_retriever(folder, name, *more):
