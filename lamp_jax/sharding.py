@@ -132,6 +132,11 @@ def mesh_is_set() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
+def layout_of(x: jax.Array) -> P | None:
+    """How an array lies on the current mesh, for `out_sharding=`; None where no mesh is set."""
+    return jax.typeof(x).sharding.spec if mesh_is_set() else None
+
+
 def shards(axis: MeshAxis | None) -> int:
     """Over how many devices the current mesh splits this mesh axis; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape[axis] if axis is not None and mesh_is_set() else 1

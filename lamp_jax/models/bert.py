@@ -16,16 +16,14 @@ from lamp_jax.config import ScratchEncoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.tokenizer import round_up_vocabulary
 from lamp_jax.models.attention import NOTHING, AttentionOrder, attend_in_order, drop_values, hide_padding
+from lamp_jax.models.dropout import dropout, layer_keys, split_key
 from lamp_jax.models.layers import (
     LayerNorm,
     Remat,
-    dropout,
-    layer_keys,
     look_up,
     normal,
     project,
     scan_layers,
-    split_key,
     zeros,
 )
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered

@@ -1,4 +1,4 @@
-"""The parts of a layer beside attention: parameters, products with them, norms, feed-forward, dropout, the scan.
+"""The parts of a layer beside attention: parameters, products with them, norms, feed-forward, the scan.
 
 Every module holds the parameters of a whole stack, [L, ...]; `lax.scan` hands its call one layer's slice. Matrices
 are stored in float32 and used in the dtype of the activations; softmax and norms are computed in float32.
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.sharding import Rules, gathered, mesh_is_set
+from lamp_jax.models.dropout import dropout
+from lamp_jax.sharding import Rules, gathered, layout_of
 
 FeedForwardKind = Literal["relu", "gated-gelu"]
 
@@ -21,23 +22,19 @@ Remat = Literal["none", "full", "dots"]
 """What the backward pass computes again: nothing, every layer, or all but the matrix products with weights."""
 
 
-def scan_layers(layer: Callable[..., Any], x: jax.Array, xs: Any, *, remat: Remat) -> tuple[jax.Array, Any]:
+LayerLoop = Literal["scanned", "unrolled"]
+"""How a program runs through the layers: in a loop, or with the same code once for each of them."""
+
+
+def scan_layers(
+    layer: Callable[..., Any], x: jax.Array, xs: Any, *, remat: Remat, loop: LayerLoop = "scanned"
+) -> tuple[jax.Array, Any]:
     """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`."""
     if remat == "full":
         layer = jax.checkpoint(layer)
     elif remat == "dots":
         layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    return jax.lax.scan(layer, x, xs)
-
-
-def layer_keys(key: jax.Array | None, layers: int) -> Any:
-    """A key for every layer of a scan; none where there is none."""
-    return None if key is None else jax.random.split(key, layers)
-
-
-def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
-    """`count` keys; none of them where there is none."""
-    return (None,) * count if key is None else tuple(jax.random.split(key, count))
+    return jax.lax.scan(layer, x, xs, unroll=loop == "unrolled" or 1)
 
 
 def normal(
@@ -68,31 +65,6 @@ def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype
         rows, layout = gathered(rows, P(None, None)), P(None, None, rules.embed)
     found = table[...].at[rows].get(out_sharding=layout).astype(dtype)
     return gathered(found, rules.spec("batch", None, None))
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets a share `rate` of the elements of x [B, T, ...] to 0 and scales the others up; no key, no dropout.
-
-    T is an axis that is not split over devices.
-
-    The share is rounded to a multiple of 1/256 (0.1 is 26/256) and the scale fits it exactly: one random byte an
-    element, because random numbers were a third of a training step on a CPU.
-    """
-    dropped = round(rate * 256)
-    if key is None or not dropped:
-        return x
-    words = _random_words(key, (x.shape[0], -(-x.shape[1] // 4), *x.shape[2:]), _layout(x))
-    octets = jnp.concatenate([(words >> shift).astype(jnp.uint8) for shift in (0, 8, 16, 24)], axis=1)
-    return jnp.where(octets[:, : x.shape[1]] >= dropped, x * (256 / (256 - dropped)), 0).astype(x.dtype)
-
-
-def _random_words(key: jax.Array, shape: tuple[int, ...], layout: P | None) -> jax.Array:
-    """Random uint32 of this layout, the same on every mesh.
-
-    By Threefry, of which each device makes its own part; what the `rbg` kind draws is made whole on all of them.
-    """
-    threefry = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
-    return jax.random.bits(threefry, shape, jnp.uint32, out_sharding=layout)
 
 
 def zeros(shape: tuple[int, ...], *, rules: Rules, axes: tuple[str | None, ...]) -> nnx.Param[jax.Array]:
@@ -190,16 +162,12 @@ def _project_backward(subscripts, rules, out, dtype, kept, gradient):
     gradient = gradient.astype(x.dtype)
     inputs, rest = subscripts.split(",")
     matrix, outputs = rest.split("->")
-    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, _whole(weight, rules), out_sharding=_layout(x))
-    d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=_layout(weight))
+    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, _whole(weight, rules), out_sharding=layout_of(x))
+    d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=layout_of(weight))
     return d_x, d_weight
 
 
 _project.defvjp(_project_forward, _project_backward)
-
-
-def _layout(x: jax.Array) -> P | None:
-    return jax.typeof(x).sharding.spec if mesh_is_set() else None
 
 
 class FeedForward(nnx.Module):

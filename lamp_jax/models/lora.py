@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
+from lamp_jax.models.dropout import dropout, layer_keys
 from lamp_jax.models.hf_names import t5_places
-from lamp_jax.models.layers import dropout, layer_keys, project
+from lamp_jax.models.layers import project
 from lamp_jax.models.quantized import Quantized
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config

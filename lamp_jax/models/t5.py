@@ -18,20 +18,20 @@ from lamp_jax.models.attention import (
     RelativePositions,
     attend,
     attend_in_order,
+    computed_once,
     drop_values,
     hide_padding,
 )
+from lamp_jax.models.dropout import dropout, layer_keys, split_key
 from lamp_jax.models.layers import (
     FeedForward,
+    LayerLoop,
     Remat,
     RMSNorm,
-    dropout,
-    layer_keys,
     look_up,
     normal,
     project,
     scan_layers,
-    split_key,
 )
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides
@@ -188,12 +188,14 @@ class T5(nnx.Module):
         dtype: Any = jnp.float32,
         remat: Remat = "none",
         attention: AttentionOrder = "whole",
+        loop: LayerLoop = "scanned",
         rules: Rules = DATA_PARALLEL,
     ):
         _check_sizes(config, rules)
         self.config, self.dtype, self.rules = config, jnp.dtype(dtype), rules
         self.remat: Remat = remat
         self.attention: AttentionOrder = attention
+        self.loop: LayerLoop = loop
         shape, axes, factor = (config.vocab_size, config.d_model), ("vocab", "embed"), config.initializer_factor
         self.embedding = normal(rngs, shape, deviation=factor, rules=rules, axes=axes)
         self.encoder_positions = _positions(config, "both", rngs=rngs, rules=rules)
@@ -216,6 +218,8 @@ class T5(nnx.Module):
         mask = self.source_mask(tokens) if mask is None else mask
         key_first, key_last, key_layers = split_key(key, 3)
         position, padding = self.encoder_positions(tokens.shape[1]), hide_padding(mask)
+        if self.loop == "unrolled":
+            position = computed_once(position)
 
         def attend_source(query, keys, values):
             return attend_in_order(query, keys, values, position, padding, order=self.attention, rules=self.rules)
@@ -225,7 +229,8 @@ class T5(nnx.Module):
             return layers(x, attend_source, key), None
 
         x = dropout(self._embed(tokens), self.config.dropout_rate, key_first)
-        x, _ = scan_layers(layer, x, (self.encoder, layer_keys(key_layers, self.config.num_layers)), remat=self.remat)
+        keys = layer_keys(key_layers, self.config.num_layers)
+        x, _ = scan_layers(layer, x, (self.encoder, keys), remat=self.remat, loop=self.loop)
         return dropout(self.encoder_norm(x), self.config.dropout_rate, key_last)
 
     def decode(
@@ -244,9 +249,8 @@ class T5(nnx.Module):
             return layers(x, position, (keys, values, padding), key), None
 
         x = dropout(self._embed(target), self.config.dropout_rate, key_first)
-        x, _ = scan_layers(
-            layer, x, (self.decoder, layer_keys(key_layers, self.config.num_decoder_layers)), remat=self.remat
-        )
+        keys = layer_keys(key_layers, self.config.num_decoder_layers)
+        x, _ = scan_layers(layer, x, (self.decoder, keys), remat=self.remat, loop=self.loop)
         return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
 
     def cross_cache(self, encoded: jax.Array, source_mask: jax.Array) -> CrossCache:
