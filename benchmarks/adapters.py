@@ -32,8 +32,8 @@ from lamp_jax.adapting import Company
 from lamp_jax.config import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import make_decoder
-from lamp_jax.inputs.batches import Example, OwnRows, choose_buckets, find_bucket, pad_rows
-from lamp_jax.inputs.rounds import Block, Learner, Rows
+from lamp_jax.inputs.batches import Example, choose_buckets, find_bucket, pad_rows
+from lamp_jax.inputs.parts import Block, Learner, Part
 from lamp_jax.losses import IGNORED, sequence_log_probability
 from lamp_jax.models.lora import Adapters, adapter_shapes, attach
 from lamp_jax.models.peft import write_peft
@@ -47,6 +47,7 @@ SIZES = {"small": T5_SMALL, "demo": replace(DEMO, d_kv=32)}
 LORA = Lora(rank=8, dropout=0.1)
 LEARNING = Optimization(epochs=1.0, batch_size=16)
 QUESTIONS, TOGETHER, NEW = 64, 16, 8
+AT_ONCE = 4  # parts that ours computes in its turn
 SEED = 0
 
 
@@ -181,16 +182,12 @@ def take_turns(sides: Sequence[tuple[Iterator[int], int]], clocks: Sequence[Cloc
             shares[side] += done / whole
 
 
-class OneOfEach(Block):
-    """A block whose rounds all have one part of every shape."""
-
-    def parts(self, number: int, own: OwnRows = np.arange) -> Iterator[Rows]:
-        shapes = set()
-        for turn in range(len(self)):
-            for rows in super().parts(turn, own):
-                if (rows.source.shape, rows.target.shape) not in shapes:
-                    shapes.add((rows.source.shape, rows.target.shape))
-                    yield rows
+def one_of_each(block: Block) -> list[Part]:
+    """The first part of every shape."""
+    found: dict[Any, Part] = {}
+    for part in block.parts():
+        found.setdefault(part.shape, part)
+    return list(found.values())
 
 
 def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Sequence[Learner], others: int) -> None:
@@ -201,18 +198,21 @@ def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Se
     some = [learners[place] for place in sorted(chosen)]
     compiling, *clocks = Clock(), Clock(), Clock()
     with compiling:
-        fields = (block.learners, block.size, block.shapes, block.learning, block.seed, block.devices)
-        jax.block_until_ready(company.turn(company.start(block), 0, OneOfEach(*fields), 0))
+        state = company.start(block)
+        for part in one_of_each(block):
+            state = jax.block_until_ready(company.compute(state, block, part, (0, 0, 0)))
     shapes = company.computed
     company.computed = company.real = 0
     theirs.train(some[0].examples[: LEARNING.batch_size])
 
     def together() -> Iterator[int]:
         state, done = company.start(block), 0
-        for turn in range(len(block)):
-            state = jax.block_until_ready(company.turn(state, 0, block, turn))
-            yield int(company.real) - done
-            done = int(company.real)
+        for place, part in enumerate(block.parts()):
+            state = company.compute(state, block, part, (0, 0, place))
+            if not place % AT_ONCE or not part.left:
+                jax.block_until_ready(state)
+                yield int(company.real) - done
+                done = int(company.real)
         assert np.isfinite(company.finish(state, block).losses).all()
 
     def one_by_one() -> Iterator[int]:
@@ -226,7 +226,8 @@ def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Se
     scale = whole / part
     subset = "" if others >= len(learners) else f" ({others} users drawn, {part:,} tokens, the rest by tokens)"
     items = sum(len(learner.examples) for learner in learners)
-    print(f"{len(learners)} users, {items} items, {whole:,} tokens in {len(block)} rounds; peft: all{subset}")
+    parts = sum(1 for _ in block.parts())
+    print(f"{len(learners)} users, {items} items, {whole:,} tokens in {parts} parts; peft: all{subset}")
     for name, clock, times, padding in (
         ("ours, compiled before", ours, 1.0, company.padding),
         ("peft", other, scale, 1 - theirs.real / theirs.computed),
@@ -279,7 +280,7 @@ class OneByOne:
         for turn in range(total):
             fall = (total - turn) / max(total - warmup, 1)
             optimizer.param_groups[0]["lr"] = rate * (turn / warmup if turn < warmup else fall)
-            examples = self.block._examples(learner, turn)
+            examples = examples_of(self.block, learner, turn)
             rows = self.train(examples)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.learning.clip)
             optimizer.step()
@@ -298,9 +299,14 @@ class OneByOne:
         return rows
 
 
+def examples_of(block: Block, learner: Learner, turn: int) -> list[Example]:
+    """A user's update."""
+    return [row.example for row in block.rows(block.learners.index(learner), turn)]
+
+
 def count_tokens(block: Block, learner: Learner) -> int:
     """Of a user's whole training."""
-    rows = (one for turn in range(learner.updates(block.learning)) for one in block._examples(learner, turn))
+    rows = (one for turn in range(learner.updates(block.learning)) for one in examples_of(block, learner, turn))
     return sum(len(one.source) + len(one.target) for one in rows)
 
 

@@ -32,6 +32,12 @@ class Checkpoints:
         return state, progress or {}
 
     @property
+    def step(self) -> int:
+        """That of the newest checkpoint on disk; -1 where nothing was saved."""
+        latest = self._checkpointer.latest
+        return -1 if latest is None else latest.step
+
+    @property
     def progress(self) -> dict[str, Any] | None:
         """What was saved beside the newest state; None where nothing was saved."""
         latest = self._checkpointer.latest

@@ -220,18 +220,26 @@ class AdapterStore:
                 numbers[:, part] = values.reshape(count, math.prod(shape))
         return numbers
 
+    def faults(self, adapters: Mapping[str, np.ndarray]) -> list[str]:
+        """What is wrong with each of these adapters [n, ...], for which `append` would refuse it; else empty."""
+        return list(map(self._fault, self._joined(len(next(iter(adapters.values()))), adapters)))
+
+    def _fault(self, row: np.ndarray) -> str:
+        """Of what will be written, [numbers of a user]: rounding may make infinities, and zeros."""
+        if not np.isfinite(row).all():
+            return f"has numbers that are not finite as {self.form.dtype}"
+        for kind in ("down", "up"):
+            parts = [part for name, _, part in self.form.parts() if name.endswith(f".{kind}")]
+            if parts and not any(row[part].any() for part in parts):
+                return f"has no effect: all of its `{kind}` matrices are 0"
+        return ""
+
     def _check_numbers(self, users: Sequence[str], numbers: np.ndarray) -> None:
-        """Of what will be written, [n, numbers of a user]: rounding may make infinities, and zeros."""
         for user, row in zip(users, numbers, strict=True):
-            adapter = f"{self.directory}: adapter of user {user!r}"
-            if not np.isfinite(row).all():
-                raise LampError(f"{adapter} has numbers that are not finite as {self.form.dtype}; train it again")
-            for kind in ("down", "up"):
-                parts = [part for name, _, part in self.form.parts() if name.endswith(f".{kind}")]
-                if parts and not any(row[part].any() for part in parts):
-                    raise LampError(
-                        f"{adapter} has no effect: all of its `{kind}` matrices are 0; train it, or leave the user out"
-                    )
+            if fault := self._fault(row):
+                raise LampError(
+                    f"{self.directory}: adapter of user {user!r} {fault}; train it again, or leave the user out"
+                )
 
     def _write(self, numbers: np.ndarray) -> None:
         with open(self.directory / NUMBERS, "ab") as file:

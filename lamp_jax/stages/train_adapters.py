@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from lamp_jax.adapting import Company, Learned, adapt
 from lamp_jax.config import Lora, TrainAdapters
 from lamp_jax.data.adapters import EVERYBODY, AdapterStore, Entry, Form, create_store
 from lamp_jax.data.files import read_questions
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import Journal, claim
 from lamp_jax.data.remote import remove_checkpoints
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.examples import gold_of
-from lamp_jax.inputs.rounds import Learner
+from lamp_jax.inputs.parts import Learner
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
 from lamp_jax.models.lora import adapter_shapes
@@ -27,6 +28,9 @@ from lamp_jax.processes import agree
 from lamp_jax.sharding import check_divides, model_layout, open_mesh
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
+
+FAILED = "failed.jsonl"
+"""Beside a store: whose training came to nothing, and why."""
 
 
 def run(options: TrainAdapters) -> None:
@@ -40,27 +44,59 @@ def run(options: TrainAdapters) -> None:
     form = make_form(options.model, options.lora, options.keep)
     learners, without = read_learners(options, task, load_tokenizer(options.model))
     record.begin()
-    with jax.set_mesh(mesh), contextlib.closing(create_store(options.output, form)) as store:
+    output = Path(options.output)
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(create_store(output, form)) as store,
+        contextlib.closing(Journal(output / FAILED)) as failed,
+    ):
         model = load_t5(options.model, storage=options.storage, **model_layout(options.devices))
         company = Company(options, model, learners)
-        adapt(Path(options.output), company, known=store.entries.__contains__, keep=partial(_keep, options, store))
-    agree(lambda: remove_checkpoints(Path(options.output)))
-    facts = {"users": len(learners), "items": sum(len(one.examples) for one in learners)}
-    record.finish(**facts, users_without_items=without)
-    print(f"{options.output}: adapters of {facts['users']} users, from {facts['items']} items")
+        done = {entry["user"] for entry in failed.entries}
+        adapt(
+            output,
+            company,
+            known=lambda user: user in store.entries or user in done,
+            keep=partial(_keep, options, store, failed),
+        )
+    if not store.entries:
+        first = failed.entries[0]
+        raise LampError(
+            f"{output / FAILED}: no user's training came to an adapter: that of {first['user']!r} {first['why']}; "
+            "try a lower --learning-rate, and --force to start over"
+        )
+    agree(lambda: remove_checkpoints(output))
+    if not failed.entries:
+        agree(lambda: (output / FAILED).unlink(missing_ok=True))
+    facts = {"users": len(store.entries), "items": sum(one.items for one in store.entries.values())}
+    record.finish(**facts, users_without_items=without, users_failed=len(failed.entries))
+    print(f"{output}: adapters of {facts['users']} users, from {facts['items']} items")
     if without:
         print(f"{without} users have no profile items, and so no adapter")
+    if failed.entries:
+        users = ", ".join(entry["user"] for entry in failed.entries[:5])
+        print(
+            f"{len(failed.entries)} users' training failed ({users}; {output / FAILED} says why): no adapter of theirs"
+        )
 
 
-def _keep(options: TrainAdapters, store: AdapterStore, learned: Learned) -> None:
-    """Appends to the store those who are not in it: it may have been cut off in the middle of a block."""
-    fresh = [place for place, one in enumerate(learned.learners) if one.user not in store.entries]
-    entries = [
-        Entry(one.user, len(one.examples), one.updates(options.learning), float(learned.losses[place]))
-        for place, one in enumerate(learned.learners)
-        if place in fresh
-    ]
-    store.append(entries, {name: values[fresh] for name, values in learned.adapters.items()})
+def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned: Learned) -> None:
+    """Appends to the store those who are not in it: it may have been cut off in the middle of a block.
+
+    Whose training came to nothing is noted, and disturbs no other.
+    """
+    noted = {*store.entries, *(entry["user"] for entry in failed.entries)}
+    places, entries, lost = [], [], []
+    for place, (one, fault) in enumerate(zip(learned.learners, store.faults(learned.adapters), strict=True)):
+        loss = float(learned.losses[place])
+        fault = "diverged" if np.isnan(loss) else fault
+        if one.user not in noted and fault:
+            lost.append({"user": one.user, "why": fault})
+        elif one.user not in noted:
+            places.append(place)
+            entries.append(Entry(one.user, len(one.examples), one.updates(options.learning), loss))
+    store.append(entries, {name: values[places] for name, values in learned.adapters.items()})
+    failed.append(lost)
 
 
 def _check(options: TrainAdapters) -> None:

@@ -1,10 +1,12 @@
 """How the adapters of many users learn at once, each from its own user's items alone, over one frozen model.
 
-An update of all users is computed in parts: rows of any users that are about as long. Each part adds to the users'
-gradients; behind the last, each user's AdamW takes its own step. So users learn as if alone (arXiv 2409.09510).
+What is computed at once is a part: rows of any users that are about as long. It adds to the users' gradients; a user
+whose update it completes takes a step of their own AdamW. So users learn as if alone (arXiv 2409.09510). A user whose
+numbers are no more finite stops learning, and disturbs no other.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.config import Lora, Optimization
 from lamp_jax.losses import sequence_log_probability
+from lamp_jax.models.dropout import split_key
 from lamp_jax.models.lora import attach
 from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.sharding import Rules, gathered, shards
@@ -22,22 +25,24 @@ from lamp_jax.steps.update import direction
 
 
 class AdapterState(NamedTuple):
-    """All that training holds of U users, beside the frozen model: adapters, and the sums of the update at hand."""
+    """All that training holds of U users, beside the frozen model: adapters, and the sums of their updates at hand."""
 
     adapters: dict[str, jax.Array]
     """[U, ...] float32."""
     moments: Any
     """AdamW's, for each user."""
     gradient: dict[str, jax.Array]
-    """[U, ...]: of the update's parts so far."""
+    """[U, ...]: of the updates at hand, so far."""
     step: jax.Array
     """[U] int32: updates made."""
     loss: jax.Array
-    """[U]: nats a token, summed over the updates that count (`Users.counts`)."""
+    """[U]: nats a token, summed over the updates that count (`Users.counts`); NaN for a user who has diverged."""
+    partial: jax.Array
+    """[U]: nats a token of the updates at hand, so far."""
 
 
 class Part(NamedTuple):
-    """Rows of one part of an update, of any users; those of a device's users on that device."""
+    """Rows that are computed at once, of any users; those of a device's users on that device."""
 
     source: Any
     """[B, S] int32"""
@@ -50,80 +55,96 @@ class Part(NamedTuple):
 
 
 class Users(NamedTuple):
-    """What an update is for each of U users."""
+    """What a part is for each of U users."""
 
     total: Any
     """[U] int32: updates that the user's training has."""
     warmup: Any
     """[U] int32: how many of them are the warm-up."""
-    learns: Any
-    """[U] bool: whether the user has rows in this update."""
+    ends: Any
+    """[U] bool: whether the user's update is complete with this part."""
     counts: Any
-    """[U] float32: 1 where the update's loss counts (it is one of the last epoch), else 0."""
+    """[U] float32: 1 where the loss of the update that is completed counts (it is one of the last epoch), else 0."""
 
 
 def start_users(adapters: dict[str, jax.Array], learning: Optimization, rules: Rules) -> AdapterState:
     """The state before the first update of adapters [U, ...]."""
-    optimizer = optax.chain(*direction(learning))
     users = len(next(iter(adapters.values())))
     nothing = jnp.zeros((users,), jnp.float32, out_sharding=rules.out("batch"))
     moments = jax.tree.map(
         # Not all of it is made from the adapters, and so laid out as they are.
         lambda leaf: gathered(leaf, P(rules.batch)) if leaf.ndim == 1 else leaf,
-        jax.jit(jax.vmap(optimizer.init))(adapters),
+        _first_moments(learning)(adapters),
     )
-    return AdapterState(adapters, moments, jax.tree.map(jnp.zeros_like, adapters), nothing.astype(jnp.int32), nothing)
+    step, loss, partial = nothing.astype(jnp.int32), nothing, jnp.copy(nothing)
+    return AdapterState(adapters, moments, jax.tree.map(jnp.zeros_like, adapters), step, loss, partial)
+
+
+@cache
+def _first_moments(learning: Optimization) -> Callable[[Any], Any]:
+    """Compiled once, for all blocks of users."""
+    return jax.jit(jax.vmap(optax.chain(*direction(learning)).init))
 
 
 def make_adapter_update(
     graph: nnx.GraphDef, learning: Optimization, lora: Lora, *, seed: int, shared: bool, rules: Rules
 ) -> Callable[[AdapterState, Any, Part, Users, Any, Any], AdapterState]:
-    """The jitted `(state, the base's parameters, part, users, number, last) -> state`; one compilation for each shape.
+    """The jitted `(state, the base's parameters, part, users, number, steps) -> state`; one compilation for each shape.
 
-    `number` (a few integers, others for each part of a run) draws dropout; behind the `last` part (a bool) of an update
-    all its users take their step. With `shared`, all U are copies of one adapter, which learns from all rows.
+    `number` (a few integers, others for each part of a run) draws dropout; `steps` (a bool) says whether any user's
+    update is complete. With `shared`, all U are copies of one adapter, which learns from all rows.
     """
     optimizer = optax.chain(*direction(learning))
 
     def update(
-        state: AdapterState, base: Any, part: Part, users: Users, number: jax.Array, last: jax.Array
+        state: AdapterState, base: Any, part: Part, users: Users, number: jax.Array, steps: jax.Array
     ) -> AdapterState:
-        key = jax.random.key(seed, impl="rbg")
+        key = jax.random.key(seed, impl="threefry2x32")
         for place in range(len(number)):
             key = jax.random.fold_in(key, number[place])
 
-        def loss(adapters: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            chosen = _one_hot(part.user, len(users.total), rules)
-            rows = {name: _rows_of(values, chosen, rules) for name, values in adapters.items()}
+        def loss(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             losses = part.weight * _row_losses(nnx.merge(graph, base), rows, lora, part, key)
-            return jnp.sum(losses), _sum_by_user(losses, chosen, rules)
+            return jnp.sum(losses), losses
 
-        gradient, losses = jax.grad(loss, has_aux=True)(state.adapters)
+        chosen = _one_hot(part.user, len(users.total), rules)
+        rows = {name: _rows_of(values, chosen, rules) for name, values in state.adapters.items()}
+        gradient, losses = jax.grad(loss, has_aux=True)(rows)
+        finite = _are_finite(losses, gradient, rules)
+        gradient = {
+            name: _sums_of(jnp.where(_wide(finite, one), one, 0), chosen, rules) for name, one in gradient.items()
+        }
+        lost = _sums_of((~finite & (part.weight > 0)).astype(jnp.float32), chosen, rules)
+        partial = state.partial + _sums_of(jnp.where(finite, losses, 0), chosen, rules)
         state = state._replace(
-            gradient=jax.tree.map(jnp.add, state.gradient, gradient), loss=state.loss + users.counts * losses
+            gradient=jax.tree.map(jnp.add, state.gradient, gradient), partial=jnp.where(lost > 0, jnp.nan, partial)
         )
-        return jax.lax.cond(last, take_step, lambda state, _: state, state, users)
+        return jax.lax.cond(steps, take_step, lambda state, _: state, state, users)
 
     def take_step(state: AdapterState, users: Users) -> AdapterState:
-        gradient = state.gradient
+        gradient, partial = state.gradient, state.partial
         if shared:
-            gradient = jax.tree.map(_sum_for_all, gradient)
+            gradient, partial = jax.tree.map(_sum_for_all, (gradient, partial))
+        loss = state.loss + jnp.where(users.counts > 0, partial, 0 * partial)  # what is no number stays none
         changes, moments = jax.vmap(optimizer.update)(gradient, state.moments, state.adapters)
         rate = learning_rate(learning.learning_rate, state.step, users.warmup, users.total)
         adapters = jax.tree.map(lambda old, change: old - _wide(rate, old) * change, state.adapters, changes)
-
-        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(_wide(users.learns, old), new, old)
-
+        learns = users.ends & jnp.isfinite(loss)
         return AdapterState(
-            jax.tree.map(keep, adapters, state.adapters),
-            jax.tree.map(keep, moments, state.moments),
-            jax.tree.map(jnp.zeros_like, gradient),
-            state.step + users.learns,
-            state.loss,
+            adapters=_choose(learns, adapters, state.adapters),
+            moments=_choose(learns, moments, state.moments),
+            gradient=_choose(users.ends, jax.tree.map(jnp.zeros_like, gradient), state.gradient),
+            step=state.step + users.ends,
+            loss=_choose(users.ends, loss, state.loss),
+            partial=_choose(users.ends, jnp.zeros_like(loss), state.partial),
         )
 
     return jax.jit(update, donate_argnums=0)
+
+
+def _choose(users: jax.Array, new: Any, old: Any) -> Any:
+    """The new values [U, ...] of some users [U], the old ones of the others."""
+    return jax.tree.map(lambda new, old: jnp.where(_wide(users, old), new, old), new, old)
 
 
 def _sum_for_all(values: jax.Array) -> jax.Array:
@@ -141,7 +162,7 @@ def learning_rate(peak: float, step: jax.Array, warmup: jax.Array, total: jax.Ar
 
 def _row_losses(model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: Part, key: jax.Array) -> jax.Array:
     """The sum over each row's target tokens of their negative log-probability, [B]."""
-    encoder_key, decoder_key, adapter_key = jax.random.split(key, 3)
+    encoder_key, decoder_key, adapter_key = split_key(key, 3)
     model = attach(model, rows, lora, key=adapter_key)
     mask = model.source_mask(part.source)
     encoded = model.encode(part.source, mask=mask, key=encoder_key)
@@ -150,7 +171,7 @@ def _row_losses(model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: Par
 
 
 # Users [U, ...] and rows [B, ...] are split over devices alike, so that all a row needs is on its own device. What is
-# whose is said by a matrix of ones and zeros: the gradient of a product is a product, that of a look-up a scatter.
+# whose is said by a matrix of ones and zeros: a look-up and its sums are products with it.
 
 
 def _one_hot(user: jax.Array, users: int, rules: Rules) -> jax.Array:
@@ -177,12 +198,19 @@ def _rest(values: jax.Array, rules: Rules) -> Callable[[int], Any]:
     return lambda axes: P(first, *(None,) * (axes - 1), *rest)
 
 
-def _sum_by_user(losses: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
-    """[B] -> [U]"""
-    split, rows, users = chosen.shape
-    losses = jnp.reshape(losses, (split, rows), out_sharding=rules.out("batch", None))
-    found = jnp.einsum("gb,gbu->gu", losses, chosen, precision="highest", out_sharding=rules.out("batch", None))
-    return jnp.reshape(found, (split * users,), out_sharding=rules.out("batch"))
+def _sums_of(rows: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
+    """Of rows [B, ...], the sums over those of each user, [U, ...]."""
+    split, count, users = chosen.shape
+    layout = _rest(rows, rules)
+    own = jnp.reshape(rows, (split, count, *rows.shape[1:]), out_sharding=layout(2))
+    found = jnp.einsum("gbu,gb...->gu...", chosen, own, precision="highest", out_sharding=layout(2))
+    return jnp.reshape(found, (split * users, *rows.shape[1:]), out_sharding=layout(1))
+
+
+def _are_finite(losses: jax.Array, gradient: Mapping[str, jax.Array], rules: Rules) -> jax.Array:
+    """[B] bool: whether a row's loss and all of its gradient are finite."""
+    sums = (jnp.sum(one, axis=tuple(range(1, one.ndim))) for one in gradient.values())
+    return jnp.isfinite(sum(sums, losses))
 
 
 def _wide(values: jax.Array, like: jax.Array) -> jax.Array:

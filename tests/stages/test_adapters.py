@@ -18,14 +18,14 @@ from lamp_jax.data.files import read_outputs
 from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
 from lamp_jax.stages import generate as stages_generate
-from lamp_jax.stages.train_adapters import make_form
+from lamp_jax.stages.train_adapters import FAILED, make_form
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
-FIRST_BLOCK, LAST_TURN = 8, 2
-"""Users who learn at the same time, and the last update of the first of them."""
+FIRST_BLOCK, UPDATES = 8, 2
+"""Users who learn at the same time, and how many updates the first of them make."""
 
 
 def lamp(*words) -> int:
@@ -84,6 +84,21 @@ def whole(questions, compiled_once, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.fixture(scope="module")
+def parts_of_the_first_block(questions, compiled_once, tmp_path_factory) -> int:
+    compute, places = adapting.Company.compute, []
+
+    def count(self, state, block, part, where):
+        places.append(where)
+        return compute(self, state, block, part, where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapting.Company, "compute", count)
+        assert lamp(*train_words(questions, tmp_path_factory.mktemp("counted") / "store")) == 0
+    assert places == sorted(set(places))
+    return sum(block == 0 for block, _, _ in places)
+
+
 @pytest.fixture
 def copied(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "store"))
@@ -107,7 +122,7 @@ def test_a_store_has_an_adapter_of_every_user_with_items(questions, whole):
         user: len(items) for user, items in profiles.items() if items
     }
     assert all(one.updates == 2 * -(-one.items // 4) for one in store.entries.values())
-    assert [one.updates for one in store.entries.values()][:FIRST_BLOCK] == [LAST_TURN] * FIRST_BLOCK
+    assert [one.updates for one in store.entries.values()][:FIRST_BLOCK] == [UPDATES] * FIRST_BLOCK
     assert all(one.loss is not None and one.loss > 0 for one in store.entries.values())
     record = json.loads((whole / "run.json").read_text())
     assert record["finished"]
@@ -184,7 +199,7 @@ def assert_same_store(found: Path, expected: Path) -> None:
     assert not (found / "checkpoints").exists()
 
 
-def kill_behind_block(monkeypatch, words, number: int) -> None:
+def kill_behind_block(monkeypatch, words, number: int, size: int = FIRST_BLOCK) -> None:
     append, made = AdapterStore.append, []
 
     def append_and_die(self, entries, adapters):
@@ -196,7 +211,7 @@ def kill_behind_block(monkeypatch, words, number: int) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(AdapterStore, "append", append_and_die)
         assert lamp(*words) == 130
-    assert made[0] == FIRST_BLOCK
+    assert made[0] == size
 
 
 def cut(name: str, size: int) -> Callable[[Path], None]:
@@ -257,20 +272,34 @@ def stop_behind(monkeypatch, words, *steps: int) -> None:
         assert lamp(*words) == 0
 
 
-@pytest.mark.parametrize("step", [1, LAST_TURN, LAST_TURN + 1])
-def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, capsys, step):
+@pytest.mark.parametrize("behind_block", [-3, -2, -1, 0, 1, 4])
+def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
+    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch, capsys, behind_block
+):
     output = tmp_path / "store"
-    stop_behind(monkeypatch, train_words(questions, output), step)
+    stop_behind(monkeypatch, train_words(questions, output), parts_of_the_first_block + behind_block)
     assert "the same command goes on" in capsys.readouterr().err
-    assert len(open_store(output).entries) == (0 if step < LAST_TURN else FIRST_BLOCK)
+    assert len(open_store(output).entries) == (0 if behind_block < 0 else FIRST_BLOCK)
     assert lamp(*train_words(questions, output)) == 0
     assert_same_store(output, whole)
 
 
-def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch):
+    output, times = tmp_path / "store", 0
+    while not (output / "run.json").exists() or not json.loads((output / "run.json").read_text())["finished"]:
+        stop_behind(monkeypatch, train_words(questions, output), 3)
+        times += 1
+        assert times < 60
+    assert times > 3
+    assert_same_store(output, whole)
+
+
+def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(
+    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch
+):
     """As at a URL, where a large store is not sent before every checkpoint."""
     output = tmp_path / "store"
-    stop_behind(monkeypatch, train_words(questions, output), LAST_TURN + 2)
+    stop_behind(monkeypatch, train_words(questions, output), parts_of_the_first_block + 2)
     assert len(open_store(output).entries) == FIRST_BLOCK
     for name in (USERS, NUMBERS):
         (output / name).write_bytes(b"")
@@ -280,13 +309,63 @@ def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(quest
     assert_same_store(output, whole)
 
 
-def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
-    """Whose an adapter is can be told by its first values, which it keeps to some extent."""
+def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
+    questions, whole, tmp_path, monkeypatch, capsys
+):
+    finish, output = adapting.Company.finish, tmp_path / "store"
+
+    def finish_without_two(self, state, block):
+        learned, users = finish(self, state, block), [one.user for one in block.learners]
+        if "u3" in users:
+            learned.losses[users.index("u3")] = np.nan
+            for values in learned.adapters.values():
+                values[users.index("u5")] = 0
+        return learned
+
+    monkeypatch.setattr(adapting.Company, "finish", finish_without_two)
+    kill_behind_block(monkeypatch, train_words(questions, output), 1, FIRST_BLOCK - 2)
+    assert not (output / FAILED).read_text()  # so the block is trained again
+    kill_behind_block(monkeypatch, train_words(questions, output), 2, 0)
+    monkeypatch.setattr(adapting.Company, "finish", finish)
+    assert lamp(*train_words(questions, output)) == 0
+    assert "2 users' training failed (u3, u5; " in capsys.readouterr().out
+    found, expected = open_store(output), open_store(whole)
+    assert expected.entries.keys() - found.entries.keys() == {"u3", "u5"}
+    for user in found.entries:
+        for name, values in expected.read([user]).items():
+            np.testing.assert_array_equal(found.read([user])[name], values)
+    noted = [json.loads(line) for line in (output / FAILED).read_text().splitlines()]
+    assert [(one["user"], one["why"].split(":")[0]) for one in noted] == [("u3", "diverged"), ("u5", "has no effect")]
+    record = json.loads((output / "run.json").read_text())
+    assert (record["users"], record["users_failed"]) == (TRAINED - 2, 2)
+
+
+def test_a_training_in_which_everybody_diverges_is_an_error(questions, tmp_path, capsys):
+    words = train_words(questions, tmp_path / "store", "--learning-rate", 1e30)
+    for _ in range(2):
+        assert lamp(*words) == 1
+        error = capsys.readouterr().err
+        assert f"{tmp_path / 'store' / FAILED}: no user's training came to an adapter: that of 'u" in error
+        assert "diverged; try a lower --learning-rate" in error
+
+
+@pytest.mark.parametrize("behind_block", [-1, 2])
+def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(
+    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch, capsys, behind_block
+):
+    """Whose an adapter is can be told by its first values, which it keeps to some extent.
+
+    The second block has fewer users than devices.
+    """
     store = tmp_path / "store"
-    stop_behind(monkeypatch, train_words(questions, store), 1)
+    stop_behind(monkeypatch, train_words(questions, store), parts_of_the_first_block + behind_block)
+    capsys.readouterr()
     assert lamp(*train_words(questions, store, "--model-parallel", 2)) == 0
-    found = open_store(store)
-    assert len(found.entries) == TRAINED
+    assert f"going on with block {1 if behind_block < 0 else 2} of 2" in capsys.readouterr().out
+    found, expected = open_store(store), open_store(whole)
+    assert list(found.entries) == list(expected.entries)
+    for one, other in zip(found.entries.values(), expected.entries.values(), strict=True):
+        assert (one.items, one.updates) == (other.items, other.updates)
     first = {user: draw_adapter(first_values(0, user), found.form.shapes) for user in found.entries}
     for name, values in found.read(list(first)).items():
         if name.endswith(".down"):
@@ -300,7 +379,7 @@ def first_values(seed: int, user: str) -> np.random.Generator:
 
 def test_one_adapter_of_everybody_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
     words = (questions, tmp_path / "store", "--shared", "profiles")
-    stop_behind(monkeypatch, train_words(*words), 1)
+    stop_behind(monkeypatch, train_words(*words), 12)
     assert lamp(*train_words(*words, "--model-parallel", 2)) == 0
     assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
 
@@ -360,7 +439,7 @@ def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(questions, who
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bucket").mkdir()
     words = train_words(questions, f"file://{tmp_path}/bucket/store")
-    stop_behind(monkeypatch, words, LAST_TURN + 2)
+    stop_behind(monkeypatch, words, parts_of_the_first_block + 2)
     assert (tmp_path / "bucket" / "store" / "checkpoints").exists()
     shutil.rmtree(tmp_path / "cache")
     assert lamp(*words) == 0

@@ -17,7 +17,7 @@ from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
 from lamp_jax.config import Learning, Lora, Optimization, TrainAdapters
 from lamp_jax.inputs.batches import Example, pad_rows
-from lamp_jax.inputs.rounds import Learner
+from lamp_jax.inputs.parts import Learner
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.sharding import RULES, make_mesh
@@ -76,26 +76,31 @@ class Trained(NamedTuple):
     losses: Mapping[str, float]
     history: Mapping[str, list[Mapping[str, np.ndarray]]]
     """A user's adapter before the first update and behind each."""
+    last: Mapping[str, Mapping[str, np.ndarray]]
+    """When all users are done."""
     computed: int
 
 
 @cache
 def train(users: tuple[str, ...], layout: Layout = ALONE, **changes: Any) -> Trained:
-    adapters, losses, history = {}, {}, {}
+    adapters, losses, history, last = {}, {}, {}, {}
     with layout.open():
         room = company(users, layout, **changes)
         for number, block in enumerate(room.blocks):
             state = room.start(block)
-            states = [jax.device_get(state.adapters)]
-            for turn in range(len(block)):
-                state = room.turn(state, number, block, turn)
+            states, ends = [jax.device_get(state.adapters)], [np.ones(block.size, bool)]
+            for place, part in enumerate(block.parts()):
+                state = room.compute(state, block, part, (number, 0, place))
                 states.append(jax.device_get(state.adapters))
+                ends.append(part.ends)
             learned = room.finish(state, block)
             for row, (one, place) in enumerate(zip(learned.learners, block.places, strict=True)):
                 adapters[one.user] = {name: values[row] for name, values in learned.adapters.items()}
                 losses[one.user] = float(learned.losses[row])
-                history[one.user] = [{name: values[place] for name, values in each.items()} for each in states]
-    return Trained(adapters, losses, history, room.computed)
+                own = [each for each, ended in zip(states, ends, strict=True) if ended[place]]
+                history[one.user] = [{name: values[place] for name, values in each.items()} for each in own]
+                last[one.user] = {name: values[place] for name, values in states[-1].items()}
+    return Trained(adapters, losses, history, last, room.computed)
 
 
 def assert_close(found: Trained, expected: Trained, users: Sequence[str] = tuple(SIZES)) -> None:
@@ -114,7 +119,7 @@ def test_adapters_learn():
     for user in ALL:
         first, last = found.history[user][0], found.adapters[user]
         assert max(np.abs(last[name] - first[name]).max() for name in last) > 3e-3
-        assert len(found.history[user]) == UPDATES + 1
+        assert len(found.history[user]) == 1 + (UPDATES / 2 if user == "sue" else UPDATES)
 
 
 def alone() -> Trained:
@@ -135,12 +140,39 @@ def test_users_learn_the_same_on_all_meshes(layout):
 
 
 def test_who_is_done_stays_as_they_are():
-    done, learns = (train(ALL).history[user] for user in ("sue", "ann"))
-    half = UPDATES // 2
-    assert any((done[half][name] != done[half - 2][name]).any() for name in done[0])
-    for later in done[half:]:
-        jax.tree.map(np.testing.assert_array_equal, later, done[half])
-    assert any((learns[half + 1][name] != learns[half + 2][name]).any() for name in learns[0])
+    found = train(ALL)
+    for user in ALL:
+        jax.tree.map(np.testing.assert_array_equal, found.last[user], found.history[user][-1])
+        assert any((found.history[user][-2][name] != values).any() for name, values in found.last[user].items())
+
+
+@pytest.mark.parametrize("layout", [ALONE, Layout(2, 1)])
+def test_who_diverges_disturbs_nobody(layout):
+    """Numbers that are not finite would go to all users of a device through the products of whose rows are whose."""
+    expected = train(ALL, layout)
+    with layout.open():
+        room = company(ALL, layout)
+        (block,) = room.blocks
+        state = room.start(block)
+        ill = int(block.places[[one.user for one in block.learners].index("bob")])
+        spoiled = {}
+        for name, values in state.adapters.items():
+            numbers = np.array(values)
+            numbers[ill] = 1e30  # whose products are not finite
+            spoiled[name] = jax.device_put(numbers, values.sharding)
+        state = state._replace(adapters=spoiled)
+        for place, part in enumerate(block.parts()):
+            state = room.compute(state, block, part, (0, 0, place))
+        learned = room.finish(state, block)
+        assert jax.device_get(state.step)[ill] == UPDATES
+    for row, one in enumerate(learned.learners):
+        if one.user == "bob":
+            assert np.isnan(learned.losses[row])
+            assert all(np.isfinite(values[row]).all() for values in learned.adapters.values())
+        else:
+            assert learned.losses[row] == pytest.approx(expected.losses[one.user], abs=1e-5)
+            for name, values in expected.adapters[one.user].items():
+                np.testing.assert_allclose(learned.adapters[name][row], values, rtol=0, atol=1e-5)
 
 
 def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray], float]:
@@ -150,7 +182,7 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
         (block,) = room.blocks
         model = build(CONFIG)
         graph, params = nnx.split(model)
-        total = len(block)
+        total = block.learners[0].updates(learning)
         # `Learning` has the same optimization, and the rest of what the trainer of a whole model takes.
         optimizer = make_optimizer(Learning(**vars(learning)), total)
 
@@ -170,12 +202,8 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
         adapter = {name: jnp.asarray(values) for name, values in alone().history[user][0].items()}
         state, losses = optimizer.init(adapter), []
         for number in range(total):
-            rows = {}
-            for part in block.parts(number):
-                for source, target in zip(part.source, part.target, strict=True):
-                    if source.any():
-                        rows[len(rows)] = (source[source != 0], target[target != 0])
-            sources, targets = zip(*rows.values(), strict=True)
+            examples = [row.example for row in block.rows(0, number)]
+            sources, targets = zip(*((one.source, one.target) for one in examples), strict=True)
             source = jnp.asarray(pad_rows(sources, learning.batch_size, 24))
             adapter, state, loss = step(adapter, state, source, jnp.asarray(pad_rows(targets, len(source), 8)))
             losses.append(float(loss))

@@ -1,9 +1,10 @@
-"""Users learn together as if alone: rounds hold each user's own examples, whatever the company and the devices."""
+"""Users learn together as if alone: their updates hold their own examples, whatever the company and the devices."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import combinations
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
-from lamp_jax.inputs.rounds import Block, Learner, find_shape, fit_lengths, fit_shapes, make_blocks
+from lamp_jax.inputs.parts import Block, Learner, find_shape, fit_lengths, fit_shapes, make_blocks
 
 LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=7)
@@ -55,19 +56,40 @@ def whose(source):
     return int(source[0]) - 1, int(source[1]) - 1
 
 
-def seen(block, number):
-    """What a round's rows say: Counter of (device, place on the device, user, example)."""
-    found = Counter()
-    for part in block.parts(number):
-        rows = len(part.user) // block.devices
-        for row, source in enumerate(part.source):
+class Found(NamedTuple):
+    """A row of a part."""
+
+    device: int
+    place: int
+    """On the device."""
+    example: int
+    weight: float
+    """Of all of its target tokens."""
+
+
+def updates_of(block, made=()):
+    """What the parts say of each user: the rows of every update. No row is left over."""
+    updates = defaultdict(lambda: [[]])
+    for part in block.parts(made):
+        arrays = block.fill(part)
+        size = len(arrays.user) // block.devices
+        for row, source in enumerate(arrays.source):
+            weight = float(arrays.weight[row]) * np.count_nonzero(arrays.target[row])
             if source.any():
-                found[row // rows, int(part.user[row]), *whose(source)] += 1
-    return found
+                user, example = whose(source)
+                updates[user][-1].append(Found(row // size, int(arrays.user[row]), example, weight))
+            else:
+                assert weight == arrays.user[row] == 0
+                assert not arrays.target[row].any()
+        for learner, place in zip(block.learners, block.places, strict=True):
+            if part.ends[place]:
+                updates[int(learner.user.removeprefix("user "))].append([])
+    assert not any(rows.pop() for rows in updates.values())
+    return dict(updates)
 
 
-def examples_in(block, number, user):
-    return sorted(example for _, _, one, example in seen(block, number).elements() if one == user)
+def examples_in(update):
+    return sorted(row.example for row in update)
 
 
 def padding_of(lengths, sizes):
@@ -108,17 +130,14 @@ def test_shapes_hold_every_example(sides, tokens):
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1))
 def test_each_users_examples_appear_once_an_epoch(sizes, learning, devices, tokens, spare):
     learners = crowd(sizes)
-    block = block_of(learners, learning, devices=devices, tokens=tokens, spare=spare)
-    rounds = [seen(block, number) for number in range(len(block))]
-    assert len(rounds) == max(one.updates(learning) for one in learners)
+    updates = updates_of(block_of(learners, learning, devices=devices, tokens=tokens, spare=spare))
+    assert updates.keys() == set(range(len(learners)))
     for user, one in enumerate(learners):
         epoch, total = one.updates_an_epoch(learning), one.updates(learning)
-        assert total == ceil(learning.epochs * epoch)
-        rows = [[example for _, _, owner, example in found.elements() if owner == user] for found in rounds]
-        assert not any(rows[total:])
-        assert all(len(found) <= learning.batch_size for found in rows)
+        assert len(updates[user]) == total == ceil(learning.epochs * epoch)
+        assert all(0 < len(update) <= learning.batch_size for update in updates[user])
         for start in range(0, total, epoch):
-            found = Counter(example for found in rows[start : min(start + epoch, total)] for example in found)
+            found = Counter(row.example for update in updates[user][start : start + epoch] for row in update)
             assert max(found.values()) == 1
             if start + epoch <= total:
                 assert set(found) == set(range(len(one.examples)))
@@ -127,118 +146,108 @@ def test_each_users_examples_appear_once_an_epoch(sizes, learning, devices, toke
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1), st.integers(0, 3))
 def test_what_a_user_learns_does_not_depend_on_the_company(sizes, learning, devices, tokens, spare, seed):
     learners = crowd(sizes)
-    block = block_of(learners[::-1], learning, devices=devices, tokens=tokens, spare=spare, seed=seed)
+    together = updates_of(block_of(learners[::-1], learning, devices=devices, tokens=tokens, spare=spare, seed=seed))
     for user, one in enumerate(learners):
-        alone = block_of([one], learning, seed=seed)
-        for number in range(len(alone)):
-            assert examples_in(block, number, user) == examples_in(alone, number, user)
+        alone = updates_of(block_of([one], learning, seed=seed))
+        assert list(map(examples_in, together[user])) == list(map(examples_in, alone[user]))
 
 
 def test_the_order_is_drawn_from_the_seed_and_the_user():
     learning = Optimization(epochs=2, batch_size=1)
 
     def order(user, seed):
-        block = block_of([Learner(user, learner(0, 12).examples)], learning, seed=seed)
-        return [examples_in(block, number, 0) for number in range(len(block))]
+        one = Learner(f"user {user}", learner(user, 12).examples)
+        return [examples_in(update) for update in updates_of(block_of([one], learning, seed=seed))[user]]
 
-    first = order("one", 0)
-    assert first == order("one", 0)
+    first = order(1, 0)
+    assert first == order(1, 0)
     assert first[:12] != first[12:]  # another one each epoch
-    assert first != order("one", 1)
-    assert first != order("two", 0)
+    assert first != order(1, 1)
+    assert first != order(2, 0)
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1))
-def test_each_users_target_tokens_weigh_one_together(sizes, learning, devices, tokens, spare):
-    learners = crowd(sizes)
-    block = block_of(learners, learning, devices=devices, tokens=tokens, spare=spare)
-    for number in range(len(block)):
-        sums = Counter()
-        for part in block.parts(number):
-            for source, target, weight in zip(part.source, part.target, part.weight, strict=True):
-                if not source.any():
-                    assert weight == 0
-                    assert not target.any()
-                else:
-                    assert weight > 0
-                    sums[whose(source)[0]] += float(weight) * np.count_nonzero(target)
-        assert sums.keys() == {user for user, one in enumerate(learners) if number < one.updates(learning)}
-        np.testing.assert_allclose(list(sums.values()), 1, rtol=1e-6)
+def test_each_updates_target_tokens_weigh_one_together(sizes, learning, devices, tokens, spare):
+    block = block_of(crowd(sizes), learning, devices=devices, tokens=tokens, spare=spare)
+    for updates in updates_of(block).values():
+        np.testing.assert_allclose([sum(row.weight for row in update) for update in updates], 1, rtol=1e-6)
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1))
 def test_rows_lie_on_their_users_device(sizes, learning, devices, tokens, spare):
-    learners = crowd(sizes)
-    block = block_of(learners, learning, devices=devices, tokens=tokens, spare=spare)
+    block = block_of(crowd(sizes), learning, devices=devices, tokens=tokens, spare=spare)
     room = block.size // devices
-    assert len(set(block.places.tolist())) == len(learners)
-    for number in range(len(block)):
-        for device, place, user, _ in seen(block, number):
-            assert device * room + place == block.places[user]
+    assert len(set(block.places.tolist())) == len(sizes)
+    for user, updates in updates_of(block).items():
+        assert {row.device * room + row.place for update in updates for row in update} == {block.places[user]}
+
+
+@given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1), st.randoms(use_true_random=False))
+def test_users_go_on_from_the_updates_that_they_have_made(sizes, learning, devices, tokens, spare, random):
+    learners = crowd(sizes)
+    made = [random.randint(0, one.updates(learning)) for one in learners]
+    # As on another number of devices.
+    whole = updates_of(block_of(learners, learning))
+    rest = updates_of(block_of(learners, learning, devices=devices, tokens=tokens, spare=spare), made)
+    for user, count in enumerate(made):
+        assert list(map(examples_in, rest.get(user, []))) == list(map(examples_in, whole[user][count:]))
 
 
 @given(SIZES, LEARNINGS, st.sampled_from([2, 4]), TOKENS, st.booleans())
 def test_processes_make_the_whole_together(sizes, learning, devices, tokens, shared):
     learners = crowd(sizes[:1] if shared else sizes)
     block = block_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
-    for number in range(len(block)):
-        whole = list(block.parts(number))
-        halves = [
-            list(block.parts(number, lambda size, half=half: np.arange(size).reshape(2, -1)[half])) for half in (0, 1)
-        ]
-        assert len(whole) == len(halves[0]) == len(halves[1])
-        for part, *own in zip(whole, *halves, strict=True):
-            for expected, *found in zip(part, *own, strict=True):
-                np.testing.assert_array_equal(np.concatenate(found), expected)
+    for part in block.parts():
+        halves = [block.fill(part, lambda size, half=half: np.arange(size).reshape(2, -1)[half]) for half in (0, 1)]
+        for expected, *found in zip(block.fill(part), *halves, strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.booleans())
 def test_parts_have_the_shapes_of_the_block(sizes, learning, devices, tokens, shared):
     learners = crowd(sizes[:1] if shared else sizes)
     block = block_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
-    shapes = {(one.source, one.target, one.rows) for one in block.shapes}
-    for number in range(len(block)):
-        for part in block.parts(number):
-            assert len({len(values) for values in part}) == 1
-            assert (part.source.shape[1], part.target.shape[1], len(part.source) / devices) in shapes
-            assert {values.dtype for values in part} == {np.dtype(np.int32), np.dtype(np.float32)}
+    for part in block.parts():
+        arrays = block.fill(part)
+        assert part.shape in block.shapes
+        assert len({len(values) for values in arrays}) == 1
+        assert (arrays.source.shape[1], arrays.target.shape[1], len(arrays.source) / devices) == part.shape
+        assert {values.dtype for values in arrays} == {np.dtype(np.int32), np.dtype(np.float32)}
 
 
 @given(SIZES, LEARNINGS, DEVICES, st.integers(0, 1))
-def test_a_block_says_who_learns_and_what_counts(sizes, learning, devices, spare):
+def test_parts_say_who_is_done_and_what_counts(sizes, learning, devices, spare):
     learners = crowd(sizes)
     block = block_of(learners, learning, devices=devices, spare=spare)
     totals = np.zeros(block.size, int)
     totals[block.places] = [one.updates(learning) for one in learners]
     np.testing.assert_array_equal(block.totals, totals)
-    learns = np.stack([block.learns(number) for number in range(len(block))])
-    counts = np.stack([block.counts(number) for number in range(len(block))])
-    np.testing.assert_array_equal(learns.sum(axis=0), totals)
+    parts = list(block.parts())
+    ends, counts = (np.stack([getattr(part, name) for part in parts]) for name in ("ends", "counts"))
+    np.testing.assert_array_equal(ends.sum(axis=0), totals)
     np.testing.assert_array_equal(counts.sum(axis=0), block.counted)
     for place, one in zip(block.places, learners, strict=True):
         last = min(one.updates_an_epoch(learning), totals[place])
-        np.testing.assert_array_equal(np.flatnonzero(counts[:, place]), np.arange(totals[place] - last, totals[place]))
-        np.testing.assert_array_equal(np.flatnonzero(learns[:, place]), np.arange(totals[place]))
+        np.testing.assert_array_equal(counts[ends[:, place], place], np.arange(totals[place]) >= totals[place] - last)
+        assert not counts[~ends[:, place], place].any()
+    made = np.cumsum(ends, axis=0)[:, block.places]
+    assert [part.left for part in parts] == (made < totals[block.places]).sum(axis=1).tolist()
 
 
 @given(st.integers(1, 9), LEARNINGS, DEVICES, TOKENS)
 def test_a_shared_adapters_rows_are_dealt_over_all_devices(count, learning, devices, tokens):
     one = learner(0, count)
     block, alone = (block_of([one], learning, devices=on, tokens=tokens, shared=on > 1) for on in (devices, 1))
-    assert len(block) == len(alone) == one.updates(learning)
-    assert (block.totals == len(block)).all()
-    for number in range(len(block)):
-        assert examples_in(block, number, 0) == examples_in(alone, number, 0)
-        rows = Counter(device for device, _, _, _ in seen(block, number).elements())
+    found, expected = updates_of(block)[0], updates_of(alone)[0]
+    assert (block.totals == len(found)).all()
+    assert all(part.ends.all() == part.ends.any() for part in block.parts())
+    assert list(map(examples_in, found)) == list(map(examples_in, expected))
+    for update in found:
+        rows = Counter(row.device for row in update)
         held = [rows[device] for device in range(devices)]
         assert max(held) - min(held) <= 1
-        total = sum(
-            float(weight) * np.count_nonzero(target)
-            for part in block.parts(number)
-            for target, weight in zip(part.target, part.weight, strict=True)
-        )
-        assert total == pytest.approx(1, rel=1e-6)
-        assert {place for _, place, _, _ in seen(block, number)} == {0}
+        assert sum(row.weight for row in update) == pytest.approx(1, rel=1e-6)
+        assert {row.place for row in update} == {0}
 
 
 @given(SIZES, LEARNINGS, st.integers(1, 4))
@@ -259,22 +268,20 @@ def test_users_who_do_not_divide_over_the_devices_are_an_error():
 
 
 @settings(max_examples=5)
-@given(st.integers(0, 2**32))
-def test_little_is_padding_where_users_are_uneven(seed):
-    """Users with 4 to 149 items, prompts of 130 to 430 tokens and short answers, as LaMP's profiles are."""
+@given(st.integers(0, 2**32), st.sampled_from([(1, 4096), (2, 4096), (2, 2048)]))
+def test_little_is_padding_where_users_are_uneven(seed, layout):
+    """Users with 4 to 149 items, prompts of 130 to 430 tokens and short answers, as LaMP-2's are."""
     rng = np.random.default_rng(seed)
+    counts = np.clip(np.exp(rng.normal(np.log(23), 0.8, 64)), 4, 149).astype(int)
     learners = [
-        Learner(
-            str(user),
-            [Example("", [5] * rng.integers(130, 431), [6] * rng.integers(2, 4)) for _ in range(rng.integers(4, 150))],
-        )
-        for user in range(64)
+        Learner(str(user), [Example("", [5] * rng.integers(130, 431), [6] * rng.integers(2, 5)) for _ in range(count)])
+        for user, count in enumerate(counts)
     ]
-    learning = Optimization(epochs=1, batch_size=16)
-    block = block_of(learners, learning, tokens=4096)
+    learning, (devices, tokens) = Optimization(epochs=1, batch_size=16), layout
+    (users,) = make_blocks(learners, 64, learning)
+    block = block_of(users, learning, devices=devices, tokens=tokens)
     real, computed = 0, 0
-    for number in range(len(block)):
-        for part in block.parts(number):
-            real += np.count_nonzero(part.source) + np.count_nonzero(part.target)
-            computed += part.source.size + part.target.size
-    assert 1 - real / computed < 0.2
+    for part in block.parts():
+        real += sum(row.tokens for rows in part.rows for row in rows)
+        computed += devices * part.shape.tokens
+    assert 1 - real / computed < 0.15
