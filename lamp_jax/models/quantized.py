@@ -38,8 +38,8 @@ def quantize(weights: np.ndarray, *, inputs: int) -> tuple[np.ndarray, np.ndarra
     """
     axes = tuple(range(1, 1 + inputs))
     scale = (np.abs(weights).max(axis=axes) / 127).astype(np.float32)
-    steps = weights / np.maximum(np.expand_dims(scale, axes), np.finfo(np.float32).tiny)
-    return np.rint(steps).astype(np.int8), scale
+    steps = weights / np.expand_dims(np.where(scale > 0, scale, 1), axes)
+    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scale  # a tiny scale is not exact
 
 
 def abstract_quantized(weight: nnx.Param, *, inputs: int) -> Quantized:

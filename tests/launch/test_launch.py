@@ -410,7 +410,7 @@ def test_a_run_is_found_again_after_a_lost_connection(world):
 
 
 def test_a_run_outlives_the_end_of_its_session(world):
-    world.tell(workers="1", lamp_0="kill -HUP 0; sleep 0.2; echo trained")
+    world.tell(workers="1", lamp_0="kill -HUP 0; sleep 2; echo trained")
     assert world.run("tpu_run.sh", "my-tpu", "train", LAMP_RUN="r").returncode != 0
     again = world.run("tpu_run.sh", "my-tpu", "train", LAMP_RUN="r")
     assert (again.returncode, "trained" in again.stdout) == (0, True)

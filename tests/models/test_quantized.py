@@ -61,6 +61,13 @@ def test_a_weight_is_off_by_half_a_step_at_most(weights, inputs):
     assert (np.abs(steps * wide - weights) <= allowed).all()
 
 
+@pytest.mark.parametrize("size", [1.75e-38, 1e-40, 1e-43, 1e-45, 0])
+def test_the_smallest_weights_are_not_lost(size):
+    weights = np.full((2, 3, 4), size, np.float32)
+    steps, scale = quantize(weights, inputs=1)
+    assert np.abs(steps * scale[:, None].astype(np.float64) - weights).max() <= max(0.01 * size, 1e-43)
+
+
 def test_the_largest_weights_are_127_steps():
     weights = np.random.default_rng(0).standard_normal((2, 6, 5), np.float32)
     steps, scale = quantize(weights, inputs=1)

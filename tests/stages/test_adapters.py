@@ -386,24 +386,21 @@ def test_one_adapter_of_everybody_goes_on_on_another_mesh(questions, tmp_path, m
 
 @pytest.mark.parametrize("shared", ["profiles", "questions"])
 def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, capsys, shared):
-    assert lamp(*train_words(questions, tmp_path / "store", "--shared", shared, "--epochs", 8)) == 0
-    (entry,) = open_store(tmp_path / "store").entries.values()
     records = json.loads(questions.read_text())
+    for record in records:
+        record["output"] = "5"
+        for item in record["profile"]:
+            item["score"] = "5"
+    path = write(tmp_path / "five.json", records)
+    assert lamp(*train_words(path, tmp_path / "store", "--shared", shared, "--epochs", 8)) == 0
+    (entry,) = open_store(tmp_path / "store").entries.values()
     profiles = {one["user_id"]: one["profile"] for one in records}
     assert entry.user == EVERYBODY
     assert entry.items == (QUESTIONS if shared == "questions" else sum(map(len, profiles.values())))
-    base = answers(questions, tmp_path / "base.json")
-    found = answers(questions, tmp_path / "all.json", "--adapters", tmp_path / "store")
+    assert set(answers(path, tmp_path / "base.json").values()) != {"5"}
+    capsys.readouterr()
+    assert set(answers(path, tmp_path / "all.json", "--adapters", tmp_path / "store").values()) == {"5"}
     assert "14 of 14 questions have an adapter" in capsys.readouterr().out
-    assert found != base
-
-
-def test_a_user_who_is_called_everybody_learns_with_the_others(questions, tmp_path):
-    records = json.loads(questions.read_text())
-    everybody(records)
-    path = write(tmp_path / "named.json", records)
-    assert lamp(*train_words(path, tmp_path / "store", "--shared", "profiles")) == 0
-    assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
 
 
 @pytest.mark.parametrize(
@@ -435,7 +432,9 @@ def test_a_store_that_was_cut_off_answers_without_its_last_user(questions, whole
     assert found == {key: (base if users[key] == last else expected)[key] for key in users}
 
 
-def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(questions, whole, tmp_path, monkeypatch):
+def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(
+    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bucket").mkdir()
     words = train_words(questions, f"file://{tmp_path}/bucket/store")
@@ -594,9 +593,8 @@ def test_an_import_waits_for_the_end_of_the_command_that_trains(
     with monkeypatch.context() as patch:
         patch.setattr(AdapterStore, "append", append_beside_others)
         assert lamp(*train_words(questions, output)) == 0
-    assert {
-        one.count(f"{output / USERS}: another lamp command is writing to it; wait for its end") for one in said
-    } == {2}
+    assert all(f"{output / USERS}: another lamp command is writing to it; wait for its end" in one for one in said)
+    assert {one.count("another lamp command is writing to it") for one in said} == {2}
     assert_same_store(output, whole)
     assert lamp(*import_words(directory, output, user="other")) == 0
 
