@@ -183,11 +183,20 @@ def _one_hot(user: jax.Array, users: int, rules: Rules) -> jax.Array:
 
 def _rows_of(values: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
     """Of users [U, ...], those of the rows, [B, ...]."""
-    split, rows, users = chosen.shape
-    layout = _rest(values, rules)
-    own = jnp.reshape(values, (split, users, *values.shape[1:]), out_sharding=layout(2))
-    found = jnp.einsum("gbu,gu...->gb...", chosen, own, precision="highest", out_sharding=layout(2))
-    return jnp.reshape(found, (split * rows, *values.shape[1:]), out_sharding=layout(1))
+    return _product("gbu,gu...->gb...", chosen, values, rules)
+
+
+def _sums_of(rows: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
+    """Of rows [B, ...], the sums over those of each user, [U, ...]."""
+    return _product("gbu,gb...->gu...", chosen, rows, rules)
+
+
+def _product(subscripts: str, chosen: jax.Array, values: jax.Array, rules: Rules) -> jax.Array:
+    """The products of each device's part of both; the axes behind the first stay as they are."""
+    rest, layout = values.shape[1:], _rest(values, rules)
+    own = jnp.reshape(values, (len(chosen), len(values) // len(chosen), *rest), out_sharding=layout(2))
+    found = jnp.einsum(subscripts, chosen, own, precision="highest", out_sharding=layout(2))
+    return jnp.reshape(found, (len(chosen) * found.shape[1], *rest), out_sharding=layout(1))
 
 
 def _rest(values: jax.Array, rules: Rules) -> Callable[[int], Any]:
@@ -196,15 +205,6 @@ def _rest(values: jax.Array, rules: Rules) -> Callable[[int], Any]:
         return lambda axes: None
     first, *rest = (*jax.typeof(values).sharding.spec,)
     return lambda axes: P(first, *(None,) * (axes - 1), *rest)
-
-
-def _sums_of(rows: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
-    """Of rows [B, ...], the sums over those of each user, [U, ...]."""
-    split, count, users = chosen.shape
-    layout = _rest(rows, rules)
-    own = jnp.reshape(rows, (split, count, *rows.shape[1:]), out_sharding=layout(2))
-    found = jnp.einsum("gbu,gb...->gu...", chosen, own, precision="highest", out_sharding=layout(2))
-    return jnp.reshape(found, (split * users, *rows.shape[1:]), out_sharding=layout(1))
 
 
 def _are_finite(losses: jax.Array, gradient: Mapping[str, jax.Array], rules: Rules) -> jax.Array:
