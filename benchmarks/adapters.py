@@ -32,7 +32,7 @@ from lamp_jax.adapting import Company
 from lamp_jax.config import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import make_decoder
-from lamp_jax.inputs.batches import Example, choose_buckets, find_bucket, pad_rows
+from lamp_jax.inputs.batches import Example, fit_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.parts import Block, Learner, Part
 from lamp_jax.losses import IGNORED, sequence_log_probability
 from lamp_jax.models.lora import Adapters, adapter_shapes, attach
@@ -352,20 +352,24 @@ def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
     theirs.generation_config.eos_token_id = None
     graph, params = nnx.split(model)
     decode = make_decoder(graph, Answering("greedy", generation_max_length=NEW + 1), None, lora=LORA)
-    buckets = choose_buckets(512)
-    # As `lamp generate`: questions of about one length together.
+    # Questions of about one length together, on the other side too.
     ordered = sorted(range(QUESTIONS), key=lambda place: len(sources[place]))
     several = [ordered[start : start + TOGETHER] for start in range(0, QUESTIONS, TOGETHER)]
+    lengths = fit_buckets(map(len, sources), 512)
+    examples = [Example(str(place), source) for place, source in enumerate(sources)]
+    together, alone = (
+        [(places, batch.source) for places, batch in prediction_batches(examples, rows=dict.fromkeys(lengths, rows))]
+        for rows in (TOGETHER, 1)
+    )
     answers = {name: np.zeros((QUESTIONS, NEW), np.int64) for name in ("ours", "alone", "peft", "mixed")}
 
-    def ours(name: str, batches: Iterable[Sequence[int]]) -> Iterator[int]:
-        for places in batches:
+    def ours(name: str, batches: Iterable[tuple[list[int], np.ndarray]]) -> Iterator[int]:
+        for places, source in batches:
             # Alone on several devices, a question is there on each.
             copies = -(-jax.device_count() // len(places))
-            own = {key: np.repeat(values[list(places)], copies, axis=0) for key, values in adapters.items()}
-            length = find_bucket(max(len(sources[place]) for place in places), buckets)
-            source = np.repeat(pad_rows([sources[place] for place in places], len(places), length), copies, axis=0)
-            answers[name][list(places)] = np.asarray(decode(params, *place_batch((source, own))))[::copies]
+            own = {key: np.repeat(values[places], copies, axis=0) for key, values in adapters.items()}
+            found = decode(params, *place_batch((np.repeat(source, copies, axis=0), own)))
+            answers[name][places] = np.asarray(found)[::copies]
             yield len(places)
 
     def generate(places: Sequence[int], **more: Any) -> np.ndarray:
@@ -389,14 +393,12 @@ def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
             answers["mixed"][places] = generate(places, adapter_names=[str(place) for place in places])
             yield len(places)
 
-    alone = [[place] for place in range(QUESTIONS)]
     compiling, *clocks = (Clock() for _ in range(5))
     with compiling:
-        for name, batches in (("ours", several), ("alone", alone)):
-            lengths = {find_bucket(max(len(sources[p]) for p in places), buckets): places for places in batches}
-            for _ in ours(name, lengths.values()):
+        for name, batches in (("ours", together), ("alone", alone)):
+            for _ in ours(name, {source.shape: (places, source) for places, source in batches}.values()):
                 pass
-    sides = [ours("ours", several), ours("alone", alone), peft(), mixed()]
+    sides = [ours("ours", together), ours("alone", alone), peft(), mixed()]
     for side in (peft(), mixed()):
         next(side)
     take_turns([(side, QUESTIONS) for side in sides], clocks)

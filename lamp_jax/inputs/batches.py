@@ -173,6 +173,20 @@ def choose_buckets(max_length: int) -> tuple[int, ...]:
     return _up_to(max_length, (64, 128, 256, 384, 512, 768, 1024))
 
 
+def fit_buckets(lengths: Iterable[int], max_length: int) -> tuple[int, ...]:
+    """The lengths that prompts of these lengths, all known, are padded to: no more than `choose_buckets` has.
+
+    Every one is a compilation, which must spare a twentieth of all tokens. Few multiples keep those few that several
+    lists of prompts need together.
+    """
+    known = np.fromiter(lengths, np.int64)
+    if not len(known):
+        return ()
+    most = len(choose_buckets(max_length))
+    *shorter, longest = fit_lengths(known, most, multiple=32, worth=known.sum() / 20)
+    return (*shorter, min(longest, max_length))
+
+
 def choose_text_buckets(max_length: int) -> tuple[int, ...]:
     """The lengths that single texts are padded to: more of them, because they are shorter and their model is small."""
     short, long = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512), (640, 768, 1024, 1536, 2048, 3072)
@@ -181,6 +195,46 @@ def choose_text_buckets(max_length: int) -> tuple[int, ...]:
 
 def _up_to(longest: int, lengths: Sequence[int]) -> tuple[int, ...]:
     return (*(length for length in lengths if length < longest), longest)
+
+
+def fit_lengths(lengths: np.ndarray, most: int, *, multiple: int = 8, worth: float = 0) -> tuple[int, ...]:
+    """At most so many lengths, multiples of `multiple`, to which all of `lengths` can be padded with least padding.
+
+    The largest is that of the longest; each of the others spares `worth` tokens or more.
+    """
+    found = _fit_lengths(lengths, 1, multiple)
+    for count in range(2, most + 1):
+        finer = _fit_lengths(lengths, count, multiple)
+        if _padded(lengths, found) - _padded(lengths, finer) < worth:
+            break
+        found = finer
+    return found
+
+
+def _padded(lengths: np.ndarray, sizes: Sequence[int]) -> int:
+    return int(np.asarray(sizes)[np.searchsorted(sizes, lengths)].sum())
+
+
+def _fit_lengths(lengths: np.ndarray, count: int, multiple: int) -> tuple[int, ...]:
+    """By dynamic programming over the distinct (rounded) lengths."""
+    rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
+    sizes, counts = np.unique(rounded, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    # cost[j]: the fewest tokens of the first j sizes; the last of their groups is padded to its largest, sizes[j - 1].
+    cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
+    cuts = []
+    for _ in range(min(count, len(sizes))):
+        table = cost[:, None] + (before[None, 1:] - before[:, None]) * sizes[None, :]
+        table = np.where(np.arange(len(cost))[:, None] < np.arange(1, len(cost))[None, :], table, np.inf)
+        cuts.append(table.argmin(axis=0))
+        cost = np.concatenate([[0.0], table.min(axis=0)])
+    found, end = [], len(sizes)
+    for cut in reversed(cuts):
+        found.append(int(sizes[end - 1]))
+        end = int(cut[end - 1])
+        if not end:
+            break
+    return tuple(reversed(found))
 
 
 def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int = PAD) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import Example, OwnRows, pad_rows
+from lamp_jax.inputs.batches import Example, OwnRows, fit_lengths, pad_rows
 
 _SHAPES = 6  # lengths of the longer side of examples
 _OTHER_SHAPES = 2  # and of the other one
@@ -106,31 +106,6 @@ class Arrays(NamedTuple):
     weight: np.ndarray
 
 
-def fit_lengths(lengths: Iterable[int], count: int, *, multiple: int = 8) -> tuple[int, ...]:
-    """At most `count` lengths, multiples of `multiple`, to which all others can be padded with the least padding.
-
-    The largest is that of the longest. By dynamic programming over the distinct (rounded) lengths.
-    """
-    rounded = -(-np.maximum(np.fromiter(lengths, np.int64), 1) // multiple) * multiple
-    sizes, counts = np.unique(rounded, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(counts)])
-    # cost[j]: the fewest tokens of the first j sizes; the last of their groups is padded to its largest, sizes[j - 1].
-    cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
-    cuts = []
-    for _ in range(min(count, len(sizes))):
-        table = cost[:, None] + (before[None, 1:] - before[:, None]) * sizes[None, :]
-        table = np.where(np.arange(len(cost))[:, None] < np.arange(1, len(cost))[None, :], table, np.inf)
-        cuts.append(table.argmin(axis=0))
-        cost = np.concatenate([[0.0], table.min(axis=0)])
-    found, end = [], len(sizes)
-    for cut in reversed(cuts):
-        found.append(int(sizes[end - 1]))
-        end = int(cut[end - 1])
-        if not end:
-            break
-    return tuple(reversed(found))
-
-
 def fit_shapes(examples: Iterable[Example], *, tokens: int, most: int) -> tuple[Shape, ...]:
     """The few shapes of all parts, short ones first; a device's part has about `tokens` tokens, padding included.
 
@@ -145,23 +120,8 @@ def fit_shapes(examples: Iterable[Example], *, tokens: int, most: int) -> tuple[
     worth, found = _WORTH * lengths.sum(), {}
     for side, most_lengths in ((longer, _SHAPES), (1 - longer, _OTHER_SHAPES)):
         spared = worth * max(1, len(found.get(longer, ())))
-        found[side] = _fit_some(lengths[:, side], most_lengths, spared, _MULTIPLES[side])
+        found[side] = fit_lengths(lengths[:, side], most_lengths, multiple=_MULTIPLES[side], worth=spared)
     return tuple(fit_rows(source, target, tokens, most) for target in found[1] for source in found[0])
-
-
-def _fit_some(lengths: np.ndarray, most: int, worth: float, multiple: int) -> tuple[int, ...]:
-    """At most so many lengths to pad to, each of which spares `worth` tokens or more."""
-    found = fit_lengths(lengths, 1, multiple=multiple)
-    for count in range(2, most + 1):
-        finer = fit_lengths(lengths, count, multiple=multiple)
-        if _padded(lengths, found) - _padded(lengths, finer) < worth:
-            break
-        found = finer
-    return found
-
-
-def _padded(lengths: np.ndarray, sizes: tuple[int, ...]) -> int:
-    return int(np.asarray(sizes)[np.searchsorted(sizes, lengths)].sum())
 
 
 def fit_rows(source: int, target: int, tokens: int, most: int) -> Shape:

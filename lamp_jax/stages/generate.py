@@ -18,7 +18,7 @@ from lamp_jax.data.records import Journal, claim, record_path
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import stop_if_asked
-from lamp_jax.inputs.batches import Example, choose_buckets, prediction_batches
+from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import fingerprint_t5, load_t5
@@ -116,7 +116,8 @@ def answer(
 ) -> dict[str, str]:
     """The answer to every example, by id, in their order. With a journal, what it holds is not answered again."""
     answers: dict[str, str] = dict(journal.entries) if journal else {}
-    rows = dict.fromkeys(choose_buckets(max_length), batch_size)
+    lengths = fit_buckets((len(example.source) for example in examples), max_length)
+    rows = dict.fromkeys(lengths, batch_size)
     batches = prediction_batches(examples, rows=rows, own=own_rows)
     with tqdm(total=len(examples), desc="answers", unit="question", disable=None, leave=journal is not None) as bar:
         for positions, batch in batches:

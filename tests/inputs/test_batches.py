@@ -1,6 +1,7 @@
 """Batches are pure functions of their number and meet few shapes."""
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from lamp_jax.inputs.batches import (
     TrainingBatches,
     choose_buckets,
     find_bucket,
+    fit_buckets,
+    fit_lengths,
     prediction_batches,
     read_ahead,
 )
 
 BUCKETS = (4, 8, 16)
 LENGTHS = st.lists(st.integers(1, 16), min_size=1, max_size=60)
+ANY_LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 
 
 def examples(lengths):
@@ -91,3 +95,51 @@ def test_buckets_end_with_the_maximum():
     assert find_bucket(33, choose_buckets(512)) == 64
     with pytest.raises(LampError, match="17 tokens does not fit the longest bucket of 16"):
         find_bucket(17, BUCKETS)
+
+
+def padding_of(lengths, sizes):
+    return sum(min(size for size in sizes if size >= length) for length in lengths)
+
+
+@given(ANY_LENGTHS, st.integers(1, 4))
+def test_lengths_have_the_least_padding_of_all_choices(lengths, count):
+    found = fit_lengths(np.array(lengths), count)
+    rounded = {max(8, -(-length // 8) * 8) for length in lengths}
+    choices = (
+        chosen for size in range(1, count + 1) for chosen in combinations(rounded, size) if max(chosen) == max(rounded)
+    )
+    assert padding_of(lengths, found) == min(padding_of(lengths, chosen) for chosen in choices)
+
+
+@given(ANY_LENGTHS, st.integers(1, 4), st.sampled_from([1, 4, 8]))
+def test_every_length_fits(lengths, count, multiple):
+    found = fit_lengths(np.array(lengths), count, multiple=multiple)
+    assert list(found) == sorted(set(found))
+    assert len(found) <= count
+    assert not any(length % multiple for length in found)
+    assert max(lengths) <= found[-1] < max([*lengths, 1]) + multiple
+
+
+@given(ANY_LENGTHS, st.sampled_from([0, 7, 30]))
+def test_each_length_but_the_longest_spares_what_it_costs(lengths, worth):
+    found = fit_lengths(np.array(lengths), 4, multiple=1, worth=worth)
+    for count in range(1, len(found)):
+        coarser, finer = (
+            padding_of(lengths, fit_lengths(np.array(lengths), n, multiple=1)) for n in (count, count + 1)
+        )
+        assert coarser - finer >= worth
+
+
+@given(st.integers(1, 300), st.data())
+def test_buckets_of_known_prompts_are_as_few_as_any_and_pad_less(longest, data):
+    lengths = data.draw(st.lists(st.integers(1, longest), min_size=1, max_size=30))
+    found, fixed = fit_buckets(lengths, longest), choose_buckets(longest)
+    assert list(found) == sorted(set(found))
+    assert len(found) <= len(fixed)
+    assert max(lengths) <= found[-1] <= longest
+    spared = sum(lengths) / 20 * len(fixed)  # what is not worth one more length, for each
+    assert padding_of(lengths, found) <= padding_of(lengths, fixed) + spared
+
+
+def test_no_prompts_need_no_buckets():
+    assert fit_buckets([], 512) == ()

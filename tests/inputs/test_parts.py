@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import combinations
 from math import ceil
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
-from lamp_jax.inputs.parts import Block, Learner, find_shape, fit_lengths, fit_shapes, make_blocks
+from lamp_jax.inputs.parts import Block, Learner, find_shape, fit_shapes, make_blocks
 
 LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=7)
@@ -90,29 +89,6 @@ def updates_of(block, made=()):
 
 def examples_in(update):
     return sorted(row.example for row in update)
-
-
-def padding_of(lengths, sizes):
-    return sum(min(size for size in sizes if size >= length) for length in lengths)
-
-
-@given(LENGTHS, st.integers(1, 4))
-def test_lengths_have_the_least_padding_of_all_choices(lengths, count):
-    found = fit_lengths(lengths, count)
-    rounded = {max(8, -(-length // 8) * 8) for length in lengths}
-    choices = (
-        chosen for size in range(1, count + 1) for chosen in combinations(rounded, size) if max(chosen) == max(rounded)
-    )
-    assert padding_of(lengths, found) == min(padding_of(lengths, chosen) for chosen in choices)
-
-
-@given(LENGTHS, st.integers(1, 4), st.sampled_from([1, 4, 8]))
-def test_every_length_fits(lengths, count, multiple):
-    found = fit_lengths(lengths, count, multiple=multiple)
-    assert list(found) == sorted(set(found))
-    assert len(found) <= count
-    assert not any(length % multiple for length in found)
-    assert max(lengths) <= found[-1] < max([*lengths, 1]) + multiple
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=20), TOKENS)
