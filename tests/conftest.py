@@ -9,6 +9,8 @@ _FLAGS = (
     # Tests run each program a few times: compiling well would cost more than it saves.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    # On a busy machine the devices' threads wait long for each other; XLA would end the process after 40 seconds.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
