@@ -67,8 +67,19 @@ def preempted(data, start, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize(("number", "mesh"), [(2, ()), (1, ("--model-parallel", 2, "--sharding", "fsdp+tensor"))])
-def test_a_run_that_was_preempted_goes_on_with_any_number_of_processes(
+def test_two_processes_that_were_preempted_go_on_to_the_same_bytes(data, start, preempted, tmp_path):
+    output, whole = tmp_path / "model", tmp_path / "whole"
+    shutil.copytree(preempted, output)
+    stopped = max(losses(output))
+    statuses, said = start(2, train(data, output), train(data, whole)).end()
+    assert statuses == [[0, 0]] * 2, said
+    assert f"going on after step {stopped} of 25" in said
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert losses(output) == losses(whole)
+
+
+@pytest.mark.parametrize(("number", "mesh"), [(4, ()), (1, ("--model-parallel", 2, "--sharding", "fsdp+tensor"))])
+def test_a_run_that_was_preempted_goes_on_with_another_number_of_processes(
     data, start, undisturbed, preempted, tmp_path, number, mesh
 ):
     output = tmp_path / "model"
