@@ -1,6 +1,7 @@
 """Every test runs on eight fake CPU devices and compiles in a hurry; this must be said before jax is imported."""
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -19,3 +20,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # A first example may import transformers or compile: time says nothing about right or wrong.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# Tests send these to processes of their own, which must not inherit that they are ignored, as by `nohup pytest &`.
+for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
