@@ -200,34 +200,23 @@ def _up_to(longest: int, lengths: Sequence[int]) -> tuple[int, ...]:
 def fit_lengths(lengths: np.ndarray, most: int, *, multiple: int = 8, worth: float = 0) -> tuple[int, ...]:
     """At most so many lengths, multiples of `multiple`, to which all of `lengths` can be padded with least padding.
 
-    The largest is that of the longest; each of the others spares `worth` tokens or more.
+    The largest is that of the longest; each of the others spares `worth` tokens or more. By dynamic programming over
+    the distinct (rounded) lengths.
     """
-    found = _fit_lengths(lengths, 1, multiple)
-    for count in range(2, most + 1):
-        finer = _fit_lengths(lengths, count, multiple)
-        if _padded(lengths, found) - _padded(lengths, finer) < worth:
-            break
-        found = finer
-    return found
-
-
-def _padded(lengths: np.ndarray, sizes: Sequence[int]) -> int:
-    return int(np.asarray(sizes)[np.searchsorted(sizes, lengths)].sum())
-
-
-def _fit_lengths(lengths: np.ndarray, count: int, multiple: int) -> tuple[int, ...]:
-    """By dynamic programming over the distinct (rounded) lengths."""
     rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
     sizes, counts = np.unique(rounded, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])
     # cost[j]: the fewest tokens of the first j sizes; the last of their groups is padded to its largest, sizes[j - 1].
     cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
     cuts = []
-    for _ in range(min(count, len(sizes))):
+    for _ in range(min(most, len(sizes))):
         table = cost[:, None] + (before[None, 1:] - before[:, None]) * sizes[None, :]
         table = np.where(np.arange(len(cost))[:, None] < np.arange(1, len(cost))[None, :], table, np.inf)
+        finer = np.concatenate([[0.0], table.min(axis=0)])
+        if cost[-1] - finer[-1] < worth:
+            break
         cuts.append(table.argmin(axis=0))
-        cost = np.concatenate([[0.0], table.min(axis=0)])
+        cost = finer
     found, end = [], len(sizes)
     for cut in reversed(cuts):
         found.append(int(sizes[end - 1]))

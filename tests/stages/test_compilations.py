@@ -139,7 +139,9 @@ def test_more_questions_of_the_same_lengths_compile_nothing(decode):
         records = make_questions(0, 48)
         cold, met = ask(records)
         warm, met_again = ask(under_other_ids(records, "more", "others"))
+        others, met_by_others = ask(make_questions(1, 59))
     assert met == met_again
+    assert not others - Counter(decode=len({*met_by_others} - {*met}))
     assert 1 < cold["decode"] == len(met) <= len(BUCKETS)
     assert not warm
 
