@@ -31,6 +31,10 @@ WAIT, UPDATE = "wait for data", "update"
 """What a profiler's trace calls the two parts of a step."""
 
 
+RUN_FILES = ("metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
+"""What `fit` writes to a run's directory, beside the best model."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands, beside its arrays: updates made, best validation score so far, evaluations since then."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from lamp_jax.config import Lora
 from lamp_jax.data.files import glimpse, read_json, write_json
-from lamp_jax.data.records import Journal, whole_lines
+from lamp_jax.data.journals import Journal, whole_lines
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lamp_jax.data.files import Question, read_json, write_json
-from lamp_jax.data.records import read_journal
+from lamp_jax.data.journals import read_journal
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -79,10 +79,13 @@ def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
 
 def read_records(directory: str | Path, kind: Kind) -> Iterator[dict[str, Any]]:
     """The records of a feedback directory, shard after shard. LampError where a shard is missing or not finished."""
-    directory = Path(directory)
-    shards = read_settings(directory, kind)["shards"]
+    yield from read_shards(directory, kind, read_settings(directory, kind)["shards"])
+
+
+def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict[str, Any]]:
+    """As read_records, of feedback whose record is not finished yet."""
     for shard in range(shards):
-        path = directory / shard_file(kind, shard, shards)
+        path = Path(directory) / shard_file(kind, shard, shards)
         if not path.exists():
             raise LampError(f"{path}: no such file, though the run was finished; copy the whole directory")
         yield from read_journal(path)

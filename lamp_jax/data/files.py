@@ -1,6 +1,8 @@
 """How LaMP files are read, checked and written: the official JSON formats, streamed and atomic."""
 
 import contextlib
+import fcntl
+import glob
 import io
 import json
 import os
@@ -220,16 +222,45 @@ def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
             yield nothing
         return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open_temporary(path) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename is None:  # such as "No space left on device"
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _open_temporary(path: Path) -> IO[bytes]:
+    """The file that will become `path`, locked while it is open. What killed runs left of the same name is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        if not left.is_dir():
+            _remove_abandoned(left)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    while True:
+        file = open(temporary, "wb")  # noqa: SIM115 (the caller closes it)
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():
+            return file
+        file.close()  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Removes a temporary file, unless the process that writes it lives and so holds its lock."""
+    try:
+        with open(temporary, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            temporary.unlink()
+    except OSError:
+        return
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,111 +1,220 @@
-"""What made an output: by the record beside it the same command finds its work done, resumes, or refuses."""
+"""Run records: what made an output. By its record the same command finds its work done, resumes it, or refuses."""
 
-import fcntl
+import contextlib
+import errno
+import functools
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lamp_jax
 from lamp_jax.config import PLACEMENT
-from lamp_jax.data import remote
-from lamp_jax.data.files import read_json, write_json
+from lamp_jax.data.files import write_json
+from lamp_jax.data.outputs import (
+    REPLACED,
+    STAGED,
+    check_apart,
+    check_kind,
+    check_replaceable,
+    discard,
+    entries,
+    is_record,
+    journal_path,
+    lock_output,
+    read_record,
+    record_path,
+    remove_temporary,
+    replace_output,
+    staged_path,
+    unlock_output,
+)
 from lamp_jax.errors import LampError
-from lamp_jax.processes import agree, compare
+from lamp_jax.processes import agree, compare, is_first
 
 _CHECKED = "adapters.bin"  # large, and the checksums of all its parts stand in a file beside it
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 State = Literal["new", "unfinished", "done"]
+Options = TypeVar("Options")
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+_claims: list[list["Record"]] = []
+"""The records of each `guard_outputs` that is running, the innermost last."""
 
 
 @dataclass(frozen=True)
 class Record:
     """The claim of one command on one output. Of several processes all have it; the first reads and writes.
 
-    For a file the record stands beside it (`P.json.run.json`), for a directory in it (`run.json`). `state` says what
-    the command found: nothing, its own unfinished work, or its own finished output.
+    `state` is what the command found: nothing, its own unfinished work, or its own finished output. The command writes
+    to `place`: the output itself or, where `--force` replaces one, a location beside it.
     """
 
     output: Path
     contents: Mapping[str, Any]
     state: State
-    directory: bool = False
-    force: bool = False
+    directory: bool
+    staged: bool
+    part: str = ""
+
+    @property
+    def place(self) -> Path:
+        return staged_path(self.output, directory=self.directory) if self.staged else self.output
 
     @property
     def path(self) -> Path:
-        return record_path(self.output)
+        return _record_at(self.place, self.directory)
 
     @property
     def journal(self) -> Path:
         """Where a long stage appends what it has finished so far."""
-        return journal_path(self.output)
+        return journal_path(self.place)
+
+    def beside(self, name: str) -> Path:
+        """Where to write a further output file, by its name in `claim`'s `beside`."""
+        path = Path(self.contents["beside"][name])
+        return staged_path(path, directory=False) if self.staged else path
+
+    def redirect(self, options: Options) -> Options:
+        """The options with `place` as their `output`."""
+        return replace(options, output=str(self.place))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def begin(self) -> None:
-        """Says whose unfinished work will stand there. For commands that resume, once their checks have passed."""
+        """Writes the record of unfinished work. Called once the command's checks have passed, before it writes."""
         agree(self._begin)
 
     def _begin(self) -> None:
-        if self.force:
-            _remove(self.output)
-        if self.directory:
-            self.output.mkdir(parents=True, exist_ok=True)
         if self.state == "new":
+            if self.staged:
+                discard(self.place)
+            if self.directory:
+                self.place.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {**self.contents, "finished": False})
 
     def finish(self, **facts: Any) -> None:
-        """Marks the output as whole; `facts` (counts, metrics) are kept in the record."""
+        """Marks the output as complete; `facts` (counts, metrics) are kept in the record. A forced run replaces the old
+        output now."""
         agree(lambda: self._finish(facts))
 
     def _finish(self, facts: Mapping[str, Any]) -> None:
-        whole = {**self.contents, "finished": True, "output_sha256": _output_digest(self.output), **facts}
-        write_json(self.path, whole)
+        complete = {**self.contents, "finished": True, "output_sha256": _output_digest(self.place), **facts}
+        write_json(self.path, complete)
         self.journal.unlink(missing_ok=True)
+        if self.staged:
+            replace_output(self.output, directory=self.directory)
 
-
-def record_path(output: Path) -> Path:
-    return output / "run.json" if output.is_dir() else output.with_name(output.name + ".run.json")
-
-
-def journal_path(output: Path) -> Path:
-    return output.with_name(output.name + ".journal.jsonl")
+    def release(self) -> None:
+        """Lets other commands claim the output. A record of work that came to nothing is removed."""
+        if not is_first():
+            return
+        with contextlib.suppress(LampError):
+            record = read_record(self.place) or {}
+            nothing = not record.get("finished", True) and record.get("fingerprint") == self.contents["fingerprint"]
+            if nothing and not self.part and not _has_begun(self.place, self.directory):
+                self.path.unlink(missing_ok=True)
+                if self.directory and self.staged:
+                    self.place.rmdir()
+        unlock_output(self.output, directory=self.directory, part=self.part)
 
 
 def claim(
-    output: str | Path, options: Any, *, inputs: Iterable[str], ignore: Iterable[str] = (), directory: bool = False
+    output: str | Path,
+    options: Any,
+    *,
+    inputs: Iterable[str],
+    reads: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    directory: bool = False,
+    makes: Sequence[str] = (),
+    beside: Mapping[str, str | Path] | None = None,
+    part: str = "",
+    force: bool | None = None,
 ) -> Record:
     """Claims `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub names).
 
-    `ignore` names options that do not change what is written (`output`, `force` and where arrays lie never do). Two
-    commands are the same when their settings and the contents of their inputs are. Raises LampError when something
-    else stands at `output`; with `options.force` that is replaced, once the command's checks have passed (`begin`,
-    `finish`).
+    `reads` are further inputs, whose contents do not tell two commands apart. `ignore` names options that do not change
+    what is written (`output`, `force` and execution-only options never do). `makes` are the patterns of the file names
+    that a directory will hold, with `name/` for the output directory of another command. `beside` are further output
+    files, by a name. `part` names one of several commands that fill a directory together. `force` is the options' own
+    unless it is given.
+
+    Two commands are the same if their settings and the contents of their inputs are. Raises LampError if an output is,
+    contains or is inside an input; while another command writes to it; and if another output is at its place, which
+    with `options.force` is replaced once the new one is complete, provided that a record of lamp names all of it.
     """
     output = Path(output)
+    output = output.resolve() if output.is_symlink() else output
+    inputs = list(dict.fromkeys(inputs))
+    beside = {name: str(path) for name, path in (beside or {}).items() if path}
+    stage = type(options).__name__.lower()
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
+    force = getattr(options, "force", False) if force is None else force
+    written = _written(output, beside, directory=directory)
+
+    def prepare() -> None:
+        check_apart(written, [*inputs, *reads])
+        check_kind(output, directory=directory)
+        lock_output(output, directory=directory, part=part, holder=f"lamp {stage}")
+        if not part:
+            remove_temporary(output, directory=directory)
+
+    agree(prepare)
     digests: dict[str, str] = {}
 
     def make_fingerprint() -> str:
-        digests.update({name: digest(name) for name in dict.fromkeys(inputs)})
+        digests.update({name: digest(name) for name in inputs})
         # The fingerprint knows inputs by their contents alone: a moved file is the same file.
         known = json.dumps([type(options).__name__, _without(settings, digests), sorted(digests.values())], default=str)
         return hashlib.sha256(known.encode()).hexdigest()
 
-    fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
+    try:
+        fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
+        found = _Found(output, fingerprint, beside, directory=directory)
+        state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))
+    except BaseException:
+        if is_first():
+            unlock_output(output, directory=directory, part=part)
+        raise
     contents = {
-        "stage": type(options).__name__.lower(),
-        "settings": settings,
-        "inputs": digests,
+        "stage": stage,
+        "settings": _final_names(settings),
+        "inputs": {_final_names(name): value for name, value in digests.items()},
         "version": lamp_jax.__version__,
         "fingerprint": fingerprint,
+        "makes": list(makes),
+        "beside": beside,
     }
-    force = getattr(options, "force", False)
-    state: State = agree(lambda: _check_removable(output) if force else _state(output, fingerprint))
-    return Record(output, contents, state, directory, force)
+    record = Record(output, contents, state, directory, staged, part)
+    if _claims:
+        _claims[-1].append(record)
+    return record
+
+
+def guard_outputs(run: Run) -> Run:
+    """Decorates a stage: what it claims is released when it ends, and an error of the disk names the output."""
+
+    @functools.wraps(run)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        claims: list[Record] = []
+        _claims.append(claims)
+        try:
+            return run(*arguments, **named)
+        except OSError as error:
+            if error.filename is None and error.errno in _DISK and claims:
+                raise LampError(f"{claims[-1].output}: cannot be written ({error.strerror}); {_REMEDY}") from error
+            raise
+        finally:
+            _claims.pop()
+            for record in reversed(claims):
+                record.release()
+
+    return guarded  # pyright: ignore[reportReturnType]
+
+
+_REMEDY = "make room or give another --output; the same command goes on"
 
 
 def digest(name: str) -> str:
@@ -114,127 +223,112 @@ def digest(name: str) -> str:
     if path.is_file():
         return _file_digest(path)
     if path.is_dir():
-        parts = [
-            f"{part.relative_to(path)} {_file_digest(part)}" for part in sorted(path.rglob("*")) if _is_content(part)
-        ]
+        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _contents(path)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"name {name}"
 
 
-class Journal:
-    """An append-only file of JSON lines that survives a kill: a line broken off at the end is none of its entries.
+@dataclass(frozen=True)
+class _Found:
+    """What is at the place of an output, whose lock is held."""
 
-    One command has it at a time. LampError where another is writing to it, and, with the line, where one is no JSON;
-    opening changes nothing in the file. Of several processes the first has it; all have the entries, which all append
-    alike.
-    """
+    output: Path
+    fingerprint: str
+    beside: Mapping[str, str]
+    directory: bool
 
-    def __init__(self, path: Path):
-        self.path, self._pace = path, remote.Pace()
-        self._file: IO[bytes] | None = None
-        self._size = 0
-        self.entries: list[Any] = agree(self._open)
+    def state(self) -> State:
+        """Without `--force`. LampError for an output of another command, of other settings, or of nobody."""
+        replace_output(self.output, directory=self.directory)  # of a forced run that was killed at its end
+        record, path = read_record(self.output), record_path(self.output)
+        if record is None:
+            if existing := self._existing():
+                raise LampError(f"{existing}: exists, and no record says how it was made; move it away")
+            return "new"
+        if not is_record(record):
+            raise LampError(f"{path}: not a run record of lamp; move it away, or give another --output")
+        self._check_beside(record)
+        if not _has_begun(self.output, self.directory):
+            return "new"
+        if record["fingerprint"] != self.fingerprint:
+            raise LampError(
+                f"{self.output}: exists with other settings or inputs ({path} lists them); "
+                "give another --output, or --force to start over"
+            )
+        if not record.get("finished"):
+            return "unfinished"
+        if record.get("output_sha256") != _output_digest(self.output):
+            raise LampError(
+                f"{self.output}: was changed after it was made; move it away, or give --force to make it again"
+            )
+        return "done"
 
-    def _open(self) -> list[Any]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = lock(self.path)
-        try:
-            lines = whole_lines(self.path)
-            self._size = sum(map(len, lines))
-            return list(_parsed(lines, self.path))
-        except LampError:
-            self._file.close()
-            raise
+    def forced_state(self) -> tuple[State, bool]:
+        """With `--force`, and whether the new output is to be written beside the old one."""
+        if replace_output(self.output, directory=self.directory):
+            record = read_record(self.output) or {}
+            if record.get("fingerprint") == self.fingerprint:
+                return "done", False  # what this very command had made before it was killed
+        record, existing = read_record(self.output), self._existing()
+        if record is None:
+            if existing:
+                raise LampError(f"{existing}: no record says that lamp made it, so --force keeps it; move it away")
+            return "new", False
+        check_replaceable(self.output, record)
+        self._check_beside(record)
+        if not existing:
+            return "new", False
+        staged = read_record(staged_path(self.output, directory=self.directory)) or {}
+        return "unfinished" if staged.get("fingerprint") == self.fingerprint else "new", True
 
-    def keep(self, count: int) -> None:
-        """Drops all entries but the first `count`, and what is broken off behind them."""
-        if self._file:
-            self._size = sum(map(len, whole_lines(self.path)[:count]))
-            self._file.truncate(self._size)
-        del self.entries[count:]
+    def _existing(self) -> Path | None:
+        """The first of the outputs that is there."""
+        if _has_begun(self.output, self.directory):
+            return self.output
+        return next((Path(path) for path in self.beside.values() if Path(path).exists()), None)
 
-    def append(self, entries: Iterable[Any]) -> None:
-        """Adds entries, on disk before this returns."""
-        entries = list(entries)
-        if self._file:
-            self._file.truncate(self._size)  # a line that a kill or a full disk broke off
-            self._size += self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._pace.publish()
-        self.entries += entries
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-
-
-def read_journal(path: Path) -> Iterator[Any]:
-    """The entries of a journal that nobody writes to any more. LampError, with the line, for one that is broken."""
-    return _parsed(whole_lines(path), path)
-
-
-def lock(path: Path) -> IO[bytes]:
-    """A file that is opened to append, and made where there is none, by this command alone until it is closed.
-
-    LampError where another command has it. Nothing in it is changed.
-    """
-    file = open(path, "ab")  # noqa: SIM115 (open for as long as it is locked)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise LampError(f"{path}: another lamp command is writing to it; wait for its end, or stop it") from None
-    except OSError:
-        pass  # some network file systems know no locks: work there goes on as unguarded as it has to be
-    return file
-
-
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file but one that is broken off at its end; none where there is no file."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    def _check_beside(self, record: Mapping[str, Any]) -> None:
+        """LampError for a further output file that is there and that the record does not name."""
+        named = record.get("beside")
+        known = set(named.values()) if isinstance(named, dict) else set()
+        for path in self.beside.values():
+            if Path(path).exists() and path not in known:
+                raise LampError(f"{path}: exists, and the record of {self.output} does not name it; move it away")
 
 
-def _parsed(lines: Iterable[bytes], path: Path) -> Iterator[Any]:
-    for number, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None
+def _written(output: Path, beside: Mapping[str, str], *, directory: bool) -> list[Path]:
+    """All paths that a command may write."""
+    places = [output, *map(Path, beside.values())]
+    if not directory:
+        places += [_record_at(output, directory), journal_path(output)]
+        staged = [staged_path(path, directory=False) for path in places[: 1 + len(beside)]]
+        places += [*staged, _record_at(staged[0], directory), journal_path(staged[0])]
+    return places
 
 
-def _state(output: Path, fingerprint: str) -> State:
-    path = record_path(output)
-    if not path.exists():
-        if output.exists() and (output.is_file() or any(output.iterdir())):
-            raise LampError(f"{output}: exists, and no record says how it was made; move it away or give --force")
-        return "new"
-    found = read_json(path)
-    if not _has_begun(output):
-        return "new"
-    if found.get("fingerprint") != fingerprint:
-        raise LampError(
-            f"{output}: stands there from other settings or inputs ({path} lists them); "
-            "give another --output, or --force to start over"
-        )
-    if not found.get("finished"):
-        return "unfinished"
-    if found.get("output_sha256") != _output_digest(output):
-        raise LampError(f"{output}: was changed after it was made; move it away, or give --force to make it again")
-    return "done"
+def _record_at(place: Path, directory: bool) -> Path:
+    """`record_path` of a place that may not be there yet."""
+    return place / "run.json" if directory else record_path(place)
 
 
-def _has_begun(output: Path) -> bool:
-    """Whether anything but the record stands there: a command that failed in its checks leaves nothing to keep."""
-    if output.is_dir():
-        return any(path != record_path(output) for path in output.iterdir())
+def _has_begun(output: Path, directory: bool) -> bool:
+    """Whether anything but the record is there: a command that failed in its checks leaves nothing to keep."""
+    if directory:
+        return output.is_dir() and any(entries(output))
     return output.exists() or journal_path(output).exists()
 
 
+def _final_names(value: Any) -> Any:
+    """Settings with the names that files will have once a forced run (of `lamp demo`) has replaced its output."""
+    if isinstance(value, Mapping):
+        return {key: _final_names(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_final_names(one) for one in value]
+    return value.replace(f"/{STAGED}/", "/") if isinstance(value, str) else value
+
+
 def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    """The settings with every input's path put aside, and where arrays lie."""
+    """The settings with every input's path put aside, and execution-only options."""
     if isinstance(settings, Mapping):
         return {key: _without(value, names) for key, value in settings.items() if key not in PLACEMENT}
     if isinstance(settings, list | tuple):
@@ -242,28 +336,12 @@ def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
     return "(input)" if isinstance(settings, str) and settings in names else settings
 
 
-def _check_removable(output: Path) -> State:
-    if output.is_dir() and any(output.iterdir()) and not record_path(output).exists():
-        raise LampError(
-            f"{output}: --force removes only what lamp made, and this directory has no run.json; move it away"
-        )
-    return "new"
-
-
-def _remove(output: Path) -> None:
-    for journal in [journal_path(output), *output.glob("*.jsonl")]:
-        if journal.exists():
-            lock(journal).close()  # nothing is removed that another command is writing
-    remote.remove(output)
-    for path in (record_path(output), journal_path(output)):
-        path.unlink(missing_ok=True)
-    if output.is_dir():
-        shutil.rmtree(output)
-    output.unlink(missing_ok=True)
-
-
-def _is_content(path: Path) -> bool:
-    return path.is_file() and path.name not in {"run.json", _CHECKED} and not path.name.startswith(".")
+def _contents(directory: Path) -> Iterator[Path]:
+    """The files that make a directory what it is, in their order."""
+    for path in sorted(directory.rglob("*")):
+        staged = path.relative_to(directory).parts[0] in (STAGED, REPLACED)
+        if path.is_file() and not staged and path.name not in {"run.json", _CHECKED} and path.name[:1] != ".":
+            yield path
 
 
 def _output_digest(output: Path) -> str:

@@ -89,6 +89,13 @@ class Copy:
         if self._fs.exists(place):
             self._fs.rm(place, recursive=True)
 
+    def move(self, source: str, target: str) -> None:
+        """Moves a directory at the URL, in place of another; nothing where the source is not there."""
+        self._fs.invalidate_cache()  # checkpoints are not written through it
+        if self._fs.exists(f"{self._remote}/{source}"):
+            self.remove(target)
+            self._fs.mv(f"{self._remote}/{source}", f"{self._remote}/{target}", recursive=True)
+
     def _states(self) -> dict[Path, tuple[int, int]]:
         return {path: _state(path) for path in self._files()}
 
@@ -153,19 +160,23 @@ class Pace:
             self._last = time.monotonic()
 
 
-def remove(path: Path) -> None:
-    """Removes what lies at the URL of which `path` is the copy, if it is one."""
-    for copy in _copies:
-        if copy.local == path:
-            copy.remove()
-
-
 def remove_checkpoints(output: Path) -> None:
     """Removes the checkpoints of a run's directory, here or at its URL; none is no error."""
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     for copy in _copies:
         if output.is_relative_to(copy.local):
             copy.remove((output / CHECKPOINTS).relative_to(copy.local).as_posix())
+
+
+def move_checkpoints(source: Path, target: Path) -> None:
+    """Moves the checkpoints of one run's directory to another of the same copy, at its URL. Local ones stay.
+
+    Those that are at the target give way. None at the source is no error: they may have been moved before.
+    """
+    for copy in _copies:
+        if source.is_relative_to(copy.local) and target.is_relative_to(copy.local):
+            places = [(path / CHECKPOINTS).relative_to(copy.local).as_posix() for path in (source, target)]
+            copy.move(*places)
 
 
 def checkpoint_place(path: Path) -> str:

@@ -1,14 +1,15 @@
 """How a long file is worked on by many: cut into chunks, handed to processes or a Beam pipeline, results in order."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lamp_jax.config import Work
 from lamp_jax.data.files import Question, no_records, question_in
@@ -107,6 +108,18 @@ def count_processes(work: Work, size: int) -> int:
     return min(count_cores(work), 1 + size // _BYTES_WORTH_A_PROCESS)
 
 
+def end_with_parent() -> None:
+    """From now on this worker process ends when the process that started it does, also if that was killed."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def map_in_processes(
     function: Callable[[Piece], Result], pieces: Iterable[Piece], *, processes: int
 ) -> Iterator[Result]:
@@ -118,7 +131,7 @@ def map_in_processes(
         yield from map(function, pieces)
         return
     # Spawned, not forked: the caller may have started jax, whose threads do not survive a fork.
-    pool = ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn"), initializer=end_with_parent)
     waiting: deque[Future[Result]] = deque()
     try:
         for piece in pieces:

@@ -14,6 +14,11 @@ from lamp_jax.tasks.prompts import without_surrogates
 # Its advice, such as that PyTorch is not installed, is not meant for users of this package.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
+)
+"""What `keep_tokenizer` may write, whatever the tokenizer."""
 EXTRA_IDS = 100  # T5's sentinels, at the end of the vocabulary
 
 

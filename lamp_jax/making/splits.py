@@ -22,6 +22,8 @@ from lamp_jax.tasks.catalog import Task, find_task
 
 _KINDS: tuple[Kind, ...] = ("questions", "outputs")
 _FILES = tuple(product(PARTS, _KINDS))
+FILES = (*(f"{part}_{kind}.json" for part, kind in _FILES), "report.json")
+"""What `write_parts` writes."""
 _COPIED_BYTES = 2**20
 
 

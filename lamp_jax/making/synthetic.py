@@ -273,6 +273,10 @@ def _express(task: Task, answer: int, text: str) -> str:
     return " ".join((*LEXICON.styles[answer], text if task.source == task.target else LEXICON.headline(text)))
 
 
+FILES = ("train_questions.json", "train_outputs.json", "dev_questions.json", "dev_outputs.json", "oracle.json")
+"""What `write_benchmark` writes."""
+
+
 def write_benchmark(
     task: Task,
     output_dir: str | Path,

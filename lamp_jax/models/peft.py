@@ -84,6 +84,10 @@ def read_form(directory: str | Path) -> Lora:
         raise LampError(f"{path}: not a whole configuration ({error!r}); save the adapter again with peft") from None
 
 
+FILES = (CONFIG, WEIGHTS)
+"""What `write_peft` writes."""
+
+
 def write_peft(
     directory: str | Path, adapter: Mapping[str, np.ndarray], config: T5Config, lora: Lora, *, base: str
 ) -> None:

@@ -34,6 +34,8 @@ from lamp_jax.sharding import put
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 TORCH = "pytorch_model.bin"
+MODEL_FILES = (CONFIG, WEIGHTS)
+"""What `save_t5`, `save_bert` and `save_longformer` write."""
 
 
 _FINGERPRINT_ROWS = 8  # of each matrix

@@ -8,21 +8,27 @@ from tqdm import tqdm
 
 from lamp_jax.config import Avocado
 from lamp_jax.data.files import atomic_write
-from lamp_jax.data.records import Record, claim
+from lamp_jax.data.layout import PARTS
+from lamp_jax.data.outputs import entries, read_record
+from lamp_jax.data.records import Record, claim, guard_outputs
 from lamp_jax.data.work import count_cores
 from lamp_jax.errors import LampError
 from lamp_jax.making import avocado
 from lamp_jax.making.avocado import Located, Mail
 
 _MISSING = "missing.txt"
+_FILES = (*(f"{part}_{kind}.json" for part in PARTS for kind in ("questions", "outputs")), _MISSING)
 _SHOWN = 20
 
 
+@guard_outputs
 def run(options: Avocado) -> None:
     _check_options(options)
     files = avocado.find_id_files(options.ids)
     _forget_missing(Path(options.output))
-    record = claim(options.output, options, inputs=map(str, files.values()), ignore=["work"], directory=True)
+    inputs = map(str, files.values())
+    reads = [options.archives, options.ids]
+    record = claim(options.output, options, inputs=inputs, reads=reads, ignore=["work"], directory=True, makes=_FILES)
     if record.state == "done":
         return print(f"{options.output}: already made")
     archives = avocado.find_archives(options.archives)
@@ -34,8 +40,8 @@ def run(options: Avocado) -> None:
     avocado.check_questions_left(asked, located)
     mails = _read_mails(options, located)
     record.begin()
-    _write_missing(record.output, missing)
-    counts = {part: avocado.write_part(part, path, record.output, mails=mails) for part, path in files.items()}
+    _write_missing(record.place, missing)
+    counts = {part: avocado.write_part(part, path, record.place, mails=mails) for part, path in files.items()}
     record.finish(missing=len(missing), copies=located.copies, **counts)
     print(_summary(options, counts, located=located, missing=len(missing)))
 
@@ -44,27 +50,21 @@ def _check_options(options: Avocado) -> None:
     if options.work.beam_runner != "none":
         raise LampError(f"--beam-runner {options.work.beam_runner}: lamp avocado runs on one machine; leave it out")
     count_cores(options.work)  # says what is wrong with a number below 0
-    output = Path(options.output).resolve()
-    for name, directory in (("archives", options.archives), ("ids", options.ids)):
-        source = Path(directory).resolve()
-        # --force would remove them, and archives are read only.
-        if source.is_relative_to(output) or (name == "archives" and output.is_relative_to(source)):
-            raise LampError(f"--output {options.output}: lies over --{name} {directory}; give a directory of its own")
 
 
 def _forget_missing(output: Path) -> None:
     """Removes all that a run which stopped for missing mails left, so that other settings may follow it."""
-    if {path.name for path in output.glob("*")} == {"run.json", _MISSING}:
+    record = read_record(output) if output.is_dir() else None
+    if record and record.get("stage") == "avocado" and list(entries(output)) == [output / _MISSING]:
         (output / _MISSING).unlink()
 
 
 def _missing_error(options: Avocado, record: Record, *, missing: list[str], wanted: int) -> LampError:
-    if not record.path.exists():  # else --force would remove what stands there, for nothing
-        record.begin()
-    _write_missing(record.output, missing)
+    record.begin()
+    _write_missing(record.place, missing)
     shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
     return LampError(
-        f"{options.archives}: {len(missing)} of {wanted} mails are in no archive ({shown}); {record.output / _MISSING} "
+        f"{options.archives}: {len(missing)} of {wanted} mails are in no archive ({shown}); {record.place / _MISSING} "
         "lists all; complete the archives, or leave out the items and questions of these mails with --missing drop"
     )
 

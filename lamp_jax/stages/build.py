@@ -9,26 +9,26 @@ from typing import Any
 from tqdm import tqdm
 
 from lamp_jax.config import Build
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.work import count_cores
 from lamp_jax.errors import LampError
 from lamp_jax.making.columns import open_histories, split_join
 from lamp_jax.making.histories import Gathered, gather
-from lamp_jax.making.splits import Survey, survey, write_parts
+from lamp_jax.making.splits import FILES, Survey, survey, write_parts
 from lamp_jax.tasks.catalog import find_task
 
 
+@guard_outputs
 def run(options: Build) -> None:
     output = Path(options.output)
     inputs = [options.histories, *(split_join(entry)[0] for entry in options.join)]
-    _check_options(options, inputs)
-    record = claim(output, options, inputs=inputs, ignore=["work"], directory=True)
+    _check_options(options)
+    record = claim(output, options, inputs=inputs, ignore=["work"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{output}: already made")
     source = open_histories(options)
-    parent = output.absolute().parent  # for other machines too (Beam)
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(".unfinished", f".{output.name}.", dir=parent) as folder:
+    parent = record.output.absolute().parent  # for other machines too (Beam)
+    with tempfile.TemporaryDirectory(".unfinished", f".{record.output.name}.", dir=parent) as folder:
         rows = tqdm(source.rows(), "rows", unit=" rows", disable=None)
         gathered = gather(rows, folder=Path(folder), options=options)
         surveys = survey(gathered.buckets, options, size=gathered.size)
@@ -36,12 +36,12 @@ def run(options: Build) -> None:
         _check_questions(options, total)
         record.begin()
         report = make_report(options, gathered, total)
-        write_parts(output, gathered, surveys, options=options, report=report)
+        write_parts(record.place, gathered, surveys, options=options, report=report)
     record.finish(**total.questions)
     print(summary(options, report))
 
 
-def _check_options(options: Build, inputs: list[str]) -> None:
+def _check_options(options: Build) -> None:
     find_task(options.task)
     least = {"targets_per_user": 1, "min_profile": 0, "max_profile": 0}
     for name, number in least.items():
@@ -54,10 +54,6 @@ def _check_options(options: Build, inputs: list[str]) -> None:
     if options.split == "time" and options.targets == "random":
         raise LampError("--targets random: needs --split user; the time split asks about the last items")
     count_cores(options.work)  # says what is wrong with a number below 0
-    for name in inputs:
-        if Path(name).resolve().is_relative_to(Path(options.output).resolve()):
-            # --force would remove it.
-            raise LampError(f"--output {options.output}: holds the input {name}; give a directory of its own")
 
 
 def _check_questions(options: Build, total: Survey) -> None:

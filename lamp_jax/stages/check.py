@@ -2,31 +2,35 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lamp_jax.config import Check
 from lamp_jax.data.checking import Checked, check_file
 from lamp_jax.data.files import write_json
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import find_task
 
 _WIDTH = 16
 
 
+@guard_outputs
 def run(options: Check) -> None:
     """Prints the tables. LampError at the end if a file has errors, with the files' names."""
     if not options.files:
         raise LampError("no files: give some, `lamp check FILE...`")
-    if options.output and Path(options.output).resolve() in {Path(file).resolve() for file in options.files}:
-        raise LampError(f"{options.output}: is one of the files to check; give another --output")
+    record = None
+    if options.output:  # the report of an earlier check is replaced
+        record = claim(options.output, options, inputs=options.files, ignore=["work"], force=True)
+        record.begin()
     task = find_task(options.task) if options.task else None
     found = []
     for file in options.files:
         found.append(check_file(file, task=task, work=options.work))
         print("\n".join(_table(found[-1])), end="\n\n", flush=True)
-    if options.output:
-        write_json(options.output, [asdict(one) for one in found])
+    if record:
+        write_json(record.place, [asdict(one) for one in found])
+        record.finish(errors=sum(one.errors for one in found))
     bad = [one for one in found if one.errors]
     if bad:
         names = ", ".join(f"{one.file} ({one.errors})" for one in bad)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
 from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.processes import agree
 from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
@@ -36,19 +36,28 @@ SIZES = {
 }
 
 
+_PREDICTIONS = ("predictions/*.json", "table.txt", "results.json")
+_FILES = (*("data/", "model/", "train.json", "dev.json"), *_PREDICTIONS, *("retriever/", "selector/", "adapters/"))
+_CHAPTER_FILES = (
+    *("feedback/", "kd/", "rl/", "untrained/*", "rankings/*.json"),
+    *("train/*.json", "dev/*.json", "train/feedback/", "dev/feedback/", "pre/", "post/"),
+    *("data/", "questions.json", "store/", "correlation.json"),
+    *_PREDICTIONS,
+)
+
 CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run, "adapters": demo_adapters.run}
 """What `--stages` adds, each in a directory of its own."""
 
 
+@guard_outputs
 def run(options: Demo) -> None:
-    output = Path(options.output)
-    record = claim(output, options, inputs=[], ignore=["stages"], directory=True)
+    record = claim(options.output, options, inputs=[], ignore=["stages"], directory=True, makes=_FILES)
     if record.state == "done":
-        print((output / "table.txt").read_text(encoding="utf-8"))
-        experiment = training(options)
+        print((record.output / "table.txt").read_text(encoding="utf-8"))
     else:
         record.begin()
-        experiment = prepare(options)
+        output = record.place
+        experiment = prepare(record.redirect(options))
         train.run(experiment)
         questions = read_questions(experiment.validation, task=TASK)
         orders = {retriever: Order(questions, retriever) for retriever in experiment.retrievers}
@@ -58,7 +67,7 @@ def run(options: Demo) -> None:
         print(report(scores, TASK, questions, output, oracle=oracle, tests=tests, seed=options.seed))
         record.finish()
     for chapter in options.stages:
-        tell(chapter, options, experiment)
+        tell(chapter, replace(options, force=False), training(options))
 
 
 def tell(chapter: str, options: Demo, generator: Train) -> None:
@@ -66,7 +75,8 @@ def tell(chapter: str, options: Demo, generator: Train) -> None:
     output = Path(options.output) / chapter
     # What the generator is follows from the demo's own record, which is done when this begins.
     settings = replace(options, output=str(output))
-    record = claim(output, settings, inputs=[generator.output], ignore=["stages"], directory=True)
+    ignore, makes = ["stages"], _CHAPTER_FILES
+    record = claim(output, settings, inputs=[generator.output], ignore=ignore, directory=True, makes=makes)
     if record.state == "done":
         return print((output / "table.txt").read_text(encoding="utf-8"))
     record.begin()

@@ -12,7 +12,7 @@ from typing import Any
 import lamp_jax
 from lamp_jax.config import Compatibility, Evaluate
 from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs, write_json
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 from lamp_jax.tasks.metrics import GoldError, OutOfRange, Scores, extra_metrics, score
@@ -30,6 +30,7 @@ class Source:
     outputs: Outputs
 
 
+@guard_outputs
 def run(options: Evaluate) -> None:
     """Scores what the options name, prints a table and writes `options.output`.
 
@@ -44,7 +45,8 @@ def run(options: Evaluate) -> None:
     results = {}
     for task, (predictions, golds) in pairs.items():
         results[task.official_name] = report(task, _score(task, predictions, golds, options))
-    write_report(options.output, results, missing, options.compatibility, out_of_range=options.out_of_range)
+    record.begin()
+    write_report(record.place, results, missing, options.compatibility, out_of_range=options.out_of_range)
     for name, reason in missing.items():
         print(f"not evaluated: {name}: {reason}")
     record.finish()

@@ -2,20 +2,22 @@
 
 from lamp_jax.config import ExportAdapter
 from lamp_jax.data.adapters import USERS, open_store
-from lamp_jax.data.records import claim
-from lamp_jax.models.peft import write_peft
+from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.models.peft import FILES, write_peft
 from lamp_jax.models.weights import read_t5_config
 from lamp_jax.stages.generate import open_adapters
 
 
+@guard_outputs
 def run(options: ExportAdapter) -> None:
     model = options.model or open_store(options.store).form.base_name
     store = open_adapters(options.store, model)
     adapter = {name: values[0] for name, values in store.read([options.user]).items()}
-    record = claim(options.output, options, inputs=[f"{options.store}/{USERS}"], directory=True)
+    inputs, reads = [f"{options.store}/{USERS}"], [options.store, model]
+    record = claim(options.output, options, inputs=inputs, reads=reads, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already exported")
     record.begin()
-    write_peft(options.output, adapter, read_t5_config(model), store.form.lora, base=model)
+    write_peft(record.place, adapter, read_t5_config(model), store.form.lora, base=model)
     record.finish()
     print(f"{options.output}: the adapter of {options.user}, for PeftModel.from_pretrained(base, ...)")

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from lamp_jax.config import FeedbackItems, FeedbackRetrievers, Prompting, Prompts
 from lamp_jax.data.feedback import Kind, feedback_record, shard_file
 from lamp_jax.data.files import Question
-from lamp_jax.data.records import Journal, Record, read_journal
+from lamp_jax.data.journals import Journal, read_journal
+from lamp_jax.data.records import Record
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
@@ -53,6 +54,11 @@ def check_shards(options: Options) -> None:
         raise LampError(f"{options.output}: --force would remove the other shards' work too; remove it by hand")
 
 
+def shard_part(options: Options) -> str:
+    """What names the shard's claim on the directory that it fills with others."""
+    return f"-{options.shard}" if options.shards > 1 else ""
+
+
 def collect(
     options: Options,
     record: Record,
@@ -64,13 +70,13 @@ def collect(
 ) -> bool:
     """Makes this shard's feedback, on what `trials` gives for its number; True once that of all shards is there.
 
-    The record is then finished. Otherwise the user is told that others are missing.
+    Otherwise the user is told that others are missing.
     """
     if record.state == "done":
         return True
 
     def path(shard: int) -> Path:
-        return Path(options.output) / shard_file(kind, shard, options.shards)
+        return record.place / shard_file(kind, shard, options.shards)
 
     task, tokenizer = find_task(options.task), load_tokenizer(options.model)
     with jax.set_mesh(open_mesh(options.devices)):
@@ -88,7 +94,6 @@ def collect(
     if not agree(all_there):
         print(f"{options.output}: shard {options.shard} of {options.shards} is done, others are not")
         return False
-    record.finish()
     return True
 
 

@@ -3,22 +3,35 @@
 from dataclasses import replace
 
 from lamp_jax.config import FeedbackItems, Prompting
-from lamp_jax.data.feedback import first_pairs, read_records, write_reference
+from lamp_jax.data.feedback import first_pairs, read_shards, write_reference
 from lamp_jax.data.files import read_questions
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.processes import agree
-from lamp_jax.stages.feedback import Trial, check_shards, collect
+from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.metrics import check_golds
 
 
+@guard_outputs
 def run(options: FeedbackItems) -> None:
     check_shards(options)
     inputs, ignore = [options.merged, options.model], ["shard", "export_reference"]
-    record = claim(options.output, options, inputs=inputs, ignore=ignore, directory=True)
+    beside = {"reference": options.export_reference}
+    record = claim(
+        options.output,
+        options,
+        inputs=inputs,
+        ignore=ignore,
+        directory=True,
+        makes=["items-*-of-*.jsonl"],
+        beside=beside,
+        part=shard_part(options),
+    )
     questions = read_questions(options.merged, task=find_task(options.task), patches=options.compatibility.patches)
-    for question in questions:
-        gold_of(question, options.merged)
+    golds = {question.id: gold_of(question, options.merged) for question in questions}
+    if options.reward == "metric":
+        check_golds(find_task(options.task), golds, path=options.merged)
 
     def trials(shard: int) -> list[Trial]:
         return [
@@ -30,7 +43,9 @@ def run(options: FeedbackItems) -> None:
     if not collect(options, record, trials, kind="items", prompting=prompting, reward=options.reward):
         return
     if options.export_reference:
-        target = options.export_reference
-        agree(lambda: write_reference(target, questions, read_records(options.output, "items")))
+        records = read_shards(record.place, "items", options.shards)
+        agree(lambda: write_reference(record.beside("reference"), questions, records))
+    if options.export_reference or record.state != "done":
+        record.finish()
     pairs = sum(1 for _ in first_pairs(questions, options.profile_size))
     print(f"{options.output}: feedback on {pairs} pairs of question and item")

@@ -6,22 +6,33 @@ from dataclasses import replace
 from lamp_jax.config import FeedbackRetrievers
 from lamp_jax.data.files import Question, check_same_ids, read_questions
 from lamp_jax.data.patches import ALL as ALL_PATCHES
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
-from lamp_jax.stages.feedback import Trial, check_shards, collect
+from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.metrics import check_golds
 
 NOBODY = "none"
 """The retriever that retrieves nothing."""
 
 
+@guard_outputs
 def run(options: FeedbackRetrievers) -> None:
     check_shards(options)
     files = parse_pool(options.pool)
     record = claim(
-        options.output, options, inputs=[*filter(None, files.values()), options.model], ignore=["shard"], directory=True
+        options.output,
+        options,
+        inputs=[*filter(None, files.values()), options.model],
+        ignore=["shard"],
+        directory=True,
+        makes=["retrievers-*-of-*.jsonl"],
+        part=shard_part(options),
     )
-    pool = read_orders(files, find_task(options.task), patches=options.compatibility.patches)
+    task = find_task(options.task)
+    pool = read_orders(files, task, patches=options.compatibility.patches)
+    golds = {question.id: question.output for question in pool[next(iter(pool))] if question.output is not None}
+    check_golds(task, golds, path=next(filter(None, files.values())))
 
     def trials(shard: int) -> list[Trial]:
         """Every question of the shard with each retriever in turn."""
@@ -35,6 +46,8 @@ def run(options: FeedbackRetrievers) -> None:
         ]
 
     if collect(options, record, trials, kind="retrievers", prompting=options.prompting):
+        if record.state != "done":
+            record.finish()
         count = len(next(iter(pool.values())))
         print(f"{options.output}: feedback of {count} questions on {len(pool)} retrievers ({', '.join(pool)})")
 

@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from lamp_jax.config import Generate
 from lamp_jax.data.adapters import AdapterStore, check_form, count_users, open_store
-from lamp_jax.data.files import Question, add_outputs, read_json, read_outputs, read_questions, write_predictions
-from lamp_jax.data.records import Journal, claim, record_path
+from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
+from lamp_jax.data.journals import Journal
+from lamp_jax.data.outputs import read_record
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import stop_if_asked
@@ -25,16 +27,18 @@ from lamp_jax.models.weights import fingerprint_t5, load_t5
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
-from lamp_jax.tasks.metrics import score
+from lamp_jax.tasks.metrics import check_golds, score
 
 ReadAdapters = Callable[[Sequence[str]], dict[str, np.ndarray]]
 """The adapters [B, ...] of the examples of B ids; an empty id stands for a row that only fills a batch."""
 
 
+@guard_outputs
 def run(options: Generate) -> None:
     task = find_task(options.task)
     inputs = [name for name in (options.questions, options.golds, options.model, options.adapters) if name]
-    record = claim(options.output, options, inputs=inputs)
+    beside = {"scores": Path(options.output).with_suffix(".scores.json")}
+    record = claim(options.output, options, inputs=inputs, beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already generated")
     questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)
@@ -42,6 +46,7 @@ def run(options: Generate) -> None:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
         )
+    golds = _known_golds(questions, task, path=options.golds or options.questions)
     mesh = open_mesh(options.devices)
     with jax.set_mesh(mesh):
         check_divides("--batch-size", options.batch_size, "data")
@@ -68,10 +73,12 @@ def run(options: Generate) -> None:
                 journal=journal,
                 adapters=store and read_adapters(store, questions),
             )
-    write_predictions(options.output, task, answers)
-    record.finish(**facts, bare_inputs=sum(prompt.fell_back for prompt in prompts))
+    write_predictions(record.place, task, answers)
     print(f"{options.output}: {len(answers)} answers")
-    _write_scores(options, task, questions, answers)
+    if golds:
+        scores = score(task, answers, golds, compatibility=options.compatibility)
+        write_report(record.beside("scores"), {task.official_name: report(task, scores)}, {}, options.compatibility)
+    record.finish(**facts, bare_inputs=sum(prompt.fell_back for prompt in prompts))
 
 
 def open_adapters(directory: str, model: str) -> AdapterStore:
@@ -80,8 +87,7 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
     if store.dropped:
         print(f"{directory}: was cut off; unfinished users ({store.dropped}) are left out")
-    path = record_path(Path(directory))
-    if path.exists() and not read_json(path).get("finished"):
+    if not (read_record(Path(directory)) or {"finished": True}).get("finished"):
         print(f"{directory}: its training is not finished; adapters of {len(store.entries)} users so far")
     return store
 
@@ -140,9 +146,10 @@ def _own(ids: Sequence[str], rows: int) -> list[str]:
     return [padded[row] for row in own_rows(rows)]
 
 
-def _write_scores(options: Generate, task: Task, questions: Sequence[Question], answers: dict[str, str]) -> None:
+def _known_golds(questions: Sequence[Question], task: Task, *, path: str) -> dict[str, str]:
+    """The golds by question id; none unless all questions have one. LampError for one that cannot be scored."""
     golds = {question.id: question.output for question in questions if question.output is not None}
-    if len(golds) == len(questions):
-        path = Path(options.output).with_suffix(".scores.json")
-        scores = score(task, answers, golds, compatibility=options.compatibility)
-        write_report(path, {task.official_name: report(task, scores)}, {}, options.compatibility)
+    if len(golds) < len(questions):
+        return {}
+    check_golds(task, golds, path=path)
+    return golds

@@ -1,16 +1,19 @@
 """`lamp import-adapter`: an adapter that Hugging Face's peft saved becomes a user's of a store."""
 
 import contextlib
+from pathlib import Path
 from typing import Literal
 
 from lamp_jax.config import ImportAdapter
 from lamp_jax.data.adapters import Entry, create_store, read_store_form
+from lamp_jax.data.outputs import check_apart
 from lamp_jax.models.peft import read_form, read_peft
 from lamp_jax.models.weights import read_t5_config
 from lamp_jax.stages.train_adapters import make_form
 
 
 def run(options: ImportAdapter) -> None:
+    check_apart([Path(options.store)], [options.directory, options.model])
     lora = read_form(options.directory)
     form = make_form(options.model, lora, _kept(options))
     adapter = read_peft(options.directory, read_t5_config(options.model), form.shapes)

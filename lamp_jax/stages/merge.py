@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lamp_jax.config import Merge
 from lamp_jax.data.files import check_same_ids, check_unique, encode, question_record, read_outputs, write_json_list
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.work import Chunk, map_chunks, questions_of
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
@@ -25,6 +25,7 @@ class _Merged(NamedTuple):
     record: bytes
 
 
+@guard_outputs
 def run(options: Merge) -> None:
     inputs = [name for name in (options.questions, options.outputs, options.ranking) if name]
     record = claim(options.output, options, inputs=inputs, ignore=["work"])
@@ -34,7 +35,8 @@ def run(options: Merge) -> None:
         opened.cache_clear()  # the files may have changed
     chunks = map_chunks(partial(merge_chunk, options=options), options.questions, options.work)
     merged = tqdm(_whole(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
-    count = write_json_list(options.output, merged)
+    record.begin()
+    count = write_json_list(record.place, merged)
     record.finish(questions=count)
     print(f"{options.output}: {count} questions")
 

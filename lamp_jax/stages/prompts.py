@@ -6,12 +6,13 @@ from tqdm import tqdm
 
 from lamp_jax.config import Prompts
 from lamp_jax.data.files import atomic_write, read_questions
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.inputs.examples import make_prompts
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.tasks.catalog import find_task
 
 
+@guard_outputs
 def run(options: Prompts) -> None:
     task = find_task(options.task)
     record = claim(options.output, options, inputs=[options.merged, options.tokenizer])
@@ -20,7 +21,8 @@ def run(options: Prompts) -> None:
     questions = read_questions(options.merged, task=task, patches=options.compatibility.patches)
     prompts = make_prompts(questions, task, load_tokenizer(options.tokenizer), options, retriever=options.retriever)
     fallbacks = 0
-    with atomic_write(options.output) as file:
+    record.begin()
+    with atomic_write(record.place) as file:
         for question, prompt in zip(questions, tqdm(prompts, "prompts", len(questions), disable=None), strict=True):
             file.write(json.dumps({"id": question.id, "prompt": prompt.text}, ensure_ascii=False) + "\n")
             fallbacks += prompt.fell_back

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from tqdm import tqdm
 
 from lamp_jax.config import Rank
 from lamp_jax.data.files import Question, check_unique, read_questions
-from lamp_jax.data.records import claim, digest
+from lamp_jax.data.outputs import check_apart
+from lamp_jax.data.records import claim, digest, guard_outputs
 from lamp_jax.data.work import map_chunks
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, how_many
@@ -38,16 +40,21 @@ def run(options: Rank) -> None:
         agree(lambda: _rank(options, task, ranker))
 
 
+@guard_outputs
 def _rank(options: Rank, task: Task, ranker: str) -> None:
     if options.rankings and ranker != "rrf":
         raise LampError(f"--rankings are fused by --ranker rrf, and this is {ranker}")
     inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
-    record = claim(options.output, options, inputs=inputs, ignore=["work", "embeddings_cache", "batch_tokens"])
+    if options.embeddings_cache:
+        agree(lambda: check_apart([Path(options.embeddings_cache)], inputs))
+    ignore, beside = ["work", "embeddings_cache", "batch_tokens"], {"scores": options.scores}
+    record = claim(options.output, options, inputs=inputs, ignore=ignore, beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already ranked")
     rank = {"dense": _dense, "rrf": _fused}.get(ranker, _by_host)
     lines = tqdm(rank(options, task, ranker), "rank", unit=" questions", disable=None)
-    count = write_rankings(options.output, lines, scores=options.scores)
+    record.begin()
+    count = write_rankings(record.place, lines, scores=record.beside("scores") if options.scores else "")
     record.finish(questions=count)
     print(f"{options.output}: {count} rankings by {ranker}")
 

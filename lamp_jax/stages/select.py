@@ -7,32 +7,37 @@ from typing import Any
 from lamp_jax.config import Select
 from lamp_jax.data.files import write_json
 from lamp_jax.data.pools import Pool, check_same_pool, read_pool
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import CandidateReader, read_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.retrieval import selection
 from lamp_jax.stages.evaluate import report
-from lamp_jax.tasks.metrics import score
+from lamp_jax.tasks.metrics import check_golds, score
 
 
+@guard_outputs
 def run(options: Select) -> None:
     if (options.by == "selector") != bool(options.selector):
         raise LampError("give --selector DIR, or --by with what else shall choose")
     inputs = [name for name in (options.data, options.selector, options.train) if name]
-    record = claim(options.output, options, inputs=inputs, ignore=["batch_tokens", "devices"])
+    beside = {"scores": Path(options.output).with_suffix(".scores.json")}
+    record = claim(options.output, options, inputs=inputs, ignore=["batch_tokens", "devices"], beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already chosen")
     pool = read_pool(options.data)
     pool = pool.restrict(options.pool or pool.names, options.data)
+    if pool.rewarded:
+        check_golds(pool.task, {choice.id: str(choice.gold) for choice in pool.choices}, path=options.data)
     chosen = choose(options, pool)
-    write_choices(options.output, pool, chosen)
-    record.finish(questions=len(pool.choices))
+    record.begin()
+    write_choices(record.place, pool, chosen)
     print(f"{options.output}: {len(chosen)} answers, chosen among {', '.join(pool.names)}")
     if pool.rewarded:
         found = assess(options, pool, chosen)
-        write_json(Path(options.output).with_suffix(".scores.json"), found)
+        write_json(record.beside("scores"), found)
         print(_summary(found))
+    record.finish(questions=len(pool.choices))
 
 
 def choose(options: Select, pool: Pool) -> dict[str, str]:

@@ -7,7 +7,7 @@ from lamp_jax.config import SelectorData
 from lamp_jax.data.feedback import read_retriever_feedback, read_settings
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions
 from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import read_scores
 from lamp_jax.retrieval.selection import predict_success
@@ -17,6 +17,7 @@ from lamp_jax.tasks.metrics import main_metric
 from lamp_jax.tasks.rewards import reward_of
 
 
+@guard_outputs
 def run(options: SelectorData) -> None:
     if options.predictor_items < 1:
         raise LampError(f"--predictor-items {options.predictor_items}: must be 1 or more")
@@ -32,7 +33,8 @@ def run(options: SelectorData) -> None:
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
         )
     pool = make_pool(options, task, questions, _read_scores(files, questions, options.questions))
-    write_pool(options.output, pool)
+    record.begin()
+    write_pool(record.place, pool)
     record.finish(questions=len(pool.choices), rewarded=pool.rewarded)
     rewards = f"rewards: {pool.metric}" if pool.rewarded else "no rewards, because golds are missing"
     print(f"{options.output}: {len(pool.choices)} questions, {len(pool.names)} candidates each; {rewards}")

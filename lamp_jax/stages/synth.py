@@ -1,20 +1,21 @@
 """`lamp synth`: the synthetic benchmark as files, with the oracle beside them."""
 
 from lamp_jax.config import Synth
-from lamp_jax.data.records import claim
-from lamp_jax.making.synthetic import write_benchmark
+from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.making.synthetic import FILES, write_benchmark
 from lamp_jax.tasks.catalog import find_task
 
 
+@guard_outputs
 def run(options: Synth) -> None:
     task = find_task(options.task)
-    record = claim(options.output, options, inputs=[], directory=True)
+    record = claim(options.output, options, inputs=[], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already made")
     record.begin()
     write_benchmark(
         task,
-        options.output,
+        record.place,
         questions=options.questions,
         dev_questions=options.dev_questions,
         profile_size=options.profile_sizes or options.profile_size,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 from lamp_jax.config import Tfds
 from lamp_jax.data.layout import find_parts
 from lamp_jax.data.patches import find_patches
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.sources import PROFILES, open_dataset
 from lamp_jax.tasks.catalog import find_task
 
+_BUILDING = ".building.unfinished"
+"""Where TFDS writes, in directories of its own (`lamp/CONFIG/VERSION`)."""
 
+
+@guard_outputs
 def run(options: Tfds) -> None:
     # Here, not above: it takes half a second, and other commands have no use for it.
     from lamp_jax.data.builder import Lamp, Reading, Survey, config_name
@@ -27,26 +32,25 @@ def run(options: Tfds) -> None:
     config = config_name(task, options.split)
     place = Path(options.output, "lamp", config)
     # The data set depends on the files, wherever their tree stands.
-    record = claim(place, options, inputs=inputs, ignore=["data", "work"], directory=True)
+    record = claim(place, options, inputs=inputs, ignore=["data", "work"], directory=True, makes=["*.*.*/*"])
     if record.state == "done":
         return print(f"{place}: already made")
     survey = Survey(options.data, Reading(task, options.split, patches, options.work))
     record.begin()
-    _remove_unfinished(place)
-    builder = Lamp(data_dir=options.output, config=config, source=survey)
+    building = record.place / _BUILDING
+    shutil.rmtree(building, ignore_errors=True)  # of a killed command
+    builder = Lamp(data_dir=str(building), config=config, source=survey)
     # TFDS makes a directory and prints lines for downloads, of which there are none.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
-    facts = describe(builder.data_dir)
+    made = Path(builder.data_dir)
+    version = record.place / made.name
+    shutil.rmtree(version, ignore_errors=True)
+    os.replace(made, version)
+    shutil.rmtree(building)
+    facts = describe(str(version))
     record.finish(**facts)
-    print(_summary(builder.data_dir, facts))
-
-
-def _remove_unfinished(place: Path) -> None:
-    """Removes what a killed command left."""
-    for path in place.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
+    print(_summary(str(place / made.name), facts))
 
 
 def describe(directory: str) -> dict[str, Any]:

@@ -12,33 +12,43 @@ from tqdm import tqdm
 
 from lamp_jax.config import SCRATCH, Train
 from lamp_jax.data.files import check_unique
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.sources import QuestionSource, content_of, open_source
 from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.examples import ExampleMaker, gold_of, load_examples, make_prompts, past_questions, prompt_examples
-from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, round_up_vocabulary, train_tokenizer
-from lamp_jax.loop import Progress, check_learning, fit
+from lamp_jax.inputs.tokenizer import (
+    TOKENIZER_FILES,
+    keep_tokenizer,
+    load_tokenizer,
+    round_up_vocabulary,
+    train_tokenizer,
+)
+from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.models.weights import MODEL_FILES, load_t5, save_t5
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
-from lamp_jax.tasks.metrics import main_metric, score
+from lamp_jax.tasks.metrics import check_golds, main_metric, score
+
+FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES)
+"""What the output directory holds."""
 
 # Making this many examples takes longer than starting processes.
 _WORTH_PROCESSES = 5000
 
 
+@guard_outputs
 def run(options: Train) -> None:
     task = find_task(options.task)
     inputs = [content_of(path, task) for path in (options.train, options.validation)]
     inputs += [options.model] * (options.model != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True)
+    record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     mesh = open_mesh(options.devices)
@@ -46,23 +56,28 @@ def run(options: Train) -> None:
     if options.workers < 0:
         raise LampError(f"--workers {options.workers}: must be 0 or more")
     patches = options.compatibility.patches
-    questions, validation = (_open(path, task, patches) for path in (options.train, options.validation))
+    questions = _open(options.train, task, patches)
+    validation = _open(options.validation, task, patches, scored=True)
     if options.profile_targets:
         known = list(questions)
         questions = known + past_questions(known, task, newest=options.profile_targets)
     record.begin()
+    place = record.redirect(options)
     with jax.set_mesh(mesh):
-        progress = train_generator(options, task, questions, validation)
+        progress = train_generator(place, task, questions, validation)
     record.finish(**dataclasses.asdict(progress))
     print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")
 
 
-def _open(path: str, task: Task, patches: Iterable[str]) -> QuestionSource:
-    """Questions with golds, each of which is looked at once before any work begins."""
+def _open(path: str, task: Task, patches: Iterable[str], *, scored: bool = False) -> QuestionSource:
+    """Questions with golds, each of which is looked at once before any work begins; `scored`: also whether it can be
+    scored."""
     source, seen = open_source(path, task, patches), set()
     for question in source:
         check_unique([question.id], seen, path)
-        gold_of(question, path)
+        gold = gold_of(question, path)
+        if scored:
+            check_golds(task, {question.id: gold}, path=path)
     return source
 
 

@@ -3,7 +3,6 @@
 import contextlib
 from array import array
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -12,9 +11,10 @@ from tqdm import tqdm
 
 from lamp_jax.adapting import Company, Learned, adapt
 from lamp_jax.config import Lora, TrainAdapters
-from lamp_jax.data.adapters import EVERYBODY, AdapterStore, Entry, Form, create_store
+from lamp_jax.data.adapters import EVERYBODY, FORM, NUMBERS, USERS, AdapterStore, Entry, Form, create_store
 from lamp_jax.data.files import read_questions
-from lamp_jax.data.records import Journal, claim
+from lamp_jax.data.journals import Journal
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.remote import remove_checkpoints
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
@@ -22,6 +22,7 @@ from lamp_jax.inputs.examples import gold_of
 from lamp_jax.inputs.parts import Learner
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
+from lamp_jax.loop import RUN_FILES
 from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.models.weights import abstract_t5, fingerprint_t5, load_t5, read_t5_config
 from lamp_jax.processes import agree
@@ -31,11 +32,14 @@ from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
 
 FAILED = "failed.jsonl"
 """Beside a store: whose training came to nothing, and why."""
+FILES = (FORM, USERS, NUMBERS, FAILED, *RUN_FILES)
+"""What the output directory holds."""
 
 
+@guard_outputs
 def run(options: TrainAdapters) -> None:
     task = find_task(options.task)
-    record = claim(options.output, options, inputs=[options.questions, options.model], directory=True)
+    record = claim(options.output, options, inputs=[options.questions, options.model], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     mesh = open_mesh(options.devices)
@@ -44,7 +48,7 @@ def run(options: TrainAdapters) -> None:
     form = make_form(options.model, options.lora, options.keep)
     learners, without = read_learners(options, task, load_tokenizer(options.model))
     record.begin()
-    output = Path(options.output)
+    output = record.place
     with (
         jax.set_mesh(mesh),
         contextlib.closing(create_store(output, form)) as store,
@@ -70,14 +74,12 @@ def run(options: TrainAdapters) -> None:
         agree(lambda: (output / FAILED).unlink(missing_ok=True))
     facts = {"users": len(store.entries), "items": sum(one.items for one in store.entries.values())}
     record.finish(**facts, users_without_items=without, users_failed=len(failed.entries))
-    print(f"{output}: adapters of {facts['users']} users, from {facts['items']} items")
+    print(f"{options.output}: adapters of {facts['users']} users, from {facts['items']} items")
     if without:
         print(f"{without} users have no profile items, and so no adapter")
     if failed.entries:
-        users = ", ".join(entry["user"] for entry in failed.entries[:5])
-        print(
-            f"{len(failed.entries)} users' training failed ({users}; {output / FAILED} says why): no adapter of theirs"
-        )
+        users, path = ", ".join(entry["user"] for entry in failed.entries[:5]), record.output / FAILED
+        print(f"{len(failed.entries)} users' training failed ({users}; {path} says why): no adapter of theirs")
 
 
 def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned: Learned) -> None:

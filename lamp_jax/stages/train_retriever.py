@@ -12,29 +12,32 @@ import numpy as np
 from flax import nnx
 
 from lamp_jax.config import SCRATCH, TrainRetriever
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.encoding import Encoder, check_length, text_encoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches, Judged, distinct_texts, hold_out, make_candidates, read_judged
-from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, train_text_tokenizer
-from lamp_jax.loop import Progress, check_learning, fit
+from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
+from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
-from lamp_jax.models.weights import load_bert, save_bert
-from lamp_jax.retrieval.dense import RetrieverSettings, embed_all, write_settings
+from lamp_jax.models.weights import MODEL_FILES, load_bert, save_bert
+from lamp_jax.retrieval.dense import SETTINGS, RetrieverSettings, embed_all, write_settings
 from lamp_jax.retrieval.scored import best_first
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
 
+FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, SETTINGS)
+"""What the output directory holds."""
 _SPREADS, _COLLAPSED = ("query_spread", "document_spread"), 0.05  # of the spread before training
 
 
+@guard_outputs
 def run(options: TrainRetriever) -> None:
     task = find_task(options.task)
     _check(options)
     files = [options.questions, options.validation, *options.feedback, *options.validation_feedback]
     inputs = [name for name in files if name] + [options.encoder] * (options.encoder != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, directory=True)
+    record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     mesh = open_mesh(options.devices)
@@ -48,8 +51,9 @@ def run(options: TrainRetriever) -> None:
     if not telling:
         raise LampError(f"{options.questions}: for every question all rewards are equal; nothing can be learned")
     record.begin()
+    place = record.redirect(options)
     with jax.set_mesh(mesh):
-        before, progress = train_retriever(options, task, telling, validation)
+        before, progress = train_retriever(place, task, telling, validation)
     facts = {"questions": len(telling), "skipped_equal_rewards": len(train) - len(telling), "before": before}
     record.finish(**facts, **dataclasses.asdict(progress))
     print(

@@ -10,24 +10,28 @@ from flax import nnx
 
 from lamp_jax.config import SCRATCH, TrainSelector
 from lamp_jax.data.pools import Pool, check_same_pool, read_pool
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.encoding import candidate_scorer, check_length
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
-from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples, write_settings
-from lamp_jax.inputs.tokenizer import keep_tokenizer, load_tokenizer, train_text_tokenizer
-from lamp_jax.loop import Progress, check_learning, fit
+from lamp_jax.inputs.selection import SETTINGS, CandidateReader, SelectorSettings, choice_examples, write_settings
+from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
+from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
-from lamp_jax.models.weights import load_longformer, save_longformer
+from lamp_jax.models.weights import MODEL_FILES, load_longformer, save_longformer
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
 
+FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, SETTINGS)
+"""What the output directory holds."""
 
+
+@guard_outputs
 def run(options: TrainSelector) -> None:
     inputs = [options.train, options.validation] + [options.model] * (options.model != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, directory=True)
+    record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     mesh = open_mesh(options.devices)
@@ -40,8 +44,9 @@ def run(options: TrainSelector) -> None:
         if not pool.rewarded:
             raise LampError(f"{path}: has candidates without rewards; make it with `lamp selector-data --golds`")
     record.begin()
+    place = record.redirect(options)
     with jax.set_mesh(mesh):
-        before, progress = train_selector(options, train, validation)
+        before, progress = train_selector(place, train, validation)
     record.finish(questions=len(train.choices), before=before, **dataclasses.asdict(progress))
     print(
         f"{options.output}: learned from {len(train.choices)} questions to choose among {', '.join(train.names)}; mean "

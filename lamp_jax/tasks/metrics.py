@@ -87,6 +87,13 @@ def score(
     return Scores(family.official[0].name, mean, per_sample, tuple(answers.invalid))
 
 
+def check_golds(task: Task, golds: Mapping[str, str], *, path: str) -> None:
+    """GoldError, naming the file, unless `score` takes these golds (by question id). For before long work."""
+    if task.labels:
+        for key in sorted(golds):
+            _check_label(task, key, golds[key].strip(), f"{path}: ")
+
+
 def extra_metrics(task: Task) -> tuple[str, ...]:
     """Names that `score` takes as `extra` for this task; none for label tasks."""
     return tuple(measure.name for measure in _FAMILIES[task.metric].optional)
@@ -151,13 +158,17 @@ def _read_texts(task: Task, ids: list[str], predictions: list[str], golds: list[
     return _Answers(predictions, golds, task.labels)
 
 
+def _check_label(task: Task, key: str, gold: str, where: str = "") -> None:
+    if gold not in task.labels:
+        raise GoldError(
+            f"{where}{task.name}, question {key!r}: the gold {gold[:80]!r} is none of the task's labels "
+            f"({', '.join(task.labels)}); is this an outputs file of {task.name}?"
+        )
+
+
 def _read_labels(task: Task, ids: list[str], predictions: list[str], golds: list[str]) -> _Answers:
     for key, gold in zip(ids, golds, strict=True):
-        if gold not in task.labels:
-            raise GoldError(
-                f"{task.name}, question {key!r}: the gold {gold[:80]!r} is none of the task's labels "
-                f"({', '.join(task.labels)}); is this an outputs file of {task.name}?"
-            )
+        _check_label(task, key, gold)
     invalid = [key for key, answer in zip(ids, predictions, strict=True) if answer not in task.labels]
     return _Answers(predictions, golds, task.labels, invalid)
 

@@ -325,7 +325,7 @@ def test_a_store_that_lost_numbers_is_not_appended_to(never_cut, tmp_path, users
 KILLED = """
 import os, signal, sys
 from tests.data import test_adapters as tests
-from lamp_jax.data.records import Journal
+from lamp_jax.data.journals import Journal
 appended = []
 def append(self, entries):
     appended.append(self)

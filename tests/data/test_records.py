@@ -1,4 +1,4 @@
-"""What a command does where its output already stands."""
+"""What a command does where its output already exists."""
 
 import errno
 import fcntl
@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lamp_jax.data.records import Journal, claim, journal_path, read_journal
+from lamp_jax.data.journals import Journal, read_journal
+from lamp_jax.data.records import claim
 from lamp_jax.errors import LampError
 
 HOLDS = """
 import sys
 from pathlib import Path
-from lamp_jax.data.records import Journal
+from lamp_jax.data.journals import Journal
 journal = Journal(Path(sys.argv[1]))
 journal.append(["theirs"])
 print("open", flush=True)
@@ -59,7 +60,7 @@ def claimed(options):
 def make(options, text="made"):
     record = claimed(options)
     record.begin()
-    record.output.write_text(text)
+    record.place.write_text(text)
     record.finish(count=1)
 
 
@@ -92,7 +93,14 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     assert forced.state == "new"
     assert (tmp_path / "out.json").read_text() == "made"  # until the command's checks have passed
     forced.begin()
-    assert not (tmp_path / "out.json").exists()
+    forced.place.write_text("half")
+    assert (tmp_path / "out.json").read_text() == "made"  # until the new one is complete
+    forced.finish()
+    assert (tmp_path / "out.json").read_text() == "half"
+    assert claimed(options).state == "done"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".out.json.lock", "out.json", "out.json.run.json", "questions.json")
+    ]
 
 
 def test_a_command_that_failed_before_its_work_leaves_the_output_free(options):
@@ -129,7 +137,7 @@ def test_force_never_removes_a_directory_that_was_not_made_here(options, tmp_pat
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "precious.txt").write_text("precious")
     mine = replace(options, output=str(tmp_path / "home"), force=True)
-    with pytest.raises(LampError, match="removes only what lamp made"):
+    with pytest.raises(LampError, match="no record says that lamp made it"):
         claim(mine.output, mine, inputs=[], directory=True)
     assert (tmp_path / "home" / "precious.txt").exists()
 
@@ -216,21 +224,6 @@ def test_a_file_system_without_locks_has_journals_too(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     make_journal(tmp_path / "out.jsonl", ["a"]).close()
     assert list(read_journal(tmp_path / "out.jsonl")) == ["a"]
-
-
-def test_force_removes_nothing_that_another_command_is_writing(options, tmp_path):
-    make(options)
-    mine = replace(options, output=str(tmp_path / "store"))
-    claim(mine.output, mine, inputs=[], directory=True).begin()
-    for forced, journal in ((options, journal_path(tmp_path / "out.json")), (mine, tmp_path / "store" / "users.jsonl")):
-        with another_command(journal):
-            record = claim(
-                forced.output, replace(forced, force=True), inputs=[], directory=forced.output == mine.output
-            )
-            with pytest.raises(LampError, match="another lamp command is writing to it"):
-                record.begin()
-        assert list(read_journal(journal)) == ["theirs"]
-    assert (tmp_path / "out.json").read_text() == "made"
 
 
 def test_opening_a_journal_changes_nothing_and_a_broken_one_can_be_opened_again(tmp_path):

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lamp_jax import cli
 from lamp_jax.data import remote
 from lamp_jax.data.adapters import NUMBERS, USERS, Entry, Form, create_store, open_store
-from lamp_jax.data.records import Journal
+from lamp_jax.data.journals import Journal
 from lamp_jax.errors import LampError
 
 

@@ -255,9 +255,9 @@ def test_options_that_cannot_be_met_are_refused(place):
     for changed, words in (
         ({"work": Work(beam_runner="DirectRunner")}, "runs on one machine"),
         ({"work": Work(workers=-1)}, "must be 0"),
-        ({"output": str(place)}, "lies over --archives"),
-        ({"output": str(place / "ids"), "force": True}, "lies over --ids"),
-        ({"output": str(place / "text/out")}, "lies over --archives"),
+        ({"output": str(place)}, "contains the input"),
+        ({"output": str(place / "ids"), "force": True}, "contains the input"),
+        ({"output": str(place / "text/out")}, "is inside the input"),
     ):
         with pytest.raises(LampError, match=words):
             run(options(place, **changed))

@@ -67,7 +67,7 @@ def test_a_file_to_check_is_not_written_over(tmp_path, capsys):
     file = questions(tmp_path / "q.json", [ITEM])
     before = Path(file).read_bytes()
     assert main(["check", file, "--output", file]) == 1
-    assert "is one of the files to check" in capsys.readouterr().err
+    assert f"is also the input {file}" in capsys.readouterr().err
     assert Path(file).read_bytes() == before
 
 

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from lamp_jax import cli
 from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.data.files import read_outputs, read_questions
-from lamp_jax.data.records import Journal
+from lamp_jax.data.journals import Journal
 from lamp_jax.stages import generate as generate_stage
 from lamp_jax.tasks.catalog import TASKS
 

@@ -126,7 +126,7 @@ def test_files_that_changed_between_two_merges_are_read_again(benchmark, tmp_pat
         (("--workers", -1), "--workers -1: must be 0"),
         (("--beam-runner", "FlinkRunner"), "give --beam-staging, a directory that all machines see"),
         (("--beam-runner", "DirectRunner", "--beam-staging", "absent"), "--beam-staging absent: no such directory"),
-        (("--output", "{data}/train_questions.json/x.json"), "File exists"),
+        (("--output", "{data}/train_questions.json/x.json"), "a part of this path is a file, not a directory"),
     ],
 )
 def test_options_that_do_not_fit_are_named(benchmark, tmp_path, words, said, capsys):

@@ -74,7 +74,7 @@ def test_other_files_are_refused_and_forced(command, tree, place, capsys):
     before = contents(place)
     write_benchmark(TASK, tree, questions=5, dev_questions=3, profile_size=4, seed=1)
     assert lamp(*command) == 1
-    assert "stands there from other settings or inputs" in capsys.readouterr().err
+    assert "exists with other settings or inputs" in capsys.readouterr().err
     assert contents(place) == before
     assert lamp(*command, "--force") == 0
     inputs = [question.input for question in LampSource(place / "1.0.0", "train")]
@@ -104,7 +104,7 @@ builder.profiles_of = lambda *_, **__: os._exit(9)
 cli.main({[str(word) for word in command]!r})
 """
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 9
-    assert len(list(place.glob("incomplete*/*.array_record*"))) > 0
+    assert len(list(place.glob(".building.unfinished/lamp/*/incomplete*/*.array_record*"))) > 0
     assert not (place / "1.0.0").exists()
     assert lamp(*command) == 0
     assert sorted(path.name for path in place.iterdir()) == ["1.0.0", "run.json"]

@@ -1,0 +1,348 @@
+"""Output locations: apart from inputs, held by one command, replaced only once new content is complete."""
+
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lamp_jax.data import outputs
+from lamp_jax.data.outputs import check_apart, unnamed_files
+from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.errors import LampError
+
+
+@dataclass(frozen=True)
+class Options:
+    output: str
+    number: int = 1
+    force: bool = False
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+@guard_outputs
+def write(options, *, directory, text, beside=None, until=None):
+    """A stage that writes one or three files; `until` is called before each step."""
+    named = {"scores": beside} if beside else {}
+    record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt", "deep/*.txt"], beside=named)
+    if record.state == "done":
+        return "done"
+    step = until or (lambda: None)
+    step()
+    record.begin()
+    step()
+    if directory:
+        (record.place / "deep").mkdir(exist_ok=True)
+        for name in ("a.txt", "deep/b.txt"):
+            (record.place / name).write_text(text)
+            step()
+    else:
+        record.place.write_text(text)
+        step()
+    if beside:
+        record.beside("scores").write_text(text)
+        step()
+    record.finish()
+    return record.state
+
+
+def texts(output):
+    """The contents of an output, without records."""
+    files = sorted(output.rglob("*.txt")) if output.is_dir() else [output]
+    return {str(file.relative_to(output)): file.read_text() for file in files if "run." not in str(file)}
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_failed_forced_run_leaves_the_old_output_and_a_further_one_replaces_it(tmp_path, directory):
+    output, beside = tmp_path / "out", tmp_path / "scores.txt"
+    options = Options(str(output))
+    assert write(options, directory=directory, text="old", beside=beside) == "new"
+    before = texts(output)
+    forced = replace(options, number=2, force=True)
+    for fails_at in range(1, 5):
+        steps = itertools.count(1)
+
+        def fail(steps=steps, fails_at=fails_at):
+            if next(steps) == fails_at:
+                raise LampError("bad input")
+
+        with pytest.raises(LampError, match="bad input"):
+            write(forced, directory=directory, text="half", beside=beside, until=fail)
+        assert texts(output) == before
+        assert beside.read_text() == "old"
+        assert write(options, directory=directory, text="never") == "done" if not beside else True
+    write(forced, directory=directory, text="new", beside=beside)
+    assert set(texts(output).values()) == {"new"}
+    assert beside.read_text() == "new"
+    left = {path.name for path in [*tmp_path.iterdir(), *(output.iterdir() if directory else ())]}
+    assert not {name for name in left if "unfinished" in name or "replaced" in name or "lock" in name}
+    assert write(replace(options, number=2), directory=directory, text="never", beside=beside) == "done"
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_kill_at_any_rename_is_completed_by_the_next_command(tmp_path, monkeypatch, directory):
+    rename, seen = os.replace, 0
+    for number in itertools.count():
+        output, beside = tmp_path / f"out{number}", tmp_path / f"scores{number}.txt"
+        options = Options(str(output))
+        write(options, directory=directory, text="old", beside=beside)
+        forced = replace(options, number=2, force=True)
+        count = itertools.count()
+
+        def kill(source, target, count=count, number=number):
+            if next(count) == number:
+                raise Killed
+            rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", kill)
+            try:
+                write(forced, directory=directory, text="new", beside=beside)
+            except Killed:
+                seen += 1
+            else:
+                break
+        write(forced, directory=directory, text="new", beside=beside)
+        assert set(texts(output).values()) == {"new"}, number
+        assert beside.read_text() == "new"
+        names = {path.name for path in tmp_path.rglob("*")}
+        assert not {name for name in names if "replaced" in name or name.endswith("unfinished")}, number
+    assert seen > (6 if directory else 4)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_kill_between_output_and_record_is_resumed(tmp_path, force):
+    options = Options(str(tmp_path / "out.json"), force=force)
+    steps = itertools.count(1)
+
+    def kill():
+        if next(steps) == 3:  # the output is there, the record is not finished
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(options, directory=False, text="first", until=kill)
+    assert (tmp_path / "out.json").read_text() == "first"
+    write(options, directory=False, text="second")
+    assert (tmp_path / "out.json").read_text() == "second"
+
+
+def test_force_keeps_what_no_record_names(tmp_path):
+    output = tmp_path / "out"
+    options = Options(str(output))
+    write(options, directory=True, text="old")
+    assert unnamed_files(output) == []
+    forced = replace(options, number=2, force=True)
+    for name in ("thesis.doc", "deep/notes.md", "deeper/a.txt.bak", ".hidden"):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("mine")
+        with pytest.raises(LampError, match=f"no record names .*{name}; move it away"):
+            write(forced, directory=True, text="new")
+        assert (output / name).read_text() == "mine"
+        assert (output / "a.txt").read_text() == "old"
+        (output / name).unlink()
+    (output / "link").symlink_to(tmp_path)
+    with pytest.raises(LampError, match="no record names"):
+        write(forced, directory=True, text="new")
+
+
+@pytest.mark.parametrize(
+    "record", ["{}", "[]", "null", '{"project": "not of lamp"}', '{"stage": 1, "fingerprint": "x"}']
+)
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_record_of_another_program_is_left_alone(tmp_path, record, force, directory):
+    output = tmp_path / "out"
+    if directory:
+        output.mkdir()
+        (output / "precious.txt").write_text("mine")
+        path = output / "run.json"
+    else:
+        output.write_text("mine")
+        path = tmp_path / "out.run.json"
+    path.write_text(record)
+    with pytest.raises(LampError, match="not a run record of lamp"):
+        write(Options(str(output), force=force), directory=directory, text="new")
+    assert path.read_text() == record
+    assert (output / "precious.txt" if directory else output).read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_further_output_that_no_record_names_is_left_alone(tmp_path, force):
+    beside = tmp_path / "scores.txt"
+    beside.write_text("mine")
+    options = Options(str(tmp_path / "out.json"), force=force)
+    with pytest.raises(LampError, match=r"scores\.txt: .*move it away"):
+        write(options, directory=False, text="new", beside=beside)
+    assert beside.read_text() == "mine"
+    write(replace(options, force=False), directory=False, text="old")
+    with pytest.raises(LampError, match=r"scores\.txt: .*move it away"):
+        write(options, directory=False, text="new", beside=beside)
+    assert beside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_is_not_written_over_a_directory_nor_the_other_way_round(tmp_path, force):
+    for directory in (True, False):
+        output = tmp_path / f"{directory}"
+        write(Options(str(output)), directory=directory, text="old")
+        with pytest.raises(LampError, match="where this command writes a"):
+            write(Options(str(output), force=force), directory=not directory, text="new")
+        assert set(texts(output).values()) == {"old"}
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_link_is_written_through(tmp_path, directory):
+    real, link = tmp_path / "scratch" / "out", tmp_path / "link"
+    real.parent.mkdir()
+    if directory:
+        real.mkdir()
+    link.symlink_to(real)
+    write(Options(str(link)), directory=directory, text="old")
+    assert set(texts(real).values()) == {"old"}
+    write(Options(str(link), number=2, force=True), directory=directory, text="new")
+    assert link.is_symlink()
+    assert set(texts(real).values()) == {"new"}
+    assert write(Options(str(link), number=2), directory=directory, text="never") == "done"
+
+
+def test_a_second_process_is_told_who_writes(tmp_path):
+    holds = """
+import sys
+from dataclasses import dataclass
+from lamp_jax.data.records import claim
+@dataclass(frozen=True)
+class Train:
+    output: str
+record = claim(sys.argv[1], Train(sys.argv[1]), inputs=[], directory=sys.argv[2] == "True")
+print("held", flush=True)
+sys.stdin.read()
+"""
+    for directory in (True, False):
+        output = tmp_path / f"{directory}"
+        with subprocess.Popen(
+            [sys.executable, "-c", holds, str(output), str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as other:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(LampError, match=rf"lamp train \(process {other.pid} on .*\) is writing to it"):
+                write(Options(str(output)), directory=directory, text="new")
+            other.kill()
+        assert write(Options(str(output)), directory=directory, text="new") == "new"
+
+
+def test_an_abandoned_temporary_file_is_removed_by_the_next_write(tmp_path):
+    from lamp_jax.data.files import write_json
+
+    (tmp_path / ".a.json.123.unfinished").write_text("half")
+    (tmp_path / ".b.json.123.unfinished").write_text("half")
+    write_json(tmp_path / "a.json", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.123.unfinished", "a.json"]
+
+
+# --- outputs apart from inputs, against a model of the file system
+
+NAMES = st.sampled_from(["a", "b"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(lambda parts: "/".join(parts))
+
+
+@st.composite
+def trees(draw):
+    """Directories and files by path, and links by path with their targets."""
+    made: dict[str, str | None] = {}
+    for path in draw(st.lists(PATHS, max_size=6)):
+        made[path] = draw(st.none() | PATHS)
+    return made, draw(PATHS), draw(PATHS)
+
+
+@given(trees())
+@settings(max_examples=400, deadline=None)
+def test_replacing_an_allowed_output_leaves_every_input_readable(tmp_path_factory, tree):
+    """The oracle: really remove what is at the output, and see whether the input reads as before."""
+    made, source, output = tree
+    root = tmp_path_factory.mktemp("tree")
+    for path, target in made.items():
+        place = root / path
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if target is None:
+                place.mkdir(exist_ok=True)
+                (place / "content").write_text(path)
+            else:
+                place.symlink_to(root / target)
+        except (FileExistsError, NotADirectoryError, OSError):
+            continue
+    try:
+        before = snapshot(root / source)
+    except OSError:
+        return
+    try:
+        check_apart([root / output], [str(root / source)])
+    except LampError:
+        return
+    real = Path(os.path.realpath(root / output))
+    if real.is_dir():
+        import shutil
+
+        shutil.rmtree(real)
+    elif real.exists():
+        real.unlink()
+    assert snapshot(root / source) == before
+
+
+def snapshot(path):
+    """Contents by name, through links; None where there is nothing."""
+    if path.is_file():
+        return path.read_text()
+    if not path.is_dir():
+        return None
+    found = {}
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            one = Path(folder, name)
+            found[str(one.relative_to(path))] = one.read_text() if one.is_file() else one.exists()
+    return found
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_an_input_is_never_at_above_or_below_an_output(tmp_path, directory):
+    source = tmp_path / "in"
+    if directory:
+        source.mkdir()
+        (source / "model").write_text("weights")
+    else:
+        source.write_text("questions")
+    (tmp_path / "link").symlink_to(source)
+    places = [source, tmp_path, tmp_path / "link", source / "x", tmp_path / "none" / ".." / "in"]
+    for place in places[: None if directory else 3]:
+        with pytest.raises(LampError, match=f"the input {source}"):
+            check_apart([place], [str(source)])
+    for place in (tmp_path / "out", tmp_path / "in2", tmp_path / "in.json"):
+        check_apart([place], [str(source), "google/flan-t5-base"])
+
+
+def test_a_lock_file_is_removed_and_a_directory_that_was_made_for_it(tmp_path):
+    output = tmp_path / "made"
+
+    @guard_outputs
+    def fail(options):
+        claim(options.output, options, inputs=[], directory=True)
+        raise LampError("bad input")
+
+    with pytest.raises(LampError):
+        fail(Options(str(output)))
+    assert not output.exists()
+    output.mkdir()
+    with pytest.raises(LampError):
+        fail(Options(str(output)))
+    assert list(output.iterdir()) == []
+    assert not outputs._locks or all("made" not in str(path) for path in outputs._locks)
