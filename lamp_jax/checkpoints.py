@@ -1,11 +1,15 @@
 """Training state to disk and back onto any mesh; the only file that knows orbax."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
 from lamp_jax.data import remote
+from lamp_jax.errors import LampError
 
 
 class Checkpoints:
@@ -15,12 +19,15 @@ class Checkpoints:
         # Typed loosely: orbax's own policies do not fit its annotation of the argument.
         policy: Any = ocp.training.preservation_policies.LatestN(1)
         place = remote.checkpoint_place(Path(directory))
+        self._place = place
+        logging.getLogger("absl").addFilter(_is_not_raised_too)
         self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=policy)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` (a tree of arrays) and `progress` (plain JSON) in the background."""
         remote.publish()
-        self._checkpointer.save_async(step, state, force=True, custom_metadata=progress)
+        with self._naming_disk_errors():  # of the save before, too
+            self._checkpointer.save_async(step, state, force=True, custom_metadata=progress)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state, laid out as `abstract_state` says, and its progress; None where nothing was saved."""
@@ -46,4 +53,23 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._checkpointer.close()
+        with self._naming_disk_errors():
+            self._checkpointer.close()
+
+    @contextmanager
+    def _naming_disk_errors(self) -> Iterator[None]:
+        """LampError where a checkpoint could not be written: orbax 0.12 gives a full disk as a ValueError."""
+        try:
+            yield
+        except ValueError as error:
+            if "os_error_code" not in str(error):
+                raise
+            raise LampError(
+                f"{self._place}: a checkpoint cannot be written ({error}); make room or give another --output; "
+                "the same command goes on after the checkpoint before it"
+            ) from error
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """Whether a line of orbax's log says anything new: it logs, with a traceback, what it raises afterwards."""
+    return not (record.exc_info and "orbax" in record.pathname)

@@ -238,6 +238,17 @@ def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A path for a library that writes a file by its name; the file is moved to `path` when the block ends.
+
+    It vanishes when the block fails. Called by the process that writes, not by all.
+    """
+    path = Path(path)
+    with atomic_write_bytes(path) as file:
+        yield Path(file.name)
+
+
 def _open_temporary(path: Path) -> IO[bytes]:
     """The file that will become `path`, locked while it is open. What killed runs left of the same name is removed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):

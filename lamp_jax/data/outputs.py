@@ -171,8 +171,7 @@ def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[P
 
 def is_temporary(path: Path) -> bool:
     """Whether a file or directory is one that lamp renames or removes when it is complete."""
-    ends = (".unfinished", ".partial")
-    return path.name.startswith(".") and (path.name.endswith(ends) or ".lock" in path.name)
+    return path.name.startswith(".") and (path.name.endswith(".unfinished") or ".lock" in path.name)
 
 
 def check_replaceable(output: Path, record: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
 
     def make_files() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer") as unfinished:
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer.", suffix=".unfinished") as unfinished:
             make().save_pretrained(unfinished)
             # tokenizer.json last: where it is, all is there.
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):

@@ -2,21 +2,21 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from lamp_jax.config import Lora
+from lamp_jax.data.files import atomic_path, atomic_write
 from lamp_jax.errors import LampError
 from lamp_jax.models.hf_names import t5_places
 from lamp_jax.models.lora import DOWN, UP
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.models.weights import read_json
+from lamp_jax.models.weights import read_json, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -110,11 +110,9 @@ def write_peft(
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    weights, form = directory / f".{WEIGHTS}.partial", directory / f".{CONFIG}.partial"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    form.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(weights, directory / WEIGHTS)
-    os.replace(form, directory / CONFIG)
+    with atomic_write(directory / CONFIG) as file, atomic_path(directory / WEIGHTS) as weights:
+        write_tensors(tensors, weights, directory / WEIGHTS)
+        file.write(json.dumps(settings, indent=2) + "\n")
 
 
 def tensor_shapes(config: T5Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lamp_jax.config import Storage
+from lamp_jax.data.files import atomic_path, atomic_write
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import read
 from lamp_jax.models.bert import Bert, BertConfig
@@ -367,11 +367,17 @@ def _save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], di
     tensors = hf_tensors(model, places)
     if is_first():
         directory.mkdir(parents=True, exist_ok=True)
-        partial_weights, partial_config = directory / f".{WEIGHTS}.partial", directory / f".{CONFIG}.partial"
-        save_file(tensors, partial_weights, metadata={"format": "pt"})
-        partial_config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial_weights, directory / WEIGHTS)
-        os.replace(partial_config, directory / CONFIG)
+        with atomic_write(directory / CONFIG) as file, atomic_path(directory / WEIGHTS) as weights:
+            write_tensors(tensors, weights, directory / WEIGHTS)
+            file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], temporary: Path, path: Path) -> None:
+    """A safetensors file. LampError, naming `path`, where it does not fit onto the disk."""
+    try:
+        save_file(dict(tensors), temporary, metadata={"format": "pt"})
+    except SafetensorError as error:  # an OSError of another name
+        raise LampError(f"{path}: cannot be written ({error}); make room, then give the same command again") from None
 
 
 def hf_tensors(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
