@@ -233,7 +233,7 @@ def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
             finally:
                 Path(file.name).unlink(missing_ok=True)
     except OSError as error:
-        if error.filename is None:  # such as "No space left on device"
+        if error.filename is None and error.errno:  # such as "No space left on device"
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

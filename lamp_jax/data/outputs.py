@@ -69,7 +69,7 @@ def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
         locations = _locations(Path(name))
         real = Path(os.path.realpath(name))
         for place in places:
-            if any(location == place for location in locations):
+            if place in (real, Path(os.path.realpath(Path(name).parent), Path(name).name)):
                 raise LampError(f"{place}: is also the input {name}; give another output")
             if any(location.is_relative_to(place) for location in locations):
                 raise LampError(f"{place}: contains the input {name}; give an output that is not above an input")
