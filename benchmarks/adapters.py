@@ -120,8 +120,8 @@ def open_peft(directory: Path, config: T5Config, adapters: Mapping[str, np.ndarr
 def to_torch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """What `transformers` reads, padded to the longest of the batch."""
     sources, targets = ([getattr(one, side) for one in examples] for side in ("source", "target"))
-    source = pad_rows(sources, len(examples), max(map(len, sources)))
-    target = pad_rows(targets, len(examples), max(map(len, targets)))
+    source = pad_rows(sources, len(examples), max(map(len, sources)), pad=0)
+    target = pad_rows(targets, len(examples), max(map(len, targets)), pad=0)
     found = {
         "input_ids": source,
         "attention_mask": source != 0,
@@ -141,7 +141,7 @@ def compare_losses(model: T5, directory: Path, learner: Learner) -> None:
         model = attach(nnx.merge(graph, params), rows, LORA)
         mask = model.source_mask(source)
         logits = model.decode(decoder_inputs(target, model.config), model.encode(source, mask=mask), mask)
-        return -jnp.sum(sequence_log_probability(logits, target)) / jnp.sum(target != 0)
+        return -jnp.sum(sequence_log_probability(logits, target, pad=0)) / jnp.sum(target != 0)
 
     target = np.maximum(batch["labels"].numpy(), 0)
     # Twice, so that they divide over any two devices.
@@ -374,7 +374,9 @@ def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
 
     def generate(places: Sequence[int], **more: Any) -> np.ndarray:
         longest = max(len(sources[place]) for place in places)
-        source = torch.tensor(pad_rows([sources[place] for place in places], len(places), longest).astype(np.int64))
+        source = torch.tensor(
+            pad_rows([sources[place] for place in places], len(places), longest, pad=0).astype(np.int64)
+        )
         with torch.no_grad():
             found = theirs.generate(
                 input_ids=source, attention_mask=source != 0, max_new_tokens=NEW, do_sample=False, num_beams=1, **more

@@ -14,7 +14,10 @@ from lamp_jax.decoding.greedy import greedy_search
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import read
+from lamp_jax.inputs.batches import NO_TOKEN, pad_rows
 from lamp_jax.models.lora import Adapters, attach
+from lamp_jax.models.t5 import is_end
+from lamp_jax.models.t5_config import T5Config
 from lamp_jax.tasks.catalog import Task
 
 
@@ -36,7 +39,8 @@ class Answerer:
         result = read(self._decode(params, source, adapters))
         if self.by_labels:
             return [choose_label(row, self.task) for row in result]
-        return [text.strip() for text in self.tokenizer.batch_decode(result, skip_special_tokens=True)]
+        rows = [row[row != NO_TOKEN] for row in result]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def choose_label(log_probabilities: np.ndarray, task: Task) -> str:
@@ -53,12 +57,15 @@ def choose_label(log_probabilities: np.ndarray, task: Task) -> str:
 
 
 def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
-    """The labels' token ids, `</s>` included, [L, T] padded with 0."""
+    """The labels' token ids, `</s>` included, [L, T] padded with NO_TOKEN."""
     rows: Sequence[Sequence[int]] = tokenizer(list(task.labels)).input_ids
-    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = row
-    return tokens
+    return pad_rows(rows, len(rows), max(map(len, rows)))
+
+
+def without_padding(tokens: jax.Array, config: T5Config) -> jax.Array:
+    """Generated tokens [B, T] with NO_TOKEN after the first that ends: the tokenizer may pad with another id."""
+    ends = is_end(tokens, config)
+    return jnp.where(jnp.cumsum(ends, axis=1) - ends > 0, NO_TOKEN, tokens)
 
 
 def make_decoder(
@@ -77,7 +84,9 @@ def make_decoder(
         if labels is not None:
             return score_labels(model, source, jnp.asarray(labels))
         if answering.decode == "greedy":
-            return greedy_search(model, source, max_new_tokens=new_tokens)
-        return beam_search(model, source, num_beams=answering.num_beams, max_new_tokens=new_tokens).tokens[:, 0]
+            tokens = greedy_search(model, source, max_new_tokens=new_tokens)
+        else:
+            tokens = beam_search(model, source, num_beams=answering.num_beams, max_new_tokens=new_tokens).tokens[:, 0]
+        return without_padding(tokens, model.config)
 
     return jax.jit(decode)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lamp_jax.models.t5 import T5, CrossCache, SelfCache
+from lamp_jax.models.t5 import T5, CrossCache, SelfCache, is_end
 from lamp_jax.sharding import gathered
 
 # A score that no hypothesis has; added, it takes a candidate out of the choice.
@@ -88,7 +88,7 @@ def _step(model: T5, cross: CrossCache, state: _State, *, length_penalty: float)
     best, cache = _extend(model, cross, state)
     length = state.length + 1
     divisor = length.astype(jnp.float32) ** length_penalty
-    ends = (best.last == model.config.eos_token_id) | (length == max_new_tokens)
+    ends = is_end(best.last, model.config) | (length == max_new_tokens)
 
     # Only the first K may finish; the other K are there so that K go on, however many of the first end.
     may_finish = ends & state.open[:, None] & (jnp.arange(2 * num_beams) < num_beams)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lamp_jax.models.t5 import T5, SelfCache
+from lamp_jax.models.t5 import T5, SelfCache, is_end
 
 
 class _State(NamedTuple):
@@ -37,7 +37,7 @@ def greedy_search(model: T5, tokens: jax.Array, *, max_new_tokens: int) -> jax.A
         best = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
         best = jnp.where(state.finished, config.pad_token_id, best)
         written = jnp.where(jnp.arange(max_new_tokens) == state.length, best[:, None], state.tokens)
-        return _State(state.length + 1, written, best, state.finished | (best == config.eos_token_id), cache)
+        return _State(state.length + 1, written, best, state.finished | is_end(best, config), cache)
 
     def unfinished(state: _State) -> jax.Array:
         return (state.length < max_new_tokens) & ~jnp.all(state.finished)

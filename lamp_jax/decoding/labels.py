@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from lamp_jax.losses import sequence_log_probability, token_log_probabilities
+from lamp_jax.losses import is_target, sequence_log_probability, token_log_probabilities
 from lamp_jax.models.t5 import T5, CrossCache, decoder_inputs
 
 
 def score_labels(model: T5, tokens: jax.Array, labels: jax.Array) -> jax.Array:
     """log p(label | source) of every label's whole token sequence, `</s>` included; float32.
 
-    Sources [B, S], labels [L, T] (L labels, padding behind `</s>`) -> [B, L]. A source is encoded once and its keys
-    and values serve all labels. The probability among the labels is the softmax over the last axis.
+    Sources [B, S], labels [L, T] (L labels, NO_TOKEN or padding after `</s>`) -> [B, L]. A source is encoded once and
+    its keys and values serve all labels. The probability among the labels is the softmax over the last axis.
     """
     mask = model.source_mask(tokens)
     cross = model.cross_cache(model.encode(tokens, mask=mask), mask)
@@ -25,8 +25,9 @@ def mean_log_probability(model: T5, tokens: jax.Array, target: jax.Array) -> jax
     """
     mask = model.source_mask(tokens)
     logits = model.decode(decoder_inputs(target, model.config), model.encode(tokens, mask=mask), mask)
-    count = jnp.sum(target != model.config.pad_token_id, axis=-1)
-    return sequence_log_probability(logits, target, pad=model.config.pad_token_id) / jnp.maximum(count, 1)
+    pad = model.config.pad_token_id
+    count = jnp.sum(is_target(target, pad=pad), axis=-1)
+    return sequence_log_probability(logits, target, pad=pad) / jnp.maximum(count, 1)
 
 
 def _score(model: T5, cross: CrossCache, label: jax.Array) -> jax.Array:
@@ -40,4 +41,5 @@ def _score(model: T5, cross: CrossCache, label: jax.Array) -> jax.Array:
         return token_log_probabilities(model.logits(xs[0]), xs[1])
 
     log_p = jax.lax.map(score_token, (jnp.moveaxis(hidden, 1, 0), label))
-    return jnp.sum(jnp.where((label == model.config.pad_token_id)[:, None], 0.0, log_p), axis=0)
+    counted = is_target(label, pad=model.config.pad_token_id)
+    return jnp.sum(jnp.where(counted[:, None], log_p, 0.0), axis=0)

@@ -11,7 +11,8 @@ import numpy as np
 
 from lamp_jax.errors import LampError
 
-PAD = 0
+NO_TOKEN = -1
+"""Pads rows of tokens. No model's padding id: those differ, and a text may hold such a token like any other."""
 
 OwnRows = Callable[[int], np.ndarray]
 """Which rows of a batch of so many this process makes, in their order: all, or where others make the rest, its own."""
@@ -27,7 +28,7 @@ class Example:
 
 
 class Batch(NamedTuple):
-    """`source` [B, S] and `target` [B, T], int32, padded with 0. Rows that only fill the batch have no target."""
+    """`source` [B, S] and `target` [B, T], int32, padded with NO_TOKEN. Rows that only fill a batch have no target."""
 
     source: np.ndarray
     target: np.ndarray
@@ -130,7 +131,7 @@ def plan_epoch(
 
 
 def prediction_batches(
-    examples: Sequence[Example], *, rows: Mapping[int, int], pad: int = PAD, own: OwnRows = np.arange
+    examples: Sequence[Example], *, rows: Mapping[int, int], pad: int = NO_TOKEN, own: OwnRows = np.arange
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
 
@@ -226,7 +227,7 @@ def fit_lengths(lengths: np.ndarray, most: int, *, multiple: int = 8, worth: flo
     return tuple(reversed(found))
 
 
-def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int = PAD) -> np.ndarray:
+def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int = NO_TOKEN) -> np.ndarray:
     """[count, length] int32: the rows padded, then rows of nothing but padding."""
     padded = np.full((count, length), pad, np.int32)
     for place, row in enumerate(rows):

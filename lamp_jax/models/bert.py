@@ -14,6 +14,7 @@ from flax import nnx
 
 from lamp_jax.config import ScratchEncoder
 from lamp_jax.errors import LampError
+from lamp_jax.inputs.batches import NO_TOKEN
 from lamp_jax.inputs.tokenizer import round_up_vocabulary
 from lamp_jax.models.attention import NOTHING, AttentionOrder, attend_in_order, drop_values, hide_padding
 from lamp_jax.models.dropout import dropout, layer_keys, split_key
@@ -27,9 +28,6 @@ from lamp_jax.models.layers import (
     zeros,
 )
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
-
-NO_TOKEN = -1
-"""Pads texts. Not the vocabulary's [PAD], which a text may hold: it is then a token like any other."""
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,16 @@ class SelfCache(NamedTuple):
 def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
     """Labels [B, T] shifted right behind the start token: what the decoder reads to predict them.
 
-    Ignored labels (negative, HF's -100) become padding.
+    Labels that are no token (negative) become padding.
     """
     labels = jnp.where(labels < 0, config.pad_token_id, labels)
     start = jnp.full_like(labels[:, :1], config.decoder_start_token_id)
     return jnp.concatenate([start, labels[:, :-1]], axis=1)
+
+
+def is_end(tokens: jax.Array, config: T5Config) -> jax.Array:
+    """True at tokens that end an answer; a config may have several."""
+    return jnp.isin(tokens, jnp.array(config.eos_token_id))
 
 
 class EncoderLayers(nnx.Module):
@@ -210,8 +215,8 @@ class T5(nnx.Module):
         )
 
     def source_mask(self, tokens: jax.Array) -> jax.Array:
-        """True at every token that is not padding, [B, S]."""
-        return tokens != self.config.pad_token_id
+        """True at every token that is not padding (NO_TOKEN, the config's padding id), [B, S]."""
+        return (tokens != self.config.pad_token_id) & (tokens >= 0)
 
     def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (by default all but padding)."""
@@ -309,6 +314,7 @@ class T5(nnx.Module):
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         """[B, T] -> [B, T, D]."""
+        tokens = jnp.where(tokens < 0, self.config.pad_token_id, tokens)
         return look_up(self.embedding, tokens, self.rules, dtype=self.dtype)
 
     def _causal_scores(self, length: int) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 from lamp_jax.errors import LampError
 from lamp_jax.models.layers import FeedForwardKind
 
+_TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu_new"}
 
 
@@ -30,7 +31,8 @@ class T5Config:
     tie_word_embeddings: bool = True
     """T5 v1.0: logits come from the input embedding, and the decoder's output is scaled by d_model^-0.5."""
     pad_token_id: int = 0
-    eos_token_id: int = 1
+    eos_token_id: int | tuple[int, ...] = 1
+    """Ends an answer; any of several does."""
     decoder_start_token_id: int = 0
 
     @classmethod
@@ -50,7 +52,7 @@ class T5Config:
         known["tie_word_embeddings"] = bool(
             values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True) is not False)
         )
-        known["eos_token_id"] = _single_token(known.get("eos_token_id", cls.eos_token_id), source)
+        known |= {name: _tokens(known[name], name, source) for name in _TOKENS if name in known}
         return cls(**known)
 
     def to_hf(self) -> dict[str, Any]:
@@ -83,12 +85,16 @@ def _feed_forward_kind(values: Mapping[str, Any], source: str) -> FeedForwardKin
     )
 
 
-def _single_token(token: int | list[int], source: str) -> int:
-    if isinstance(token, int):
-        return token
-    if len(token) == 1:
-        return token[0]
-    raise LampError(f"{source}: eos_token_id {token} names {len(token)} tokens; decoding ends at one, keep one")
+def _tokens(value: Any, name: str, source: str) -> int | tuple[int, ...]:
+    """A special token's id, or several (of `eos_token_id` alone); HF writes either a number or a list."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not listed or not all(type(one) is int and one >= 0 for one in listed):
+        raise LampError(f"{source}: {name} is {value!r}; expected a token id, 0 or more")
+    if len(listed) == 1:
+        return listed[0]
+    if name != "eos_token_id":
+        raise LampError(f"{source}: {name} {value!r} has {len(listed)} tokens; keep one")
+    return tuple(listed)
 
 
 T5_SMALL = T5Config()

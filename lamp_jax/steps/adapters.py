@@ -167,7 +167,7 @@ def _row_losses(model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: Par
     mask = model.source_mask(part.source)
     encoded = model.encode(part.source, mask=mask, key=encoder_key)
     logits = model.decode(decoder_inputs(part.target, model.config), encoded, mask, key=decoder_key)
-    return -sequence_log_probability(logits, part.target)
+    return -sequence_log_probability(logits, part.target, pad=model.config.pad_token_id)
 
 
 # Users [U, ...] and rows [B, ...] are split over devices alike, so that all a row needs is on its own device. What is

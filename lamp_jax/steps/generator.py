@@ -17,6 +17,7 @@ def generator_loss(graph: nnx.GraphDef) -> LossSum:
         encoder_key, decoder_key = jax.random.split(key)
         encoded = model.encode(source, key=encoder_key)
         read = decoder_inputs(target, model.config)
-        return token_cross_entropy(model.decode(read, encoded, model.source_mask(source), key=decoder_key), target)
+        logits = model.decode(read, encoded, model.source_mask(source), key=decoder_key)
+        return token_cross_entropy(logits, target, pad=model.config.pad_token_id)
 
     return loss_sum

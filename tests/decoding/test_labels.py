@@ -20,7 +20,7 @@ def test_label_scores_are_those_of_a_full_forward_per_label(config):
     def score_one(label):
         labels = jnp.broadcast_to(label, (len(tokens), len(label)))
         logits = model.decode(decoder_inputs(labels, config), model.encode(tokens), model.source_mask(tokens))
-        return sequence_log_probability(logits, labels)
+        return sequence_log_probability(logits, labels, pad=0)
 
     scores = jax.jit(score_labels)(model, tokens, LABELS)
     assert scores.shape == (len(tokens), len(LABELS))

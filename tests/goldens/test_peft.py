@@ -61,7 +61,7 @@ def forward(name):
         model, mask = attach(nnx.merge(graph, params), rows, form), golden["attention_mask"].astype(bool)
         encoded = model.encode(golden["input_ids"], mask=mask)
         logits = model.decode(decoder_inputs(golden["labels"], model.config), encoded, mask)
-        total, count = token_cross_entropy(logits, golden["labels"])
+        total, count = token_cross_entropy(logits, golden["labels"], pad=0)
         return total / count, (logits, total / count)
 
     with jax.default_matmul_precision("highest"):

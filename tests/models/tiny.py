@@ -93,5 +93,6 @@ def mean_loss(model: T5, tokens: jax.Array, labels: jax.Array, key: jax.Array | 
     keys = (None, None) if key is None else jax.random.split(key)
     encoded = model.encode(tokens, key=keys[0])
     target = decoder_inputs(jnp.asarray(labels), model.config)
-    total, count = token_cross_entropy(model.decode(target, encoded, model.source_mask(tokens), key=keys[1]), labels)
+    logits = model.decode(target, encoded, model.source_mask(tokens), key=keys[1])
+    total, count = token_cross_entropy(logits, labels, pad=0)
     return total / count

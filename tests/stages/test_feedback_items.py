@@ -216,8 +216,8 @@ def test_a_question_without_a_gold_is_named(merged, tmp_path, capsys):
 def mean_log_probabilities(sources, targets):
     """From the logits of one batch, token by token in float64."""
     model = load_t5(MODEL)
-    tokens = pad_rows(sources, len(sources), 128)
-    labels = pad_rows(targets, len(targets), max(map(len, targets)))
+    tokens = pad_rows(sources, len(sources), 128, pad=0)
+    labels = pad_rows(targets, len(targets), max(map(len, targets)), pad=0)
 
     @jax.jit
     def read(model, tokens, labels):

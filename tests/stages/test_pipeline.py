@@ -246,8 +246,9 @@ def test_bad_train_questions_are_named_before_a_forced_run_removes_anything(tmp_
         questions[2]["id"] = "1"
     (tmp_path / "bad.json").write_text(json.dumps(questions))
     (tmp_path / "model").mkdir()
-    for name in ("run.json", "model.safetensors"):
-        (tmp_path / "model" / name).write_text("{}")
+    record = {"stage": "train", "fingerprint": "another", "finished": True, "makes": ["model.safetensors"]}
+    (tmp_path / "model/run.json").write_text(json.dumps(record))
+    (tmp_path / "model/model.safetensors").write_text("{}")
     files = ("--train", tmp_path / "bad.json", "--validation", tmp_path / "good.json", "--output", tmp_path / "model")
     assert lamp("train", "--task", "LaMP-3", *files, "--model", "scratch", "--force") == 1
     error = capsys.readouterr().err

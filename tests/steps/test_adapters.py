@@ -191,7 +191,7 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
             model = attach(nnx.merge(graph, params), rows, LORA)
             logits = model.decode(decoder_inputs(target, CONFIG), model.encode(source), model.source_mask(source))
             each = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-            return jnp.sum(each * (target != 0)) / jnp.sum(target != 0)
+            return jnp.sum(each * (target >= 0)) / jnp.sum(target >= 0)
 
         @jax.jit
         def step(adapter, state, source, target):
