@@ -14,7 +14,7 @@ import numpy as np
 
 from lamp_jax.config import Work
 from lamp_jax.data.dates import parse_date
-from lamp_jax.data.files import encode, glimpse
+from lamp_jax.data.files import encode, glimpse, is_id, is_text
 from lamp_jax.data.findings import EXAMPLES, FINDINGS, Tally, hash_bytes, hash_text
 from lamp_jax.data.framing import BOM, Framed, Frames, parse_record
 from lamp_jax.data.layout import benchmark_files
@@ -29,9 +29,18 @@ _LOOKED_AT = 200  # first records, which tell form and task
 _HEAD = 2**20
 
 
-_QUESTION_FIELDS = {"id": str | int, "input": str, "profile": list, "user_id": str | int | None}
-_OUTPUT_FIELDS = {"id": str | int, "output": str | int | float}
-_NO_JSON = {"is not JSON": "nan", "not UTF-8": "encoding"}  # words of parse_record's errors
+_OUTPUT_FIELDS: Mapping[str, Callable[[Any], bool]] = {"id": is_id, "output": is_text}
+_QUESTION_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "id": is_id,
+    "input": lambda value: isinstance(value, str),
+    "profile": lambda value: isinstance(value, list),
+    "user_id": lambda value: value is None or is_id(value),
+}
+_NO_JSON = {
+    "is not JSON": "nan",
+    "not UTF-8": "encoding",
+    "occurs twice": "key twice",
+}  # words of parse_record's errors
 _ODD_TEXTS = (  # a finding, bytes of which a record that has it holds one, and what its text then holds
     ("surrogate", (rb"\ud", rb"\uD", b"\xed"), re.compile("[\ud800-\udfff]")),
     (
@@ -61,9 +70,9 @@ class _Record:
                 if any(isinstance(text, str) and pattern.search(text) for part in parts for text in part.values()):
                     self.find(name)
 
-    def has_fields(self, fields: Mapping[str, Any]) -> bool:
-        """Whether its fields are of these types."""
-        bad = [name for name, kind in fields.items() if not isinstance(self.value.get(name), kind)]
+    def has_fields(self, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
+        """Whether its fields are as they must be."""
+        bad = [name for name, fits in fields.items() if not fits(self.value.get(name))]
         for name in bad:
             found = glimpse(self.value[name]) if name in self.value else "nothing"
             self.tally.find("bad field", f"{self.where}: {name!r}, found {found}")
@@ -135,7 +144,7 @@ def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
         tally.facts["records"] += 1
         value = _parse(framed, tally)
         if value is not None:
-            named = isinstance(value.get("id"), str | int)
+            named = is_id(value.get("id"))
             where = f"question {glimpse(value['id'])}" if named else f"record {framed.number}, byte {framed.offset}"
             record = _Record(value, framed, where, tally)
             record.check_texts()
@@ -232,6 +241,9 @@ def _check_question(record: _Record, task: Task | None) -> None:
     if not record.has_fields(_QUESTION_FIELDS):
         return
     profile, gold, facts = record.value["profile"], record.value.get("output"), record.tally.facts
+    if gold is not None and not is_text(gold):
+        record.tally.find("bad field", f"{record.where}: 'output', found {glimpse(gold)}")
+        gold = None
     items = _tally_items(record)
     if not profile:
         record.find("empty profile")
@@ -263,7 +275,7 @@ def _tally_items(record: _Record) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = []
     ids, contents = set(), set()
     for place, item in enumerate(record.value["profile"]):
-        if not isinstance(item, dict) or not isinstance(item.get("id"), str | int):
+        if not isinstance(item, dict) or not is_id(item.get("id")):
             record.tally.find("bad item", f"{record.where}, place {place} of the profile")
             continue
         key, content = hash_text(item["id"]), _hash_content(item)
@@ -304,7 +316,7 @@ def _check_item(
     record: _Record, item: Mapping[str, Any], task: Task, *, fields: Sequence[str], query: str | None
 ) -> None:
     texts = {name: item.get(name) for name in fields}
-    if not all(isinstance(text, str | int | float) for text in texts.values()):
+    if not all(map(is_text, texts.values())):
         return record.find("missing text", item)
     if not all(str(text).strip() for text in texts.values()):
         record.find("empty text", item)
@@ -417,7 +429,7 @@ def _hash_content(item: Mapping[str, Any]) -> int:
 
 
 def _is_id(value: object, key: np.uint64) -> bool:
-    return isinstance(value, str | int) and hash_text(value) == int(key)
+    return is_id(value) and hash_text(value) == int(key)
 
 
 def _is_big(value: object) -> bool:
@@ -425,4 +437,4 @@ def _is_big(value: object) -> bool:
 
 
 def _is_item_id(value: object) -> bool:
-    return isinstance(value, str | int) and not _is_big(value)
+    return is_id(value) and not _is_big(value)

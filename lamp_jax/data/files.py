@@ -6,6 +6,7 @@ import glob
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from lamp_jax.data.framing import Framed, Frames, parse_record
+from lamp_jax.data.framing import Framed, Frames, parse_record, unique_keys
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.patches import apply_patches
 from lamp_jax.errors import LampError
@@ -21,6 +22,8 @@ from lamp_jax.processes import is_first
 from lamp_jax.tasks.catalog import Task
 
 _SHOWN_IDS = 5
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ID = "a text (no half of a surrogate pair) or a whole number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,21 @@ def question_in(
     return question
 
 
+def is_id(value: Any) -> bool:
+    """Whether a JSON value can be an id: a text without half a surrogate pair, or a whole number; `true` is neither."""
+    return type(value) is int or (type(value) is str and (value.isascii() or not _SURROGATE.search(value)))
+
+
+def is_text(value: Any) -> bool:
+    """Whether a JSON value is read as a text: a text or a number; not `true`, a list or an object."""
+    return type(value) in (str, int, float)
+
+
 def check_items(question: Question, task: Task, path: str | Path) -> None:
     """LampError, by this path, where a profile item lacks a field that the task needs."""
     for item in question.profile:
         for field in task.fields:
-            if not isinstance(item.get(field), str | int | float):
+            if not is_text(item.get(field)):
                 found = glimpse(item[field]) if field in item else "nothing"
                 needed = ", ".join(("id", *task.fields))
                 raise LampError(
@@ -124,7 +137,12 @@ def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
         where = f"{name}, record {number}"
         if not isinstance(record, dict) or "id" not in record or record.get("output") is None:
             raise LampError(f"{where}: expected an object with 'id' and 'output', found {glimpse(record)}")
+        if not is_id(record["id"]):
+            raise LampError(f"{where}: 'id' must be {_ID}, found {glimpse(record['id'])}")
         key = str(record["id"])
+        if not is_text(record["output"]):
+            found = glimpse(record["output"])
+            raise LampError(f"{where}, id {key!r}: 'output' must be one text or number, found {found}")
         if key in by_id:
             raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique, remove one")
         by_id[key] = str(record["output"])
@@ -277,7 +295,8 @@ def _remove_abandoned(temporary: Path) -> None:
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file. Raises LampError with the file and the byte where it breaks off."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8", errors="surrogatepass"))  # as atomic_write writes
+        text = Path(path).read_text(encoding="utf-8", errors="surrogatepass")  # as atomic_write writes
+        return json.loads(text, object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise LampError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -297,15 +316,21 @@ def _parsed(framed: Framed, path: str | Path) -> Any:
 def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
     if not isinstance(record, dict):
         raise LampError(f"{where}: expected an object, found {glimpse(record)}")
-    for field, kinds in (("id", (str, int)), ("input", (str,)), ("profile", (list,))):
-        if not isinstance(record.get(field), kinds):
+    for field, fits, kind in (
+        ("id", is_id(record.get("id")), _ID),
+        ("input", isinstance(record.get("input"), str), "a text"),
+        ("profile", isinstance(record.get("profile"), list), "a list"),
+        ("user_id", record.get("user_id") is None or is_id(record["user_id"]), _ID),
+        ("output", record.get("output") is None or is_text(record["output"]), "one text or number"),
+    ):
+        if not fits:
             found = glimpse(record[field]) if field in record else "nothing"
-            raise LampError(f"{where}: {field!r} must be {kinds[0].__name__}, found {found}")
+            raise LampError(f"{where}: {field!r} must be {kind}, found {found}")
     for place, item in enumerate(record["profile"]):
         if not isinstance(item, dict) or "id" not in item:
             raise LampError(f"{where}: profile item {place} has no 'id'")
-    if not isinstance(record.get("user_id"), str | int | None):
-        raise LampError(f"{where}: 'user_id' must be str or int, found {glimpse(record['user_id'])}")
+        if not is_id(item["id"]):
+            raise LampError(f"{where}: profile item {place}: 'id' must be {_ID}, found {glimpse(item['id'])}")
     record = apply_patches(record, patches)
     output = record.get("output")
     return Question(

@@ -16,6 +16,7 @@ from lamp_jax.data.files import (
     atomic_write_bytes,
     check_same_ids,
     encode,
+    is_id,
     read_json,
 )
 from lamp_jax.data.framing import BOM, parse_record
@@ -107,7 +108,7 @@ class RankingFile(Mapping[str, Sequence[str]]):
             item_ids = parse_record(bytes(self._raw[question_id]))
         except ValueError as error:
             raise LampError(f"{self.path}, question {question_id!r}: not JSON ({error}); make it again") from None
-        if not isinstance(item_ids, list) or not all(isinstance(item_id, str | int) for item_id in item_ids):
+        if not isinstance(item_ids, list) or not all(map(is_id, item_ids)):
             raise LampError(f"{self.path}, question {question_id!r}: expected a list of item ids; is it a ranking?")
         return [str(item_id) for item_id in item_ids]
 

@@ -1,6 +1,5 @@
 """`lamp evaluate`: predictions against golds, one task's files or zips of several, into one JSON of scores."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import lamp_jax
 from lamp_jax.config import Compatibility, Evaluate
 from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs, write_json
+from lamp_jax.data.framing import BOM, parse_record
 from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
@@ -216,7 +216,7 @@ def _is_answers(name: str) -> bool:
 
 def _read_member(member: str, name: str, read: Callable[[str], bytes]) -> Source:
     try:
-        content = json.loads(read(member))
+        content = parse_record(read(member).removeprefix(BOM))
     except _NO_MEMBER as error:
         raise LampError(f"{name}: cannot be unpacked ({error}); download or make the zip again") from None
     except ValueError as error:
