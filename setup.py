@@ -66,7 +66,7 @@ setup(
             "apache-beam>=2.70,<3; python_version < '3.14'",
         ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
-        "parity": ["torch==2.13.0", "rank_bm25==0.2.2", "peft==0.21.2"],
+        "parity": ["torch==2.13.0", "rank_bm25==0.2.2", "peft==0.21.2", "sentence-transformers==6.2.0"],
     },
     entry_points={"console_scripts": ["lamp = lamp_jax.cli:main"]},
 )

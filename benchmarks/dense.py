@@ -99,7 +99,9 @@ def main() -> None:
         questions = make_questions(options.profiles, items=options.items, per_profile=per_profile)
         with tempfile.TemporaryDirectory() as name, jax.set_mesh(open_mesh(Devices(cpu_devices=0))):
             make_model(Path(name), questions)
-            embed = open_encoder(name, Devices(cpu_devices=0), max_length=512, batch_tokens=options.batch_tokens)
+            embed = open_encoder(
+                name, Devices(cpu_devices=0), max_length=512, batch_tokens=options.batch_tokens
+            ).documents
             theirs = one_by_one(Path(name))
 
             def ours() -> None:

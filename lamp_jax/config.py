@@ -401,6 +401,36 @@ class FeedbackRetrievers:
     """Start over where the output already exists."""
 
 
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""A text's vector: its first or last token's hidden state; the largest, the mean, the sum over the root of the number
+of tokens, or the mean weighted by position, of all tokens' hidden states. Names as in sentence-transformers."""
+Similarity = Literal["dot", "cosine"]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The form of an encoder's vectors, where it is not that of the encoder's own files.
+
+    Those are lamp's `retriever.json` and sentence-transformers' `modules.json` with what it names. Where nothing is
+    said, vectors are means, not normalized, without prompts.
+    """
+
+    pooling: tuple[PoolingMode, ...] = ()
+    """Pooling of hidden states; several are concatenated. None named: as the encoder's files say."""
+    normalize: bool | None = None
+    """Whether vectors have length 1; not given: as the encoder's files say."""
+    query_prompt: str | None = None
+    """Text before every query, such as `query: ` for E5; not given: as the encoder's files say, `""` for none."""
+    document_prompt: str | None = None
+    """Text before every document, such as `passage: ` for E5; not given: as the encoder's files say."""
+    query_length: int | None = None
+    """Longest query, in tokens, special tokens and prompt included; not given: `--max-length`."""
+    document_length: int | None = None
+    """Longest document, in tokens, special tokens and prompt included; not given: `--max-length`."""
+    similarity: Similarity | None = None
+    """Score of a document's vector for a query's; not given: as the encoder's files say, or their dot product."""
+
+
 @dataclass(frozen=True)
 class ScratchEncoder:
     """The size of an encoder that is trained from scratch (`--encoder scratch`); BERT's architecture."""
@@ -450,8 +480,10 @@ class TrainRetriever:
     """The best checkpoint has the highest mean reward of the K items that it ranks first."""
     use_date: bool = True
     """Whether documents end in ` date: ...`; stored beside the encoder, so that ranking does the same."""
-    max_length: int = 512
-    """Longest query and document, in tokens, special tokens included."""
+    max_length: int | None = None
+    """Longest query and document, in tokens, special tokens included; not given: as the encoder's files say, 512 for a
+    new encoder and with `--ropg padded` (the public code's two lengths)."""
+    encoding: Encoding = Encoding()
     score_temperature: float = 1.0
     """`kd`: what scores are divided by."""
     reward_temperature: float = 1.0
@@ -624,8 +656,10 @@ class Rank:
     """Model directory or hub name of the encoder of `dense`."""
     embeddings_cache: str = ""
     """Directory where `dense` keeps its vectors for the next run; empty: nowhere."""
-    max_length: int = 512
-    """Longest query and document that `dense` reads, in tokens, special tokens included."""
+    max_length: int | None = None
+    """Longest query and document that `dense` reads, in tokens, special tokens included; not given: as the encoder's
+    files say, or was trained."""
+    encoding: Encoding = Encoding()
     scores: str = ""
     """File to which the items' scores go, `{question id: [score, ...]}` in the ranking's order; `recency` and `random`
     have reciprocal ranks. `lamp selector-data` reads it."""

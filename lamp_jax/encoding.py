@@ -1,6 +1,7 @@
 """Numbers from texts: a dual encoder's vectors, a selector's scores, in batches of few shapes over the whole mesh."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,17 +10,18 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.config import Devices
+from lamp_jax.config import Devices, Encoding
 from lamp_jax.data.pools import Pool
-from lamp_jax.errors import LampError
 from lamp_jax.hosts import read
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
+from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.selection import CandidateReader
-from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
+from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer
-from lamp_jax.models.weights import load_bert
+from lamp_jax.models.weights import CONFIG, find_model, load_bert, read_json
 from lamp_jax.retrieval.dense import Embed
+from lamp_jax.retrieval.encoders import EncoderSettings, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.sharding import DATA_PARALLEL, model_layout, on_cpu, own_rows, place_batch, shards
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
@@ -32,24 +34,69 @@ _LENGTHS_APART = 32
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 32768
 
 
-def open_encoder(name: str, devices: Devices, *, max_length: int, batch_tokens: int | None = None) -> Embed:
-    """The encoder of a directory or hub name, on the current mesh. LampError where it cannot read `max_length`."""
-    tokenizer = load_tokenizer(name)
-    model = load_bert(name, **model_layout(devices))
-    check_length(model.config, max_length, name)
-    graph, params = nnx.split(model)
-    return partial(text_encoder(graph, tokenizer, max_length=max_length, batch_tokens=batch_tokens), params)
+@dataclass(frozen=True)
+class DualEncoder:
+    """What embeds queries, and what embeds documents: one and the same where texts are read alike."""
+
+    queries: Embed
+    documents: Embed
+    settings: EncoderSettings
 
 
-def text_encoder(graph: nnx.GraphDef, tokenizer: Any, *, max_length: int, batch_tokens: int | None = None) -> "Encoder":
-    """Mean-pooled vectors of texts, [D] for each; `graph` is a Bert's."""
-    lengths = (*range(_LENGTHS_APART, max_length, _LENGTHS_APART), max_length)
+def open_encoder(
+    name: str,
+    devices: Devices,
+    encoding: Encoding = Encoding(),  # noqa: B008 (frozen)
+    *,
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+) -> DualEncoder:
+    """The encoder of a directory or hub name, on the current mesh; as its files say where the options do not.
 
+    LampError where its files cannot be used, or it cannot read texts of these lengths.
+    """
+    found = find_encoder(name, find_model(name))
+    reader = open_reader(found, encoding, max_length=max_length)
+    graph, params = nnx.split(load_bert(found.source, **model_layout(devices)))
+    encoders = TextEncoders(graph, reader, batch_tokens=batch_tokens)
+    queries = partial(encoders.queries, params)
+    documents = queries if encoders.queries is encoders.documents else partial(encoders.documents, params)
+    return DualEncoder(queries, documents, reader.settings)
+
+
+def open_reader(found: FoundEncoder, encoding: Encoding, *, max_length: int | None) -> TextReader:
+    """What reads texts for an encoder, its settings chosen. LampError as `open_encoder`."""
+    tokenizer, config = load_tokenizer(found.source), find_model(found.source) / CONFIG
+    positions = BertConfig.from_hf(read_json(config), source=str(config)).longest
+    longest = tokenizer.model_max_length  # without a limit, a number beyond all others
+    return TextReader(
+        tokenizer, choose_settings(found, encoding, max_length=max_length, longest=longest, positions=positions)
+    )
+
+
+class TextEncoders:
+    """The vectors [D] of queries and of documents; `graph` is a Bert's. One `Encoder` where both are read alike."""
+
+    def __init__(self, graph: nnx.GraphDef, reader: TextReader, *, batch_tokens: int | None = None):
+        self.settings = settings = reader.settings
+        embeds = {skip: _embedder(graph, settings, skip) for skip in reader.skips}
+
+        def encoder(read: Callable[[Sequence[str]], list[list[int]]], length: int, skip: int) -> "Encoder":
+            lengths = (*range(_LENGTHS_APART, length, _LENGTHS_APART), length)
+            return Encoder(embeds[skip], read, lengths, batch_tokens)
+
+        self.documents = encoder(reader.documents, settings.document_length, reader.skips[1])
+        self.queries = self.documents
+        if not settings.same_texts:
+            self.queries = encoder(reader.queries, settings.query_length, reader.skips[0])
+
+
+def _embedder(graph: nnx.GraphDef, settings: EncoderSettings, skip: int) -> Callable[[Any, jax.Array], jax.Array]:
     def embed(params: Any, tokens: jax.Array) -> jax.Array:
         model: Bert = nnx.merge(graph, params)
-        return model.embed(tokens)
+        return model.embed(tokens, pooling=settings.pooling, normalize=settings.normalize, skip=skip)
 
-    return Encoder(embed, partial(tokenize, tokenizer=tokenizer, max_length=max_length), lengths, batch_tokens)
+    return embed
 
 
 def candidate_scorer(
@@ -75,15 +122,6 @@ def candidate_scorer(
         return scores
 
     return score_pool
-
-
-def check_length(config: BertConfig, max_length: int, name: str) -> None:
-    """LampError unless the encoder has positions for texts of `max_length` tokens."""
-    if max_length > config.longest:
-        raise LampError(
-            f"{name}: reads texts of at most {config.longest} tokens, not {max_length}; "
-            f"give --max-length {config.longest} or less"
-        )
 
 
 class Encoder:

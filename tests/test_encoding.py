@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from lamp_jax import encoding
 from lamp_jax.config import Devices
-from lamp_jax.encoding import check_length, open_encoder
+from lamp_jax.encoding import open_encoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import BertConfig
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import embed_all
+from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.sharding import make_mesh
 from tests.goldens.cases import CASES
 from tests.models.tiny import build_bert
@@ -40,7 +41,7 @@ def tokenizer():
 
 
 def opened(directory, devices=Devices()):  # noqa: B008 (frozen)
-    return open_encoder(str(directory), devices, max_length=32)
+    return open_encoder(str(directory), devices, max_length=32).documents
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +129,10 @@ def test_vectors_do_not_depend_on_the_mesh(directory, alone):
 
 
 def test_texts_beyond_the_encoders_positions_are_an_error_with_the_remedy(directory):
-    check_length(CONFIG, 32, "some/encoder")
+    check_length(CONFIG.longest, 32, "some/encoder")
     message = "reads texts of at most 32 tokens, not 33; give --max-length 32 or less"
     with pytest.raises(LampError, match=f"some/encoder: {message}"):
-        check_length(CONFIG, 33, "some/encoder")
+        check_length(CONFIG.longest, 33, "some/encoder")
     with pytest.raises(LampError, match=message) as caught:
         open_encoder(str(directory), Devices(), max_length=33)
     assert str(directory) in str(caught.value)

@@ -33,6 +33,7 @@ from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.lora import adapter_shapes, adapter_specs
 from lamp_jax.models.t5_config import SIZES, T5Config
 from lamp_jax.models.weights import CONFIG, abstract_t5, read_json
+from lamp_jax.retrieval.encoders import LONGEST, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.sharding import Rules, check_divides, model_layout, shards
 from lamp_jax.steps.adapters import Part, Users, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
@@ -90,11 +91,14 @@ def feedback_step(experiment: Asking, candidates: int) -> Step:
 
 def retriever_step(experiment: TrainRetriever, candidates: int) -> Step:
     """An update of the retriever, at the longest texts and as many items as there may be."""
-    graph, params, rules = _abstract_model(
-        lambda layout: Bert(_encoder_config(experiment.encoder, BertConfig), rngs=nnx.Rngs(0), **layout), experiment
-    )
-    batch = _candidate_batch(experiment.learning, 1, experiment.profile_size, experiment.max_length, rules)
-    loss = retriever_loss(graph, choose_objective(experiment))
+    config = _encoder_config(experiment.encoder, BertConfig)
+    graph, params, rules = _abstract_model(lambda layout: Bert(config, rngs=nnx.Rngs(0), **layout), experiment)
+    found, length = FoundEncoder(experiment.encoder, {}), experiment.max_length
+    if Path(experiment.encoder).is_dir():
+        found = find_encoder(experiment.encoder, Path(experiment.encoder))
+    settings = choose_settings(found, experiment.encoding, max_length=length, longest=LONGEST, positions=config.longest)
+    batch = _candidate_batch(experiment.learning, 1, experiment.profile_size, settings.longest, rules)
+    loss = retriever_loss(graph, choose_objective(experiment), settings)
     return _update(loss, params, batch, experiment.learning, rules)
 
 

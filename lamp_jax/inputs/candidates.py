@@ -1,9 +1,9 @@
 """Questions with their candidates and what each is worth, as batches of few shapes: for a dual encoder, a selector."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, plan_epoch
 from lamp_jax.inputs.examples import gold_of
-from lamp_jax.inputs.tokenizer import tokenize
+from lamp_jax.inputs.reader import TextReader
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import Task
@@ -66,6 +66,14 @@ def distinct_texts(judged: Iterable[Judged]) -> list[str]:
     return list(dict.fromkeys(text for one in judged for text in (one.query, *one.documents)))
 
 
+def distinct_queries(judged: Iterable[Judged]) -> list[str]:
+    return list(dict.fromkeys(one.query for one in judged))
+
+
+def distinct_documents(judged: Iterable[Judged]) -> list[str]:
+    return list(dict.fromkeys(text for one in judged for text in one.documents))
+
+
 @dataclass(frozen=True)
 class Candidates:
     """One question: its query and documents as token ids, and each document's reward.
@@ -87,16 +95,15 @@ class Candidates:
 
 
 def make_candidates(
-    options: TrainRetriever, task: Task, judged: Sequence[Judged], tokenizer: Any, baselines: Sequence[float]
+    options: TrainRetriever, task: Task, judged: Sequence[Judged], reader: TextReader, baselines: Sequence[float]
 ) -> list[Candidates]:
     """The questions as token ids, each with its baseline.
 
     With `ropg="padded"` every question has `profile_size` documents, as in the public code: empty ones are added, worth
     as much as the baseline, and for LaMP-3 more than that by the worst error.
     """
-    texts = [*distinct_texts(judged), ""]
-    rows = tokenize(texts, tokenizer, max_length=options.max_length)
-    tokens = {text: np.array(row, np.int32) for text, row in zip(texts, rows, strict=True)}
+    queries = _by_text(distinct_queries(judged), reader.queries)
+    tokens = _by_text([*distinct_documents(judged), ""], reader.documents)
     examples = []
     for one, baseline in zip(judged, baselines, strict=True):
         documents, rewards = [tokens[text] for text in one.documents], one.rewards
@@ -105,8 +112,12 @@ def make_candidates(
             worth = baseline + (worst_error(one.gold) if task.metric == "mae" else 0.0)
             documents = documents + [tokens[""]] * missing
             rewards = np.concatenate([rewards, np.full(missing, worth, np.float32)])
-        examples.append(Candidates(one.id, tokens[one.query], documents, rewards, baseline))
+        examples.append(Candidates(one.id, queries[one.query], documents, rewards, baseline))
     return examples
+
+
+def _by_text(texts: Sequence[str], read: Callable[[Sequence[str]], list[list[int]]]) -> dict[str, np.ndarray]:
+    return {text: np.array(row, np.int32) for text, row in zip(texts, read(texts), strict=True)}
 
 
 class CandidateBatch(NamedTuple):

@@ -1,10 +1,10 @@
 """BERT: texts in, one vector for each token or for each text out; the encoder of dense retrieval.
 
-Devlin et al. 2018 (arXiv 1810.04805); mean pooling as in Contriever (Izacard et al. 2021, arXiv 2112.09118). The layers
-are one scan over stacked parameters.
+Devlin et al. 2018 (arXiv 1810.04805); mean pooling, the default, as in Contriever (Izacard et al. 2021, arXiv
+2112.09118). The layers are one scan over stacked parameters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamp_jax.config import ScratchEncoder
+from lamp_jax.config import PoolingMode, ScratchEncoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import NO_TOKEN
 from lamp_jax.inputs.tokenizer import round_up_vocabulary
@@ -27,6 +27,7 @@ from lamp_jax.models.layers import (
     scan_layers,
     zeros,
 )
+from lamp_jax.models.pooling import pool, unit
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
 
 
@@ -239,11 +240,20 @@ class Bert(nnx.Module):
         layout = self.rules.out("batch", *(None,) * found.ndim)
         return jnp.reshape(found, (questions, texts, *found.shape[1:]), out_sharding=layout)
 
-    def embed(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, S], padded with NO_TOKEN -> the mean over each text's hidden states [B, D], float32.
+    def embed(
+        self,
+        tokens: jax.Array,
+        *,
+        pooling: Sequence[PoolingMode] = ("mean",),
+        normalize: bool = False,
+        skip: jax.Array | int = 0,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Tokens [B, S], padded with NO_TOKEN -> a vector of each text's hidden states [B, D for each mode], float32.
 
-        [CLS] and [SEP] count. A row of nothing but padding gives zeros.
+        [CLS] and [SEP] count; the first `skip` tokens, of all texts or [B], do not. A row of nothing but padding gives
+        zeros.
         """
-        mask = (tokens != NO_TOKEN).astype(jnp.float32)
-        total = jnp.einsum("bsd,bs->bd", self(tokens, key=key).astype(jnp.float32), mask, precision="highest")
-        return total / jnp.maximum(jnp.sum(mask, axis=1), 1)[:, None]
+        counted = (tokens != NO_TOKEN) & (jnp.arange(tokens.shape[1]) >= jnp.asarray(skip)[..., None])
+        vectors = pool(self(tokens, key=key), counted, pooling)
+        return unit(vectors) if normalize else vectors

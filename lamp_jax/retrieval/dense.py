@@ -6,13 +6,12 @@ The encoder itself is a function that is handed in: texts to vectors, batch by b
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lamp_jax.config import CORRECT, Compatibility
+from lamp_jax.config import CORRECT, Compatibility, Similarity
 from lamp_jax.data.files import Question, read_json, write_json
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.scored import Ranked, best_first
@@ -23,62 +22,51 @@ Embed = Callable[[Sequence[str]], Iterator[tuple[Sequence[int], np.ndarray]]]
 """Texts -> batches of (places of n texts, their vectors float32 [n, D]), every place once, in any order."""
 
 
-SETTINGS = "retriever.json"
-
-
-@dataclass(frozen=True)
-class RetrieverSettings:
-    """What a trained encoder must be told again when it ranks; beside its weights as `retriever.json`."""
-
-    use_date: bool
-    """Whether its documents ended in ` date: ...`."""
-
-
-def read_settings(directory: str | Path) -> RetrieverSettings | None:
-    """The settings of an encoder that lamp trained; None for any other. LampError for a file that is none of ours."""
-    path = Path(directory) / SETTINGS
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("use_date"), bool):
-        raise LampError(f"{path}: expected an object with 'use_date', true or false; train or copy the encoder again")
-    return RetrieverSettings(found["use_date"])
-
-
-def write_settings(directory: str | Path, settings: RetrieverSettings) -> None:
-    """Writes `retriever.json` beside an encoder's weights."""
-    write_json(Path(directory) / SETTINGS, asdict(settings))
-
-
 def rank_dense(
     questions: Iterable[Question],
     task: Task,
     embed: Embed,
     *,
+    embed_query: Embed | None = None,
+    similarity: Similarity = "dot",
     use_date: bool = False,
     compatibility: Compatibility = CORRECT,
 ) -> Iterator[Ranked]:
-    """Ranks every profile by the dot product of query and document vectors; ties go by position in the profile.
+    """Ranks every profile by the similarity of query and document vectors; ties go by position in the profile.
 
-    Every distinct text of all questions is embedded once. Equal documents of one profile have equal scores. All texts
-    are read, and errors in them raised (LampError with the question's id), before the first is embedded.
+    `embed_query` is for encoders that read a query otherwise than an equal document. Every distinct text of all
+    questions is embedded once. Equal documents of one profile have equal scores. All texts are read, and errors in them
+    raised (LampError with the question's id), before the first is embedded.
     """
     questions = list(questions)
     numbers: dict[str, int] = {}
+    query_numbers: dict[str, int] = numbers if embed_query is None else {}
     queries, documents = [], []
     for question in questions:
         query = query_of(question, task, compatibility=compatibility)
-        queries.append(numbers.setdefault(query, len(numbers)))
+        queries.append(query_numbers.setdefault(query, len(query_numbers)))
         texts = documents_of(question, task, use_date=use_date)
         documents.append(np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64))
     vectors = embed_all(list(numbers), embed)
+    query_vectors = vectors if embed_query is None else embed_all(list(query_numbers), embed_query)
     for question, query, profile in zip(questions, queries, documents, strict=True):
         # Distinct documents are scored once: a product may differ in its last bit from one row to the next.
         distinct, place_of = np.unique(profile, return_inverse=True)
-        scores = (vectors[distinct].astype(np.float64) @ vectors[query].astype(np.float64))[place_of]
+        scores = similarities(query_vectors[query], vectors[distinct], similarity)[place_of]
         order = best_first(scores)
         ids = [str(item["id"]) for item in question.profile]
         yield Ranked(question.id, [ids[place] for place in order], scores[order])
+
+
+def similarities(query: np.ndarray, documents: np.ndarray, similarity: Similarity) -> np.ndarray:
+    """The scores [N], float64, of documents' vectors [N, D] for a query's [D]."""
+    query, documents = query.astype(np.float64), documents.astype(np.float64)
+    if similarity == "cosine":
+        query, documents = (
+            vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+            for vectors in (query, documents)
+        )
+    return documents @ query
 
 
 def embed_all(texts: Sequence[str], embed: Embed) -> np.ndarray:
@@ -125,12 +113,16 @@ class EmbeddingCache:
         self._size = size
         self._places = {row["key"].tobytes(): place for place, row in enumerate(self._rows())}
 
-    def wrap(self, embed: Embed) -> Embed:
-        """`embed` for texts that are not in the cache, which then holds them too."""
-        return lambda texts: self._embed(texts, embed)
+    def wrap(self, embed: Embed, *, of_queries: bool = False) -> Embed:
+        """`embed` for texts that are not in the cache, which then holds them too.
 
-    def _embed(self, texts: Sequence[str], embed: Embed) -> Iterator[tuple[Sequence[int], np.ndarray]]:
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        `of_queries` is for an encoder that reads queries otherwise than documents: both are kept, each by its kind.
+        """
+        kind = b"\xff" if of_queries else b""  # begins no UTF-8
+        return lambda texts: self._embed(texts, embed, kind)
+
+    def _embed(self, texts: Sequence[str], embed: Embed, kind: bytes) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+        keys = [hashlib.sha256(kind + text.encode("utf-8", "surrogatepass")).digest() for text in texts]
         missing: dict[bytes, int] = {}
         for place, key in enumerate(keys):
             if key not in self._places:

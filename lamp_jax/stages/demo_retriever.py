@@ -18,7 +18,7 @@ from lamp_jax.data.files import read_json, read_questions, write_json
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
 from lamp_jax.processes import agree
-from lamp_jax.retrieval.dense import RetrieverSettings, write_settings
+from lamp_jax.retrieval.encoders import write_settings
 from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
 from lamp_jax.stages import feedback_items, rank, train_retriever
 from lamp_jax.stages.comparison import Against, Order, compare, report
@@ -134,6 +134,9 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
     if agree((directory / "model.safetensors").exists):
         return
     judged = read_judged(training, find_task(training.task), training.questions, training.feedback)
-    tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), judged)
-    save_bert(train_retriever.prepare_model(training, len(tokenizer)), directory)
-    agree(lambda: write_settings(directory, RetrieverSettings(training.use_date)))
+    start = train_retriever.find_start(training)
+    settings = train_retriever.choose_form(training, start)
+    tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), start, judged)
+    model = train_retriever.prepare_model(training, start, settings, len(tokenizer))
+    save_bert(model, directory)
+    agree(lambda: write_settings(directory, settings, width=model.config.hidden_size))

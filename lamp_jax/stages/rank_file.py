@@ -1,9 +1,11 @@
 """`lamp rank --questions`: how one file is ranked, by the rankers that need no device, a fusion or an encoder."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,7 +16,8 @@ from lamp_jax.data.records import claim, digest, guard_outputs
 from lamp_jax.data.work import map_chunks
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, how_many
-from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense, read_settings
+from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense
+from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.retrieval.fusion import fuse_rankings
 from lamp_jax.retrieval.ranking import (
     RankedLine,
@@ -51,12 +54,13 @@ def _rank(options: Rank, task: Task, ranker: str) -> None:
     record = claim(options.output, options, inputs=inputs, ignore=ignore, beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already ranked")
-    rank = {"dense": _dense, "rrf": _fused}.get(ranker, _by_host)
+    encoder: list[EncoderSettings] = []
+    rank = {"dense": partial(_dense, encoder=encoder), "rrf": _fused}.get(ranker, _by_host)
     lines = tqdm(rank(options, task, ranker), "rank", unit=" questions", disable=None)
     record.begin()
     count = write_rankings(record.place, lines, scores=record.beside("scores") if options.scores else "")
-    record.finish(questions=count)
-    print(f"{options.output}: {count} rankings by {ranker}")
+    record.finish(questions=count, **({"encoder": asdict(encoder[0])} if encoder else {}))
+    print(f"{options.output}: {count} rankings by {ranker}{f' ({encoder[0]})' if encoder else ''}")
 
 
 def choose_ranker(options: Rank, task: Task) -> str:
@@ -91,7 +95,8 @@ def _fused(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
     return map(encode_ranking, fuse_rankings(questions, rankings, k=options.rrf_k))
 
 
-def _dense(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+def _dense(options: Rank, task: Task, ranker: str, *, encoder: list[EncoderSettings]) -> Iterator[RankedLine]:
+    """By an encoder; its settings are added to `encoder`."""
     questions = _read(options, task)
     if options.embeddings_cache and how_many() > 1:
         raise LampError(f"--embeddings-cache is one process's, and these are {how_many()}; leave it out")
@@ -101,29 +106,46 @@ def _dense(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
     from lamp_jax.encoding import open_encoder
     from lamp_jax.sharding import open_mesh
 
-    use_date = _choose_dates(options)
     with jax.set_mesh(open_mesh(options.devices)):
-        embed = open_encoder(
-            options.encoder, options.devices, max_length=options.max_length, batch_tokens=options.batch_tokens
+        opened = open_encoder(
+            options.encoder,
+            options.devices,
+            options.encoding,
+            max_length=options.max_length,
+            batch_tokens=options.batch_tokens,
         )
+        encoder.append(opened.settings)
+        queries, documents = (None if opened.queries is opened.documents else opened.queries), opened.documents
         if options.embeddings_cache:
-            encoder = {"encoder": digest(options.encoder), "max_length": options.max_length}
-            embed = EmbeddingCache(options.embeddings_cache, encoder | {"dtype": options.devices.dtype}).wrap(embed)
-        ranked = rank_dense(questions, task, embed, use_date=use_date, compatibility=options.compatibility)
+            cache = EmbeddingCache(options.embeddings_cache, _describe(options, opened.settings))
+            queries, documents = queries and cache.wrap(queries, of_queries=True), cache.wrap(documents)
+        ranked = rank_dense(
+            questions,
+            task,
+            documents,
+            embed_query=queries,
+            similarity=opened.settings.similarity,
+            use_date=_choose_dates(options, opened.settings),
+            compatibility=options.compatibility,
+        )
         try:
             yield from map(encode_ranking, ranked)
         except LampError as error:
             raise LampError(f"{options.questions}: {error}") from error
 
 
+def _describe(options: Rank, settings: EncoderSettings) -> dict[str, Any]:
+    """All that vectors depend on beside the text."""
+    return {"encoder": digest(options.encoder), "dtype": options.devices.dtype, **settings.of_vectors}
+
+
 def _read(options: Rank, task: Task) -> list[Question]:
     return read_questions(options.questions, task=task, patches=options.compatibility.patches)
 
 
-def _choose_dates(options: Rank) -> bool:
+def _choose_dates(options: Rank, settings: EncoderSettings) -> bool:
     """Whether documents have dates: as the encoder was trained, or as the options say for others."""
-    settings = read_settings(options.encoder)
-    if settings is None:
+    if settings.use_date is None:
         return options.use_date
     if options.use_date and not settings.use_date:
         raise LampError(f"{options.encoder}: was trained on documents without dates; leave --use-date out")

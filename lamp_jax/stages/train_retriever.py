@@ -13,20 +13,39 @@ from flax import nnx
 
 from lamp_jax.config import SCRATCH, TrainRetriever
 from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.encoding import Encoder, check_length, text_encoder
+from lamp_jax.encoding import Encoder, TextEncoders, open_reader
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.candidates import CandidateBatches, Judged, distinct_texts, hold_out, make_candidates, read_judged
+from lamp_jax.inputs.candidates import (
+    CandidateBatches,
+    Judged,
+    distinct_documents,
+    distinct_queries,
+    distinct_texts,
+    hold_out,
+    make_candidates,
+    read_judged,
+)
+from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
-from lamp_jax.models.weights import MODEL_FILES, load_bert, save_bert
-from lamp_jax.retrieval.dense import SETTINGS, RetrieverSettings, embed_all, write_settings
+from lamp_jax.models.weights import MODEL_FILES, find_model, load_bert, save_bert
+from lamp_jax.retrieval.dense import embed_all, similarities
+from lamp_jax.retrieval.encoders import FILES as ENCODER_FILES
+from lamp_jax.retrieval.encoders import (
+    LONGEST,
+    EncoderSettings,
+    FoundEncoder,
+    choose_settings,
+    find_encoder,
+    write_settings,
+)
 from lamp_jax.retrieval.scored import best_first
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
 
-FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, SETTINGS)
+FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, *ENCODER_FILES)
 """What the output directory holds."""
 _SPREADS, _COLLAPSED = ("query_spread", "document_spread"), 0.05  # of the spread before training
 
@@ -50,11 +69,14 @@ def run(options: TrainRetriever) -> None:
     telling = [one for one in train if np.ptp(one.rewards) > 0] if options.compatibility.ropg == "masked" else train
     if not telling:
         raise LampError(f"{options.questions}: for every question all rewards are equal; nothing can be learned")
+    start = find_start(options)
+    settings = choose_form(options, start)
     record.begin()
     place = record.redirect(options)
     with jax.set_mesh(mesh):
-        before, progress = train_retriever(place, task, telling, validation)
+        before, progress = train_retriever(place, task, telling, validation, start, settings)
     facts = {"questions": len(telling), "skipped_equal_rewards": len(train) - len(telling), "before": before}
+    facts["encoder"] = dataclasses.asdict(settings)
     record.finish(**facts, **dataclasses.asdict(progress))
     print(
         f"{options.output}: learned from {len(telling)} questions ({len(train) - len(telling)} with equal rewards for "
@@ -64,31 +86,36 @@ def run(options: TrainRetriever) -> None:
 
 
 def train_retriever(
-    options: TrainRetriever, task: Task, train: Sequence[Judged], validation: Sequence[Judged]
+    options: TrainRetriever,
+    task: Task,
+    train: Sequence[Judged],
+    validation: Sequence[Judged],
+    start: FoundEncoder,
+    settings: EncoderSettings,
 ) -> tuple[float, Progress]:
     """Trains on `train`, resuming what stands in `options.output`; the best encoder is written there.
 
     Returns the validation score before training and how the training went.
     """
     output = Path(options.output)
-    tokenizer = prepare_tokenizer(options, [*train, *validation])
-    model = prepare_model(options, len(tokenizer))
-    check_length(model.config, options.max_length, options.encoder)
+    tokenizer = prepare_tokenizer(options, start, [*train, *validation])
+    reader = TextReader(tokenizer, settings)
+    model = prepare_model(options, start, settings, len(tokenizer))
     graph, params = nnx.split(model)
-    encoder = text_encoder(graph, tokenizer, max_length=options.max_length)
-    before = _evaluate(options, validation, encoder, params)
-    examples = make_candidates(options, task, train, tokenizer, choose_baselines(options, train, encoder, params))
+    encoders = TextEncoders(graph, reader)
+    before = _evaluate(options, validation, encoders, params)
+    examples = make_candidates(options, task, train, reader, choose_baselines(options, train, encoders, params))
     batches = CandidateBatches(
         examples,
         batch_size=options.learning.batch_size,
-        max_length=options.max_length,
+        max_length=settings.longest,
         pad=NO_TOKEN,
         seed=options.seed,
         own=own_rows,
     )
 
     def evaluate(params: Any) -> dict[str, float]:
-        now = _evaluate(options, validation, encoder, params)
+        now = _evaluate(options, validation, encoders, params)
         for name in _SPREADS:
             if now[name] < _COLLAPSED * before[name]:
                 warning = f"{output}: {name} fell from {before[name]:.3g} to {now[name]:.3g}: the vectors are all alike"
@@ -96,13 +123,13 @@ def train_retriever(
         return now
 
     def keep_best(params: Any) -> None:
+        write_settings(output, settings, width=model.config.hidden_size)  # first: where weights are, they are known
         save_bert(nnx.merge(graph, params), output)
-        write_settings(output, RetrieverSettings(options.use_date))
 
     progress = fit(
         output,
         params,
-        retriever_loss(graph, choose_objective(options)),
+        retriever_loss(graph, choose_objective(options), settings, reader.skips),
         batches,
         options.learning,
         seed=options.seed,
@@ -126,58 +153,98 @@ def _check(options: TrainRetriever) -> None:
         raise LampError("--ropg padded has one temperature: give --score-temperature and --reward-temperature the same")
 
 
-def prepare_tokenizer(options: TrainRetriever, judged: Sequence[Judged]) -> Any:
+def find_start(options: TrainRetriever) -> FoundEncoder:
+    """The encoder to start from; of a new one no file says anything. LampError as `find_encoder`."""
+    if options.encoder == SCRATCH:
+        return FoundEncoder(SCRATCH, {})
+    return find_encoder(options.encoder, find_model(options.encoder))
+
+
+def choose_form(options: TrainRetriever, start: FoundEncoder) -> EncoderSettings:
+    """The settings of the encoder that is trained. LampError for those that it, or its tokenizer, does not allow."""
+    length = options.max_length
+    if options.compatibility.ropg == "padded" and length is None:
+        length = LONGEST
+    if options.encoder == SCRATCH:
+        settings = choose_settings(start, options.encoding, max_length=length, longest=LONGEST, positions=sys.maxsize)
+    else:
+        settings = open_reader(start, options.encoding, max_length=length).settings
+    return dataclasses.replace(settings, use_date=options.use_date)
+
+
+def prepare_tokenizer(options: TrainRetriever, start: FoundEncoder, judged: Sequence[Judged]) -> Any:
     """The encoder's tokenizer, or one trained on the texts; beside the encoder that is written, in both cases."""
 
     def make() -> Any:
         if options.encoder == SCRATCH:
             return train_text_tokenizer(distinct_texts(judged), vocab_size=options.scratch.vocab_size)
-        return load_tokenizer(options.encoder)
+        return load_tokenizer(start.source)
 
     return keep_tokenizer(Path(options.output), make)
 
 
-def prepare_model(options: TrainRetriever, vocabulary: int) -> Bert:
+def prepare_model(options: TrainRetriever, start: FoundEncoder, settings: EncoderSettings, vocabulary: int) -> Bert:
     """The encoder to start from, loaded or new."""
     layout, size = model_layout(options.devices), options.scratch
     if options.encoder != SCRATCH:
-        return load_bert(options.encoder, **layout)
-    config = BertConfig.for_scratch(size, vocabulary, max_position_embeddings=max(512, options.max_length))
+        return load_bert(start.source, **layout)
+    config = BertConfig.for_scratch(size, vocabulary, max_position_embeddings=max(LONGEST, settings.longest))
     return Bert(config, rngs=nnx.Rngs(options.seed), **layout)
 
 
 def choose_baselines(
-    options: TrainRetriever, judged: Sequence[Judged], encoder: Encoder, params: Any
+    options: TrainRetriever, judged: Sequence[Judged], encoders: TextEncoders, params: Any
 ) -> Sequence[float]:
     """What sampled items are measured against: the reward of those that the un-tuned retriever puts first, Eq. 2."""
     if options.method == "kd":
         return [0.0] * len(judged)
     if options.compatibility.ropg == "padded":
         return [float(one.rewards[0]) for one in judged]
-    return _first_rewards(judged, _embed(judged, encoder, params), count=options.sampled_items)
+    return _first_rewards(judged, *_embed(judged, encoders, params), encoders.settings, count=options.sampled_items)
 
 
-def _evaluate(options: TrainRetriever, validation: Sequence[Judged], encoder: Encoder, params: Any) -> dict[str, float]:
+def _evaluate(
+    options: TrainRetriever, validation: Sequence[Judged], encoders: TextEncoders, params: Any
+) -> dict[str, float]:
     """The mean reward of the first items, and how far vectors lie apart: the mean deviation of an axis."""
-    vectors = _embed(validation, encoder, params)
-    queries = np.stack([vectors[one.query] for one in validation])
-    documents = np.stack([vectors[text] for one in validation for text in one.documents])
+    of_queries, of_documents = _embed(validation, encoders, params)
+    queries = np.stack([of_queries[one.query] for one in validation])
+    documents = np.stack([of_documents[text] for one in validation for text in one.documents])
+    rewards = _first_rewards(validation, of_queries, of_documents, encoders.settings, count=options.reward_at)
     return {
-        "validation": float(np.mean(_first_rewards(validation, vectors, count=options.reward_at))),
+        "validation": float(np.mean(rewards)),
         "query_spread": float(queries.std(axis=0).mean()),
         "document_spread": float(documents.std(axis=0).mean()),
     }
 
 
-def _embed(judged: Sequence[Judged], encoder: Encoder, params: Any) -> dict[str, np.ndarray]:
-    texts = distinct_texts(judged)
-    return dict(zip(texts, embed_all(texts, partial(encoder, params)), strict=True))
+def _embed(
+    judged: Sequence[Judged], encoders: TextEncoders, params: Any
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The vectors of the queries and of the documents, by their texts."""
+
+    def by_text(texts: Sequence[str], encoder: Encoder) -> dict[str, np.ndarray]:
+        return dict(zip(texts, embed_all(texts, partial(encoder, params)), strict=True))
+
+    if encoders.queries is encoders.documents:
+        both = by_text(distinct_texts(judged), encoders.documents)
+        return both, both
+    queries = by_text(distinct_queries(judged), encoders.queries)
+    return queries, by_text(distinct_documents(judged), encoders.documents)
 
 
-def _first_rewards(judged: Sequence[Judged], vectors: Mapping[str, np.ndarray], *, count: int) -> list[float]:
+def _first_rewards(
+    judged: Sequence[Judged],
+    queries: Mapping[str, np.ndarray],
+    documents: Mapping[str, np.ndarray],
+    settings: EncoderSettings,
+    *,
+    count: int,
+) -> list[float]:
     """For each question the mean reward of the first `count` documents by these vectors."""
     means = []
     for one in judged:
-        order = best_first(np.stack([vectors[text] for text in one.documents]) @ vectors[one.query])
+        vectors = np.stack([documents[text] for text in one.documents])
+        order = best_first(similarities(queries[one.query], vectors, settings.similarity))
         means.append(float(one.rewards[order[:count]].mean()))
     return means

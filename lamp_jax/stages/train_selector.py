@@ -11,7 +11,7 @@ from flax import nnx
 from lamp_jax.config import SCRATCH, TrainSelector
 from lamp_jax.data.pools import Pool, check_same_pool, read_pool
 from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.encoding import candidate_scorer, check_length
+from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
 from lamp_jax.inputs.selection import SETTINGS, CandidateReader, SelectorSettings, choice_examples, write_settings
@@ -20,6 +20,7 @@ from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import MODEL_FILES, load_longformer, save_longformer
+from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
@@ -73,7 +74,7 @@ def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tup
         first_token=options.compatibility.selector_first_token,
     )
     model = _prepare_model(options, settings, tokenizer)
-    check_length(model.config, settings.max_length, options.model)
+    check_length(model.config.longest, settings.max_length, options.model)
     graph, params = nnx.split(model)
     reader = CandidateReader(tokenizer, settings)
     batches = CandidateBatches(

@@ -10,6 +10,7 @@ from flax import nnx
 from lamp_jax import losses
 from lamp_jax.config import TrainRetriever
 from lamp_jax.models.bert import Bert
+from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.steps.update import LossSum
 
 Objective = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -40,20 +41,39 @@ def choose_objective(options: TrainRetriever) -> Objective:
     return reinforce
 
 
-def retriever_loss(graph: nnx.GraphDef, objective: Objective) -> LossSum:
+def retriever_loss(
+    graph: nnx.GraphDef,
+    objective: Objective,
+    settings: EncoderSettings = EncoderSettings(),  # noqa: B008 (frozen)
+    skips: tuple[int, int] = (0, 0),
+) -> LossSum:
     """The losses of a `CandidateBatch`'s questions, and how many of them have items."""
 
     def loss_sum(params, batch, key):
         tokens, rewards, mask, baseline = batch
         dropout_key, sample_key = jax.random.split(key)
-        scores = score_candidates(nnx.merge(graph, params), tokens, key=dropout_key)
+        scores = score_candidates(nnx.merge(graph, params), tokens, settings, skips, key=dropout_key)
         loss = objective(scores, rewards, mask, baseline, sample_key)
         return jnp.sum(loss), jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32))
 
     return loss_sum
 
 
-def score_candidates(model: Bert, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """Dot products of a query and its documents: tokens [B, 1 + N, S], the query first -> [B, N], float32."""
-    vectors = model.each_text(partial(model.embed, key=key), tokens)
+def score_candidates(
+    model: Bert,
+    tokens: jax.Array,
+    settings: EncoderSettings = EncoderSettings(),  # noqa: B008 (frozen)
+    skips: tuple[int, int] = (0, 0),
+    *,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The similarities of a query and its documents: tokens [B, 1 + N, S], the query first -> [B, N], float32.
+
+    `skips` are the first tokens of queries and of documents that pooling leaves out.
+    """
+    questions, texts, _ = tokens.shape
+    skip = jnp.tile(jnp.where(jnp.arange(texts) == 0, *skips), questions) if any(skips) else 0
+    normalize = settings.normalize or settings.similarity == "cosine"
+    embed = partial(model.embed, pooling=settings.pooling, normalize=normalize, skip=skip, key=key)
+    vectors = model.each_text(embed, tokens)
     return jnp.einsum("bnd,bd->bn", vectors[:, 1:], vectors[:, 0], precision="highest")

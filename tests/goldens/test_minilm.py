@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lamp_jax.config import Devices
+from lamp_jax.config import Devices, Encoding
 from lamp_jax.encoding import open_encoder
 from lamp_jax.retrieval.dense import embed_all
 from tests.goldens.minilm import COUNT, GOLDEN, find_directory, make_texts, torch_vectors
@@ -20,7 +20,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def vectors():
     with jax.set_mesh(jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1])):
-        embed = open_encoder(str(DIRECTORY), Devices(), max_length=512)
+        unlike_its_files = Encoding(normalize=False)
+        embed = open_encoder(str(DIRECTORY), Devices(), unlike_its_files, max_length=512).documents
         with jax.default_matmul_precision("highest"):
             return embed_all(make_texts(), embed)
 

@@ -14,11 +14,8 @@ from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.dense import (
     EmbeddingCache,
-    RetrieverSettings,
     embed_all,
     rank_dense,
-    read_settings,
-    write_settings,
 )
 from lamp_jax.tasks.catalog import MissingMarker, find_task
 
@@ -252,21 +249,3 @@ def test_a_run_killed_while_it_wrote_is_taken_up(tmp_path):
 def test_a_description_that_was_cut_short_is_no_other_file(tmp_path):
     (tmp_path / ".cache.json.77.unfinished").write_text('{"enc')
     check_cached(tmp_path, FIRST, embedded=FIRST)
-
-
-@pytest.mark.parametrize("use_date", [True, False])
-def test_settings_are_read_as_they_were_written(tmp_path, use_date):
-    write_settings(tmp_path, RetrieverSettings(use_date))
-    assert read_settings(tmp_path) == RetrieverSettings(use_date)
-
-
-def test_an_encoder_that_was_not_trained_here_has_no_settings(tmp_path):
-    assert read_settings(tmp_path) is None
-    assert read_settings(str(tmp_path / "facebook/contriever")) is None
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"use_date": 1}', '{"use_date": "true"}', '{"use_date": tr'])
-def test_settings_that_cannot_be_read_are_an_error_that_names_the_file(tmp_path, content):
-    (tmp_path / "retriever.json").write_text(content)
-    with pytest.raises(LampError, match=r"retriever\.json: (expected an object with 'use_date'|not whole JSON)"):
-        read_settings(tmp_path)

@@ -304,7 +304,7 @@ def test_other_texts_of_the_same_lengths_compile_nothing():
         return {-(-len(row) // 32) for row in tokenize(texts, tokenizer, max_length=128)}
 
     with jax.set_mesh(make_mesh()):
-        embed = open_encoder(str(ENCODER), Devices(), max_length=128, batch_tokens=2048)
+        embed = open_encoder(str(ENCODER), Devices(), max_length=128, batch_tokens=2048).documents
         with compilations() as cold:
             embed_all(first := texts(0, 150), embed)
         with compilations() as warm:

@@ -1,0 +1,158 @@
+"""The form of an encoder's vectors: read beside its weights, changed by options, written beside what is trained."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from lamp_jax.config import Encoding, PoolingMode, Similarity
+from lamp_jax.data.files import read_json, write_json
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval import sentence_transformers
+
+SETTINGS = "retriever.json"
+FILES = (SETTINGS, *sentence_transformers.FILES)
+"""What `write_settings` writes."""
+LONGEST = 512
+"""Tokens of the longest text of encoders that have no limit of their own, and the public code's."""
+_SHORTEST = 3  # [CLS], a token and [SEP]
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """All that the scores of an encoder depend on beside its weights and tokenizer; `retriever.json` of lamp's own."""
+
+    pooling: tuple[PoolingMode, ...] = ("mean",)
+    """Several are concatenated."""
+    normalize: bool = False
+    query_prompt: str = ""
+    document_prompt: str = ""
+    include_prompt: bool = True
+    """Whether pooling counts a prompt's tokens."""
+    query_length: int = LONGEST
+    document_length: int = LONGEST
+    similarity: Similarity = "dot"
+    lower_case: bool = False
+    """Whether texts are lower-cased before the tokenizer reads them."""
+    use_date: bool | None = None
+    """Whether documents ended in ` date: ...` where lamp trained the encoder; None for encoders of others."""
+
+    @property
+    def same_texts(self) -> bool:
+        """Whether a text has the same vector as a query and as a document."""
+        return (self.query_prompt, self.query_length) == (self.document_prompt, self.document_length)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.query_length, self.document_length)
+
+    @property
+    def of_vectors(self) -> dict[str, Any]:
+        """What vectors depend on, as JSON has it."""
+        values = asdict(self) | {"pooling": list(self.pooling)}
+        return {name: value for name, value in values.items() if name not in ("similarity", "use_date")}
+
+    def __str__(self) -> str:
+        parts = [f"{' and '.join(self.pooling)} pooling", *["normalized"] * self.normalize]
+        parts += [f"{name} prompt {prompt!r}" for name, prompt in self._prompts if prompt]
+        return ", ".join([*parts, *["cosine similarity"] * (self.similarity == "cosine")])
+
+    @property
+    def _prompts(self) -> tuple[tuple[str, str], ...]:
+        return ("query", self.query_prompt), ("document", self.document_prompt)
+
+
+@dataclass(frozen=True)
+class FoundEncoder:
+    """An encoder's directory as it was read."""
+
+    source: str
+    """Whence its weights, config and tokenizer are loaded: the hub name or directory, or a folder of it."""
+    said: dict[str, Any]
+    """What its files say of `EncoderSettings`, by the names of the fields."""
+
+
+def find_encoder(name: str, directory: Path) -> FoundEncoder:
+    """The encoder in a directory, its hub name or path as the user gave it.
+
+    LampError, naming the file, for what is damaged or not supported, and where lamp's and sentence-transformers' files
+    say different things.
+    """
+    folder, said = sentence_transformers.read_description(directory)
+    own = _read_own(directory / SETTINGS)
+    differing = sorted(field for field in own.keys() & said.keys() if own[field] != said[field])
+    if differing:
+        raise LampError(
+            f"{directory / SETTINGS}: its {', '.join(differing)} differ from those of {sentence_transformers.MODULES} "
+            "and the files beside it; delete the one that is wrong"
+        )
+    return FoundEncoder(name if folder == directory else str(folder), said | own)
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    """What lamp wrote beside an encoder that it trained; earlier versions wrote `use_date` alone."""
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("use_date"), bool):
+        raise LampError(f"{path}: expected an object with 'use_date', true or false; train or copy the encoder again")
+    if isinstance(values.get("pooling"), list):
+        values["pooling"] = tuple(values["pooling"])
+    defaults = asdict(EncoderSettings())
+    for name, value in values.items():
+        if name != "use_date" and (name not in defaults or not _fits(name, value, defaults[name])):
+            raise LampError(f"{path}: {name!r} cannot be {value!r:.60}; train or copy the encoder again")
+    return values
+
+
+def _fits(name: str, value: Any, default: Any) -> bool:
+    if name == "pooling":
+        return isinstance(value, tuple) and bool(value) and all(mode in get_args(PoolingMode) for mode in value)
+    if name == "similarity":
+        return value in get_args(Similarity)
+    return type(value) is type(default)
+
+
+def choose_settings(
+    found: FoundEncoder, options: Encoding, *, max_length: int | None, longest: int, positions: int
+) -> EncoderSettings:
+    """The settings of an encoder: the options', and otherwise those of its files.
+
+    A text is as long as `longest` where neither says it. LampError for lengths beyond the encoder's `positions`, and
+    for a similarity that is not supported.
+    """
+    given = {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if getattr(options, field.name) not in (None, ())
+    }
+    both = {} if max_length is None else dict.fromkeys(("query_length", "document_length"), max_length)
+    fallback = dict.fromkeys(("query_length", "document_length"), min(longest, positions))
+    values: dict[str, Any] = fallback | found.said | both | given
+    settings = EncoderSettings(**values)
+    if settings.similarity not in get_args(Similarity):
+        raise LampError(
+            f"{found.source}: its vectors are compared by {settings.similarity!r:.60}, which lamp does not do; "
+            "give --similarity dot or --similarity cosine"
+        )
+    for name, length in (("query", settings.query_length), ("document", settings.document_length)):
+        given_by = f"--{name}-length" if f"{name}_length" in given else "--max-length"
+        check_length(positions, length, found.source, option=given_by)
+    return settings
+
+
+def check_length(positions: int, length: int, name: str, *, option: str = "--max-length") -> None:
+    """LampError unless an encoder with so many positions reads texts of `length` tokens."""
+    if length > positions:
+        raise LampError(
+            f"{name}: reads texts of at most {positions} tokens, not {length}; give {option} {positions} or less"
+        )
+    if length < _SHORTEST:
+        raise LampError(f"{option} {length}: leaves no room for text between special tokens; give {_SHORTEST} or more")
+
+
+def write_settings(directory: str | Path, settings: EncoderSettings, *, width: int) -> None:
+    """Writes `retriever.json` and sentence-transformers' files beside an encoder's weights; `width` as there."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    write_json(Path(directory) / SETTINGS, asdict(replace(settings, use_date=bool(settings.use_date))))
+    sentence_transformers.write_description(Path(directory), settings, width)
