@@ -3,6 +3,7 @@
 `results.json` under goldens/ropg has an entry for each step (`kd`, `rl`; tokens in `batch_T_I.npz`, texts in
 `batch_T_I.json`) and for each short training run (`kd_train`, `rl_train`; feedback in `scores_T.json`).
 `questions_T.json` holds the questions of the runs by their number, where the files of `synth` are not there whole.
+Steps say the longest query and document (`query_max`, `doc_max` of their texts); runs that do not have one for both.
 """
 
 import functools
@@ -16,15 +17,16 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.config import REFERENCE, TrainRetriever
+from lamp_jax.config import REFERENCE, Encoding, TrainRetriever
 from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.candidates import Judged, make_candidates, read_judged
+from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.losses import reinforce_loss
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import bert_places
 from lamp_jax.models.weights import hf_tensors, load_bert
-from lamp_jax.stages.train_retriever import choose_baselines
+from lamp_jax.stages.train_retriever import choose_baselines, choose_form, find_start
 from lamp_jax.steps.retriever import choose_objective, score_candidates
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.rewards import reward_of
@@ -51,6 +53,7 @@ def options_of(entry, **changes):
         questions="",
         feedback=(),
         output="",
+        encoder=str(CASES / "tiny" / "bert"),
         method=entry["kind"][:2],
         score_temperature=temperature,
         reward_temperature=temperature,
@@ -138,7 +141,25 @@ def examples_of(entry, judged, **changes):
     """As the stage makes them, padded with empty documents."""
     options = options_of(entry, **changes)
     baselines = choose_baselines(options, judged, _UNUSED, _UNUSED)
-    return make_candidates(options, find_task(options.task), judged, load_its_tokenizer(), baselines)
+    reader = TextReader(load_its_tokenizer(), choose_form(options, find_start(options)))
+    return make_candidates(options, find_task(options.task), judged, reader, baselines)
+
+
+def lengths_of(case):
+    """The options for the longest query and document of a step's texts, or of a run."""
+    both = case.get("max")
+    return {"encoding": Encoding(query_length=case.get("query_max", both), document_length=case.get("doc_max", both))}
+
+
+def test_the_two_lengths_are_the_cases_and_by_default_the_public_codes():
+    def found(**changes):
+        options = options_of({"task": 1, "kind": "kd"}, **changes)
+        settings = choose_form(options, find_start(options))
+        return settings.query_length, settings.document_length
+
+    assert found() == (512, 512)
+    assert found(**lengths_of({"query_max": 64, "doc_max": 96})) == (64, 96)
+    assert found(**lengths_of({"max": 128})) == (128, 128)
 
 
 @pytest.mark.parametrize("entry", STEPS, ids=label)
@@ -149,8 +170,7 @@ def test_rewards_padding_and_tokens_are_the_public_codes(entry):
         worth = [reward_of(find_task(f"LaMP-{entry['task']}"), one, gold) for one in texts["scores_gold"][row]]
         documents = tuple(texts["documents"][row][: len(worth)])
         judged.append(Judged(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
-    lengths = {"profile_size": texts["ctx"], "max_length": texts["doc_max"]}
-    for row, example in enumerate(examples_of(entry, judged, **lengths)):
+    for row, example in enumerate(examples_of(entry, judged, profile_size=texts["ctx"], **lengths_of(texts))):
         gains = example.rewards - example.baseline
         found = gains if entry["sample_idx"] is None else gains[entry["sample_idx"][row]]
         np.testing.assert_allclose(found, entry["gold"][row], atol=1e-6)
@@ -176,12 +196,13 @@ def read_run(entry, folder):
     path = folder / "merged.json"
     path.write_text(json.dumps(questions_of(str(entry["task"]), numbers)))
     task = find_task(f"LaMP-{entry['task']}")
-    lengths = {"profile_size": entry["ctx"], "max_length": entry["max"]}
-    judged = read_judged(options_of(entry, **lengths), task, str(path), [str(FOLDER / f"scores_{entry['task']}.json")])
-    examples = iter(examples_of(entry, judged, **lengths))
+    given = {"profile_size": entry["ctx"], **lengths_of(entry)}
+    judged = read_judged(options_of(entry, **given), task, str(path), [str(FOLDER / f"scores_{entry['task']}.json")])
+    examples = iter(examples_of(entry, judged, **given))
+    longest = max(entry.get(name, 0) for name in ("max", "query_max", "doc_max"))
     for batch in entry["batches"]:
         rows = [next(examples) for _ in batch]
-        tokens = [pad_rows([row.query, *row.documents], 1 + entry["ctx"], entry["max"], pad=NO_TOKEN) for row in rows]
+        tokens = [pad_rows([row.query, *row.documents], 1 + entry["ctx"], longest, pad=NO_TOKEN) for row in rows]
         yield np.stack(tokens), np.stack([row.rewards - row.baseline for row in rows]).astype(np.float32)
 
 
