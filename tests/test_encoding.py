@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from huggingface_hub.utils import filter_repo_objects
 
 from lamp_jax import encoding
 from lamp_jax.config import Devices
@@ -17,7 +18,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.bert import BertConfig
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import embed_all
-from lamp_jax.retrieval.encoders import check_length
+from lamp_jax.retrieval.encoders import EncoderSettings, check_length, write_settings
 from lamp_jax.sharding import make_mesh
 from tests.goldens.cases import CASES
 from tests.models.tiny import build_bert
@@ -126,6 +127,30 @@ def test_long_lists_are_read_in_parts(monkeypatch, encoder, alone):
 def test_vectors_do_not_depend_on_the_mesh(directory, alone):
     with jax.set_mesh(make_mesh(4, 2)):
         check(TEXTS, opened(directory, Devices(sharding="fsdp+tensor", model_parallel=2)), alone)
+
+
+def test_a_hub_names_files_say_how_it_pools(directory, encoder, tmp_path, monkeypatch):
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    shutil.copytree(directory, hub)
+    write_settings(hub, EncoderSettings(("cls",), normalize=True, query_length=32, document_length=32), width=16)
+    (hub / "retriever.json").unlink()
+    files = [str(path.relative_to(hub)) for path in hub.rglob("*") if path.is_file()]
+
+    def download(name, allow_patterns):
+        assert name == "some/encoder"
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / file, cache / file)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(encoding, "load_tokenizer", lambda name: tokenizer() if name == "some/encoder" else None)
+    found = open_encoder("some/encoder", Devices())
+    assert (found.settings.pooling, found.settings.normalize) == (("cls",), True)
+    first = jax.jit(lambda model, tokens: model(tokens)[:, 0])
+    ids = tokenize([TEXTS[2]], tokenizer(), max_length=32)
+    expected = np.asarray(first(build_bert(CONFIG), np.array(ids, np.int32)))[0]
+    np.testing.assert_allclose(embed_all([TEXTS[2]], found.queries)[0], expected / np.linalg.norm(expected), atol=1e-5)
 
 
 def test_texts_beyond_the_encoders_positions_are_an_error_with_the_remedy(directory):

@@ -53,6 +53,8 @@ def read_description(directory: Path) -> tuple[Path, dict[str, Any]]:
     kinds, folders = _read_modules(path)
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
         raise LampError(f"{path}: modules {', '.join(kinds)}; {_SUPPORTED}")
+    if not folders[0].is_dir():
+        raise LampError(f"{path}: the Transformer's folder {str(folders[0])!r} is not there; copy the encoder again")
     for folder in folders[2:]:
         _check_normalize(folder / "config.json")
     found = _read_pooling(folders[1] / "config.json") | {"normalize": len(kinds) > 2}

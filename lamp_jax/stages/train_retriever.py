@@ -30,6 +30,7 @@ from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_toke
 from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import MODEL_FILES, find_model, load_bert, save_bert
+from lamp_jax.processes import is_first
 from lamp_jax.retrieval.dense import embed_all, similarities
 from lamp_jax.retrieval.encoders import FILES as ENCODER_FILES
 from lamp_jax.retrieval.encoders import (
@@ -123,7 +124,8 @@ def train_retriever(
         return now
 
     def keep_best(params: Any) -> None:
-        write_settings(output, settings, width=model.config.hidden_size)  # first: where weights are, they are known
+        if is_first():
+            write_settings(output, settings, width=model.config.hidden_size)  # before the weights: never these alone
         save_bert(nnx.merge(graph, params), output)
 
     progress = fit(

@@ -16,12 +16,13 @@ from lamp_jax.retrieval.dense import embed_all, rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings, write_settings
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
+from tests.goldens.minilm import find_directory, make_texts
 from tests.models.tiny import build_bert
 
 theirs = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers, of the extra `parity`")
 from sentence_transformers.sentence_transformer import modules  # noqa: E402 (only where it is installed)
 
-pytestmark = pytest.mark.golden
+pytestmark = pytest.mark.parity
 
 WIDTH = 16
 CONFIG = BertConfig(
@@ -153,6 +154,14 @@ def test_the_longest_text_and_lower_case(plain, tmp_path):
         assert (opened.settings.query_length, opened.settings.lower_case) == (8, lower)
         upper, small = embed_all(["THE SEA", "the sea"], opened.queries)
         assert np.allclose(upper, small) == lower
+
+
+@pytest.mark.skipif(find_directory() is None, reason="all-MiniLM-L6-v2 is not installed (see tests/goldens/minilm.py)")
+def test_a_published_encoder():
+    model, opened = check(find_directory())
+    assert opened.settings == EncoderSettings(normalize=True, query_length=256, document_length=256)
+    texts = make_texts()[::10]  # longer than 256 tokens, too
+    np.testing.assert_allclose(embed_all(texts, opened.documents), model.encode(texts), atol=1e-5)
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])

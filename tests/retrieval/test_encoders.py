@@ -168,6 +168,11 @@ def module(kind, path="2_Other"):
         ({"modules": [MODULES[0], NORMALIZE, MODULES[1]]}, r"modules\.json: modules Transformer, Normalize, Pooling"),
         ({"modules": module(f"{OLD}Normalize", "../elsewhere")}, r"modules\.json: expected a list of modules"),
         ({"modules": module(f"{OLD}Normalize", "/etc")}, r"modules\.json: expected a list of modules"),
+        (
+            {"modules": [{**MODULES[0], "path": "0_Gone"}, MODULES[1]]},
+            r"modules\.json: the Transformer's folder .*0_Gone",
+        ),
+        ({"modules": [{**MODULES[0], "path": "a\0b"}, MODULES[1]]}, r"modules\.json: the Transformer's folder"),
         ({"modules": []}, r"modules\.json: expected a list of modules"),
         ({"modules": {}}, r"modules\.json: expected a list of modules"),
         ({"modules": [None]}, r"modules\.json: expected a list of modules"),
