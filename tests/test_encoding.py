@@ -6,9 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub.utils import filter_repo_objects
 
 from lamp_jax import encoding
 from lamp_jax.config import Devices
