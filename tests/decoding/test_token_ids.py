@@ -56,14 +56,9 @@ def renumbered(tokens: np.ndarray, new: np.ndarray) -> np.ndarray:
     return np.where(tokens < 0, tokens, new[tokens])
 
 
-@pytest.fixture(params=[MADLAD, ELSEWHERE], ids=["as MADLAD-400", "elsewhere"])
-def ids(request):
-    return request.param
-
-
-@pytest.fixture(params=[TIED, GATED], ids=["tied", "gated"])
-def models(request, ids):
-    return exchanged(request.param, ids)
+@pytest.fixture(scope="module", params=[(TIED, MADLAD), (GATED, ELSEWHERE)], ids=["as MADLAD-400", "elsewhere"])
+def models(request):
+    return exchanged(*request.param)
 
 
 def drawn(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +100,7 @@ def test_losses_and_gradients_are_the_same(models):
             total, count = loss(params, tuple(map(jnp.asarray, batch)), jax.random.key(0))
             return total / count, count
 
-        (value, count), gradient = jax.value_and_grad(mean, has_aux=True)(params)
+        (value, count), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
         return value, count, optax.tree.norm(gradient)
 
     ours, theirs = measure(model, batch), measure(other, renamed)
@@ -124,9 +119,10 @@ def test_adapters_learn_from_the_same_tokens(models):
     class Part:
         pass
 
+    @jax.jit
     def losses(model, source, target):
         part = Part()
-        part.source, part.target = jnp.asarray(source), jnp.asarray(target)
+        part.source, part.target = source, target
         return _row_losses(model, rows, lora, part, jax.random.key(0))
 
     ours = losses(model, source, target)
