@@ -19,7 +19,7 @@ from lamp_jax.inputs.selection import CandidateReader
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer
-from lamp_jax.models.weights import CONFIG, find_model, load_bert, read_json
+from lamp_jax.models.weights import CONFIG, check_tokenizer, find_model, load_bert, read_json
 from lamp_jax.retrieval.dense import Embed
 from lamp_jax.retrieval.encoders import EncoderSettings, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.sharding import DATA_PARALLEL, model_layout, on_cpu, own_rows, place_batch, shards
@@ -67,6 +67,7 @@ def open_encoder(
 def open_reader(found: FoundEncoder, encoding: Encoding, *, max_length: int | None) -> TextReader:
     """What reads texts for an encoder, its settings chosen. LampError as `open_encoder`."""
     tokenizer, config = load_tokenizer(found.source), find_model(found.source) / CONFIG
+    check_tokenizer(tokenizer, found.source, BertConfig)
     positions = BertConfig.from_hf(read_json(config), source=str(config)).longest
     longest = tokenizer.model_max_length  # without a limit, a number beyond all others
     return TextReader(

@@ -292,8 +292,21 @@ def _remove_abandoned(temporary: Path) -> None:
         return
 
 
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def check_fetched(path: str | Path) -> None:
+    """LampError for a git-lfs pointer, which a clone without git-lfs leaves in place of a large file."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise LampError(
+                f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` there, or download it again"
+            )
+
+
 def read_json(path: str | Path) -> Any:
     """The value of a JSON file. Raises LampError with the file and the byte where it breaks off."""
+    check_fetched(path)
     try:
         text = Path(path).read_text(encoding="utf-8", errors="surrogatepass")  # as atomic_write writes
         return json.loads(text, object_pairs_hook=unique_keys)

@@ -5,7 +5,7 @@ Devlin et al. 2018 (arXiv 1810.04805); mean pooling, the default, as in Contriev
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 import jax
@@ -17,6 +17,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import NO_TOKEN
 from lamp_jax.inputs.tokenizer import round_up_vocabulary
 from lamp_jax.models.attention import NOTHING, AttentionOrder, attend_in_order, drop_values, hide_padding
+from lamp_jax.models.config_values import check_tokens, read_flag, read_numbers
 from lamp_jax.models.dropout import dropout, layer_keys, split_key
 from lamp_jax.models.layers import (
     LayerNorm,
@@ -71,8 +72,24 @@ class BertConfig:
         for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if values.get(name, only) != only:
                 raise LampError(f"{source}: {name} {values[name]!r} is not supported; BERT's is {only!r}")
-        known = {field.name: values[field.name] for field in fields(cls) if values.get(field.name) is not None}
-        return cls(**known)
+        if read_flag("is_decoder", values, source):
+            raise LampError(f"{source}: is_decoder is true, and every token of an encoder reads all others")
+        known = read_numbers(cls.__dataclass_fields__, values, source)
+        check_tokens(values, rows=known.get("vocab_size", cls.vocab_size), source=source)
+        if values.get("pad_token_id") is not None:
+            known["pad_token_id"] = values["pad_token_id"]
+        config = cls(**known)
+        if config.hidden_size % config.num_attention_heads:
+            raise LampError(
+                f"{source}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
+                f"{config.num_attention_heads}; use the config.json that the model was saved with"
+            )
+        if config.longest < 1:
+            raise LampError(
+                f"{source}: max_position_embeddings {config.max_position_embeddings} has no position for a text, "
+                f"whose first is {config.first_position}; use the config.json that the model was saved with"
+            )
+        return config
 
     @classmethod
     def for_scratch(cls, size: ScratchEncoder, vocabulary: int, **further: Any) -> Self:

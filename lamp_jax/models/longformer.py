@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lamp_jax.data.files import glimpse
 from lamp_jax.errors import LampError
 from lamp_jax.models.attention import AttentionOrder, attend_nearby
 from lamp_jax.models.bert import Bert, BertConfig, BertLayers
+from lamp_jax.models.config_values import check_whole
 from lamp_jax.models.dropout import dropout
 from lamp_jax.models.layers import normal, project, read, zeros
 from lamp_jax.sharding import Rules
@@ -46,10 +48,16 @@ class LongformerConfig(BertConfig):
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], *, source: str) -> Self:
         """As BertConfig.from_hf. LampError also for windows that are odd or differ between the layers."""
-        windows = values.get("attention_window", cls.attention_window)
-        distinct = set(windows) if isinstance(windows, list) else {windows}
+        found = values.get("attention_window", cls.attention_window)
+        windows = found if isinstance(found, list) else [found]
+        distinct = {check_whole("attention_window", window, source) for window in windows}
         if len(distinct) != 1 or any(window < 2 or window % 2 for window in distinct):
-            raise LampError(f"{source}: attention_window {windows} is not supported; all layers need one even window")
+            raise LampError(f"{source}: attention_window {found} is not supported; all layers need one even window")
+        layers = values.get("num_hidden_layers", cls.num_hidden_layers)
+        if isinstance(found, list) and len(found) != layers:
+            raise LampError(
+                f"{source}: attention_window has {len(found)} entries for {glimpse(layers)} layers (num_hidden_layers)"
+            )
         return super().from_hf({**values, "attention_window": distinct.pop()}, source=source)
 
     def to_hf(self) -> dict[str, Any]:

@@ -307,7 +307,7 @@ class T5(nnx.Module):
     def logits(self, x: jax.Array) -> jax.Array:
         """The decoder's last hidden states [..., D] -> [..., V], float32."""
         head = self.embedding if self.head is None else self.head
-        if self.head is None:
+        if self.config.scales_outputs:
             x = x * self.config.d_model**-0.5
         rows = "bt"[: x.ndim - 1]
         return project(f"{rows}d,vd->{rows}v", x, head, self.rules, dtype=jnp.dtype(jnp.float32))

@@ -1,10 +1,11 @@
 """What a T5 is made of, the published sizes, and how its configuration reads in Hugging Face's `config.json`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lamp_jax.errors import LampError
+from lamp_jax.models.config_values import check_tokens, read_flag, read_numbers
 from lamp_jax.models.layers import FeedForwardKind
 
 _TOKENS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
@@ -29,36 +30,59 @@ class T5Config:
     initializer_factor: float = 1.0
     feed_forward_proj: FeedForwardKind = "relu"
     tie_word_embeddings: bool = True
-    """T5 v1.0: logits come from the input embedding, and the decoder's output is scaled by d_model^-0.5."""
+    """Logits come from the input embedding, as in T5 v1.0, and not from a matrix of their own."""
+    scale_decoder_outputs: bool | None = None
+    """Whether the decoder's output is scaled by d_model^-0.5 before the logits. None: where the embeddings are tied,
+    as in T5 v1.0 and v1.1; transformers 5 also makes the other two combinations."""
     pad_token_id: int = 0
     eos_token_id: int | tuple[int, ...] = 1
     """Ends an answer; any of several does."""
     decoder_start_token_id: int = 0
 
+    def __post_init__(self):
+        if self.scale_decoder_outputs == self.tie_word_embeddings:  # one form for equal configurations
+            object.__setattr__(self, "scale_decoder_outputs", None)
+
+    @property
+    def scales_outputs(self) -> bool:
+        """Whether the decoder's output is scaled by d_model^-0.5 before the logits."""
+        return self.tie_word_embeddings if self.scale_decoder_outputs is None else self.scale_decoder_outputs
+
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], *, source: str) -> "T5Config":
-        """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`."""
+        """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`.
+
+        transformers 5 writes `tie_word_embeddings` true for every T5: whether one is tied, its weights say.
+        """
         if values.get("model_type") != "t5":
             raise LampError(
                 f"{source}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 or FLAN-T5 model"
             )
-        kind = _feed_forward_kind(values, source)
-        names = {field.name for field in fields(cls)}
-        known = {name: values[name] for name in names if values.get(name) is not None}
-        known |= {"feed_forward_proj": kind, "num_decoder_layers": values.get("num_decoder_layers")}
-        if known["num_decoder_layers"] is None:
-            known["num_decoder_layers"] = known.get("num_layers", cls.num_layers)
-        # transformers 5 writes tie_word_embeddings=true for every T5; scale_decoder_outputs keeps the distinction.
-        known["tie_word_embeddings"] = bool(
-            values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True) is not False)
+        tied, scaled = (read_flag(name, values, source) for name in ("tie_word_embeddings", "scale_decoder_outputs"))
+        if values.get("num_decoder_layers") is None:
+            values = {**values, "num_decoder_layers": values.get("num_layers", cls.num_layers)}
+        known = read_numbers(cls.__dataclass_fields__, values, source)
+        known |= {name: _tokens(values[name], name, source) for name in _TOKENS if values.get(name) is not None}
+        check_tokens(values, rows=known.get("vocab_size", cls.vocab_size), source=source)
+        config = cls(
+            **known,
+            feed_forward_proj=_feed_forward_kind(values, source),
+            tie_word_embeddings=tied is not False,
+            scale_decoder_outputs=tied is not False if scaled is None else scaled,
         )
-        known |= {name: _tokens(known[name], name, source) for name in _TOKENS if name in known}
-        return cls(**known)
+        if config.relative_attention_max_distance <= config.relative_attention_num_buckets // 2:
+            raise LampError(
+                f"{source}: relative_attention_max_distance {config.relative_attention_max_distance} is not above half "
+                f"of relative_attention_num_buckets ({config.relative_attention_num_buckets}); "
+                "use the config.json that the model was saved with"
+            )
+        return config
 
     def to_hf(self) -> dict[str, Any]:
         """The content of `config.json` for `transformers.T5ForConditionalGeneration`."""
         gated = self.feed_forward_proj == "gated-gelu"
         return asdict(self) | {
+            "scale_decoder_outputs": self.scales_outputs,
             "architectures": ["T5ForConditionalGeneration"],
             "dense_act_fn": _ACTIVATIONS[self.feed_forward_proj],
             "dtype": "float32",
@@ -72,6 +96,8 @@ class T5Config:
 def _feed_forward_kind(values: Mapping[str, Any], source: str) -> FeedForwardKind:
     """HF lets `dense_act_fn` and `is_gated_act` in the file win over what `feed_forward_proj` says."""
     named = values.get("feed_forward_proj", "relu")
+    if not isinstance(named, str):
+        raise LampError(f"{source}: feed_forward_proj is {named!r}; T5's are 'relu' and 'gated-gelu'")
     gated = values.get("is_gated_act", named.startswith("gated-"))
     activation = values.get("dense_act_fn", _ACTIVATIONS.get(named, named.removeprefix("gated-")))
     match gated, activation:

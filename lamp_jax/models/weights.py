@@ -1,12 +1,10 @@
-"""How a model's parameters come from, and go to, a directory in Hugging Face's format (safetensors)."""
+"""Models from, and to, directories in Hugging Face's format."""
 
 import hashlib
-import importlib.util
 import json
-import pickle
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lamp_jax.config import Storage
@@ -29,20 +26,28 @@ from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.quantized import abstract_quantized, as_type, quantize
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
+from lamp_jax.models.tensors import (
+    CONFIG,
+    WEIGHTS,
+    Checkpoint,
+    check_names_and_shapes,
+    find_model,
+    has_weights,
+    open_checkpoint,
+    read_json,
+)
 from lamp_jax.processes import is_first
 from lamp_jax.sharding import put
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-TORCH = "pytorch_model.bin"
 MODEL_FILES = (CONFIG, WEIGHTS)
 """What `save_t5`, `save_bert` and `save_longformer` write."""
-
 
 _FINGERPRINT_ROWS = 8  # of each matrix
 _NEVER_SMALL = ("scale", "table")  # norms and relative positions, by their last name
 
-# Copies and leftovers that HF's own files carry beside the parameters; `shared.weight` and the table above win.
-_T5_COPIES = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+# The embedding's names, of which the first that a file has is read; then leftovers beside the parameters.
+_T5_TABLE, _T5_HEAD = "shared.weight", "lm_head.weight"
+_T5_COPIES = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight")
 _T5_UNREAD = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
 _BERT_UNREAD = ("pooler.", "cls.", "embeddings.position_ids")
 
@@ -52,136 +57,6 @@ _LONGFORMER_HEAD = {"body": "longformer.", "pooler": "classifier.dense", "head":
 _LONGFORMER_UNREAD = ("lm_head.", "pooler.", "embeddings.position_ids")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of one directory: name -> the safetensors file that holds it."""
-
-    directory: Path
-    files: Mapping[str, Path]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        with safe_open(self.files[name], framework="numpy") as file:
-            return tuple(file.get_slice(name).get_shape())
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """The tensor, or rows of it, as float32, whatever the file holds."""
-        with safe_open(self.files[name], framework="numpy") as file:
-            return np.asarray(file.get_slice(name)[rows], dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class TorchCheckpoint(Checkpoint):
-    """The tensors of a PyTorch file, all in memory: older models on the hub, Contriever among them, have no other."""
-
-    tensors: Mapping[str, Any] = field(default_factory=dict)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        return self.tensors[name][rows].float().numpy()
-
-
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Finds every tensor of `model.safetensors`, or of the shards that its index names. LampError if it cannot.
-
-    Where there is only a PyTorch file, it is read by torch, if that is installed.
-    """
-    if (directory / WEIGHTS).is_file():
-        shards = {directory / WEIGHTS}
-    elif (directory / INDEX).is_file():
-        shards = {directory / name for name in read_json(directory / INDEX)["weight_map"].values()}
-    elif (directory / TORCH).is_file() and importlib.util.find_spec("torch"):
-        return _open_torch(directory)
-    else:
-        raise LampError(_no_weights(directory))
-    files: dict[str, Path] = {}
-    for shard in sorted(shards):
-        if not shard.is_file():
-            raise LampError(f"{shard}: named in {INDEX} but not there; copy or download the directory again")
-        try:
-            with safe_open(shard, framework="numpy") as file:
-                files |= dict.fromkeys(file.keys(), shard)
-        except SafetensorError as error:
-            raise LampError(f"{shard}: not a whole safetensors file ({error}); copy or download it again") from error
-    return Checkpoint(directory, files)
-
-
-def _open_torch(directory: Path) -> TorchCheckpoint:
-    import torch
-
-    try:
-        tensors = torch.load(directory / TORCH, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise LampError(
-            f"{directory / TORCH}: not a whole PyTorch file ({error}); copy or download it again"
-        ) from error
-    return TorchCheckpoint(directory, dict.fromkeys(tensors, directory / TORCH), tensors)
-
-
-def _no_weights(directory: Path) -> str:
-    torch_files = sorted(file.name for file in directory.glob("*.bin"))
-    if torch_files:
-        return (
-            f"{directory}: has {torch_files[0]} but no {WEIGHTS}; install torch, which reads {TORCH}, or "
-            f"convert it where torch is: `AutoModel.from_pretrained(DIR).save_pretrained(DIR)`"
-            f" (a T5: `T5ForConditionalGeneration`)"
-        )
-    return f"{directory}: has no weights ({WEIGHTS} or {INDEX}); give a directory that lamp or HF saved"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. LampError if the file is missing, cut off or no object."""
-    if not path.is_file():
-        raise LampError(f"{path.parent}: has no {path.name}; give a model directory in Hugging Face's format")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LampError(f"{path}: not valid JSON ({error}); copy or download it again") from error
-    if not isinstance(values, dict):
-        raise LampError(f"{path}: holds a {type(values).__name__}, not an object; copy or download it again")
-    return values
-
-
-def find_model(source: str | Path) -> Path:
-    """The directory of a model: `source` itself, or the hub's copy of that name (downloaded once, then cached)."""
-    if Path(source).is_dir():
-        return Path(source)
-    # Here, not above: only hub names need the package, and it is slow to import.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model"]))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(str(source), allow_patterns=["*.json", TORCH, "*.model"]))
-        return found
-    except (OSError, HFValidationError) as error:
-        raise LampError(
-            f"{source}: neither a directory nor a model that the Hugging Face hub gave ({error}); "
-            f"give an existing directory, or a hub name such as google/flan-t5-base with a network"
-        ) from error
-
-
-def check_names_and_shapes(
-    checkpoint: Checkpoint, places: Mapping[str, Place], shapes: Mapping[tuple[str, ...], tuple[int, ...]]
-) -> None:
-    """LampError with all that is missing, unexpected or of another shape, together."""
-    problems = [f"missing: {name}" for name in places if name not in checkpoint.files]
-    problems += [f"unexpected: {name}" for name in checkpoint.files if name not in places]
-    for name, place in places.items():
-        shape = shapes[place.path] if place.layer is None else shapes[place.path][1:]
-        expected = place.hf_shape(shape)
-        if name in checkpoint.files and (found := checkpoint.shape(name)) != expected:
-            problems.append(f"shape of {name}: {list(found)} in the file, {list(expected)} by {CONFIG}")
-    if problems:
-        listed = "\n  ".join(problems)
-        raise LampError(
-            f"{checkpoint.directory}: the weights do not fit {CONFIG} ({len(problems)} mismatches); "
-            f"use the {CONFIG} they were saved with\n  {listed}"
-        )
-
-
 def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any:
     """A model with every parameter that has a place read from the checkpoint, each on its own devices, as it is stored.
 
@@ -189,8 +64,7 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
     """
     graph, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
-    shapes = {place.path: _stored(flat, place.path).shape for place in places.values()}
-    check_names_and_shapes(checkpoint, places, shapes)
+    shapes = _check_fit(flat, checkpoint, places)
     parts: dict[tuple[Any, ...], list[tuple[str, Place]]] = defaultdict(list)
     for name, place in places.items():
         parts[place.path].append((name, place))
@@ -205,6 +79,15 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
             spec = getattr(like.sharding, "spec", P())  # of one device's arrays, or none, there is nothing to say
             flat[leaf] = flat[leaf].replace(put(array.astype(like.dtype, copy=False), spec))
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def _check_fit(
+    flat: Mapping[tuple[Any, ...], Any], checkpoint: Checkpoint, places: Mapping[str, Place]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of every parameter that has a place. LampError unless the checkpoint's tensors are those."""
+    shapes = {place.path: _stored(flat, place.path).shape for place in places.values()}
+    check_names_and_shapes(checkpoint, places, shapes)
+    return shapes
 
 
 def _read_whole(checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]) -> np.ndarray:
@@ -239,15 +122,39 @@ def load_t5(source: str | Path, *, storage: Storage = "float32", **layout: Any) 
     config: dtype, remat, attention, rules. LampError, naming the file, if the directory has no usable config or weights
     or they do not fit each other.
     """
-    directory = find_model(source)
-    config = read_t5_config(directory)
-    return fill(abstract_t5(config, storage=storage, **layout), *_open_t5(directory, config))
+    config, checkpoint, places = _open_t5(find_model(source))
+    return fill(abstract_t5(config, storage=storage, **layout), checkpoint, places)
 
 
 def read_t5_config(source: str | Path) -> T5Config:
-    """The config of a T5 in a directory or of a hub name. LampError as load_t5."""
+    """The config of a T5 in a directory or of a hub name. LampError as load_t5.
+
+    Whether the embeddings are tied, the weights say; without weights, `config.json` alone.
+    """
     directory = find_model(source)
-    return T5Config.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    config = _read_config(directory, T5Config)
+    return _open_t5(directory)[0] if config.tie_word_embeddings and has_weights(directory) else config
+
+
+def _read_config(directory: Path, kind: Any) -> Any:
+    return kind.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+
+
+def check_tokenizer(tokenizer: Any, source: str | Path, kind: type[T5Config] | type[BertConfig] = T5Config) -> None:
+    """LampError for a tokenizer with ids for which the model of a directory or hub name has no row in its embedding.
+
+    A look-up beyond the embedding is no error in jax: it reads the last row.
+    """
+    directory = find_model(source)
+    rows = _read_config(directory, kind).vocab_size
+    ids = tokenizer.get_vocab().values()
+    highest = max(ids, default=-1)
+    if highest >= rows:
+        raise LampError(
+            f"{source}: the tokenizer has {len(ids)} ids up to {highest}, and the embedding has {rows} rows "
+            f"(vocab_size in its {CONFIG}); use the tokenizer that the model was trained with, or resize the model's embedding to "
+            f"{highest + 1} rows or more and train it again"
+        )
 
 
 def abstract_t5(config: T5Config, *, storage: Storage = "float32", **layout: Any) -> T5:
@@ -266,8 +173,8 @@ def abstract_t5(config: T5Config, *, storage: Storage = "float32", **layout: Any
 
 def fingerprint_t5(source: str | Path) -> str:
     """What tells this T5's weights from any other's: SHA-256 over a few rows of each, however they are stored."""
-    directory = find_model(source)
-    checkpoint, places = _open_t5(directory, read_t5_config(directory))
+    config, checkpoint, places = _open_t5(find_model(source))
+    _check_fit(dict(nnx.to_flat_state(nnx.state(abstract_t5(config)))), checkpoint, places)
     found = hashlib.sha256()
     for name, place in sorted(places.items(), key=lambda one: (one[1].path, one[1].layer or 0)):
         found.update(f"{'.'.join(place.path)} {place.layer}".encode())
@@ -275,16 +182,29 @@ def fingerprint_t5(source: str | Path) -> str:
     return found.hexdigest()
 
 
-def _open_t5(directory: Path, config: T5Config) -> tuple[Checkpoint, dict[str, Place]]:
-    """The tensors of a T5 that are read, and where they go."""
-    checkpoint = open_checkpoint(directory)
-    files, places = dict(checkpoint.files), t5_places(config)
-    copies = sorted(_T5_COPIES & files.keys())
-    if copies and "shared.weight" not in files:
-        places[copies[0]] = places.pop("shared.weight")
-    redundant = _T5_COPIES | _T5_UNREAD | ({"lm_head.weight"} if config.tie_word_embeddings else set())
+def _open_t5(directory: Path) -> tuple[T5Config, Checkpoint, dict[str, Place]]:
+    """The configuration of a T5, the tensors of it that are read, and where they go.
+
+    transformers 5 calls every T5 tied; it is, unless the file has two different matrices. Of equal ones one is read.
+    """
+    config, checkpoint = _read_config(directory, T5Config), open_checkpoint(directory)
+    files = checkpoint.files
+    names = [_T5_TABLE, *_T5_COPIES, *([_T5_HEAD] if config.tie_word_embeddings else [])]
+    table, *copies = [name for name in names if name in files] or [_T5_TABLE]
+    others = [name for name in copies if not checkpoint.equal(table, name)]
+    if _T5_HEAD in others:
+        others.remove(_T5_HEAD)
+        config = replace(config, tie_word_embeddings=False, scale_decoder_outputs=config.scales_outputs)
+    if others:
+        raise LampError(
+            f"{files[others[0]]}: {', '.join(others)} should be equal to {table}, and is not; "
+            "a T5 has one embedding: copy or download the model again"
+        )
+    places = t5_places(config)
+    places[table] = places.pop(_T5_TABLE)
+    redundant = {*copies, *_T5_UNREAD}
     used = {name: file for name, file in files.items() if name in places or name not in redundant}
-    return replace(checkpoint, files=used), places
+    return config, replace(checkpoint, files=used), places
 
 
 def load_bert(source: str | Path, **layout: Any) -> Bert:
@@ -293,7 +213,7 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
     Its pooler and what a larger model has beside the encoder (`cls.*`) are not read.
     """
     directory = find_model(source)
-    config = BertConfig.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    config: BertConfig = _read_config(directory, BertConfig)
     checkpoint = open_checkpoint(directory)
     places = bert_places(config)
     if any(name.endswith(".gamma") for name in checkpoint.files):  # as the first BERTs were converted
@@ -316,7 +236,7 @@ def load_longformer(source: str | Path, *, seed: int = 0, **layout: Any) -> Long
     A pooler or head that is not there, as in `allenai/longformer-base-4096`, is drawn from the seed.
     """
     directory = find_model(source)
-    config = LongformerConfig.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
+    config: LongformerConfig = _read_config(directory, LongformerConfig)
     checkpoint = open_checkpoint(directory)
     files = checkpoint.files
     body = next((body for body in _LONGFORMER_BODIES if f"{body}embeddings.word_embeddings.weight" in files), "")

@@ -13,7 +13,7 @@ from lamp_jax.data.files import Question, atomic_write, write_json, write_predic
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import load_t5
+from lamp_jax.models.weights import check_tokenizer, load_t5
 from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.stages.generate import answer, open_adapters, read_adapters
 from lamp_jax.tasks.catalog import Task
@@ -32,6 +32,7 @@ class Order(NamedTuple):
 def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: Path) -> dict[str, Scores]:
     """The scores of the one trained model with each order's items in the prompt; predictions are written."""
     tokenizer = load_tokenizer(experiment.output)
+    check_tokenizer(tokenizer, experiment.output)
     scores = {}
     with jax.set_mesh(open_mesh(experiment.devices)):
         graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))

@@ -22,7 +22,7 @@ from lamp_jax.hosts import read, stop_if_asked
 from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import load_t5
+from lamp_jax.models.weights import check_tokenizer, load_t5
 from lamp_jax.processes import agree
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.tasks.catalog import Task, find_task
@@ -79,6 +79,7 @@ def collect(
         return record.place / shard_file(kind, shard, options.shards)
 
     task, tokenizer = find_task(options.task), load_tokenizer(options.model)
+    check_tokenizer(tokenizer, options.model)
     with jax.set_mesh(open_mesh(options.devices)):
         check_divides("--batch-size", options.batch_size, "data")
         graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))

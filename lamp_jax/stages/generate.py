@@ -23,7 +23,7 @@ from lamp_jax.hosts import stop_if_asked
 from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import fingerprint_t5, load_t5
+from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
@@ -56,6 +56,7 @@ def run(options: Generate) -> None:
         facts["adapted"] = count_adapted(store, questions, path=options.questions)
         print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     tokenizer = load_tokenizer(options.model)
+    check_tokenizer(tokenizer, options.model)
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)

@@ -59,7 +59,9 @@ def _score(options: Select, pool: Pool) -> dict[tuple[str, str], float]:
     from flax import nnx
 
     from lamp_jax.encoding import candidate_scorer
-    from lamp_jax.models.weights import load_longformer
+    from lamp_jax.models.longformer import LongformerConfig
+    from lamp_jax.models.weights import check_tokenizer, load_longformer
+    from lamp_jax.retrieval.encoders import check_length
     from lamp_jax.sharding import model_layout, open_mesh
 
     settings = read_settings(options.selector)
@@ -71,10 +73,14 @@ def _score(options: Select, pool: Pool) -> dict[tuple[str, str], float]:
             f"{options.selector}: never saw {len(unseen)} of {len(pool.names)} retrievers ({', '.join(unseen)}), only "
             f"{', '.join(settings.pool)}; name those of them to choose among with --pool"
         )
-    reader = CandidateReader(load_tokenizer(options.selector), settings)
+    tokenizer = load_tokenizer(options.selector)
+    check_tokenizer(tokenizer, options.selector, LongformerConfig)
+    reader = CandidateReader(tokenizer, settings)
     with jax.set_mesh(open_mesh(options.devices)):
         layout = {**model_layout(options.devices), "first_token": settings.first_token}
-        graph, params = nnx.split(load_longformer(options.selector, **layout))
+        model = load_longformer(options.selector, **layout)
+        check_length(model.config.longest, settings.max_length, options.selector)
+        graph, params = nnx.split(model)
         return candidate_scorer(graph, reader, batch_tokens=options.batch_tokens)(params, pool)
 
 

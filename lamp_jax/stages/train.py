@@ -29,7 +29,7 @@ from lamp_jax.inputs.tokenizer import (
 from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.models.weights import MODEL_FILES, load_t5, save_t5
+from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_t5, save_t5
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
@@ -85,6 +85,8 @@ def train_generator(options: Train, task: Task, questions: QuestionSource, valid
     """Trains on `questions`, resuming what stands in `options.output`; the best model is written there."""
     output = Path(options.output)
     tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, task, questions))
+    if options.model != SCRATCH:
+        check_tokenizer(tokenizer, options.model)
     model = _prepare_model(options, len(tokenizer))
     graph, params = nnx.split(model)
     buckets = choose_buckets(options.prompting.max_length)

@@ -24,7 +24,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
 from lamp_jax.loop import RUN_FILES
 from lamp_jax.models.lora import adapter_shapes
-from lamp_jax.models.weights import abstract_t5, fingerprint_t5, load_t5, read_t5_config
+from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
 from lamp_jax.processes import agree
 from lamp_jax.sharding import check_divides, model_layout, open_mesh
 from lamp_jax.tasks.catalog import Task, find_task
@@ -46,7 +46,9 @@ def run(options: TrainAdapters) -> None:
     with jax.set_mesh(mesh):
         _check(options)
     form = make_form(options.model, options.lora, options.keep)
-    learners, without = read_learners(options, task, load_tokenizer(options.model))
+    tokenizer = load_tokenizer(options.model)
+    check_tokenizer(tokenizer, options.model)
+    learners, without = read_learners(options, task, tokenizer)
     record.begin()
     output = record.place
     with (

@@ -29,7 +29,7 @@ from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
-from lamp_jax.models.weights import MODEL_FILES, find_model, load_bert, save_bert
+from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, find_model, load_bert, save_bert
 from lamp_jax.processes import is_first
 from lamp_jax.retrieval.dense import embed_all, similarities
 from lamp_jax.retrieval.encoders import FILES as ENCODER_FILES
@@ -100,6 +100,8 @@ def train_retriever(
     """
     output = Path(options.output)
     tokenizer = prepare_tokenizer(options, start, [*train, *validation])
+    if options.encoder != SCRATCH:
+        check_tokenizer(tokenizer, options.encoder, BertConfig)
     reader = TextReader(tokenizer, settings)
     model = prepare_model(options, start, settings, len(tokenizer))
     graph, params = nnx.split(model)

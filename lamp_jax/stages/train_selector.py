@@ -19,7 +19,7 @@ from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_toke
 from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
-from lamp_jax.models.weights import MODEL_FILES, load_longformer, save_longformer
+from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_longformer, save_longformer
 from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
@@ -63,6 +63,8 @@ def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tup
     """
     output = Path(options.output)
     tokenizer = _prepare_tokenizer(options, [train, validation])
+    if options.model != SCRATCH:
+        check_tokenizer(tokenizer, options.model, LongformerConfig)
     settings = SelectorSettings(
         mode=options.mode,
         max_length=options.max_length or (512 if options.compatibility.selector_cut == "end" else 1024),

@@ -197,7 +197,8 @@ def test_old_configs_without_the_newer_names_are_v1_0():
 @pytest.mark.parametrize("scaled", [True, False])
 def test_newer_configs_say_in_another_place_whether_the_output_is_scaled(scaled):
     values = {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": scaled}
-    assert T5Config.from_hf(values, source="config.json").tie_word_embeddings is scaled
+    config = T5Config.from_hf(values, source="config.json")
+    assert (config.tie_word_embeddings, config.scales_outputs) == (True, scaled)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Checks of the values in Hugging Face's `config.json`: their types and ranges, and the token ids among them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lamp_jax.data.files import glimpse
+from lamp_jax.errors import LampError
+
+_LAYERS, _HEADS, _HEAD_SIZE, _WIDTH, _ROWS = 1000, 2**12, 2**14, 2**20, 2**24
+
+_WHOLE = {
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), (1, _ROWS)),
+    **dict.fromkeys(("d_model", "d_ff", "hidden_size", "intermediate_size"), (1, _WIDTH)),
+    **dict.fromkeys(("num_layers", "num_decoder_layers", "num_hidden_layers"), (1, _LAYERS)),
+    **dict.fromkeys(("num_heads", "num_attention_heads"), (1, _HEADS)),
+    "d_kv": (1, _HEAD_SIZE),
+    "relative_attention_num_buckets": (4, _HEADS),
+    "relative_attention_max_distance": (1, _ROWS),
+    "attention_window": (0, _ROWS),
+}
+"""Whole numbers by name, from and to. The upper limits are far beyond any model: a damaged number must not be built."""
+
+_RATES = ("dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_POSITIVE = ("layer_norm_epsilon", "layer_norm_eps", "initializer_factor", "initializer_range")
+
+_TOKENS = (
+    *("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"),
+    "decoder_start_token_id",
+)
+
+
+def read_numbers(names: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Those sizes and rates among `names` that a parsed `config.json` has. LampError for text, null or a wrong range.
+
+    What no model can be built with is refused here, so that nobody behind has to expect it.
+    """
+    known = {}
+    for name in names:
+        if name not in values:
+            continue
+        if name in _WHOLE:
+            known[name] = check_whole(name, values[name], source)
+        elif name in _RATES:
+            known[name] = _check_real(name, values[name], source, "from 0 to below 1", lambda value: 0 <= value < 1)
+        elif name in _POSITIVE:
+            known[name] = _check_real(name, values[name], source, "above 0", lambda value: value > 0)
+    return known
+
+
+def check_whole(name: str, value: Any, source: str) -> int:
+    """The value, if it is a whole number in the range of its name. LampError if not."""
+    least, most = _WHOLE[name]
+    if type(value) is not int or not least <= value <= most:
+        raise _unexpected(name, value, source, f"a whole number from {least} to {most}")
+    return value
+
+
+def _check_real(name: str, value: Any, source: str, wanted: str, fits: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or not fits(value):
+        raise _unexpected(name, value, source, f"a number {wanted}")
+    return value
+
+
+def read_flag(name: str, values: Mapping[str, Any], source: str) -> bool | None:
+    """True, false, or None where it is absent or null. LampError for anything else."""
+    value = values.get(name)
+    if value is not None and type(value) is not bool:
+        raise _unexpected(name, value, source, "true or false")
+    return value
+
+
+def check_tokens(values: Mapping[str, Any], *, rows: int, source: str) -> None:
+    """LampError for a special token's id that is none, or for which the embedding of so many rows has no row.
+
+    A look-up beyond an embedding is no error in jax: it reads the last row.
+    """
+    for name in _TOKENS:
+        value = values.get(name)
+        for token in value if isinstance(value, list | tuple) else [value] * (value is not None):
+            if type(token) is not int or token < 0:
+                raise _unexpected(name, value, source, "a token id, 0 or more")
+            if token >= rows:
+                raise LampError(
+                    f"{source}: {name} {token} has no row in the embedding, which has {rows} (vocab_size); "
+                    f"use the config.json that the model was saved with"
+                )
+
+
+def _unexpected(name: str, value: Any, source: str, wanted: str) -> LampError:
+    shown = "null" if value is None else glimpse(value)
+    return LampError(
+        f"{source}: {name} is {shown}, expected {wanted}; use the config.json that the model was saved with"
+    )
