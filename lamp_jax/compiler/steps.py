@@ -32,7 +32,7 @@ from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.lora import adapter_shapes, adapter_specs
 from lamp_jax.models.t5_config import SIZES, T5Config
-from lamp_jax.models.weights import CONFIG, abstract_t5, read_json
+from lamp_jax.models.weights import CONFIG, abstract_t5, read_config, read_t5_config
 from lamp_jax.retrieval.encoders import LONGEST, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.sharding import Rules, check_divides, model_layout, shards
 from lamp_jax.steps.adapters import Part, Users, make_adapter_update, start_users
@@ -226,7 +226,7 @@ def _t5_config(experiment: Asking | TrainAdapters) -> T5Config:
     if isinstance(experiment, Train) and experiment.model == SCRATCH:
         raise LampError("--model scratch: how large its vocabulary is shows only when it is trained; name a model")
     if Path(experiment.model).is_dir():
-        return T5Config.from_hf(read_json(Path(experiment.model) / CONFIG), source=experiment.model)
+        return read_t5_config(experiment.model)
     name = experiment.model.rpartition("/")[2]
     if name not in SIZES:
         raise LampError(f"--model {experiment.model}: give a directory with {CONFIG}, or one of {', '.join(SIZES)}")
@@ -235,7 +235,7 @@ def _t5_config(experiment: Asking | TrainAdapters) -> T5Config:
 
 def _encoder_config(name: str, kind: type[BertConfig]) -> Any:
     if Path(name).is_dir():
-        return kind.from_hf(read_json(Path(name) / CONFIG), source=name)
+        return read_config(Path(name), kind)
     published = {"facebook/contriever": BertConfig, "allenai/longformer-base-4096": LongformerConfig}
     if published.get(name) is not kind:
         raise LampError(f"{name}: give a directory with {CONFIG}, or one of {', '.join(published)}")

@@ -233,6 +233,8 @@ class Bert(nnx.Module):
     def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S], padded with NO_TOKEN -> the last hidden states [B, S, D]. No key, no dropout."""
         config, rules = self.config, self.rules
+        if tokens.shape[1] > config.longest:
+            raise LampError(f"texts of {tokens.shape[1]} tokens: this model has positions for {config.longest}")
         key_first, key_layers = split_key(key, 2)
         padding = hide_padding(tokens != NO_TOKEN)
         x = look_up(self.words, jnp.maximum(tokens, 0), rules, dtype=jnp.dtype(jnp.float32))

@@ -42,9 +42,9 @@ def read_numbers(names: Mapping[str, Any], values: Mapping[str, Any], source: st
         if name in _WHOLE:
             known[name] = check_whole(name, values[name], source)
         elif name in _RATES:
-            known[name] = _check_real(name, values[name], source, "from 0 to below 1", lambda value: 0 <= value < 1)
+            known[name] = _check_real(name, values[name], source, 0 <= _real(values[name]) < 1, "from 0 to below 1")
         elif name in _POSITIVE:
-            known[name] = _check_real(name, values[name], source, "above 0", lambda value: value > 0)
+            known[name] = _check_real(name, values[name], source, 0 < _real(values[name]) <= 1e6, "above 0, up to 1e6")
     return known
 
 
@@ -56,8 +56,13 @@ def check_whole(name: str, value: Any, source: str) -> int:
     return value
 
 
-def _check_real(name: str, value: Any, source: str, wanted: str, fits: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or not fits(value):
+def _real(value: Any) -> float:
+    """The value; NaN, which is in no range, for what is no number."""
+    return value if type(value) in (int, float) else math.nan
+
+
+def _check_real(name: str, value: Any, source: str, fits: bool, wanted: str) -> float:
+    if not fits:
         raise _unexpected(name, value, source, f"a number {wanted}")
     return value
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamp_jax.data.files import glimpse
 from lamp_jax.errors import LampError
 from lamp_jax.models.attention import AttentionOrder, attend_nearby
 from lamp_jax.models.bert import Bert, BertConfig, BertLayers
@@ -53,11 +52,10 @@ class LongformerConfig(BertConfig):
         distinct = {check_whole("attention_window", window, source) for window in windows}
         if len(distinct) != 1 or any(window < 2 or window % 2 for window in distinct):
             raise LampError(f"{source}: attention_window {found} is not supported; all layers need one even window")
-        layers = values.get("num_hidden_layers", cls.num_hidden_layers)
+        name = "num_hidden_layers"
+        layers = check_whole(name, values.get(name, cls.num_hidden_layers), source)
         if isinstance(found, list) and len(found) != layers:
-            raise LampError(
-                f"{source}: attention_window has {len(found)} entries for {glimpse(layers)} layers (num_hidden_layers)"
-            )
+            raise LampError(f"{source}: attention_window has {len(found)} entries for {layers} layers ({name})")
         return super().from_hf({**values, "attention_window": distinct.pop()}, source=source)
 
     def to_hf(self) -> dict[str, Any]:

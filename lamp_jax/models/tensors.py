@@ -101,8 +101,9 @@ def _no_weight(path: Path, name: str, dtype: Any) -> LampError:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has a file that `open_checkpoint` would read."""
-    return any((directory / name).is_file() for name in (WEIGHTS, INDEX, TORCH, TORCH_INDEX))
+    """Whether a directory has files that `open_checkpoint` would read."""
+    names = (WEIGHTS, INDEX, *((TORCH, TORCH_INDEX) if importlib.util.find_spec("torch") else ()))
+    return any((directory / name).is_file() for name in names)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
@@ -116,7 +117,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         shards = _read_index(directory / INDEX)
         held = {shard: _names(shard) for shard in sorted(set(shards.values()))}
         return Checkpoint(directory, _by_index(shards, held, directory / INDEX))
-    if any((directory / name).is_file() for name in (TORCH, TORCH_INDEX)) and importlib.util.find_spec("torch"):
+    if has_weights(directory):
         return _open_torch(directory)
     raise LampError(_no_weights(directory))
 

@@ -132,11 +132,12 @@ def read_t5_config(source: str | Path) -> T5Config:
     Whether the embeddings are tied, the weights say; without weights, `config.json` alone.
     """
     directory = find_model(source)
-    config = _read_config(directory, T5Config)
+    config = read_config(directory, T5Config)
     return _open_t5(directory)[0] if config.tie_word_embeddings and has_weights(directory) else config
 
 
-def _read_config(directory: Path, kind: Any) -> Any:
+def read_config(directory: Path, kind: Any) -> Any:
+    """The configuration of this kind (T5Config, BertConfig, LongformerConfig) in a directory's `config.json`."""
     return kind.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
 
 
@@ -146,14 +147,14 @@ def check_tokenizer(tokenizer: Any, source: str | Path, kind: type[T5Config] | t
     A look-up beyond the embedding is no error in jax: it reads the last row.
     """
     directory = find_model(source)
-    rows = _read_config(directory, kind).vocab_size
+    rows = read_config(directory, kind).vocab_size
     ids = tokenizer.get_vocab().values()
     highest = max(ids, default=-1)
     if highest >= rows:
         raise LampError(
             f"{source}: the tokenizer has {len(ids)} ids up to {highest}, and the embedding has {rows} rows "
-            f"(vocab_size in its {CONFIG}); use the tokenizer that the model was trained with, or resize the model's embedding to "
-            f"{highest + 1} rows or more and train it again"
+            f"(vocab_size in {CONFIG}); use the tokenizer that the model was trained with, or resize the model's "
+            f"embedding to {highest + 1} rows or more and train it again"
         )
 
 
@@ -187,7 +188,7 @@ def _open_t5(directory: Path) -> tuple[T5Config, Checkpoint, dict[str, Place]]:
 
     transformers 5 calls every T5 tied; it is, unless the file has two different matrices. Of equal ones one is read.
     """
-    config, checkpoint = _read_config(directory, T5Config), open_checkpoint(directory)
+    config, checkpoint = read_config(directory, T5Config), open_checkpoint(directory)
     files = checkpoint.files
     names = [_T5_TABLE, *_T5_COPIES, *([_T5_HEAD] if config.tie_word_embeddings else [])]
     table, *copies = [name for name in names if name in files] or [_T5_TABLE]
@@ -213,7 +214,7 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
     Its pooler and what a larger model has beside the encoder (`cls.*`) are not read.
     """
     directory = find_model(source)
-    config: BertConfig = _read_config(directory, BertConfig)
+    config: BertConfig = read_config(directory, BertConfig)
     checkpoint = open_checkpoint(directory)
     places = bert_places(config)
     if any(name.endswith(".gamma") for name in checkpoint.files):  # as the first BERTs were converted
@@ -236,7 +237,7 @@ def load_longformer(source: str | Path, *, seed: int = 0, **layout: Any) -> Long
     A pooler or head that is not there, as in `allenai/longformer-base-4096`, is drawn from the seed.
     """
     directory = find_model(source)
-    config: LongformerConfig = _read_config(directory, LongformerConfig)
+    config: LongformerConfig = read_config(directory, LongformerConfig)
     checkpoint = open_checkpoint(directory)
     files = checkpoint.files
     body = next((body for body in _LONGFORMER_BODIES if f"{body}embeddings.word_embeddings.weight" in files), "")
