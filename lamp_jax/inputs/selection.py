@@ -1,6 +1,6 @@
 """What a selector reads of each candidate: its prompt, and with it (RSPG-Post) the answer, within a length."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lamp_jax.config import SelectorMode
-from lamp_jax.data.files import read_json, write_json
+from lamp_jax.data.files import glimpse, read_json, write_json
 from lamp_jax.data.pools import Candidate, Choice, Pool
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import Candidates
@@ -35,6 +35,18 @@ class SelectorSettings:
     first_token: Literal["global", "local"]
 
 
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "task": lambda value: isinstance(value, str),
+    "metric": lambda value: isinstance(value, str),
+    "pool": lambda value: isinstance(value, list) and value != [] and all(isinstance(name, str) for name in value),
+    "mode": lambda value: value in ("pre", "post"),
+    "max_length": lambda value: type(value) is int and value > 0,
+    "case": lambda value: value in ("cased", "lower"),
+    "cut": lambda value: value in ("prompt", "end"),
+    "first_token": lambda value: value in ("global", "local"),
+}
+
+
 def read_settings(directory: str | Path) -> SelectorSettings:
     """The settings of a selector that lamp trained. LampError for any other directory."""
     path = Path(directory) / SETTINGS
@@ -43,6 +55,9 @@ def read_settings(directory: str | Path) -> SelectorSettings:
     found = read_json(path)
     if not isinstance(found, dict) or found.keys() != {field.name for field in fields(SelectorSettings)}:
         raise LampError(f"{path}: does not describe a selector; train or copy it again")
+    wrong = [name for name, fits in _FITS.items() if not fits(found[name])]
+    if wrong:
+        raise LampError(f"{path}: {wrong[0]} is {glimpse(found[wrong[0]])}; train the selector or copy it again")
     return SelectorSettings(**{**found, "pool": tuple(found["pool"])})
 
 

@@ -1,4 +1,4 @@
-"""Values of `config.json` that no model can have: refused where it is read, in the same words for every kind of model."""
+"""Values of `config.json` that no model can have: refused where it is read, for every kind of model."""
 
 import json
 
@@ -30,12 +30,16 @@ EACH_SIZE = [(kind, name) for kind, names in SIZES.items() for name in names]
 EACH_REAL = [(kind, name) for kind, names in REALS.items() for name in names]
 
 
+def _shown(value):
+    return repr(value)[:8]
+
+
 def refuse(kind, match, **values):
     with pytest.raises(LampError, match=rf"m/config\.json: {match}"):
         KINDS[kind].from_hf({**KINDS[kind]().to_hf(), **values}, source="m/config.json")
 
 
-@pytest.mark.parametrize("value", ["8", None, True, 8.0, [], {}, 0, -1, 10**30], ids=repr)
+@pytest.mark.parametrize("value", ["8", None, True, 8.0, [], {}, 0, -1, 10**30], ids=_shown)
 @pytest.mark.parametrize(("kind", "name"), EACH_SIZE)
 def test_a_size_is_a_whole_number_within_reason(kind, name, value):
     if (name, value) == ("num_decoder_layers", None):  # as HF writes "as many as the encoder"
@@ -44,11 +48,11 @@ def test_a_size_is_a_whole_number_within_reason(kind, name, value):
         refuse(kind, f"{name} ", **{name: value})
 
 
-@pytest.mark.parametrize("value", ["0.1", None, True, [], -0.5, float("nan"), float("inf"), 10**400], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["0.1", None, True, [], -0.5, float("nan"), float("inf"), 10**400], ids=lambda value: repr(value)[:8]
+)
 @pytest.mark.parametrize(("kind", "name"), EACH_REAL)
 def test_a_rate_is_a_number_in_its_range(kind, name, value):
-    if name in ("initializer_factor", "initializer_range") and value == 10**400:
-        pytest.skip("of any size")
     refuse(kind, f"{name} is", **{name: value})
 
 

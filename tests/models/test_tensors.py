@@ -290,9 +290,7 @@ def test_only_where_torch_is_missing_one_is_sent_to_install_it(tmp_path, monkeyp
     assert "torch," not in str(caught.value)
     (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        LampError, match=r"has pytorch_model\.bin\.index\.json but no model\.safetensors; install torch"
-    ):
+    with pytest.raises(LampError, match=r"has pytorch_model\.bin\.index\.json but no .*; install torch"):
         open_checkpoint(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""T5s of which embedding and head are tied or not, and outputs scaled or not: each as transformers reads and writes it."""
+"""T5s, tied or not and scaled or not: each is read and written as transformers does."""
 
 import json
 from dataclasses import replace
