@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lamp_jax.config import Storage
