@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lamp_jax.errors import LampError
+from lamp_jax.inputs.byte_tokenizer import byte_backend
+from lamp_jax.inputs.sentencepiece import make_from_sentencepiece
+from lamp_jax.inputs.tokenizer_files import FILES, Found, check_files, check_tokenizer
 from lamp_jax.processes import agree
 from lamp_jax.tasks.prompts import without_surrogates
 
@@ -19,24 +22,63 @@ TOKENIZER_FILES = (
     *("spiece.model", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
 )
 """What `keep_tokenizer` may write, whatever the tokenizer."""
+_T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 EXTRA_IDS = 100  # T5's sentinels, at the end of the vocabulary
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The fast tokenizer of a model directory or hub name. Raises LampError where there is none."""
-    from transformers import AutoTokenizer
-
+    """The fast tokenizer of a model directory or hub name. Raises LampError where there is none that can be used."""
     path = Path(name)
-    if path.is_dir() and not any((path / file).exists() for file in ("tokenizer.json", "spiece.model")):
-        raise LampError(
-            f"{path}: holds no tokenizer (tokenizer.json or spiece.model); copy the model's whole directory"
-        )
     if not path.is_dir() and (path.is_absolute() or str(name).startswith(".")):
         raise LampError(f"{path}: no such directory")
+    directory = path if path.is_dir() else _download(str(name))
+    found = check_files(directory)
     try:
-        return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError) as error:
+        tokenizer = _load(directory, found)
+        tokenizer(["a", "\U0010ffff"])  # what is amiss in a file may show only in use
+    except LampError:
+        raise
+    except BaseException as error:
+        # Damaged files end in errors of any class there, `tokenizers` panics of no Exception's class among them.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        files = ", ".join(file for file in FILES if (directory / file).exists())
+        raise LampError(
+            f"{name}: no tokenizer can be made of its {files} ({type(error).__name__}: {error}); copy these files again"
+        ) from error
+    check_tokenizer(directory, found, tokenizer)
+    return tokenizer
+
+
+def _download(name: str) -> Path:
+    """The hub's copy of a tokenizer's files, downloaded once."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (OSError, HFValidationError) as error:
         raise LampError(f"{name}: neither a model directory nor a hub name that can be reached ({error})") from error
+
+
+def _load(directory: Path, found: Found) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    settings, kind = found.settings, str(found.settings.get("tokenizer_class"))
+    if (directory / "tokenizer.json").exists():
+        # transformers 5 makes the file's tokenizer anew for this class: its unknown piece has the id 2 in any case,
+        # </s> in MADLAD-400, and no model falls back to bytes.
+        anew = kind.removesuffix("Fast") == "T5Tokenizer"
+        if anew and (found.model.get("unk_id") != 2 or found.model.get("byte_fallback")):
+            return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    elif kind == "ByT5Tokenizer":
+        made = byte_backend(settings, directory / "tokenizer_config.json")
+        return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **_T5_TOKENS)
+    elif (directory / "spiece.model").exists():
+        made = make_from_sentencepiece(directory / "spiece.model", settings)
+        names = {name: token for name, token in _T5_TOKENS.items() if not settings.get(name)}
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), tokenizer_object=made, **names)
+    return AutoTokenizer.from_pretrained(str(directory))
 
 
 def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
@@ -83,10 +125,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
-    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     extra = [f"<extra_id_{i}>" for i in range(EXTRA_IDS)]
     words = pre_tokenizers.Metaspace()
-    return _train_bpe(texts, vocab_size, normalizer, words, names, form=["$A", "</s>"], extra_special_tokens=extra)
+    return _train_bpe(texts, vocab_size, normalizer, words, _T5_TOKENS, form=["$A", "</s>"], extra_special_tokens=extra)
 
 
 def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int, cased: bool = False) -> Any:

@@ -1,5 +1,6 @@
 """Adapters in and out of directories of Hugging Face's `peft`."""
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -15,32 +16,62 @@ from lamp_jax.data.files import atomic_path, atomic_write
 from lamp_jax.errors import LampError
 from lamp_jax.models.hf_names import t5_places
 from lamp_jax.models.lora import DOWN, UP
+from lamp_jax.models.peft_config import CONFIG, read_peft_form
 from lamp_jax.models.t5_config import T5Config
-from lamp_jax.models.weights import read_json, write_tensors
+from lamp_jax.models.weights import write_tensors
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, TORCH = "adapter_model.safetensors", "adapter_model.bin"
 
 _PREFIX = "base_model.model."
-_OTHER_KINDS = (
-    *("use_dora", "use_rslora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save"),
-    *("rank_pattern", "alpha_pattern", "layers_to_transform", "layer_replication", "alora_invocation_tokens"),
-    *("exclude_modules", "target_parameters", "trainable_token_indices", "velora_config", "monteclora_config"),
-)
-"""Options of peft that make an adapter compute something else."""
-_SAME_BASE = ("gaussian", "orthogonal", "eva", "mica")
-"""Names of first values that leave the base's weights as they are; others (PiSSA, OLoRA) are taken out of them."""
+
+
+def read_form(directory: str | Path, config: T5Config) -> Lora:
+    """What kind of LoRA a directory holds for a T5. LampError for one that cannot be computed here."""
+    return read_peft_form(directory, config).lora
 
 
 def read_peft(directory: str | Path, config: T5Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The adapter of a directory: its arrays of these shapes. LampError, with all that differs, where it has others."""
-    directory = Path(directory)
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except FileNotFoundError:
-        raise LampError(f"{directory / WEIGHTS}: no such file; save the adapter with peft's save_pretrained") from None
-    except SafetensorError as error:
-        raise LampError(f"{directory / WEIGHTS}: not a whole safetensors file ({error}); copy it again") from None
-    expected = tensor_shapes(config, shapes)
+    """The adapter of a directory: its arrays of these shapes. LampError, with all that differs, where it has others.
+
+    A module that the directory's configuration does not choose gets 0. One of lower rank than the arrays is filled up
+    with 0, and one of another scale is multiplied by what that differs.
+    """
+    lora, additions = read_peft_form(directory, config)
+    path, tensors = _read_tensors(Path(directory))
+    places, ours = _places(config, shapes), tensor_shapes(config, shapes)
+    expected = {}
+    for name, shape in ours.items():
+        module, part = _module(name)
+        if module in additions:
+            rank = additions[module].rank if lora.rank == _rank_of(shape, part) else _rank_of(shape, part)
+            expected[name] = (rank, shape[1]) if part == "lora_A" else (shape[0], rank)
+    _check_tensors(path, tensors, expected)
+    adapter = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for name in expected:
+        array, layer = places[name]
+        module, part = _module(name)
+        values = np.asarray(tensors[name], np.float32)
+        if part == "lora_B" and additions[module].scale != lora.alpha / lora.rank:
+            values = values * np.float32(additions[module].scale / (lora.alpha / lora.rank))
+        full = np.zeros(ours[name], np.float32)
+        full[: values.shape[0], : values.shape[1]] = values
+        adapter[array][layer] = full.T.reshape(adapter[array][layer].shape)
+    if not any(values.any() for name, values in adapter.items() if name.endswith(f".{UP}")):
+        raise LampError(f"{path}: has no effect, all of its lora_B are 0; train it first")
+    return adapter
+
+
+def _module(name: str) -> tuple[str, str]:
+    """The module of a tensor's name in peft's file, and which of its two matrices it is."""
+    module, part, _ = name.removeprefix(_PREFIX).rsplit(".", 2)
+    return module, part
+
+
+def _rank_of(shape: tuple[int, ...], part: str) -> int:
+    return shape[0] if part == "lora_A" else shape[1]
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [f"unexpected: {name}" for name in tensors if name not in expected]
     problems += [
@@ -50,38 +81,52 @@ def read_peft(directory: str | Path, config: T5Config, shapes: Mapping[str, tupl
     ]
     if problems:
         listed = "\n  ".join(problems)
-        raise LampError(f"{directory / WEIGHTS}: does not fit the model ({len(problems)} mismatches)\n  {listed}")
-    adapter = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    for name, (array, layer) in _places(config, shapes).items():
-        part = adapter[array][layer]
-        part[...] = np.asarray(tensors[name], np.float32).T.reshape(part.shape)
-    if not any(values.any() for name, values in adapter.items() if name.endswith(f".{UP}")):
-        raise LampError(f"{directory / WEIGHTS}: has no effect, all of its lora_B are 0; train it first")
-    return adapter
+        raise LampError(f"{path}: does not fit the model ({len(problems)} mismatches)\n  {listed}")
+    broken = [name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()]
+    if broken:
+        raise LampError(f"{path}: {broken[0]} holds numbers that are not finite; train the adapter again")
 
 
-def read_form(directory: str | Path) -> Lora:
-    """What kind of LoRA a directory holds. LampError for anything but a plain one."""
-    path = Path(directory) / CONFIG
-    config = read_json(path)
-    if config.get("peft_type") != "LORA":
-        raise LampError(f"{path}: peft_type {config.get('peft_type')!r}; only LORA can be imported")
-    others = [name for name in _OTHER_KINDS if config.get(name)]
-    others += ["bias"] * (config.get("bias", "none") != "none")
-    if others:
-        raise LampError(f"{path}: {', '.join(others)}: only a plain LoRA can be imported, without these options")
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower() not in _SAME_BASE:
-        raise LampError(
-            f"{path}: init_lora_weights {start!r} changed the base's weights, so the plain base needs another adapter; "
-            "save it with peft's `path_initial_model_for_weight_conversion`, or train it with init_lora_weights=True"
-        )
+def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """The file with an adapter's tensors and what it holds; as peft does, a PyTorch file where there is no other."""
+    path = directory / WEIGHTS
+    if not path.exists() and (directory / TORCH).exists():
+        return directory / TORCH, _read_torch(directory / TORCH)
     try:
-        targets = config["target_modules"]
-        targets = (targets,) if isinstance(targets, str) else tuple(targets)
-        return Lora(int(config["r"]), float(config["lora_alpha"]), targets, float(config.get("lora_dropout", 0.0)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise LampError(f"{path}: not a whole configuration ({error!r}); save the adapter again with peft") from None
+        return path, load_file(path)
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such file; save the adapter with peft's save_pretrained") from None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise LampError(f"{path}: not a whole safetensors file ({error}){_pointer(path)}; copy it again") from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    if not importlib.util.find_spec("torch"):
+        raise LampError(
+            f"{path}: a PyTorch file, which only torch can read; install torch==2.13.0, or save the adapter again with "
+            "peft's save_pretrained(DIR, safe_serialization=True)"
+        )
+    import torch
+
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file ends in errors of many classes there
+        hint = _pointer(path)
+        raise LampError(
+            f"{path}: not a whole PyTorch file of tensors ({type(error).__name__}){hint}; copy it again"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
+        raise LampError(f"{path}: holds something else than named tensors; save the adapter again with peft")
+    return {str(name): one.float().numpy() for name, one in tensors.items()}
+
+
+def _pointer(path: Path) -> str:
+    """What to say beside an error if the file is what git-lfs leaves in the place of one."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        is_pointer = file.read(32).startswith(b"version https://git-lfs")
+    return ", but a pointer of git-lfs: run `git lfs pull`" if is_pointer else ""
 
 
 FILES = (CONFIG, WEIGHTS)

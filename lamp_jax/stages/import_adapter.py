@@ -14,9 +14,10 @@ from lamp_jax.stages.train_adapters import make_form
 
 def run(options: ImportAdapter) -> None:
     check_apart([Path(options.store)], [options.directory, options.model])
-    lora = read_form(options.directory)
+    config = read_t5_config(options.model)
+    lora = read_form(options.directory, config)
     form = make_form(options.model, lora, _kept(options))
-    adapter = read_peft(options.directory, read_t5_config(options.model), form.shapes)
+    adapter = read_peft(options.directory, config, form.shapes)
     with contextlib.closing(create_store(options.store, form)) as store:
         entry = Entry(options.user, options.items, updates=0, loss=None)
         store.append([entry], {name: values[None] for name, values in adapter.items()})

@@ -1,5 +1,6 @@
 """Adapters go from and to peft's directories as they are."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
 from lamp_jax.models.lora import adapter_shapes, attach
-from lamp_jax.models.peft import CONFIG, WEIGHTS, read_form, read_peft, tensor_shapes, write_peft
+from lamp_jax.models.peft import CONFIG, TORCH, WEIGHTS, read_form, read_peft, tensor_shapes, write_peft
+from lamp_jax.models.peft_config import read_peft_form
 from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.models.weights import abstract_t5, save_t5
 from tests.models.tiny import GATED, TIED, build, make_batch
@@ -55,7 +57,7 @@ def assert_same(found, expected):
 def test_what_is_written_is_read(tmp_path, kind):
     adapter, lora = draw(kind), replace(LORAS[kind], dropout=0.0)
     write_peft(tmp_path / "new", adapter, CONFIGS[kind], lora, base="some/base")
-    form = read_form(tmp_path / "new")
+    form = read_form(tmp_path / "new", CONFIGS[kind])
     assert (form.rank, form.alpha, form.targets) == (lora.rank, lora.alpha, lora.targets)
     assert_same(read_peft(tmp_path / "new", CONFIGS[kind], shapes_of(kind)), adapter)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [CONFIG, WEIGHTS]
@@ -132,15 +134,10 @@ def test_an_adapter_of_another_model_does_not_fit(directory):
 
 OTHERS = {
     "use_dora": True,
-    "use_rslora": True,
     "lora_bias": True,
     "modules_to_save": ["lm_head"],
-    "rank_pattern": {"q": 4},
-    "alpha_pattern": {"q": 4},
-    "layers_to_transform": [0],
     "bias": "all",
     "trainable_token_indices": [3],
-    "exclude_modules": ["wo"],
 }
 
 
@@ -148,7 +145,7 @@ OTHERS = {
 def test_other_kinds_of_lora_are_an_error(directory, option):
     change(directory, **{option: OTHERS[option]})
     with pytest.raises(LampError, match=f"{CONFIG}: {option}: only a plain LoRA can be imported"):
-        read_form(directory)
+        read_form(directory, GATED)
 
 
 @pytest.mark.parametrize(
@@ -158,23 +155,181 @@ def test_an_adapter_that_was_made_with_another_base_is_an_error(directory, start
     change(directory, init_lora_weights=start)
     message = rf"{CONFIG}: init_lora_weights '{start}' .* `path_initial_model_for_weight_conversion`"
     with pytest.raises(LampError, match=message):
-        read_form(directory)
+        read_form(directory, GATED)
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "Gaussian", "orthogonal", "eva", "mica"])
 def test_how_an_adapter_of_the_same_base_began_makes_no_difference(directory, start):
     change(directory, init_lora_weights=start)
-    assert read_form(directory).rank == LORAS["gated"].rank
+    assert read_form(directory, GATED).rank == LORAS["gated"].rank
 
 
 def test_other_kinds_of_adapters_are_an_error(directory):
     change(directory, peft_type="IA3")
     with pytest.raises(LampError, match="peft_type 'IA3'; only LORA can be imported"):
-        read_form(directory)
+        read_form(directory, GATED)
+
+
+# What peft 0.21.2 chooses of a gated T5's modules is asked of it below, where it is installed.
+CHOICES = {
+    "regex": {"target_modules": r".*\.(q|v)"},
+    "regex-decoder": {"target_modules": r"decoder\..*EncDecAttention\.(q|k)"},
+    "regex-is-complete": {"target_modules": r".*DenseReluDense\.wi_0|.*Attention\.q"},
+    "all-linear": {"target_modules": "all-linear"},
+    "All-Linear": {"target_modules": "All-Linear"},
+    "suffixes": {"target_modules": ["q", "SelfAttention.v", "decoder.block.1.layer.2.DenseReluDense.wo"]},
+    "one-is-nowhere": {"target_modules": ["q", "query_key_value"]},
+    "excluded": {"target_modules": "all-linear", "exclude_modules": ["wo", "SelfAttention.k"]},
+    "excluded-by-regex": {"target_modules": ["q", "v"], "exclude_modules": r"encoder\..*"},
+    "layer": {"target_modules": ["q", "v"], "layers_to_transform": 1},
+    "layers": {"target_modules": ["q", "wi_0"], "layers_to_transform": [0], "layers_pattern": "block"},
+    "layers-inside": {"target_modules": ["q", "wi_0"], "layers_to_transform": [1], "layers_pattern": ["layer"]},
+    "ranks": {"target_modules": ["q", "v"], "rank_pattern": {"decoder.*q": 4, "v": 1}},
+    "alphas": {"target_modules": ["q", "v"], "alpha_pattern": {r"encoder\.block\.0\..*": 3, "v": 24}},
+    "rslora": {"target_modules": ["q", "v"], "use_rslora": True},
+    "all-together": {
+        "target_modules": "all-linear",
+        "exclude_modules": ["wi_1"],
+        "rank_pattern": {"q": 3, "wo": 5},
+        "alpha_pattern": {"EncDecAttention.q": 7},
+        "use_rslora": True,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "count", "targets"),
+    [
+        ("regex", 12, ("q", "v")),
+        ("regex-decoder", 4, ("k", "q")),
+        ("regex-is-complete", 10, ("q", "wi_0")),
+        ("all-linear", 36, ("k", "o", "q", "v", "wi_0", "wi_1", "wo")),
+        ("suffixes", 11, ("q", "v", "wo")),
+        ("layer", 6, ("q", "v")),
+    ],
+)
+def test_modules_are_chosen_by_names_and_patterns(directory, choice, count, targets):
+    """Of two layers of 1 + 2 attentions of four projections and 1 + 1 perceptrons of three."""
+    assert (GATED.num_layers, GATED.num_decoder_layers) == (2, 2)
+    change(directory, **CHOICES[choice])
+    lora, additions = read_peft_form(directory, GATED)
+    assert (len(additions), lora.targets) == (count, targets)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"target_modules": ".*"}, "target_modules takes in shared, .*lm_head.*; only a T5's projections"),
+        ({"target_modules": ["q", "lm_head"]}, "target_modules takes in lm_head;"),
+        (
+            {"target_modules": ["query"]},
+            r"target_modules \['query'\] names no projection of this model, which are k, o, q",
+        ),
+        ({"target_modules": "q"}, "target_modules 'q' names no projection"),  # a regular expression for peft too
+        ({"target_modules": "(q"}, r"'\(q' is no regular expression"),
+        ({"target_modules": ["q"], "rank_pattern": {"(q": 2}}, ".* is no regular expression"),
+        ({"target_modules": ["q"], "rank_pattern": {"q": "2"}}, "not a whole configuration .*q '2'"),
+        ({"target_modules": ["q"], "rank_pattern": [2]}, "not a whole configuration .*rank_pattern"),
+        ({"target_modules": ["q"], "layers_to_transform": ["1"]}, "not a whole configuration .*layers_to_transform"),
+        ({"target_modules": r".*\.q", "layers_to_transform": [1]}, "layers_to_transform goes with a list"),
+        ({"target_modules": None}, "not a whole configuration .*target_modules None"),
+        ({"target_modules": {"q": 1}}, "not a whole configuration .*target_modules"),
+        ({"exclude_modules": [1]}, "not a whole configuration .*exclude_modules"),
+        ({"r": 0}, "not a whole configuration .*r 0"),
+        ({"r": True}, "not a whole configuration .*r True"),
+        ({"r": None}, "not a whole configuration .*r None"),
+        ({"lora_alpha": float("nan")}, "not a whole configuration .*lora_alpha nan"),
+        ({"lora_dropout": "0.1"}, "not a whole configuration .*lora_dropout '0.1'"),
+    ],
+)
+def test_a_configuration_that_cannot_be_followed_is_a_named_error(directory, values, message):
+    change(directory, **values)
+    with pytest.raises(LampError, match=f"{CONFIG}: {message}") as caught:
+        read_form(directory, GATED)
+    assert str(directory) in str(caught.value)
+
+
+def draw_theirs(torch, model):
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_" in name:
+                values.copy_(0.15 * torch.randn(values.shape, generator=random))
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+@pytest.mark.parametrize("choice", CHOICES)
+def test_pefts_choice_of_modules_is_ours(tmp_path, choice):
+    """The same modules as peft, and the same logits, whether the file has peft's resolved names or the user's."""
+    torch, peft, base = open_theirs(tmp_path, "gated")
+    before = theirs(torch, base)
+    settings = {"r": 2, "lora_alpha": 12, "lora_dropout": 0.25} | CHOICES[choice]
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", **settings))
+    draw_theirs(torch, model)
+    model.save_pretrained(tmp_path / "theirs")
+    modules = {name.removeprefix("base_model.model.") for name, one in model.named_modules() if hasattr(one, "lora_A")}
+    expected = theirs(torch, model)
+    assert np.abs(expected - before).max() > 0.03
+    for rewritten in ({}, CHOICES[choice]):
+        change(tmp_path / "theirs", **rewritten)
+        form, additions = read_peft_form(tmp_path / "theirs", GATED)
+        assert set(additions) == modules
+        adapter = read_peft(tmp_path / "theirs", GATED, shapes_of("gated", form))
+        np.testing.assert_allclose(logits_of("gated", adapter, form), expected, atol=1e-4)
+
+
+def test_a_pytorch_file_is_read_where_torch_is(directory):
+    torch = pytest.importorskip("torch")
+    adapter = read_gated(directory)
+    tensors = {name: torch.tensor(values) for name, values in load_file(directory / WEIGHTS).items()}
+    torch.save(tensors, directory / TORCH)
+    (directory / WEIGHTS).unlink()
+    assert_same(read_gated(directory), adapter)
+    torch.save({name: values.bfloat16() for name, values in tensors.items()}, directory / TORCH)
+    rounded = read_gated(directory)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2**-7), rounded, adapter)
+    torch.save([1, 2], directory / TORCH)
+    with pytest.raises(LampError, match=f"{TORCH}: holds something else than named tensors"):
+        read_gated(directory)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"version https://git-lfs.github.com/spec/v1\noid", b"PK\x03\x04cut"]
+)
+def test_a_damaged_pytorch_file_is_a_named_error(directory, content):
+    pytest.importorskip("torch")
+    (directory / WEIGHTS).unlink()
+    (directory / TORCH).write_bytes(content)
+    with pytest.raises(LampError, match=f"{TORCH}: not a whole PyTorch file") as caught:
+        read_gated(directory)
+    assert ("git lfs pull" in str(caught.value)) == content.startswith(b"version")
+
+
+def test_a_pytorch_file_without_torch_is_a_named_error(directory, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (directory / WEIGHTS).rename(directory / TORCH)
+    with pytest.raises(LampError, match=f"{TORCH}: a PyTorch file, .*install torch"):
+        read_gated(directory)
+
+
+def test_a_pointer_of_git_lfs_is_named(directory):
+    (directory / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
+    with pytest.raises(LampError, match=f"{WEIGHTS}: .*git lfs pull"):
+        read_gated(directory)
+
+
+def test_numbers_that_are_not_finite_are_named(directory):
+    def spoil(tensors):
+        tensors[QUERY.format("B")] = tensors[QUERY.format("B")] * np.float32("nan")
+
+    change_tensors(directory, spoil)
+    with pytest.raises(LampError, match=rf"{WEIGHTS}: .*SelfAttention\.q\.lora_B\.weight holds numbers that are not"):
+        read_gated(directory)
 
 
 def read_both(directory):
-    return read_form(directory), read_gated(directory)
+    return read_form(directory, GATED), read_gated(directory)
 
 
 def remove_weights(directory):
@@ -230,7 +385,7 @@ def test_a_directory_that_is_no_adapter_is_a_named_error(directory, spoil, messa
 
 def test_a_directory_that_is_not_there_is_a_named_error(tmp_path):
     with pytest.raises(LampError, match=f"has no {CONFIG}"):
-        read_form(tmp_path / "missing")
+        read_form(tmp_path / "missing", GATED)
 
 
 def logits_of(kind, adapter, lora):
@@ -275,7 +430,7 @@ def test_pefts_adapter_says_the_same_here(tmp_path, kind):
             if "lora_" in name:
                 values.copy_(0.15 * torch.randn(values.shape, generator=random))
     model.save_pretrained(tmp_path / "theirs")
-    form = read_form(tmp_path / "theirs")
+    form = read_form(tmp_path / "theirs", CONFIGS[kind])
     assert (form.rank, form.alpha, sorted(form.targets)) == (lora.rank, lora.alpha, sorted(lora.targets))
     adapter = read_peft(tmp_path / "theirs", CONFIGS[kind], shapes_of(kind, form))
     expected = theirs(torch, model)
@@ -301,9 +456,9 @@ def test_an_adapter_of_another_base_says_the_same_here_once_peft_has_converted_i
                 values.add_(0.1 * torch.randn(values.shape, generator=torch.Generator().manual_seed(0)))
     model.save_pretrained(tmp_path / "plain")
     with pytest.raises(LampError, match=f"init_lora_weights '{start}'"):
-        read_form(tmp_path / "plain")
+        read_form(tmp_path / "plain", CONFIGS[kind])
     model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
-    form = read_form(tmp_path / "converted")
+    form = read_form(tmp_path / "converted", CONFIGS[kind])
     adapter = read_peft(tmp_path / "converted", CONFIGS[kind], shapes_of(kind, form))
     np.testing.assert_allclose(logits_of(kind, adapter, form), theirs(torch, model), atol=1e-4)
 

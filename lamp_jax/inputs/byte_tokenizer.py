@@ -1,0 +1,45 @@
+"""ByT5's tokenizer: a token for each byte of a text's UTF-8, without a vocabulary file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lamp_jax.errors import LampError
+
+_SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0 to 2; bytes follow, then the sentinels
+
+
+def byte_backend(settings: Mapping[str, Any], source: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a ByT5. LampError where the settings, which `source` holds, are not ByT5's own.
+
+    Ids are those of transformers' ByT5Tokenizer, with one difference, which T5's tokenizers have too: a text that ends
+    in the characters `</s>` gets another one.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    for role, token in zip(("pad", "eos", "unk"), _SPECIAL, strict=True):
+        found = settings.get(f"{role}_token", token)
+        found = found.get("content") if isinstance(found, dict) else found
+        if found != token:
+            raise LampError(f"{source}: {role}_token {found!r}; that of a ByT5 is {token!r}")
+    extra = settings.get("extra_ids", 125)
+    if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
+        raise LampError(f"{source}: extra_ids {extra!r} is no number from 0 on")
+    pieces = [*_SPECIAL, *_byte_characters()]
+    tokenizer: Any = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Bytes that are no UTF-8, such as a generated text's that ends inside a character, are left out.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\ufffd", "")])
+    tokenizer.add_special_tokens([AddedToken(name, lstrip=True, rstrip=True, normalized=False) for name in _SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(f"<extra_id_{n}>", normalized=False) for n in range(extra)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
+    )
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The characters that `tokenizers` writes the bytes 0 to 255 as: themselves where one can see them."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return [chr(byte if byte in seen else 256 + others.index(byte)) for byte in range(256)]
