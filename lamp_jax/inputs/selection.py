@@ -75,7 +75,13 @@ class CandidateReader:
 
     def __init__(self, tokenizer: Any, settings: SelectorSettings):
         self._tokenizer, self.settings = tokenizer, settings
-        self._begin, *self._end = tokenizer("").input_ids
+        special = tokenizer("").input_ids
+        if len(special) < 2 or tokenizer.sep_token is None:
+            raise LampError(
+                f"{tokenizer.name_or_path}: its tokenizer marks no begin, end and separator of a text, as a selector's "
+                "does; give a selector with the tokenizer that it was trained with"
+            )
+        self._begin, *self._end = special
 
     def __call__(self, candidates: Sequence[Candidate]) -> list[list[int]]:
         prompts, length = [one.prompt for one in candidates], self.settings.max_length

@@ -39,6 +39,11 @@ def reader(settings):
     return CandidateReader(tokenizer(), settings)
 
 
+def test_a_generators_tokenizer_is_a_named_error():
+    with pytest.raises(LampError, match="t5_ft: its tokenizer marks no begin, end and separator"):
+        CandidateReader(load_tokenizer(LONGFORMER.parent / "t5_ft"), POST)
+
+
 def read(prompt, output="", settings=POST, **changes):
     (ids,) = reader(replace(settings, **changes))([Candidate(prompt, output)])
     return ids
