@@ -271,12 +271,16 @@ def test_pefts_choice_of_modules_is_ours(tmp_path, choice):
     modules = {name.removeprefix("base_model.model.") for name, one in model.named_modules() if hasattr(one, "lora_A")}
     expected = theirs(torch, model)
     assert np.abs(expected - before).max() > 0.03
+    read = []
     for rewritten in ({}, CHOICES[choice]):
         change(tmp_path / "theirs", **rewritten)
         form, additions = read_peft_form(tmp_path / "theirs", GATED)
         assert set(additions) == modules
-        adapter = read_peft(tmp_path / "theirs", GATED, shapes_of("gated", form))
-        np.testing.assert_allclose(logits_of("gated", adapter, form), expected, atol=1e-4)
+        read.append((form, read_peft(tmp_path / "theirs", GATED, shapes_of("gated", form))))
+    (form, adapter), (again, same) = read
+    assert form == again
+    assert_same(same, adapter)
+    np.testing.assert_allclose(logits_of("gated", adapter, form), expected, atol=1e-4)
 
 
 def test_a_pytorch_file_is_read_where_torch_is(directory):
