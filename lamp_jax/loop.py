@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lamp_jax.checkpoints import Checkpoints
-from lamp_jax.config import Learning
+from lamp_jax.config import Learning, Optimization
 from lamp_jax.data.remote import CHECKPOINTS
+from lamp_jax.divergence import DIVERGED, DivergedError, Unread, check, end_diverged, norm_of
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.hosts import watch
 from lamp_jax.inputs.batches import Batches, read_ahead
@@ -31,7 +32,7 @@ WAIT, UPDATE = "wait for data", "update"
 """What a profiler's trace calls the two parts of a step."""
 
 
-RUN_FILES = ("metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
+RUN_FILES = (DIVERGED, "metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
 """What `fit` writes to a run's directory, beside the best model."""
 
 
@@ -45,8 +46,23 @@ class Progress:
     since_best: int = 0
 
 
+def check_optimization(learning: Optimization) -> None:
+    """LampError for numbers with which nothing is learned."""
+    for name, fits, wanted in (
+        ("batch_size", learning.batch_size >= 1, "1 or more"),
+        ("epochs", 0 < learning.epochs < math.inf, "more than 0, and finite"),
+        ("learning_rate", 0 < learning.learning_rate < math.inf, "more than 0, and finite"),
+        ("warmup_ratio", 0 <= learning.warmup_ratio <= 1, "from 0 to 1"),
+        ("weight_decay", 0 <= learning.weight_decay < math.inf, "0 or more, and finite"),
+        ("clip", learning.clip > 0, "more than 0"),
+    ):
+        if not fits:
+            raise LampError(f"--{name.replace('_', '-')} {getattr(learning, name)}: must be {wanted}")
+
+
 def check_learning(learning: Learning, mesh: Mesh) -> None:
-    """LampError unless a batch divides into the parts in which it is computed, and each part over the devices."""
+    """LampError for numbers with which nothing is learned, or if a batch does not divide into its parts and devices."""
+    check_optimization(learning)
     if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
         raise LampError(
             f"--batch-size {learning.batch_size} does not divide into --accumulation {learning.accumulation}"
@@ -79,7 +95,8 @@ def fit(
     """Learns the parameters on the current mesh; `train` with checkpoints and logs in `output`.
 
     A run that stands there goes on behind its newest checkpoint. `evaluate` and `keep_best` take the parameters.
-    Preempted, with all on disk, where SIGTERM ended it.
+    Preempted, with all on disk, where SIGTERM ended it. LampError where numbers were not finite: nothing is kept of the
+    updates behind the last checkpoint, and `check_converging` says so to the next command.
     """
     total_steps = math.ceil(learning.epochs * len(batches))
     optimizer = make_optimizer(learning, total_steps)
@@ -99,21 +116,32 @@ def fit(
         if restored := checkpoints.restore(jax.tree.map(abstract, state)):
             state, progress = restored[0], Progress(**restored[1])
             print(f"{output}: going on after step {progress.step} of {total_steps}")
-        _, progress = train(
-            state,
-            progress,
-            update=update_on_devices,
-            batches=read_ahead(batches, progress.step, total_steps),
-            total_steps=total_steps,
-            evaluate_every=max(1, round(learning.evaluate_every * len(batches))),
-            evaluate=lambda state: evaluate(state.params),
-            higher_is_better=higher_is_better,
-            keep_best=lambda state: keep_best(state.params),
-            save=checkpoints.save,
-            patience=learning.patience,
-            log=log,
-            must_stop=must_stop,
-        )
+        kept = progress
+
+        def save(step: int, state: TrainState, progress: dict[str, Any]) -> None:
+            nonlocal kept
+            checkpoints.save(step, state, progress)
+            kept = Progress(**progress)
+
+        try:
+            _, progress = train(
+                state,
+                progress,
+                update=update_on_devices,
+                batches=read_ahead(batches, progress.step, total_steps),
+                total_steps=total_steps,
+                evaluate_every=max(1, round(learning.evaluate_every * len(batches))),
+                measure=lambda state: norm_of(state.params),
+                evaluate=lambda state: evaluate(state.params),
+                higher_is_better=higher_is_better,
+                keep_best=lambda state: keep_best(state.params),
+                save=save,
+                patience=learning.patience,
+                log=log,
+                must_stop=must_stop,
+            )
+        except DivergedError as error:
+            raise end_diverged(output, error, learning, saved=kept.step, best=kept.best_step) from None
     print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
     return progress
 
@@ -131,6 +159,7 @@ def train(
     batches: Iterable[Any],
     total_steps: int,
     evaluate_every: int,
+    measure: Callable[[Any], Mapping[str, Any]] = lambda state: {},
     evaluate: Callable[[Any], Mapping[str, float]],
     higher_is_better: bool,
     keep_best: Callable[[Any], None],
@@ -143,34 +172,45 @@ def train(
 
     After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where its "validation" is the best so
     far, `save`. Ends early after `patience` evaluations without a better score (0: never). Where a step `must_stop` the
-    run, it is saved too, and Preempted raised, unless it was the last.
+    run, it is saved too, and Preempted raised, unless it was the last. Before anything is kept, all losses so far, what
+    `measure` finds in the state and what `evaluate` finds must be finite: DivergedError, with the first step at which
+    they are not.
     """
-    bar = tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None)
-    for batch in _marked(batches):
-        if progress.step >= total_steps or 0 < patience <= progress.since_best:
-            break
-        step = progress.step + 1
-        with jax.profiler.StepTraceAnnotation(UPDATE, step_num=step):
-            state, metrics = update(state, batch)
-        progress = replace(progress, step=step)
-        bar.update()
-        log.step(step, metrics, bar)
-        evaluated = step % evaluate_every == 0 or step == total_steps
-        if evaluated:
-            found = evaluate(state)
-            score = found["validation"]
-            better = progress.best is None or (score > progress.best if higher_is_better else score < progress.best)
-            if better:
-                keep_best(state)
-            progress = Progress(step, score, step) if better else replace(progress, since_best=progress.since_best + 1)
-            save(step, state, asdict(progress))
-            log.write(step, {**found, "best": progress.best, "best_step": progress.best_step})
-        if must_stop(step) and step < total_steps:
-            if not evaluated:
+    unread = Unread()
+
+    def check_all(step: int, state: Any) -> None:
+        unread.look()
+        check(step, measure(state))
+
+    with tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None) as bar:
+        for batch in _marked(batches):
+            if progress.step >= total_steps or 0 < patience <= progress.since_best:
+                break
+            step = progress.step + 1
+            with jax.profiler.StepTraceAnnotation(UPDATE, step_num=step):
+                state, metrics = update(state, batch)
+            progress = replace(progress, step=step)
+            bar.update()
+            unread.add(step, metrics)
+            log.step(step, metrics, bar)
+            evaluated = step % evaluate_every == 0 or step == total_steps
+            if evaluated:
+                check_all(step, state)
+                found = evaluate(state)
+                check(step, found)
+                score = found["validation"]
+                better = progress.best is None or (score > progress.best if higher_is_better else score < progress.best)
+                if better:
+                    keep_best(state)
+                since = progress.since_best + 1
+                progress = Progress(step, score, step) if better else replace(progress, since_best=since)
                 save(step, state, asdict(progress))
-            bar.close()
-            raise Preempted
-    bar.close()
+                log.write(step, {**found, "best": progress.best, "best_step": progress.best_step})
+            if must_stop(step) and step < total_steps:
+                if not evaluated:
+                    check_all(step, state)
+                    save(step, state, asdict(progress))
+                raise Preempted
     return state, progress
 
 
@@ -215,7 +255,8 @@ class Log:
         self._note(step, values)
 
     def _note(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

@@ -5,6 +5,8 @@ import signal
 
 from hypothesis import settings
 
+from tests.compiling import known_flags
+
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # Tests run each program a few times: compiling well would cost more than it saves.
@@ -14,7 +16,7 @@ _FLAGS = (
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *known_flags(_FLAGS))).strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A first example may import transformers or compile: time says nothing about right or wrong.

@@ -26,6 +26,7 @@ FLOORS = {
     "decoding": 7,
     "encoding": 7,
     "checkpoints": 7,
+    "divergence": 8,
     "steps": 8,
     "loop": 9,
     "compiler": 9,

@@ -1,10 +1,18 @@
 """What the training loop keeps, and when it ends."""
 
 import json
+from contextlib import closing, nullcontext
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
+import pytest
 
-from lamp_jax.loop import Log, Progress, train
+from lamp_jax.config import Learning
+from lamp_jax.divergence import DivergedError
+from lamp_jax.errors import LampError
+from lamp_jax.loop import Log, Progress, check_learning, train
+from lamp_jax.sharding import make_mesh
 
 
 class Run:
@@ -12,20 +20,26 @@ class Run:
 
     def __init__(self, tmp_path, scores, **settings):
         self.scores, self.kept, self.saved = iter(scores), [], []
-        log = Log(tmp_path)
+        self.made, ends, every = 0, settings.pop("ends", None), settings.pop("every", 5.0)
         defaults = {"total_steps": 10, "evaluate_every": 2, "higher_is_better": True, "patience": 0}
-        self.state, self.progress = train(
-            settings.pop("state", 0),
-            settings.pop("progress", Progress()),
-            update=lambda state, batch: (state + 1, {"loss": jnp.float32(batch)}),
-            batches=range(settings.pop("begin", 0), 100),
-            evaluate=lambda state: {"validation": next(self.scores)},
-            keep_best=self.kept.append,
-            save=lambda step, state, progress: self.saved.append((step, state, progress)),
-            log=log,
-            **(defaults | settings),
-        )
-        log.close()
+        defaults["batches"] = range(settings.pop("begin", 0), 100)
+
+        def update(state, batch):
+            self.made += 1
+            return state + 1, {"loss": jnp.float32(batch)}
+
+        with closing(Log(tmp_path, every=every)) as log, pytest.raises(ends) if ends else nullcontext() as found:
+            self.state, self.progress = train(
+                settings.pop("state", 0),
+                settings.pop("progress", Progress()),
+                update=update,
+                evaluate=lambda state: {"validation": next(self.scores)},
+                keep_best=self.kept.append,
+                save=lambda step, state, progress: self.saved.append((step, state, progress)),
+                log=log,
+                **(defaults | settings),
+            )
+        self.error = found.value if found else None
 
 
 def test_the_best_is_kept_and_every_evaluation_saved(tmp_path):
@@ -74,6 +88,70 @@ def test_evaluations_are_in_the_log(tmp_path):
     assert any((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_score_that_is_no_number_is_never_better(tmp_path):
-    score = float("nan")
-    assert Run(tmp_path, [0.1, score, 0.3, score, 0.2]).kept == [2, 6]
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("score", [NAN, INF, -INF])
+def test_a_score_that_is_not_finite_ends_the_run_before_it_is_kept(tmp_path, score):
+    run = Run(tmp_path, [0.1, score, 0.3], ends=DivergedError)
+    assert str(run.error) == f"step 4: validation is {score}"
+    assert (run.kept, [step for step, _, _ in run.saved]) == ([2], [2])
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9])
+@pytest.mark.parametrize("evaluate_every", [5, 50])
+@pytest.mark.parametrize("bad", [1, 7, 20, 45])
+def test_the_first_loss_that_is_not_finite_ends_the_run(tmp_path, bad, evaluate_every, every):
+    losses = [float(step) for step in range(bad - 1)] + [INF] + [NAN] * 100
+    run = Run(
+        tmp_path,
+        [0.1] * 20,
+        batches=losses,
+        total_steps=50,
+        evaluate_every=evaluate_every,
+        every=every,
+        ends=DivergedError,
+    )
+    assert (run.error.step, str(run.error)) == (bad, f"step {bad}: loss is inf")
+    assert [step for step, _, _ in run.saved] == list(range(evaluate_every, bad, evaluate_every))
+    assert run.made <= bad + 15  # found soon
+
+
+def test_a_loss_that_is_not_finite_is_found_before_a_run_is_saved_because_it_must_stop(tmp_path):
+    run = Run(
+        tmp_path,
+        [],
+        batches=[1.0, 1.0, NAN, 1.0],
+        must_stop=lambda step: step == 4,
+        evaluate_every=10,
+        ends=DivergedError,
+    )
+    assert (run.error.step, run.saved) == (3, [])
+
+
+def test_what_is_measured_in_the_state_is_checked_before_anything_is_kept(tmp_path):
+    run = Run(tmp_path, [0.1], measure=lambda state: {"norm": INF if state > 3 else 1.0}, ends=DivergedError)
+    assert str(run.error) == "step 4: norm is inf"
+    assert (run.kept, [step for step, _, _ in run.saved]) == ([2], [2])
+
+
+def test_the_log_of_a_run_that_diverges_is_json(tmp_path):
+    Run(tmp_path, [], batches=[NAN, NAN], every=0.0, ends=DivergedError)
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        *(({"learning_rate": rate}, "--learning-rate") for rate in (NAN, INF, 0.0, -1.0)),
+        *(({"epochs": epochs}, "--epochs") for epochs in (NAN, INF, 0.0)),
+        *(({"clip": clip}, "--clip") for clip in (NAN, 0.0)),
+        *(({"weight_decay": decay}, "--weight-decay") for decay in (NAN, INF, -1.0)),
+        *(({"warmup_ratio": ratio}, "--warmup-ratio") for ratio in (NAN, 1.5)),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
+    ids=str,
+)
+def test_numbers_with_which_nothing_is_learned_are_an_error(change, name):
+    with pytest.raises(LampError, match=f"^{name} .*: must be"):
+        check_learning(replace(Learning(), **change), make_mesh(devices=jax.devices()[:1]))

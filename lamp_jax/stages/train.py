@@ -16,6 +16,7 @@ from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.sources import QuestionSource, content_of, open_source
 from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.divergence import check_converging
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.examples import ExampleMaker, gold_of, load_examples, make_prompts, past_questions, prompt_examples
@@ -51,6 +52,8 @@ def run(options: Train) -> None:
     record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    if not options.force:
+        check_converging(options.output)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     if options.workers < 0:

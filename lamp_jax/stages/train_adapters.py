@@ -1,6 +1,7 @@
 """`lamp train-adapters`: every user's own LoRA adapter, learned from the user's own profile, many users at a time."""
 
 import contextlib
+import math
 from array import array
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from lamp_jax.inputs.examples import gold_of
 from lamp_jax.inputs.parts import Learner
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
-from lamp_jax.loop import RUN_FILES
+from lamp_jax.loop import RUN_FILES, check_optimization
 from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
 from lamp_jax.processes import agree
@@ -93,7 +94,7 @@ def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned:
     places, entries, lost = [], [], []
     for place, (one, fault) in enumerate(zip(learned.learners, store.faults(learned.adapters), strict=True)):
         loss = float(learned.losses[place])
-        fault = "diverged" if np.isnan(loss) else fault
+        fault = fault if np.isfinite(loss) else "diverged"
         if one.user not in noted and fault:
             lost.append({"user": one.user, "why": fault})
         elif one.user not in noted:
@@ -106,17 +107,14 @@ def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned:
 def _check(options: TrainAdapters) -> None:
     """LampError for numbers that do not fit, before anything is read."""
     learning, lora = options.learning, options.lora
+    check_optimization(learning)
     for name, value, fits, wanted in (
         ("users-per-step", options.users_per_step, options.users_per_step >= 1, "1 or more"),
         ("tokens-per-device", options.tokens_per_device, options.tokens_per_device >= 1, "1 or more"),
         ("max-length", options.max_length, options.max_length >= 2, "2 or more"),
         ("target-length", options.target_length, options.target_length >= 2, "2 or more"),
-        ("batch-size", learning.batch_size, learning.batch_size >= 1, "1 or more"),
-        ("epochs", learning.epochs, learning.epochs > 0, "more than 0"),
-        ("learning-rate", learning.learning_rate, learning.learning_rate > 0, "more than 0"),
         ("warmup-ratio", learning.warmup_ratio, 0 <= learning.warmup_ratio <= 0.5, "from 0 to 0.5"),
-        ("clip", learning.clip, learning.clip > 0, "more than 0"),
-        ("alpha", lora.alpha, lora.alpha > 0, "more than 0"),
+        ("alpha", lora.alpha, 0 < lora.alpha < math.inf, "more than 0, and finite"),
         ("dropout", lora.dropout, 0 <= lora.dropout <= 0.99, "from 0 to 0.99"),
         ("seed", options.seed, options.seed >= 0, "0 or more"),
     ):

@@ -1,6 +1,7 @@
 """`lamp train-retriever`: a dual encoder that learns from a generator's feedback which items to rank first."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from flax import nnx
 
 from lamp_jax.config import SCRATCH, TrainRetriever
 from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.divergence import check_converging
 from lamp_jax.encoding import Encoder, TextEncoders, open_reader
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import (
@@ -60,6 +62,8 @@ def run(options: TrainRetriever) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    if not options.force:
+        check_converging(options.output)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     judged = read_judged(options, task, options.questions, options.feedback)
@@ -212,6 +216,8 @@ def _evaluate(
 ) -> dict[str, float]:
     """The mean reward of the first items, and how far vectors lie apart: the mean deviation of an axis."""
     of_queries, of_documents = _embed(validation, encoders, params)
+    if not all(np.isfinite(vector).all() for found in (of_queries, of_documents) for vector in found.values()):
+        return dict.fromkeys(("validation", *_SPREADS), math.nan)  # the order of items would be any
     queries = np.stack([of_queries[one.query] for one in validation])
     documents = np.stack([of_documents[text] for one in validation for text in one.documents])
     rewards = _first_rewards(validation, of_queries, of_documents, encoders.settings, count=options.reward_at)

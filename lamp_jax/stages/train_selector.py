@@ -1,6 +1,7 @@
 """`lamp train-selector`: a Longformer that learns from feedback on retrievers which of them to choose."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flax import nnx
 from lamp_jax.config import SCRATCH, TrainSelector
 from lamp_jax.data.pools import Pool, check_same_pool, read_pool
 from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.divergence import check_converging
 from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
@@ -35,6 +37,8 @@ def run(options: TrainSelector) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    if not options.force:
+        check_converging(options.output)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     if not options.temperature > 0:
@@ -90,8 +94,10 @@ def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tup
     score = candidate_scorer(graph, reader)
 
     def evaluate(params: Any) -> dict[str, float]:
-        chosen = choose_by_value(validation, score(params, validation))
-        return {"validation": mean_reward(validation, chosen)}
+        values = score(params, validation)
+        if not all(map(math.isfinite, values.values())):  # the first candidate would be chosen for every question
+            return {"validation": math.nan}
+        return {"validation": mean_reward(validation, choose_by_value(validation, values))}
 
     def keep_best(params: Any) -> None:
         save_longformer(nnx.merge(graph, params), output)

@@ -125,6 +125,8 @@ def make_adapter_update(
         gradient, partial = state.gradient, state.partial
         if shared:
             gradient, partial = jax.tree.map(_sum_for_all, (gradient, partial))
+        # A norm that is not finite would be clipped to an update of nothing.
+        partial = jnp.where(jnp.isfinite(jax.vmap(optax.tree.norm)(gradient)), partial, jnp.nan)
         loss = state.loss + jnp.where(users.counts > 0, partial, 0 * partial)  # what is no number stays none
         changes, moments = jax.vmap(optimizer.update)(gradient, state.moments, state.adapters)
         rate = learning_rate(learning.learning_rate, state.step, users.warmup, users.total)

@@ -55,9 +55,10 @@ def start(tmp_path_factory) -> Callable[..., Started]:
 
     def start(number: int, *commands) -> Started:
         notes = tmp_path_factory.mktemp("notes")
-        flags = f"--xla_force_host_platform_device_count={DEVICES // number} --xla_backend_optimization_level=0"
+        known = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+        flags = " ".join((*known, f"--xla_force_host_platform_device_count={DEVICES // number}"))
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "LAMP_"))}
-        environment |= {"XLA_FLAGS": f"{flags} --xla_llvm_disable_expensive_passes=true", "JAX_PLATFORMS": "cpu"}
+        environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         environment |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
         words = [[str(word) for word in command] for command in commands]

@@ -20,6 +20,7 @@ from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.models.t5_config import SIZES
 from lamp_jax.models.weights import abstract_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch, put
+from tests.compiling import quickly
 from tests.models.tiny import GATED, TIED, build, make_batch
 
 CONFIGS = {"tied": TIED, "gated": GATED}
@@ -46,7 +47,7 @@ def draw(model, lora, rows=ROWS, seed=0):
 
 
 # The same programs, compiled in half the time.
-jit = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
+jit = partial(jax.jit, compiler_options=quickly())
 
 
 @partial(jit, static_argnums=(0, 5))

@@ -24,6 +24,7 @@ from lamp_jax.sharding import RULES, make_mesh
 from lamp_jax.steps.adapters import Part, Users, learning_rate, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.update import TrainState, make_optimizer, make_update
+from tests.compiling import quickly
 from tests.models.tiny import GATED, build
 
 CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)
@@ -38,7 +39,7 @@ SIZES = {"ann": 5, "bob": 7, "sue": 3}
 def compiled_in_half_the_time():
     """The same programs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False}))
+        patch.setattr(jax, "jit", partial(jax.jit, compiler_options=quickly()))
         yield
 
 

@@ -21,6 +21,7 @@ from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss, score_candidates
 from lamp_jax.steps.selector import score_texts, selector_loss
 from lamp_jax.steps.update import make_optimizer, make_update, start
+from tests.compiling import quickly
 from tests.models.tiny import BERT, GATED, TIED, make_batch, place_values
 
 ROWS, UPDATES = 16, 3
@@ -57,7 +58,7 @@ def pairs() -> list[Any]:
 
 
 # The same programs, compiled in half the time.
-jit = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
+jit = partial(jax.jit, compiler_options=quickly())
 
 DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 T5_CONFIG = replace(TIED, num_layers=1, num_decoder_layers=1)
