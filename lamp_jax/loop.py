@@ -47,11 +47,11 @@ class Progress:
 
 
 def check_optimization(learning: Optimization) -> None:
-    """LampError for numbers with which nothing is learned."""
+    """LampError for numbers with which no update can be computed."""
     for name, fits, wanted in (
         ("batch_size", learning.batch_size >= 1, "1 or more"),
         ("epochs", 0 < learning.epochs < math.inf, "more than 0, and finite"),
-        ("learning_rate", 0 < learning.learning_rate < math.inf, "more than 0, and finite"),
+        ("learning_rate", 0 <= learning.learning_rate < math.inf, "0 or more, and finite"),
         ("warmup_ratio", 0 <= learning.warmup_ratio <= 1, "from 0 to 1"),
         ("weight_decay", 0 <= learning.weight_decay < math.inf, "0 or more, and finite"),
         ("clip", learning.clip > 0, "more than 0"),
@@ -61,7 +61,7 @@ def check_optimization(learning: Optimization) -> None:
 
 
 def check_learning(learning: Learning, mesh: Mesh) -> None:
-    """LampError for numbers with which nothing is learned, or if a batch does not divide into its parts and devices."""
+    """LampError for numbers with which no update can be computed; a batch divides into its parts, they over devices."""
     check_optimization(learning)
     if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
         raise LampError(

@@ -113,6 +113,7 @@ def _check(options: TrainAdapters) -> None:
         ("tokens-per-device", options.tokens_per_device, options.tokens_per_device >= 1, "1 or more"),
         ("max-length", options.max_length, options.max_length >= 2, "2 or more"),
         ("target-length", options.target_length, options.target_length >= 2, "2 or more"),
+        ("learning-rate", learning.learning_rate, learning.learning_rate > 0, "more than 0"),
         ("warmup-ratio", learning.warmup_ratio, 0 <= learning.warmup_ratio <= 0.5, "from 0 to 0.5"),
         ("alpha", lora.alpha, 0 < lora.alpha < math.inf, "more than 0, and finite"),
         ("dropout", lora.dropout, 0 <= lora.dropout <= 0.99, "from 0 to 0.99"),

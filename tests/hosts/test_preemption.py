@@ -112,3 +112,13 @@ def test_feedback_that_was_preempted_goes_on_to_the_same_bytes(data, start, undi
     statuses, said = start(1, words(tmp_path / "two"), words(tmp_path / "one")).end()
     assert statuses == [[0, 0]], said
     assert file.read_bytes() == (tmp_path / "one" / file.name).read_bytes()
+
+
+def test_processes_whose_training_diverges_end_together_and_keep_what_was_good(data, start, tmp_path):
+    output = tmp_path / "model"
+    diverging = ("--learning-rate", "1e30", "--warmup-ratio", 0.5, "--evaluate-every", 0.2, "--log-every", "1e9")
+    for _ in range(2):  # the second finds the note of the first
+        statuses, said = start(2, train(data, output, *diverging)).end()
+        assert statuses == [[1], [1]]
+        assert "has diverged at step 2: norm of the parameters is inf; the checkpoint of step 1 is kept" in said
+        assert [path.name for path in (output / "checkpoints").iterdir() if path.name.isdecimal()] == ["1"]

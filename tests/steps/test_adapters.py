@@ -148,7 +148,14 @@ def test_who_is_done_stays_as_they_are():
 
 
 @pytest.mark.parametrize("layout", [ALONE, Layout(2, 1)])
-def test_who_diverges_disturbs_nobody(layout):
+@pytest.mark.parametrize(
+    ("where", "large"),
+    [
+        ("adapters", 1e30),  # whose products are not finite
+        ("gradient", 1e25),  # whose norm is not finite
+    ],
+)
+def test_who_diverges_disturbs_nobody(layout, where, large):
     """Numbers that are not finite would go to all users of a device through the products of whose rows are whose."""
     expected = train(ALL, layout)
     with layout.open():
@@ -156,12 +163,13 @@ def test_who_diverges_disturbs_nobody(layout):
         (block,) = room.blocks
         state = room.start(block)
         ill = int(block.places[[one.user for one in block.learners].index("bob")])
-        spoiled = {}
-        for name, values in state.adapters.items():
+
+        def spoil(values: jax.Array) -> jax.Array:
             numbers = np.array(values)
-            numbers[ill] = 1e30  # whose products are not finite
-            spoiled[name] = jax.device_put(numbers, values.sharding)
-        state = state._replace(adapters=spoiled)
+            numbers[ill] = large
+            return jax.device_put(numbers, values.sharding)
+
+        state = state._replace(**{where: jax.tree.map(spoil, getattr(state, where))})
         for place, part in enumerate(block.parts()):
             state = room.compute(state, block, part, (0, 0, place))
         learned = room.finish(state, block)

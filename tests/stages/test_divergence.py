@@ -1,0 +1,101 @@
+"""Trainings that diverge, of every kind and on all devices: they end, say so again, and leave what was good."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lamp_jax import cli
+from lamp_jax.data.pools import write_pool
+from lamp_jax.divergence import DIVERGED
+from tests.stages.test_selector import MODEL, SMALL, telling_pool
+from tests.stages.test_train_retriever import make_feedback, make_questions
+from tests.stages.test_train_retriever import words as retriever_words
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+# The first update's rate is 0; the second's is so large that no number stays finite.
+DIVERGING = ("--epochs", 4, "--learning-rate", "1e30", "--warmup-ratio", 0.5, "--log-every", "1e9")
+DIVERGING += ("--batch-size", 8, "--accumulation", 1)
+EVERY_UPDATE = ("--evaluate-every", "1e-9")
+KINDS = ("train", "kd", "rl", "selector")
+
+
+def lamp(*words) -> int:
+    return cli.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "questions.json").write_text(json.dumps(list(make_questions())))
+    (folder / "feedback.json").write_text(json.dumps(make_feedback()))
+    write_pool(folder / "pool.json", telling_pool(16, seed=0, shuffled=False))
+    return folder
+
+
+def words(kind, data, output, *more):
+    given = {
+        "train": (
+            *("train", "--task", "LaMP-2", "--train", data / "questions.json", "--validation", data / "questions.json"),
+            *("--model", MODEL, "--validation-size", 8, "--decode", "labels", "--max-length", 64),
+            *("--output", output),
+        ),
+        "kd": retriever_words(data, output),
+        "rl": retriever_words(data, output, "--method", "rl"),
+        "selector": (
+            *("train-selector", "--train", data / "pool.json", "--validation", data / "pool.json", *SMALL),
+            *("--model", "scratch", "--max-length", 16, "--attention-window", 16, "--output", output),
+        ),
+    }
+    return (*given[kind], *DIVERGING, *more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_good_is_kept_and_the_same_command_says_what_to_do(kind, data, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert lamp(*words(kind, data, output, *EVERY_UPDATE)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{output}: the training has diverged at step 2: norm of the parameters is inf" in error
+    assert "the checkpoint of step 1 is kept, and the best model, of step 1; try a --learning-rate below 1e+30" in error
+    assert [path.name for path in (output / "checkpoints").iterdir() if path.name.isdigit()] == ["1"]
+    assert all(np.isfinite(values).all() for values in load_file(output / "model.safetensors").values())
+
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert lamp(*words(kind, data, output, *EVERY_UPDATE)) == 1
+    assert error.removeprefix("lamp: ") in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert not json.loads((output / "run.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_loss_that_is_not_finite_is_named_long_before_an_evaluation(kind, data, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert lamp(*words(kind, data, output, "--evaluate-every", 4)) == 1
+    error = capsys.readouterr().err
+    assert re.search(rf"{output}: the training has diverged at step 3: (gradient_norm|loss) is (nan|inf)", error)
+    assert "nothing had been saved before; try a --learning-rate below 1e+30" in error
+    assert not (output / "model.safetensors").exists()
+    assert not any(path.name.isdigit() for path in (output / "checkpoints").iterdir())
+
+
+def test_force_and_a_lower_rate_make_it_again(data, tmp_path):
+    output = tmp_path / "run"
+    assert lamp(*words("kd", data, output)) == 1
+    assert (output / DIVERGED).exists()
+    assert lamp(*words("kd", data, output, "--learning-rate", "1e-3", "--force")) == 0
+    assert not (output / DIVERGED).exists()
+    assert json.loads((output / "run.json").read_text())["finished"]
+
+
+def test_without_the_note_the_same_is_tried_again(data, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
+    first = capsys.readouterr().err.splitlines()[-1]
+    (output / DIVERGED).unlink()
+    assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
+    said = capsys.readouterr()
+    assert "going on after step 1" in said.out
+    assert said.err.splitlines()[-1] == first
