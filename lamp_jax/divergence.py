@@ -72,8 +72,10 @@ def norm_of(params: Any) -> dict[str, jax.Array]:
 def check_converging(output: str | Path) -> None:
     """LampError where a run in `output` has diverged: from its checkpoint it would do so again."""
     path = Path(output) / DIVERGED
-    if found := agree(lambda: read_json(path) if path.exists() else None):
-        raise LampError(f"{found['why']} (to try the same again, remove {path})")
+    found = agree(lambda: read_json(path) if path.exists() else None)
+    if found is not None:
+        why = found.get("why") if isinstance(found, dict) else None
+        raise LampError(f"{why or f'{path}: the training has diverged'} (to try the same again, remove {path})")
 
 
 def end_diverged(output: Path, error: DivergedError, learning: Learning, *, saved: int, best: int) -> LampError:
@@ -82,6 +84,8 @@ def end_diverged(output: Path, error: DivergedError, learning: Learning, *, save
     if best:
         left += f", and the best model, of step {best}"
     advice = f"try a --learning-rate below {learning.learning_rate:g} or a longer --warmup-ratio, with "
+    if error.step == 1:  # before any change
+        advice = "look for numbers in the model or the data that are far too large, and then try again with "
     advice += f"another --output (and {output} as the model to start from)" if best else "--force"
     why = f"{output}: the training has diverged at {error}; {left}; {advice}"
     agree(lambda: write_json(output / DIVERGED, {"step": error.step, "why": why}))

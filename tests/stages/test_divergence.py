@@ -94,6 +94,9 @@ def test_without_the_note_the_same_is_tried_again(data, tmp_path, capsys):
     output = tmp_path / "run"
     assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
     first = capsys.readouterr().err.splitlines()[-1]
+    (output / DIVERGED).write_text("[]")
+    assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
+    assert f"to try the same again, remove {output / DIVERGED}" in capsys.readouterr().err
     (output / DIVERGED).unlink()
     assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
     said = capsys.readouterr()
