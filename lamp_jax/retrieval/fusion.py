@@ -1,6 +1,7 @@
 """How several rankings of one profile become one: reciprocal rank fusion."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 
 import numpy as np
 
@@ -8,6 +9,8 @@ from lamp_jax.data.files import Question, check_same_ids
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import Rankings, places_of
 from lamp_jax.retrieval.scored import Ranked, best_first
+
+_ROUNDING = 1e-12  # of a score: what lies nearer may be equal
 
 
 def fuse_rankings(
@@ -39,5 +42,9 @@ def _fuse(question: Question, rankings: Mapping[str, Rankings], k: float) -> Ran
     # Added up from the best rank on: items of the same ranks are equal to the last bit, whoever gave which.
     scores = np.sum(1 / (k + np.sort(ranks, axis=0)), axis=0)
     order = best_first(scores)
+    apart = -np.diff(scores[order])
+    if np.any((apart > 0) & (apart < _ROUNDING * scores[order][1:])):  # 1/2 + 1/3 + 1/3 + 1/3 = 1/2 + 1/2 + 1/4 + 1/4
+        scores = np.array([float(sum(1 / (Fraction(k) + int(rank)) for rank in column)) for column in ranks.T])
+        order = best_first(scores)
     ids = [str(item["id"]) for item in question.profile]
     return Ranked(question.id, [ids[place] for place in order], scores[order])

@@ -44,6 +44,13 @@ def test_a_fused_ranking_is_by_the_sum_of_inverse_ranks_then_by_position(drawn, 
     assert one.scores.tolist() == pytest.approx(expected_scores, rel=1e-12)
 
 
+def test_items_whose_sums_are_equal_tie_though_their_ranks_differ():
+    # With k = 1, b has 1/3 + 1/2 + 1/3 + 1/3 and c 1/4 + 1/4 + 1/2 + 1/2; in floating point b's is below c's.
+    named = {str(n): {"q": list(ranking)} for n, ranking in enumerate(["abc", "bac", "cba", "cba"])}
+    (one,) = fuse_rankings([question("q", *"abc")], named, k=1)
+    assert (one.item_ids, one.scores[0]) == (["b", "c", "a"], one.scores[1])
+
+
 def test_the_order_of_the_rankings_changes_nothing():
     # 1/61 + 1/62 + 1/67 in floating point depends on the order of its terms.
     rankings = ["abcdefgh", "bacdefgh", "bcdefgah"]
