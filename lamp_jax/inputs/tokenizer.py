@@ -76,7 +76,7 @@ def _load(directory: Path, found: Found) -> Any:
         return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **_T5_TOKENS)
     elif (directory / "spiece.model").exists():
         made = make_from_sentencepiece(directory / "spiece.model", settings)
-        names = {name: token for name, token in _T5_TOKENS.items() if not settings.get(name)}
+        names: dict[str, Any] = {name: token for name, token in _T5_TOKENS.items() if not settings.get(name)}
         return PreTrainedTokenizerFast.from_pretrained(str(directory), tokenizer_object=made, **names)
     return AutoTokenizer.from_pretrained(str(directory))
 
