@@ -871,7 +871,13 @@ class Compile:
     config: Positional[str]
     """A config page."""
     topology: str
-    """Chips and their arrangement: v5e:2x4, v5e:4x4, v5p:2x2x2, v6e:2x4, ..."""
+    """Chips of a slice and their arrangement: v5e:1x1 (Colab), v5e:4x4, v6e:2x4, v5p:2x2x2, tpu7x:2x2x1, v4:2x2x1,
+    v3:2x2, v2:2x2. A chip of v2, v3, v4 and tpu7x holds two devices, one of the others is one."""
+    slices: int = 1
+    """Slices of that topology. The data axis spans them; traffic between them, over the data-centre network, is counted
+    apart."""
+    megacore: bool = False
+    """v4: one device a chip, of both its cores, as jax opens a real v4; libtpu without a TPU describes two."""
     stage: Literal["", "train", "generate", "feedback", "retriever", "selector", "adapters"] = ""
     """Whose step; empty: that of the page. A page of `lamp train` also says how to generate and to ask for feedback."""
     candidates: int = 6

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -107,7 +108,7 @@ def open_mesh(devices: Devices) -> Mesh:
 
 
 def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `data` x `model` devices; `data=-1` takes all that `model` leaves.
+    """The mesh of `data` x `model` devices; `data=-1` takes all that `model` leaves. Slices lie along `data`.
 
     Use it as `with jax.set_mesh(make_mesh(...)):`. LampError if the sizes do not multiply to the number of devices.
     """
@@ -124,7 +125,41 @@ def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None =
             f"mesh: data={data} times model={model} is {data * model}, but there are {count} devices; "
             f"use data={count // model} (or -1: all that are left)"
         )
-    return jax.make_mesh((data, model), MESH_AXES, axis_types=(AxisType.Explicit,) * 2, devices=devices)
+    return Mesh(_arrange(devices, data, model), MESH_AXES, axis_types=(AxisType.Explicit,) * 2)
+
+
+def _arrange(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
+    """The devices [data, model], neighbours next to each other; slice after slice along `data`.
+
+    Between slices is only the data-centre network: the model axis, along which activations are exchanged, must lie
+    within a slice.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    sizes = sorted({len(of_slice) for of_slice in slices.values()})
+    if len(sizes) > 1:
+        raise LampError(f"mesh: slices of {sizes} devices; all slices of a run must have the same size")
+    if sizes[0] % model:
+        raise LampError(
+            f"mesh: model={model} does not divide the {sizes[0]} devices of a slice, and {len(slices)} slices are "
+            f"joined by data parallelism only; use a model size that divides {sizes[0]}"
+        )
+    return np.concatenate([_arrange_slice(slices[key], data // len(slices), model) for key in sorted(slices)])
+
+
+def _arrange_slice(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
+    """The devices of one slice [data, model]; the physical axes of a TPU are split where nothing else fits."""
+    cores = 1 + max(getattr(device, "core_on_chip", 0) or 0 for device in devices)
+    if devices[0].device_kind != "TPU v4" or cores == 1:
+        return create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    # jax arranges v4 only by chips: with a device for each core, the cores of a chip are put next to each other.
+    of_chip = {(*device.coords, device.core_on_chip): device for device in devices}
+    first = [device for device in devices if device.core_on_chip == 0]
+    shape = (data, model // cores) if model % cores == 0 else (data // cores, model)
+    chips = create_device_mesh(shape, first, allow_split_physical_axes=True)
+    by_core = [np.vectorize(lambda chip, core=core: of_chip[(*chip.coords, core)])(chips) for core in range(cores)]
+    return np.stack(by_core, axis=2 if model % cores == 0 else 1).reshape(data, model)
 
 
 def mesh_is_set() -> bool:

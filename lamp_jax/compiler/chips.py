@@ -1,54 +1,103 @@
-"""The TPUs that a program can be compiled for: what a chip holds and how fast it is, and a topology of them."""
+"""The TPUs that a program can be compiled for: published speeds of a chip, and a topology as libtpu describes it."""
 
+import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
 
 from lamp_jax.errors import LampError
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A chip's published figures, for dense bfloat16."""
+    """Published speeds of a chip, for dense bfloat16, or a device's share of them."""
 
     name: str
-    hbm: int
-    """Bytes of main memory."""
     flops: float
     """FLOPs a second."""
     hbm_speed: float
-    """Bytes a second to and from its memory."""
+    """Bytes a second to and from its main memory."""
     link_speed: float
     """Bytes a second over one link to a neighbour, one way."""
+    network_speed: float
+    """Bytes a second to other slices over the data-centre network; 0: Google Cloud joins no slices of this chip."""
+    axes: int
+    """Numbers in an arrangement: 2 or 3."""
+    pod: int
+    """Chips of a pod, of which every slice is a part."""
+
+    def share(self, devices: int) -> "Chip":
+        """The speeds of each of a chip's `devices`."""
+        speeds = {name: getattr(self, name) / devices for name in ("flops", "hbm_speed", "link_speed", "network_speed")}
+        return replace(self, **speeds)
+
+
+# FLOPs, HBM and pods: Google Cloud documentation, pages "TPU v3", "TPU v4", "TPU v5e", "TPU v5p", "TPU7x (Ironwood)"
+# (docs.cloud.google.com/tpu/docs/v4 and so on; v6e is in the table of the last). Links and the data-centre network:
+# "How to Think About TPUs" (jax-ml.github.io/scaling-book/tpus). TPU v2, and links of v3: Jouppi et al., "A Domain-
+# Specific Supercomputer for Training Deep Neural Networks", CACM 2020 (496 and 656 Gbit/s a link).
+CHIPS = {
+    "v2": Chip("TPU v2", 46e12, 700e9, 62e9, 0, 2, 256),
+    "v3": Chip("TPU v3", 123e12, 900e9, 82e9, 0, 2, 1024),
+    "v4": Chip("TPU v4", 275e12, 1200e9, 45e9, 6.25e9, 3, 4096),
+    "v5e": Chip("TPU v5e", 197e12, 819e9, 45e9, 3.125e9, 2, 256),
+    "v5p": Chip("TPU v5p", 459e12, 2765e9, 90e9, 6.25e9, 3, 8960),
+    "v6e": Chip("TPU v6e", 918e12, 1638e9, 90e9, 12.5e9, 2, 256),
+    "tpu7x": Chip("TPU7x", 2307e12, 7380e9, 90e9, 12.5e9, 3, 9216),
+}
+"""By libtpu's name, the first part of a topology."""
+
+_OTHER_NAMES = {"v7x": "tpu7x", "v7": "tpu7x", "tpu7": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e", "v6": "v6e"}
+_OTHER_NAMES |= {"v5litepod": "v5e", "v5lite": "v5e"}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices to compile for."""
+
+    name: str
+    chip: Chip
+    """A whole chip."""
+    slices: int
+    devices: tuple[Any, ...]
+    hbm: int
+    """Bytes that a program may use on one device, as the compiler says: two decimals of a GiB."""
 
     @property
-    def usable(self) -> int:
-        """Bytes that a program may have; the rest is the runtime's (a quarter of a GiB, says the compiler)."""
-        return self.hbm - 2**28
+    def chips(self) -> int:
+        """A chip holds one or two devices."""
+        return len({(getattr(device, "slice_index", 0), *device.coords) for device in self.devices})
+
+    @property
+    def device(self) -> Chip:
+        """One device's share of its chip."""
+        return self.chip.share(len(self.devices) // self.chips)
 
 
-_GIB = 2**30
-CHIPS = {
-    "v4": Chip("TPU v4", 32 * _GIB, 275e12, 1.2e12, 45e9),
-    "v5e": Chip("TPU v5e", 16 * _GIB, 197e12, 8.1e11, 45e9),
-    "v5p": Chip("TPU v5p", 95 * _GIB, 459e12, 2.76e12, 90e9),
-    "v6e": Chip("TPU v6e", 32 * _GIB, 918e12, 1.64e12, 90e9),
-}
-"""By the first part of a topology's name. From cloud.google.com/tpu/docs, links from jax-ml.github.io/scaling-book."""
-
-
-def find_chip(topology: str) -> Chip:
-    """The chip of a topology such as `v5e:4x4`. LampError for one that is not known."""
-    kind, _, shape = topology.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+def find_chip(topology: str) -> tuple[str, Chip]:
+    """A topology such as `v5e:4x4` by libtpu's name, and its chip. LampError for one that does not exist."""
+    kind, _, shape = topology.lower().partition(":")
+    kind = _OTHER_NAMES.get(kind, kind)
+    if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
         raise LampError(
             f"--topology {topology}: give a chip ({', '.join(CHIPS)}) and an arrangement, such as v5e:2x4 (8 chips), "
-            "v5e:4x4, v5p:2x2x2"
+            "v5e:1x1, v5p:2x2x2, tpu7x:2x2x1"
         )
-    return CHIPS[kind]
+    chip, sizes = CHIPS[kind], [int(size) for size in shape.split("x")]
+    if len(sizes) != chip.axes:
+        example = "2x4" if chip.axes == 2 else "2x2x1"
+        raise LampError(f"--topology {topology}: a {chip.name} slice has {chip.axes} axes; such as {kind}:{example}")
+    if math.prod(sizes) > chip.pod:
+        raise LampError(
+            f"--topology {topology}: {math.prod(sizes)} chips, but a {chip.name} pod has {chip.pod}; "
+            + ("give a slice, and the number of slices as --slices" if chip.network_speed else "give a smaller slice")
+        )
+    return f"{kind}:{shape}", chip
 
 
 # No TPU is used: none has to be asked for, found out about or locked.
@@ -62,18 +111,52 @@ _QUIET = {
 }
 
 
-def open_topology(topology: str) -> list[Any]:
-    """The chips of a topology as devices to compile for. LampError where libtpu is missing, or knows no such thing."""
-    find_chip(topology)
+def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> Topology:
+    """A topology as libtpu describes it. LampError where libtpu is missing, or knows no such thing."""
+    name, chip = find_chip(topology)
+    if slices < 1 or (slices > 1 and not chip.network_speed):
+        reason = "give 1 or more" if slices < 1 else f"Google Cloud joins no slices of {chip.name}; leave it out"
+        raise LampError(f"--slices {slices}: {reason}")
+    if megacore and chip is not CHIPS["v4"]:
+        raise LampError(f"--megacore: only a TPU v4 can be opened in two ways; leave it out for {name}")
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LampError("lamp compile needs libtpu, the TPU's compiler: pip install -e '.[tpu]'") from None
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental.topologies import get_topology_desc
 
+    how: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if not name.partition(":")[2].strip("1x"):
+        how["chips_per_host_bounds"] = (1, 1, 1)  # of a single chip; else libtpu takes hosts of 2 x 2
+    if megacore:
+        how["chip_config_name"] = "megacore"
     try:
-        return list(get_topology_desc(topology, "tpu").devices)
+        devices = tuple(get_topology_desc(name, "tpu", **how).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise LampError(f"--topology {topology}: {str(error).splitlines()[0]}") from None
+        words = str(error).splitlines()[0]
+        raise LampError(f"--topology {topology}: {words}; a slice is one chip, or hosts of 2 x 2 chips") from None
+    return Topology(name, chip, slices, devices, _usable_hbm(devices[0]))
+
+
+def _usable_hbm(device: Any) -> int:
+    """Bytes that a program may use on a device: what the compiler says when it refuses one of 2 TiB."""
+    large = jax.ShapeDtypeStruct((2**28, 2**10), jnp.float32, sharding=SingleDeviceSharding(device))
+    try:
+        jax.jit(lambda x: x + 1).lower(large).compile()
+        words = "it compiled a program of 2 TiB"
+    except jax.errors.JaxRuntimeError as error:
+        words = str(error)
+    limit = re.search(r"(?:available HBM \(| of )([\d.]+[KMGT])", words)
+    if limit is None:
+        raise LampError(
+            f"libtpu does not say how much memory a {device.device_kind} has: {words.splitlines()[0]}; "
+            "install the versions of constraints.txt"
+        )
+    return read_size(limit[1])
+
+
+def read_size(text: str) -> int:
+    """Bytes of a size as the compiler writes it, such as `15.75G`."""
+    return int(float(text[:-1]) * 2 ** (10 * (1 + "KMGT".index(text[-1]))))

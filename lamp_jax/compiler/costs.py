@@ -1,4 +1,4 @@
-"""What a compiled program costs each chip: matrix products, bytes to and from HBM, and what goes between chips."""
+"""What a compiled program costs a device: matrix products, bytes to and from HBM, to other devices, to other slices."""
 
 import math
 import re
@@ -20,13 +20,13 @@ class Collective:
 
     count: int
     bytes: int
-    """Of their whole arrays on one chip: what an all-gather makes, what a sum reads."""
+    """Of their whole arrays on one device: what an all-gather makes, what a sum reads."""
     sent: int
-    """Bytes that each chip sends if the chips form a ring."""
+    """Bytes that each device sends if the members form a ring."""
 
 
 def products(program: Program) -> int:
-    """FLOPs of a step's matrix products on one chip: two for each multiplication with a value that is no padding."""
+    """FLOPs of a step's matrix products on one device: two for each multiplication with a value that is no padding."""
     return sum(
         times * (_convolution(computation, one) if one.opcode == "convolution" else _dot(computation, one))
         for computation, one, times in program.executed(fused=True)
@@ -35,9 +35,9 @@ def products(program: Program) -> int:
 
 
 def traffic(program: Program) -> int:
-    """Bytes of a step to and from one chip's HBM: what every instruction and fusion reads, and what it writes.
+    """Bytes of a step to and from one device's HBM: what every instruction and fusion reads, and what it writes.
 
-    Of an array of which a fusion reads or replaces a slice, the slice counts. An estimate: what XLA keeps in the chip's
+    Of an array of which a fusion reads or replaces a slice, the slice counts. An estimate: what XLA keeps in the core's
     fast memory counts nothing, tiling's padding neither.
     """
     total = 0
@@ -49,7 +49,7 @@ def traffic(program: Program) -> int:
 
 
 def collectives(program: Program) -> dict[str, Collective]:
-    """What the chips exchange in a step, by kind. A collective in several pieces (they share its channel) is one."""
+    """What devices of a slice exchange in a step, by kind. One in several pieces (they share its channel) is one."""
     found: dict[str, tuple[str, int, int, int]] = {}
     for computation, one, times in program.executed(fused=True):
         kind = one.opcode.removesuffix("-start")
@@ -73,8 +73,42 @@ def collectives(program: Program) -> dict[str, Collective]:
     }
 
 
+def between_slices(program: Program) -> dict[str, Collective]:
+    """What goes over the data-centre network in a step, by kind.
+
+    libtpu compiles one program for every slice. What slices exchange, a device sends to its host and receives from
+    there; the kind and the members are attributes of the `send`.
+    """
+    found: dict[str, Collective] = {}
+    for computation, one, times in program.executed(fused=True):
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.attributes)
+        if one.opcode != "send" or kind is None:
+            continue
+        name = "collective-permute" if kind[1] == "ONE_TO_ONE" else kind[1].lower().replace("_", "-")
+        members = slice_count(one)
+        size = sum(array.bytes for operand in computation.operands(one) for array in operand.arrays)
+        size *= members if name == "all-gather" else 1  # of which a device sends its part
+        before = found.get(name, Collective(0, 0, 0))
+        sent = size * (members - 1) // members if name == "all-to-all" else _sent(name, size, members)
+        found[name] = Collective(before.count + times, before.bytes + times * size, before.sent + times * sent)
+    return found
+
+
+def slice_count(one: Instruction) -> int:
+    """How many slices take part: from `{1,2}x{0:7}`, `{1:4}x{0:7}` or `{{100000,200000}}` (100000 x slice + device)."""
+    target = one.attributes.partition("_xla_megascale_target=")[2].lstrip('"')
+    if pairs := re.match(r"\{(?:\{\d+->\d+\},?)+\}", target):
+        return len({int(number) // 100000 for number in re.findall(r"\d+", pairs[0])})
+    if listed := re.match(r"\{\{([\d,]+)\}", target):
+        return len({int(number) // 100000 for number in listed[1].split(",")})
+    slices = re.match(r"\{([\d,:]+)\}x", target)
+    assert slices, one.attributes
+    ends = [[int(number) for number in part.split(":")] for part in slices[1].split(",")]
+    return sum(part[-1] - part[0] + 1 for part in ends)
+
+
 def group_size(one: Instruction) -> int:
-    """How many chips take part: from `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
+    """How many devices take part: from `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", one.attributes):
         return 1 + pairs[1].count("},{")
     groups = one.attributes.partition("replica_groups=")[2]
@@ -89,7 +123,7 @@ def group_size(one: Instruction) -> int:
 
 
 def _sent(kind: str, size: int, members: int) -> int:
-    """By the ring algorithms: each chip passes on everything but one chip's share, for a sum twice."""
+    """By the ring algorithms: each device passes on everything but one's share, for a sum twice."""
     if kind == "collective-permute":
         return size
     share = size * (members - 1) // members
@@ -152,6 +186,8 @@ def _valid_steps(size: int, window: int, outputs: int, step: Mapping[str, str]) 
 def _touched(program: Program, computation: Computation, one: Instruction) -> int:
     """Bytes of HBM that an instruction reads and writes."""
     operands = computation.operands(one)
+    if one.opcode in {"send", "recv"}:  # both name the array, a context and a token
+        return _in_hbm(one.arrays[:1])
     started = one.opcode.endswith("-start") and len(one.arrays) > 1  # names its operand, its result, what it waits for
     results = one.arrays[1:2] if started else one.arrays
     if one.opcode.removesuffix("-start") in {"dynamic-slice", "slice", "gather"}:

@@ -1,4 +1,4 @@
-"""What `lamp compile` says of a step: whether it fits, what it costs, and which part of a chip it waits for."""
+"""What `lamp compile` says of a step: whether it fits, what it costs, and which part of a TPU it waits for."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from lamp_jax.compiler import costs
-from lamp_jax.compiler.chips import Chip
+from lamp_jax.compiler.chips import Topology, read_size
 from lamp_jax.compiler.costs import Collective
 from lamp_jax.compiler.program import Program
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip's HBM."""
+    """Bytes of one device's HBM."""
 
     arguments: int
     """Parameters, optimizer state, the batch."""
@@ -28,22 +28,23 @@ class Memory:
     peak: int
     """All at once; of a program that does not fit, what the compiler says it would need, all of it as temporaries."""
     available: int
-
-    @property
-    def fits(self) -> bool:
-        return self.peak <= self.available
+    """What a program may use, as the compiler says."""
+    fits: bool
+    """Whether the compiler accepts the program."""
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step takes at least, by what it waits for: each chip's products, its memory, its neighbours.
+    """Seconds that a step takes at least, by what it waits for: products, memory, neighbours, other slices.
 
-    compute = FLOPs / peak, hbm = bytes / bandwidth, interconnect = bytes sent in a ring / both directions of a link.
+    compute = FLOPs / peak, hbm = bytes / bandwidth, interconnect = bytes sent in a ring / both directions of a link,
+    network = bytes sent to other slices / a device's share of the data-centre network.
     """
 
     compute: float
     hbm: float
     interconnect: float
+    network: float
 
     @property
     def bound(self) -> str:
@@ -60,13 +61,20 @@ class Report:
 
     stage: str
     topology: str
+    """Of one slice."""
+    slices: int
     chips: int
+    """Of all slices."""
+    devices: int
+    """Of all chips, each of which holds one or two."""
     mesh: Mapping[str, int]
     memory: Memory
     flops: int
-    """Of matrix products, on one chip."""
+    """Of matrix products, on one device."""
     hbm_bytes: int
     collectives: Mapping[str, Collective]
+    """Within a slice."""
+    between_slices: Mapping[str, Collective]
     roofline: Roofline | None
     mfu: float | None
     """The share of the peak that the step's own products can reach: those that are computed again do not count."""
@@ -74,8 +82,13 @@ class Report:
 
     @property
     def sent(self) -> int:
-        """Bytes that a chip sends to others."""
+        """Bytes that a device sends to others of its slice."""
         return sum(one.sent for one in self.collectives.values())
+
+    @property
+    def sent_between_slices(self) -> int:
+        """Bytes that a device sends to other slices."""
+        return sum(one.sent for one in self.between_slices.values())
 
     def as_json(self) -> dict[str, Any]:
         found = asdict(self) | {"fits": self.memory.fits}
@@ -96,20 +109,17 @@ def compile_step(lowered: Callable[[], Any]) -> tuple[Any, str, float]:
     return compiled, words, time.perf_counter() - start
 
 
-def measure_memory(compiled: Any, words: str, chip: Chip) -> Memory:
+def measure_memory(compiled: Any, words: str, available: int) -> Memory:
     """What the program needs; where it does not fit, what the compiler says it would have needed."""
     if compiled is None:
-        sizes = re.findall(r"(?:Used |required for [^()]*\()([\d.]+)([KMG])", words)
-        needed = max([chip.usable + 1, *(_bytes(*size) for size in sizes)])
-        return Memory(0, needed, needed, chip.usable)
+        sizes = re.findall(r"(?:Used |required for [^()]*\()([\d.]+[KMGT])", words)
+        needed = max([available + 1, *map(read_size, sizes)])
+        return Memory(0, needed, needed, available, fits=False)
     found = compiled.memory_analysis()
     temporaries = found.temp_size_in_bytes + found.generated_code_size_in_bytes
     temporaries += found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(found.argument_size_in_bytes, temporaries, found.argument_size_in_bytes + temporaries, chip.usable)
-
-
-def _bytes(number: str, unit: str) -> int:
-    return int(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit])
+    arguments = found.argument_size_in_bytes
+    return Memory(arguments, temporaries, arguments + temporaries, available, fits=True)
 
 
 def count_products(function: Callable[..., Any], *arguments: Any) -> int:
@@ -134,31 +144,38 @@ def _count(jaxpr: Any) -> int:
 
 
 def measure(
-    stage: str, topology: str, chip: Chip, mesh: jax.sharding.Mesh, lowered: Callable[[], Any], useful: int | None
+    stage: str, topology: Topology, mesh: jax.sharding.Mesh, lowered: Callable[[], Any], useful: int | None
 ) -> Report:
-    """Compiles a step and says what it costs. `useful`: FLOPs that count for the MFU, over all chips; None: all."""
+    """Compiles a step and says what it costs. `useful`: FLOPs that count for the MFU, over all devices; None: all."""
     compiled, words, seconds = compile_step(lowered)
-    memory = measure_memory(compiled, words, chip)
+    memory = measure_memory(compiled, words, topology.hbm)
     shape = {str(name): size for name, size in mesh.shape.items()}
+    where = (stage, topology.name, topology.slices, topology.chips, mesh.size, shape, memory)
     if compiled is None:
-        return Report(stage, topology, mesh.size, shape, memory, 0, 0, {}, None, None, seconds)
-    program = Program(compiled.as_text())
-    flops, traffic, exchanged = costs.products(program), costs.traffic(program), costs.collectives(program)
-    sent = sum(one.sent for one in exchanged.values())
-    roofline = Roofline(flops / chip.flops, traffic / chip.hbm_speed, sent / (2 * chip.link_speed))
+        return Report(*where, 0, 0, {}, {}, None, None, seconds)
+    program, device = Program(compiled.as_text()), topology.device
+    flops, traffic = costs.products(program), costs.traffic(program)
+    within, between = costs.collectives(program), costs.between_slices(program)
+    roofline = Roofline(
+        flops / device.flops,
+        traffic / device.hbm_speed,
+        sum(one.sent for one in within.values()) / (2 * device.link_speed),
+        sum(one.sent for one in between.values()) / device.network_speed if between else 0.0,
+    )
     own = flops if useful is None else useful / mesh.size
-    mfu = own / chip.flops / roofline.seconds
-    return Report(stage, topology, mesh.size, shape, memory, flops, traffic, exchanged, roofline, mfu, seconds)
+    mfu = own / device.flops / roofline.seconds
+    return Report(*where, flops, traffic, within, between, roofline, mfu, seconds)
 
 
 def describe(report: Report) -> str:
     """The report as a reader wants it."""
     memory, roofline = report.memory, report.roofline
     mesh = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
+    slices = f"{report.slices} slices of " if report.slices > 1 else ""
     lines = [
-        f"{report.stage} on {report.topology}: {report.chips} chips, mesh {mesh}; compiled in "
-        f"{report.compile_seconds:.0f} s",
-        f"memory of a chip   {memory.peak / GIB:6.2f} GiB of {memory.available / GIB:.2f}: arguments "
+        f"{report.stage} on {slices}{report.topology}: {_number(report.devices, 'device')} on "
+        f"{_number(report.chips, 'chip')}, mesh {mesh}; compiled in {report.compile_seconds:.0f} s",
+        f"memory of a device {memory.peak / GIB:6.2f} GiB of {memory.available / GIB:.2f}: arguments "
         f"{memory.arguments / GIB:.2f}, temporaries {memory.temporaries / GIB:.2f}"
         + ("" if memory.fits else "; it does not fit"),
     ]
@@ -166,10 +183,17 @@ def describe(report: Report) -> str:
         return "\n".join(lines)
     lines.append(f"products           {report.flops / 1e12:6.2f} TFLOP      at least {roofline.compute * 1e3:9.2f} ms")
     lines.append(f"to and from HBM    {report.hbm_bytes / 1e9:6.2f} GB         at least {roofline.hbm * 1e3:9.2f} ms")
-    lines.append(
-        f"between chips      {report.sent / 1e9:6.2f} GB sent    at least {roofline.interconnect * 1e3:9.2f} ms"
-    )
-    for kind, one in report.collectives.items():
-        lines.append(f"  {kind:18} {one.count:6} times, {one.bytes / 1e9:.3f} GB")
+    lines += _traffic("between devices", report.sent, roofline.interconnect, report.collectives)
+    if report.slices > 1:
+        lines += _traffic("between slices", report.sent_between_slices, roofline.network, report.between_slices)
     lines.append(f"bound by {roofline.bound}; MFU at most {report.mfu:.0%}")
     return "\n".join(lines)
+
+
+def _number(number: int, of: str) -> str:
+    return f"{number} {of}" + ("s" if number != 1 else "")
+
+
+def _traffic(what: str, sent: int, seconds: float, collectives: Mapping[str, Collective]) -> list[str]:
+    lines = [f"{what:18} {sent / 1e9:6.2f} GB sent    at least {seconds * 1e3:9.2f} ms"]
+    return lines + [f"  {kind:18} {one.count:6} times, {one.bytes / 1e9:.3f} GB" for kind, one in collectives.items()]

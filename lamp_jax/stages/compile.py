@@ -28,15 +28,15 @@ def run(options: Compile) -> None:
     if not report.memory.fits:
         missing = (report.memory.peak - report.memory.available) / GIB
         raise LampError(
-            f"{options.config}: the step of {report.stage} needs {missing:.2f} GiB a chip more than {options.topology} "
-            f"has; try, behind `--`: {'; '.join(_REMEDIES)}"
+            f"{options.config}: the step of {report.stage} needs {missing:.2f} GiB a device more than "
+            f"{options.topology} has; try, behind `--`: {'; '.join(_REMEDIES)}"
         )
 
 
 def compile_page(options: Compile) -> Report:
     """Compiles what the options name. LampError for a page that does not say enough for the stage."""
     jax.config.update("jax_platforms", "cpu")  # the TPU is only compiled for, whether there is one or not
-    chip = find_chip(options.topology)
+    find_chip(options.topology)
     kinds = {kind: None for _, of in STEPS.values() for kind in of}
     experiment = override(read_experiment(options.config, *kinds), options.options)
     stage = options.stage or next(name for name, (_, of) in STEPS.items() if isinstance(experiment, of[0]))
@@ -47,9 +47,10 @@ def compile_page(options: Compile) -> Report:
             f"{enough[0].__name__}(...)"
         )
     devices = experiment.devices
-    mesh = make_mesh(devices.data_parallel, devices.model_parallel, devices=open_topology(options.topology))
+    topology = open_topology(options.topology, options.slices, megacore=options.megacore)
+    mesh = make_mesh(devices.data_parallel, devices.model_parallel, devices=topology.devices)
     with jax.set_mesh(mesh):
         step = build(experiment, options.candidates)
         useful = None if step.forward is None else step.passes * count_products(step.forward[0], *step.forward[1])
-        print(f"compiling the step of {stage} for {options.topology} ...", file=sys.stderr)
-        return measure(stage, options.topology, chip, mesh, step.lower, useful)
+        print(f"compiling the step of {stage} for {topology.name} ...", file=sys.stderr)
+        return measure(stage, topology, mesh, step.lower, useful)
