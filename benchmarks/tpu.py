@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_SLICES = {"v5e:2x4": "v5e-8", "v5e:4x4": "v5e-16", "v5p:2x2x1": "v5p-8", "v6e:2x4": "v6e-8"}
+_SLICES = {"v5e:1x1": "v5e-1", "v5e:2x4": "v5e-8", "v5e:4x4": "v5e-16", "v5p:2x2x1": "v5p-8", "v6e:2x4": "v6e-8"}
+_SLICES |= {"tpu7x:2x2x1": "tpu7x-8"}
 _GIB = 2**30
 
 
@@ -24,10 +25,12 @@ class Row(NamedTuple):
     topology: str
     stage: str
     options: tuple[str, ...] = ()
+    slices: int = 1
 
     @property
     def command(self) -> list[str]:
         words = ["compile", f"configs/{self.page}.py", "--topology", self.topology, "--stage", self.stage]
+        words += ["--slices", str(self.slices)] if self.slices > 1 else []
         return [*words, "--json", *(["--", *self.options] if self.options else [])]
 
 
@@ -40,10 +43,12 @@ def rows() -> Iterator[Row]:
         ("xxl", "v5e:4x4", 16),
         ("xxl", "v5p:2x2x1", 4),
         ("xxl", "v6e:2x4", 8),
+        ("xxl", "tpu7x:2x2x1", 8),
     ):
         name = f"FLAN-T5-{size if size == 'base' else size.upper()}"
         split = ("--sharding", "tensor", "--model-parallel", str(chips)) if chips else ()
-        whole = ("--sharding", "fsdp", "--model-parallel", "1") if topology == "v5p:2x2x1" else ()
+        large = topology in {"v5p:2x2x1", "tpu7x:2x2x1"}
+        whole = ("--sharding", "fsdp", "--model-parallel", "1") if large else ()
         yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train", whole)
         yield Row(f"{name}, beam-4 generation", f"flan_t5_{size}", topology, "generate", split)
         model = ("--model", f"google/flan-t5-{size}")
@@ -55,17 +60,41 @@ def rows() -> Iterator[Row]:
         yield Row(f"{name}, adapters of 64 users", "adapters", "v5e:2x4", "adapters", (*model, *split))
     yield Row("Contriever, ROPG-KD", "ropg_kd", "v5e:2x4", "retriever", bfloat16)
     yield Row("Longformer, RSPG", "rspg_post", "v5e:2x4", "selector", bfloat16)
+    yield Row("FLAN-T5-XL, fine-tuning, 2 slices", "flan_t5_xl", "v5e:2x4", "train", slices=2)
+    yield from one_chip()
+
+
+def one_chip() -> Iterator[Row]:
+    """Colab's TPU: batches and parts small enough for a single chip."""
+    for size, rows in (("base", "16"), ("xl", "4")):
+        name, model = f"FLAN-T5-{size if size == 'base' else size.upper()}", ("--model", f"google/flan-t5-{size}")
+        parts = ("--accumulation", "8" if size == "base" else "64", "--remat", "full")
+        frozen = ("--storage", "bfloat16", "--remat", "full") if size == "xl" else ()
+        yield Row(f"{name}, fine-tuning, {parts[1]} parts", f"flan_t5_{size}", "v5e:1x1", "train", parts)
+        batch = ("--batch-size", rows)
+        yield Row(f"{name}, beam-4 generation of {rows}", "generate", "v5e:1x1", "generate", (*model, *batch))
+        yield Row(
+            f"{name}, likelihood feedback of {rows}", "feedback_likelihood", "v5e:1x1", "feedback", (*model, *batch)
+        )
+        users = ("--users-per-step", "8", *frozen)
+        yield Row(f"{name}, adapters of 8 users", "adapters", "v5e:1x1", "adapters", (*model, *users))
+    parts = ("--dtype", "bfloat16", "--accumulation", "64")
+    yield Row("Contriever, ROPG-KD, 64 parts", "ropg_kd", "v5e:1x1", "retriever", parts)
+    yield Row("Longformer, RSPG, 64 parts", "rspg_post", "v5e:1x1", "selector", parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("runs/tpu.jsonl"))
     parser.add_argument("--table", action="store_true", help="print what is there, compile nothing")
+    parser.add_argument("--only", default="", help="rows whose command contains this, such as v5e:1x1")
     arguments = parser.parse_args()
     lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
     found = {one["command"]: one["report"] for one in map(json.loads, lines)}
     for row in rows():
         command = " ".join(row.command)
+        if arguments.only not in command:
+            continue
         if command not in found and not arguments.table:
             print(f"lamp {command}", file=sys.stderr, flush=True)
             found[command] = compile_row(row)
@@ -88,11 +117,13 @@ def compile_row(row: Row) -> dict[str, Any]:
 def as_line(row: Row, report: dict[str, Any]) -> str:
     """One line of the README's table."""
     memory, mesh = report["memory"], report["mesh"]
-    cells = [row.what, _SLICES[row.topology], f"{mesh['data']} x {mesh['model']}"]
+    slices = f"{row.slices} x " if row.slices > 1 else ""
+    cells = [row.what, slices + _SLICES[row.topology], f"{mesh['data']} x {mesh['model']}"]
     cells += [f"{memory['peak'] / _GIB:.1f} of {memory['available'] / _GIB:.1f}", "yes" if report["fits"] else "no"]
     if report["roofline"]:
         roofline = report["roofline"]
-        times = [f"{roofline[part] * 1e3:.0f}" for part in ("compute", "hbm", "interconnect")]
+        parts = ("compute", "hbm", "interconnect", *(["network"] if row.slices > 1 else []))
+        times = [f"{roofline[part] * 1e3:.0f}" for part in parts]
         cells += [" / ".join(times), roofline["bound"], f"{report['mfu']:.0%}"]
     else:
         cells += ["", "", ""]

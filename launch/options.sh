@@ -2,7 +2,7 @@
 # Sourced with `takes` set (NAME, COMMAND, options); leaves the COMMAND in "$@" and stands in the checkout's root.
 # shellcheck shell=bash disable=SC2034,SC2154  # the options are read, and `takes` is set, where this is sourced
 
-refuse() { echo "$0: $1" >&2; exit 2; }
+refuse() { echo "$0: $*" >&2; exit 2; }
 run() { if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi; }
 
 # The state of queued-resources or tpu-vm, or ABSENT. Whatever else goes wrong is an error, never an absent TPU.
@@ -40,6 +40,12 @@ while (($#)); do
 done
 [[ $takes != NAME* || $name ]] || refuse "which TPU? Its NAME comes first: $0 NAME ..."
 [[ $takes != *--type* || $type ]] || refuse "--type is missing, such as --type v5litepod-8 (README: On a TPU VM)"
+case $type in
+  tpu7x-* | tpu7-* | v7x-* | v7-* | ironwood-*) # docs.cloud.google.com/tpu/docs/runtimes and .../tpu7x
+    refuse "--type $type: the Cloud TPU API, which this script asks, has no TPU7x. Make a Compute Engine machine of type" \
+      "tpu7x-standard-4t (tpu7x-8: 4 chips, 8 devices), copy this checkout there and run" \
+      "'launch/environment.sh tpu && .venv/bin/lamp COMMAND', on all machines of a larger slice with LAMP_HOSTS=all" ;;
+esac
 [[ $takes != *COMMAND || $# -gt 0 ]] || refuse "nothing to run; give a COMMAND, such as: demo --size smoke"
 [[ $takes == *COMMAND || $# -eq 0 ]] || refuse "'$1' is one word too many; it takes: $takes"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit

@@ -91,7 +91,7 @@ def find_chip(topology: str) -> tuple[str, Chip]:
     chip, sizes = CHIPS[kind], [int(size) for size in shape.split("x")]
     if len(sizes) != chip.axes:
         example = "2x4" if chip.axes == 2 else "2x2x1"
-        raise LampError(f"--topology {topology}: a {chip.name} slice has {chip.axes} axes; such as {kind}:{example}")
+        raise LampError(f"--topology {topology}: a {chip.name} slice has {chip.axes} axes, such as {kind}:{example}")
     if math.prod(sizes) > chip.pod:
         raise LampError(
             f"--topology {topology}: {math.prod(sizes)} chips, but a {chip.name} pod has {chip.pod}; "
@@ -135,9 +135,12 @@ def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> 
     try:
         devices = tuple(get_topology_desc(name, "tpu", **how).devices)
     except jax.errors.JaxRuntimeError as error:
-        words = str(error).splitlines()[0]
+        words = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
         raise LampError(f"--topology {topology}: {words}; a slice is one chip, or hosts of 2 x 2 chips") from None
     return Topology(name, chip, slices, devices, _usable_hbm(devices[0]))
+
+
+_LIMIT = r"(?:available HBM \(| of )([\d.]+[KMGT])"
 
 
 def _usable_hbm(device: Any) -> int:
@@ -148,7 +151,7 @@ def _usable_hbm(device: Any) -> int:
         words = "it compiled a program of 2 TiB"
     except jax.errors.JaxRuntimeError as error:
         words = str(error)
-    limit = re.search(r"(?:available HBM \(| of )([\d.]+[KMGT])", words)
+    limit = re.search(_LIMIT, words)
     if limit is None:
         raise LampError(
             f"libtpu does not say how much memory a {device.device_kind} has: {words.splitlines()[0]}; "

@@ -109,6 +109,57 @@ def test_groups_of_chips_are_read_in_every_spelling(attributes, members):
     assert costs.group_size(only) == members
 
 
+BOTH = "{1,2}x{0:3}"
+PAIRS = "{{100003->200000},{200003->300000},{300003->100000}}"
+LISTED = "{{100000,100003,200000,200003},{100001,100002,200001,200002}}"
+
+
+@pytest.mark.parametrize(
+    ("transfer", "target", "kind", "whole", "sent"),
+    [
+        ("ALL_REDUCE", BOTH, "all-reduce", 64, 64),
+        ("ALL_REDUCE", "{1,2,3,4}x{0:3}", "all-reduce", 64, 96),
+        ("ALL_REDUCE", "{1:4}x{0:3}", "all-reduce", 64, 96),
+        ("ALL_GATHER", BOTH, "all-gather", 128, 64),
+        ("ALL_GATHER", "{1,2,3,4}x{0:3}", "all-gather", 256, 192),
+        ("REDUCE_SCATTER", BOTH, "reduce-scatter", 64, 32),
+        ("ALL_TO_ALL", LISTED, "all-to-all", 64, 32),
+        ("ONE_TO_ONE", PAIRS, "collective-permute", 64, 64),
+    ],
+)
+def test_traffic_between_slices_is_what_devices_send_through_their_hosts(transfer, target, kind, whole, sent):
+    """As libtpu 0.0.42.1 prints it: an array of 64 bytes, in a loop of five turns."""
+    given = f'_xla_megascale_target="{target}"' if "x" in target else f"_xla_megascale_target={target}"
+    attributes = f'is_host_transfer=true, frontend_attributes={{{given},_xla_megascale_transfer_type="{transfer}"}}'
+    text = f"""HloModule m
+
+%body (p: f32[16]) -> f32[16] {{
+  %p = f32[16]{{0:T(128)}} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[16]{{0:T(128)}}, u32[], token[]) send(%p, %token), channel_id=2, {attributes}
+  %recv = (f32[16]{{0:T(128)}}, u32[], token[]) recv(%token), channel_id=1, {attributes}
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv-done = (f32[16]{{0:T(128)}}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %received = f32[16]{{0:T(128)}} get-tuple-element(%recv-done), index=0
+}}
+
+%condition (p: f32[16]) -> pred[] {{
+  %p = f32[16]{{0:T(128)}} parameter(0)
+  %turns = s32[] constant(5)
+  ROOT %less = pred[] compare(%turns, %turns), direction=LT
+}}
+
+ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16]{{0:T(128)}} parameter(0)
+  ROOT %loop = f32[16]{{0:T(128)}} while(%x), condition=%condition, body=%body
+}}
+"""
+    program = Program(text)
+    assert costs.between_slices(program) == {kind: costs.Collective(5, 5 * whole, 5 * sent)}
+    assert costs.collectives(program) == {}
+    assert costs.traffic(program) == 5 * (64 + 64)  # read to be sent, written when received
+
+
 HLO = """HloModule m
 
 %fused (a: f32[8,4], b: f32[1,4], i: s32[]) -> f32[8,4] {

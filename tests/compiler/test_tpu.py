@@ -19,8 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.compiler import report
-from lamp_jax.compiler.chips import CHIPS, find_chip, open_topology
-from lamp_jax.errors import LampError
+from lamp_jax.compiler.chips import open_topology
 from lamp_jax.models.bert import BertConfig
 from lamp_jax.models.longformer import LongformerConfig
 from lamp_jax.models.t5_config import T5Config
@@ -74,10 +73,11 @@ def compile_stage(tmp_path_factory):
         (directory / name / "config.json").write_text(json.dumps(config.to_hf()))
 
     @cache
-    def compiled(stage: str) -> dict:
+    def compiled(stage: str, *where: str) -> dict:
         page = directory / f"{stage}.py"
         page.write_text(HEAD + PAGES[stage].format(**{name: directory / name for name in MODELS}))
-        words = ["compile", str(page), "--topology", "v5e:2x4", "--candidates", "2", "--json"]
+        where = where or ("--topology", "v5e:2x4")
+        words = ["compile", str(page), *where, "--candidates", "2", "--json"]
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         done = subprocess.run(
             [sys.executable, "-m", "lamp_jax.cli", *words], capture_output=True, text=True, env=environment
@@ -108,9 +108,11 @@ def test_a_report_says_what_binds(compile_stage):
     found = compile_stage("train")
     assert found["fits"]
     assert found["mesh"] == {"data": 4, "model": 2}
+    assert (found["topology"], found["slices"], found["chips"], found["devices"]) == ("v5e:2x4", 1, 8, 8)
+    assert found["between_slices"] == {}
     assert found["roofline"]["bound"] in {"compute", "hbm", "interconnect"}
     assert 0 < found["mfu"] < 1
-    assert 0 < found["memory"]["arguments"] < found["memory"]["peak"] < CHIPS["v5e"].hbm
+    assert 0 < found["memory"]["arguments"] < found["memory"]["peak"] < found["memory"]["available"]
 
 
 def test_weights_are_split_and_not_kept_whole(compile_stage):
@@ -129,23 +131,21 @@ def test_users_are_split_over_the_data_axis_and_a_frozen_base_takes_a_byte_a_wei
     assert compile_stage("adapters")["memory"]["arguments"] < 1.1 * (users + base)
 
 
+def test_a_v4_of_two_devices_a_chip_and_two_slices_is_compiled_for(compile_stage):
+    """Seen before: an AssertionError of jax.make_mesh for one slice, its ValueError for two."""
+    found = compile_stage("feedback", "--topology", "v4:2x2x1", "--slices", "2")
+    assert (found["topology"], found["slices"], found["chips"], found["devices"]) == ("v4:2x2x1", 2, 8, 16)
+    assert found["mesh"] == {"data": 16, "model": 1}
+    assert found["fits"]
+
+
 def test_a_step_that_does_not_fit_is_said_to_need_more():
-    mesh = make_mesh(8, 1, devices=open_topology("v5e:2x4"))
+    topology = open_topology("v5e:2x4")
+    mesh = make_mesh(8, 1, devices=topology.devices)
     with jax.set_mesh(mesh):
         large = jax.ShapeDtypeStruct((5 * 2**30,), jnp.float32, sharding=NamedSharding(mesh, P()))
         function = jax.jit(lambda x: (jnp.sin(x), jnp.cos(x)))
-        found = report.measure("train", "v5e:2x4", find_chip("v5e:2x4"), mesh, lambda: function.lower(large), None)
+        found = report.measure("train", topology, mesh, lambda: function.lower(large), None)
     assert not found.memory.fits
     assert found.memory.peak >= 3 * 20 * 2**30
     assert "does not fit" in report.describe(found)
-
-
-@pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:8", "4x4"])
-def test_an_unknown_topology_is_answered_with_examples(topology):
-    with pytest.raises(LampError, match="such as v5e:2x4"):
-        open_topology(topology)
-
-
-def test_a_topology_that_the_compiler_does_not_know_is_an_error():
-    with pytest.raises(LampError, match="--topology v5e:3x5"):
-        open_topology("v5e:3x5")

@@ -269,6 +269,17 @@ def test_a_type_without_a_known_runtime_is_refused(world):
     assert world.calls() == []
 
 
+@pytest.mark.parametrize("script", sorted(TYPED))
+@pytest.mark.parametrize("kind", ["tpu7x-8", "tpu7x-128", "v7x-8"])
+def test_tpu7x_which_the_cloud_tpu_api_lacks_is_refused_with_its_machine_type(world, script, kind):
+    command = ["--", "demo"] if script == "tpu_babysit.sh" else []
+    refused = world.run(script, "a", "--type", kind, "--version", "mine", *command)
+    assert refused.returncode == 2
+    assert f"--type {kind}: the Cloud TPU API" in refused.stderr
+    assert "tpu7x-standard-4t" in refused.stderr
+    assert world.calls() == []
+
+
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
 def test_a_request_that_ends_without_a_tpu_is_an_error(world, state):
     world.tell(coming=f"ACCEPTED\n{state}")

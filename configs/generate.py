@@ -1,0 +1,17 @@
+"""Answers of a FLAN-T5 model by beam search (beam 4), weights in bfloat16: with these sizes on Colab's single v5e chip.
+
+`lamp merge` makes the file; paths are relative to where `lamp` runs. FLAN-T5-XL fits with `--model google/flan-t5-xl
+--batch-size 4`.
+"""
+
+from lamp_jax.config import Devices, Generate
+
+experiment = Generate(
+    task="LaMP-3",
+    questions="runs/LaMP_3/dev.json",
+    model="google/flan-t5-base",
+    output="runs/LaMP_3/dev_predictions.json",
+    batch_size=16,
+    storage="bfloat16",
+    devices=Devices(dtype="bfloat16"),
+)
