@@ -40,12 +40,8 @@ while (($#)); do
 done
 [[ $takes != NAME* || $name ]] || refuse "which TPU? Its NAME comes first: $0 NAME ..."
 [[ $takes != *--type* || $type ]] || refuse "--type is missing, such as --type v5litepod-8 (README: On a TPU VM)"
-case $type in
-  tpu7x-* | tpu7-* | v7x-* | v7-* | ironwood-*) # docs.cloud.google.com/tpu/docs/runtimes and .../tpu7x
-    refuse "--type $type: the Cloud TPU API, which this script asks, has no TPU7x. Make a Compute Engine machine of type" \
-      "tpu7x-standard-4t (tpu7x-8: 4 chips, 8 devices), copy this checkout there and run" \
-      "'launch/environment.sh tpu && .venv/bin/lamp COMMAND', on all machines of a larger slice with LAMP_HOSTS=all" ;;
-esac
+[[ ! $type =~ ^(tpu7x?|v7x?|ironwood)- ]] || refuse "--type $type: the Cloud TPU API, which this script asks, has no" \
+  "TPU7x; Compute Engine has: machine type tpu7x-standard-4t. Run lamp there (README: On a TPU VM)"
 [[ $takes != *COMMAND || $# -gt 0 ]] || refuse "nothing to run; give a COMMAND, such as: demo --size smoke"
 [[ $takes == *COMMAND || $# -eq 0 ]] || refuse "'$1' is one word too many; it takes: $takes"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
