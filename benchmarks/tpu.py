@@ -65,12 +65,12 @@ def rows() -> Iterator[Row]:
 
 
 def one_chip() -> Iterator[Row]:
-    """Colab's TPU: batches and parts small enough for a single chip."""
+    """Colab's TPU: batches and microbatches small enough for a single chip."""
     for size, rows in (("base", "16"), ("xl", "4")):
         name, model = f"FLAN-T5-{size if size == 'base' else size.upper()}", ("--model", f"google/flan-t5-{size}")
         parts = ("--accumulation", "8" if size == "base" else "64", "--remat", "full")
         frozen = ("--storage", "bfloat16", "--remat", "full") if size == "xl" else ()
-        yield Row(f"{name}, fine-tuning, {parts[1]} parts", f"flan_t5_{size}", "v5e:1x1", "train", parts)
+        yield Row(f"{name}, fine-tuning, {parts[1]} microbatches", f"flan_t5_{size}", "v5e:1x1", "train", parts)
         batch = ("--batch-size", rows)
         yield Row(f"{name}, beam-4 generation of {rows}", "generate", "v5e:1x1", "generate", (*model, *batch))
         yield Row(
@@ -79,8 +79,8 @@ def one_chip() -> Iterator[Row]:
         users = ("--users-per-step", "8", *frozen)
         yield Row(f"{name}, adapters of 8 users", "adapters", "v5e:1x1", "adapters", (*model, *users))
     parts = ("--dtype", "bfloat16", "--accumulation", "64")
-    yield Row("Contriever, ROPG-KD, 64 parts", "ropg_kd", "v5e:1x1", "retriever", parts)
-    yield Row("Longformer, RSPG, 64 parts", "rspg_post", "v5e:1x1", "selector", parts)
+    yield Row("Contriever, ROPG-KD, 64 microbatches", "ropg_kd", "v5e:1x1", "retriever", parts)
+    yield Row("Longformer, RSPG, 64 microbatches", "rspg_post", "v5e:1x1", "selector", parts)
 
 
 def main() -> None:

@@ -147,7 +147,7 @@ def test_a_topology_that_the_compiler_does_not_know_is_an_error():
     ],
 )
 def test_an_arrangement_that_a_chip_has_not_is_an_error(topology, message):
-    """libtpu describes the first three, as if they existed."""
+    """libtpu describes them all."""
     with pytest.raises(LampError, match=message):
         open_topology(topology)
 
