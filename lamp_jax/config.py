@@ -872,7 +872,7 @@ class Compile:
     """A config page."""
     topology: str
     """Chips of a slice and their arrangement: v5e:1x1 (Colab), v5e:4x4, v6e:2x4, v5p:2x2x2, tpu7x:2x2x1, v4:2x2x1,
-    v3:2x2, v2:2x2. A chip of v2, v3, v4 and tpu7x holds two devices, one of the others is one."""
+    v3:2x2, v2:2x2. A chip of v2, v3, v4 and tpu7x holds two devices, of the others one."""
     slices: int = 1
     """Slices of that topology. The data axis spans them; traffic between them, over the data-centre network, is counted
     apart."""

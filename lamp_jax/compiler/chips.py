@@ -128,7 +128,7 @@ def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> 
     from jax.experimental.topologies import get_topology_desc
 
     how: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if not name.partition(":")[2].strip("1x"):
+    if set(name.partition(":")[2].split("x")) == {"1"}:
         how["chips_per_host_bounds"] = (1, 1, 1)  # of a single chip; else libtpu takes hosts of 2 x 2
     if megacore:
         how["chip_config_name"] = "megacore"

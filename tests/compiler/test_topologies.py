@@ -136,9 +136,10 @@ def test_other_names_of_tpu7x_are_understood(name):
     assert (topology.name, topology.devices[0].device_kind) == ("tpu7x:2x2x1", "TPU7x")
 
 
-def test_a_topology_that_the_compiler_does_not_know_is_an_error():
-    with pytest.raises(LampError, match=r"--topology v5e:3x5: .*not divisible.*one chip, or hosts of 2 x 2 chips"):
-        open_topology("v5e:3x5")
+@pytest.mark.parametrize("name", ["v5e:3x5", "v5e:3x3", "v5e:11x11", "v5e:1x2", "v5p:1x1x2"])
+def test_a_topology_that_the_compiler_does_not_know_is_an_error(name):
+    with pytest.raises(LampError, match=rf"--topology {name}: .*not divisible.*one chip, or hosts of 2 x 2 chips"):
+        open_topology(name)
 
 
 @pytest.mark.parametrize(
