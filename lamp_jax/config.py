@@ -751,7 +751,8 @@ class Build:
     """Make a benchmark in LaMP's format of any users' histories."""
 
     histories: str
-    """Rows of one user's one item each: `.csv`, `.jsonl` or `.parquet`, in any order."""
+    """Rows of one user's one item each, in any order: `.csv`, `.tsv`, `.jsonl`, `.ndjson`, `.json` (an object a line,
+    or a list), each also as `.gz`, or `.parquet`."""
     task: str
     """Task whose form the questions have, e.g. LaMP-3."""
     output: str
@@ -777,8 +778,17 @@ class Build:
     """`user`: share of the users whose questions are the dev file."""
     test_share: float = 0.1
     """`user`: share of the users whose questions are the test file."""
-    date_form: Literal["date", "seconds", "milliseconds"] = "date"
-    """Dates as 2007, 2007-05, 2007-05-31 or ISO time stamps, or as time since 1970."""
+    date_form: Literal["date", "seconds", "milliseconds", "microseconds", "nanoseconds"] = "date"
+    """Time since 1970 in this unit; or `date`: 2007, 2007-05, 2007-05-31, ISO time stamps, `Mon Apr 06 22:19:45 PDT
+    2009`, RFC 2822, `January 2, 2006`, and times since 1970 whose number of digits tells the unit (10, 13, 16, 19)."""
+    date_format: str = ""
+    """Dates in another format, in the codes of Python's `strptime`; UTC unless the format has a zone."""
+    encoding: str = "utf-8"
+    """Encoding of csv, tsv and JSON lines, the tables to join included: utf-8, latin-1, cp1252, ..."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a csv or tsv whose first line does not name them."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Rows of a user that are equal in all fields, date included: the first is kept, or all. The report counts them."""
     round_scores: Literal["no", "up", "down", "nearest"] = "no"
     """Numbers between two labels of the task (3.5 stars): rows with them are dropped, or they are rounded."""
     seed: int = 0

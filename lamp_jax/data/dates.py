@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 Date = tuple[int, ...]
 
 _DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2}))?(?:-(\d{1,2}))?")
+_DIGITS = re.compile(r"\d{9,}")
 
 
 def parse_date(value: object) -> Date:
@@ -21,6 +22,9 @@ def parse_date(value: object) -> Date:
         if any(number > most for number, most in zip(numbers[1:], (12, 31), strict=False)):
             raise ValueError(f"no such date: {text!r}")
         return numbers
+    if _DIGITS.fullmatch(text):
+        # Of 1512121200000, milliseconds since 1970, fromisoformat would make the year 1512: it takes 0 for the T.
+        raise ValueError(f"no date: {text!r}")
     moment = datetime.fromisoformat(text)
     try:
         moment = moment.astimezone(UTC) if moment.tzinfo else moment

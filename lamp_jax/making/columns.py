@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lamp_jax.config import Build
 from lamp_jax.errors import LampError
-from lamp_jax.making.tables import Row, Unusable, columns_of, read_lookup, read_rows, text_of
+from lamp_jax.making.tables import Row, Text, Unusable, check_encoding, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.tasks.catalog import Task, find_task
 
 _HOLE = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")
@@ -104,9 +104,12 @@ class Join(NamedTuple):
     rows: Mapping[str, Row]
 
     def add_to(self, row: Row) -> Row:
-        partner = self.rows.get(text_of(row.get(self.key)))
+        key = text_of(row.get(self.key))
+        partner = self.rows.get(key)
         if partner is None:
-            raise Unusable(f"no partner in {Path(self.path).name}")
+            there = next(iter(self.rows), None)
+            example = f"{self.key} {key!r}" + ("" if there is None else f", the table has {there!r} and others")
+            raise Unusable(f"no partner in {Path(self.path).name}", example)
         return {**row, **partner}
 
 
@@ -126,10 +129,11 @@ class Histories:
     columns: Collection[str]
     joins: tuple[Join, ...]
     patterns: Mapping[str, Pattern]
+    text: Text
 
     def rows(self) -> Iterator[Row]:
         """The rows as they are in the file, without the joined columns."""
-        return read_rows(self.path, self.columns)
+        return read_rows(self.path, self.columns, self.text)
 
 
 def open_histories(options: Build) -> Histories:
@@ -139,7 +143,10 @@ def open_histories(options: Build) -> Histories:
     """
     task = find_task(options.task)
     tables = [split_join(entry) for entry in options.join]
-    columns = {name: columns_of(name) for name in (options.histories, *(path for path, _ in tables))}
+    check_encoding(options.encoding)
+    texts = {options.histories: Text(options.encoding, options.columns)}
+    texts |= {path: Text(options.encoding) for path, _ in tables}
+    columns = {name: columns_of(name, text) for name, text in texts.items()}
     available = {column for some in columns.values() for column in some}
     patterns = _complete(parse_map(options.map, task), options, task, columns=available)
     wanted = {column for pattern in patterns.values() for column in pattern.columns} | {key for _, key in tables}
@@ -151,8 +158,8 @@ def open_histories(options: Build) -> Histories:
         if clash := sorted(added & owners.keys()):
             raise LampError(f"{path}: the column {clash[0]!r} is in {owners[clash[0]]} too; rename it in one of them")
         owners |= dict.fromkeys(added, path)
-        joins.append(Join(path, key, added, read_lookup(path, key, added)))
-    return Histories(options.histories, wanted, tuple(joins), patterns)
+        joins.append(Join(path, key, added, read_lookup(path, key, added, texts[path])))
+    return Histories(options.histories, wanted, tuple(joins), patterns, texts[options.histories])
 
 
 def _complete(

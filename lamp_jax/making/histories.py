@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lamp_jax.config import Build
 from lamp_jax.data.dates import parse_date
-from lamp_jax.data.files import encode
+from lamp_jax.data.files import encode, is_id
 from lamp_jax.data.framing import parse_record
 from lamp_jax.data.work import count_processes, map_in_processes
 from lamp_jax.errors import LampError
 from lamp_jax.making.columns import Histories, open_histories
+from lamp_jax.making.dates import parse_written_date
 from lamp_jax.making.tables import Row, Unusable
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -46,6 +47,16 @@ class Entry(NamedTuple):
     asked: dict[str, str]
 
     @property
+    def content(self) -> tuple[Any, ...]:
+        """By what an item is the same as another."""
+        return (self.order, *self.item.items(), *self.asked.items())
+
+    @property
+    def undated(self) -> tuple[Any, ...]:
+        """By what an item is the same as another of another date."""
+        return (*(pair for pair in self.item.items() if pair[0] != "date"), *self.asked.items())
+
+    @property
     def askable(self) -> bool:
         """Whether it can be a target; else it is good for profiles alone."""
         return all(self.asked.values())
@@ -65,8 +76,12 @@ class Bucket(NamedTuple):
     first: int
     users: tuple[User, ...]
 
-    def histories(self) -> Iterator[History]:
-        """The history of each user, which is empty where no row of theirs was usable."""
+    def histories(self, *, duplicates: str = "keep") -> Iterator[History]:
+        """The history of each user, which is empty where no row of theirs was usable.
+
+        Without items that the history holds before, unless `duplicates` is "keep". Where some items have no date, none
+        has one.
+        """
         lines: defaultdict[int, list[bytes]] = defaultdict(list)
         if self.path.exists():
             with open(self.path, "rb") as file:
@@ -75,7 +90,15 @@ class Bucket(NamedTuple):
                     lines[int(number)].append(record)
         for number, user in enumerate(self.users, self.first):
             entries = [_parse_entry(record) for record in lines.pop(number, ())]
+            if not all("date" in entry.item for entry in entries):
+                entries = [_undated(entry) for entry in entries]
+            if duplicates == "drop":
+                entries = list({entry.content: entry for entry in reversed(entries)}.values())[::-1]
             yield History(user, sorted(entries, key=lambda entry: entry.order))
+
+
+def _undated(entry: Entry) -> Entry:
+    return Entry((), {name: text for name, text in entry.item.items() if name != "date"}, entry.asked)
 
 
 def _parse_entry(record: bytes) -> Entry:
@@ -89,12 +112,21 @@ class Dropped:
 
     count: int = 0
     first_rows: list[int] = field(default_factory=list)
+    example: str = ""
+    """Of the first row: what in it was of no use."""
 
     @property
     def described(self) -> str:
-        return f"{self.count} (first rows {', '.join(map(str, self.first_rows))})"
+        example = f"; {self.example}" if self.example else ""
+        return f"{self.count} (first rows {', '.join(map(str, self.first_rows))}{example})"
 
-    def add(self, row: int) -> None:
+    @property
+    def record(self) -> dict[str, Any]:
+        """For the report."""
+        return {"count": self.count, "first_rows": self.first_rows}
+
+    def add(self, row: int, example: str = "") -> None:
+        self.example = example if self.count == 0 else self.example
         self.count += 1
         if len(self.first_rows) < _SHOWN_ROWS:
             self.first_rows.append(row)
@@ -106,6 +138,8 @@ class Gathered:
 
     rows: int = 0
     dropped: defaultdict[str, Dropped] = field(default_factory=lambda: defaultdict(Dropped))
+    undated: Dropped = field(default_factory=Dropped)
+    """Rows that are kept without their date, which cannot be read and is not needed."""
     buckets: list[Bucket] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
 
@@ -131,8 +165,10 @@ def gather(rows: Iterable[Row], *, folder: Path, options: Build) -> Gathered:
         found.rows += 1
         place = None if read.user is None else numbers.setdefault(read.user, len(numbers))
         if place is None or read.reason:
-            found.dropped[read.reason].add(found.rows)
+            found.dropped[read.reason].add(found.rows, read.example)
             continue
+        if read.no_date:
+            found.undated.add(found.rows, read.no_date)
         spill.add(place, read.record)
         if read.reference:
             reservoir.offer(read.reference)
@@ -150,6 +186,9 @@ class _Read(NamedTuple):
     record: bytes = b""
     reason: str = ""
     reference: str = ""
+    example: str = ""
+    no_date: str = ""
+    """A date that cannot be read, of a row that needs none."""
 
 
 def _read_all(rows: Iterable[Row], options: Build) -> Iterator[list[_Read]]:
@@ -169,10 +208,12 @@ def _read_row(row: Row, reader: "RowReader") -> _Read:
     user = None
     try:
         user = reader.user(row)
-        entry = reader.entry(row)
+        entry, no_date = reader.entry(row)
     except Unusable as reason:
-        return _Read(user, reason=str(reason))
-    return _Read(user, encode([*entry]), reference=entry.asked.get("reference", ""))
+        return _Read(user, reason=str(reason), example=reason.example)
+    except LampError as error:
+        raise LampError(f"{reader.path}: {error}") from None
+    return _Read(user, encode([*entry]), reference=entry.asked.get("reference", ""), no_date=no_date)
 
 
 @lru_cache(maxsize=1)
@@ -194,7 +235,9 @@ class RowReader:
 
     def __init__(self, source: Histories, options: Build):
         self._options, self._task = options, find_task(options.task)
-        self._joins = source.joins
+        self.path, self._joins = source.path, source.joins
+        self._form = options.date_form
+        self._needs_date = options.split == "time" or options.targets == "last"
         self._user = source.patterns["user"]
         self._user_column = self._user.column
         self._user_is_joined = any(set(self._user.columns) & set(join.columns) for join in source.joins)
@@ -209,12 +252,14 @@ class RowReader:
         value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
         if isinstance(value, float) and value.is_integer():  # a column of integers, some of which are missing
             return int(value)
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        if isinstance(value, str) and value.strip() and not is_id(value):
+            raise Unusable("half a surrogate pair in the user")
+        if not is_id(value) or not str(value).strip():
             raise Unusable("no user")
         return value
 
-    def entry(self, row: Row) -> Entry:
-        """The item that a row, with its joined columns, is."""
+    def entry(self, row: Row) -> tuple[Entry, str]:
+        """The item that a row, with its joined columns, is; and its date, if that cannot be read and is not needed."""
         row = self._join(row)
         texts = {name: pattern.fill(row) for name, pattern in self._patterns.items()}
         item = {name: texts[name] for name in self._fields}
@@ -225,9 +270,16 @@ class RowReader:
             target = self._task.target
             item[target] = read_label(item[target], self._task, rounding=self._options.round_scores)
         order: tuple[float, ...] = ()
+        no_date = ""
         if "date" in texts:
-            order, item["date"] = read_date(texts["date"], form=self._options.date_form)
-        return Entry(order, item, {name: texts[name].strip() for name in ("input", "reference") if name in texts})
+            try:
+                order, item["date"] = read_date(texts["date"], form=self._form, format=self._options.date_format)
+            except (Unusable, LampError):
+                if self._needs_date:
+                    raise
+                no_date = texts["date"] or "(empty)"
+        asked = {name: texts[name].strip() for name in ("input", "reference") if name in texts}
+        return Entry(order, item, asked), no_date
 
     def _join(self, row: Row) -> Row:
         for join in self._joins:
@@ -251,15 +303,37 @@ def read_label(text: str, task: Task, *, rounding: str) -> str:
     return label
 
 
-def read_date(text: str, *, form: str) -> tuple[tuple[float, ...], str]:
-    """By what a date is ordered, and how it stands in the item: as it is, or the day in UTC. Raises Unusable."""
+def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, ...], str]:
+    """By what a date is ordered, and how it is in the item: LaMP's form as it is, of others the day in UTC.
+
+    Raises Unusable for what is no date of the form, and LampError for one whose day and month may be exchanged.
+    """
     try:
-        if form == "date":
-            return parse_date(text), text
-        number = _number(text)
-        return (number,), (_EPOCH + timedelta(**{form: number})).date().isoformat()
+        if format:
+            return _of_moment(datetime.strptime(text.strip(), format))
+        if form != "date":
+            number = _number(text)
+            return (number,), _day(number, form)
     except (ValueError, OverflowError):
-        raise Unusable("unreadable date (see --date-form)") from None
+        raise Unusable("unreadable date (see --date-form)", repr(text)) from None
+    try:
+        return parse_date(text), text
+    except ValueError:
+        pass
+    try:
+        return _of_moment(parse_written_date(text))
+    except (ValueError, OverflowError):
+        raise Unusable("unreadable date (see --date-form)", repr(text)) from None
+
+
+def _of_moment(moment: datetime) -> tuple[tuple[float, ...], str]:
+    moment = moment.astimezone(UTC) if moment.tzinfo else moment
+    return (*moment.timetuple()[:6], moment.microsecond), moment.date().isoformat()
+
+
+def _day(number: float, unit: str) -> str:
+    since = timedelta(microseconds=number / 1000) if unit == "nanoseconds" else timedelta(**{unit: number})
+    return (_EPOCH + since).date().isoformat()
 
 
 def _number(text: str) -> float:

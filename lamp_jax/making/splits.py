@@ -42,6 +42,8 @@ class Survey:
     sizes: dict[Part, Counter[int]] = field(default_factory=lambda: {part: Counter() for part in PARTS})
     dropped_targets: Counter[str] = field(default_factory=Counter)
     idle_users: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    """Items that a history holds before: `equal` ones, and those `at another date`."""
 
     @property
     def questions(self) -> dict[Part, int]:
@@ -59,6 +61,7 @@ class Survey:
                 total.sizes[part].update(sizes)
             total.dropped_targets.update(one.dropped_targets)
             total.idle_users.update(one.idle_users)
+            total.duplicates.update(one.duplicates)
         return total
 
 
@@ -104,6 +107,10 @@ def survey(buckets: Sequence[Bucket], options: Build, *, size: int) -> list[Surv
 def _survey_bucket(bucket: Bucket, *, options: Build) -> Survey:
     found = Survey()
     for history in bucket.histories():
+        found.duplicates["equal"] += len(history.entries) - len({entry.content for entry in history.entries})
+    for history in bucket.histories(duplicates=options.duplicates):
+        alone = len({entry.undated for entry in history.entries})
+        found.duplicates["at another date"] += len({entry.content for entry in history.entries}) - alone
         targets = find_targets(history, options)
         kept = _keep(targets, options)
         if len(kept) < len(targets):
@@ -176,7 +183,7 @@ def _write_bucket(
     written = {(part, kind): bucket.path.with_suffix(f".{part}.{kind}") for part, kind in _FILES}
     with contextlib.ExitStack() as stack:
         files = {key: stack.enter_context(open(path, "wb")) for key, path in written.items()}
-        for history in bucket.histories():
+        for history in bucket.histories(duplicates=options.duplicates):
             asker = Asker(task, history, references, options.seed)
             for target in _keep(find_targets(history, options), options):
                 question = asker.ask(target, number=numbers[target.part])

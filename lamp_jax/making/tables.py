@@ -1,12 +1,17 @@
-"""How the rows of csv, jsonl and parquet files are read: as mappings from column to value, few at a time."""
+"""Rows of csv, JSON-lines and parquet files, compressed or not, as mappings from column to value, few at a time."""
 
+import codecs
 import csv
+import gzip
+import io
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamp_jax.data.framing import BOM, parse_record
+from lamp_jax.data.framing import BOM, Frames, parse_record
 from lamp_jax.errors import LampError
 
 Row = Mapping[str, Any]
@@ -17,26 +22,48 @@ _BATCH_ROWS = 4096
 
 
 class Unusable(Exception):  # noqa: N818 (it says why a row is dropped)
-    """Why nothing can be made of a row."""
+    """Why nothing can be made of a row, and of what in it: `example` is for messages."""
+
+    def __init__(self, reason: str, example: str = ""):
+        super().__init__(reason)
+        self.example = example
 
 
-def columns_of(path: str | Path) -> tuple[str, ...]:
-    """The columns of a table; those of a jsonl file are the keys of its first 1000 rows.
+class Text(NamedTuple):
+    """How the bytes of a table become rows: their encoding and, of a csv without a header, its columns' names."""
 
-    Raises LampError where there is no such file, or one in none of the three forms.
+    encoding: str = "utf-8"
+    names: tuple[str, ...] = ()
+
+
+UTF8 = Text()
+
+
+def check_encoding(encoding: str) -> None:
+    """LampError for an encoding that Python does not know."""
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise LampError(f"--encoding {encoding}: unknown; give utf-8, latin-1, cp1252 or another of Python's") from None
+
+
+def columns_of(path: str | Path, text: Text = UTF8) -> tuple[str, ...]:
+    """The columns of a table; those of JSON lines are the keys of the first 1000 rows.
+
+    Raises LampError where there is no such file, or one in none of the forms.
     """
-    return _form_of(path).columns(Path(path))
+    return _form_of(path).columns(Path(path), text)
 
 
-def read_rows(path: str | Path, columns: Collection[str]) -> Iterator[Row]:
+def read_rows(path: str | Path, columns: Collection[str], text: Text = UTF8) -> Iterator[Row]:
     """The rows, with these columns at least where they have them. LampError, with the row, where one is broken."""
-    return _form_of(path).rows(Path(path), columns)
+    return _form_of(path).rows(Path(path), columns, text)
 
 
-def read_lookup(path: str | Path, key: str, columns: Collection[str]) -> dict[str, Row]:
+def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text = UTF8) -> dict[str, Row]:
     """These columns of all rows, by the text in the column `key`. LampError where a text occurs twice."""
     found: dict[str, Row] = {}
-    for number, row in enumerate(read_rows(path, {key, *columns}), 1):
+    for number, row in enumerate(read_rows(path, {key, *columns}, text), 1):
         try:
             name = text_of(row.get(key))
         except Unusable as reason:
@@ -61,12 +88,13 @@ def text_of(value: Any, *, joint: str = ", ") -> str:
 
 
 class _Form(NamedTuple):
-    columns: Callable[[Path], tuple[str, ...]]
-    rows: Callable[[Path, Collection[str]], Iterator[Row]]
+    columns: Callable[[Path, Text], tuple[str, ...]]
+    rows: Callable[[Path, Collection[str], Text], Iterator[Row]]
 
 
 def _form_of(path: str | Path) -> _Form:
-    form = _FORMS.get(Path(path).suffix.lower())
+    name = Path(path).name.lower()
+    form = next((form for ending, form in _FORMS.items() if name.endswith(ending)), None)
     if form is None:
         raise LampError(f"{path}: rows are read from files named {', '.join(_FORMS)}; write it as one of them")
     if not Path(path).is_file():
@@ -74,18 +102,31 @@ def _form_of(path: str | Path) -> _Form:
     return form
 
 
-def _csv_columns(path: Path) -> tuple[str, ...]:
-    header = tuple(next(_csv_lines(path), ()))
-    if not header:
-        raise LampError(f"{path}: empty; its first line names the columns")
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file's bytes, decompressed where its name ends in `.gz`. LampError where what is compressed is cut off."""
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LampError(f"{path}: not a complete gzip file ({error}); download or make it again") from None
+
+
+def _csv_columns(path: Path, text: Text) -> tuple[str, ...]:
+    first = tuple(next(_csv_lines(path, text), ()))
+    header = text.names or first
+    if not first:
+        raise LampError(f"{path}: empty; its first line names the columns, or --columns does")
     if len(set(header)) < len(header):
-        raise LampError(f"{path}: two columns have one name, among {', '.join(header)}; rename one")
+        where = "--columns" if text.names else path
+        remedy = "rename one" if text.names else "rename one; a file without a header needs --columns NAME NAME ..."
+        raise LampError(f"{where}: two columns have one name, among {', '.join(header)}; {remedy}")
     return header
 
 
-def _csv_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    header = _csv_columns(path)
-    for number, values in enumerate(islice(_csv_lines(path), 1, None), 1):
+def _csv_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+    header = _csv_columns(path, text)
+    for number, values in enumerate(islice(_csv_lines(path, text), 0 if text.names else 1, None), 1):
         if len(values) != len(header):
             raise LampError(
                 f"{path}, row {number}: {len(values)} values for {len(header)} columns; "
@@ -94,48 +135,78 @@ def _csv_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
         yield dict(zip(header, values, strict=True))
 
 
-def _csv_lines(path: Path) -> Iterator[list[str]]:
+def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
     """Header and rows. A row may be of several lines of the file; empty lines are passed over."""
     csv.field_size_limit(_LONGEST_FIELD)
-    number = 0  # of the row, as the header is one too
+    tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
+    number = 1 if text.names else 0  # of the row, as the header is one too
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for line in filter(None, csv.reader(file, strict=True)):
+        with _opened(path) as file:
+            lines = io.TextIOWrapper(file, encoding=_with_mark(text.encoding), newline="")
+            for line in filter(None, csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)):
                 yield line
                 number += 1
-    except UnicodeDecodeError as error:
-        raise LampError(f"{path}, soon after row {number - 1}: not UTF-8 ({error.reason}); write it as UTF-8") from None
+    except UnicodeError as error:
+        where = f"soon after row {number - 1}" if number > 1 else "in the first lines"
+        name = "UTF-8" if codecs.lookup(text.encoding).name == "utf-8" else text.encoding
+        raise LampError(
+            f"{path}, {where}: not {name} ({error}); write it as UTF-8, or give --encoding, such as latin-1"
+        ) from None
     except csv.Error as error:
-        raise LampError(f"{path}, row {number}: {error}; is a quotation mark not doubled, or not closed?") from None
+        where = f"row {number}" if number else "header"
+        raise LampError(f"{path}, {where}: {error}; is a quotation mark not doubled, or not closed?") from None
 
 
-def _jsonl_columns(path: Path) -> tuple[str, ...]:
-    rows = islice(_jsonl_rows(path, ()), _LEADING_ROWS)
+def _with_mark(encoding: str) -> str:
+    """UTF-8 may begin with a byte order mark."""
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def _jsonl_columns(path: Path, text: Text) -> tuple[str, ...]:
+    rows = islice(_jsonl_rows(path, (), text), _LEADING_ROWS)
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     if not columns:
         raise LampError(f"{path}: holds no rows")
     return columns
 
 
-def _jsonl_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    with open(path, "rb") as file:
+def _jsonl_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+    if text.names:
+        raise LampError(f"{path}: --columns names the columns of a csv or tsv; rows of JSON name theirs, leave it out")
+    plain = codecs.lookup(text.encoding).name == "utf-8"
+    if plain and path.suffix.lower() == ".json" and _is_list(path):
+        for framed in Frames(path):
+            yield _object(framed.raw, f"{path}, row {framed.number + 1}")
+        return
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if not (line := line.removeprefix(BOM).strip()):
                 continue
-            try:
-                row = parse_record(line)
-            except ValueError as error:
-                raise LampError(f"{path}, line {number}: not whole JSON ({error}); each line is one object") from None
-            if not isinstance(row, dict):
-                raise LampError(f"{path}, line {number}: each line is one object; found {repr(row)[:40]}")
-            yield row
+            yield _object(line, f"{path}, line {number}", None if plain else text.encoding)
 
 
-def _parquet_columns(path: Path) -> tuple[str, ...]:
+def _is_list(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(_BATCH_ROWS).removeprefix(BOM).lstrip()[:1] == b"["
+
+
+def _object(line: bytes, where: str, encoding: str | None = None) -> Row:
+    """The row that an object is; `encoding` where that is not UTF-8."""
+    try:
+        row = parse_record(line.decode(encoding).encode() if encoding else line)
+    except ValueError as error:
+        remedy = "; another encoding is given by --encoding" if "UTF-8" in str(error) else ""
+        raise LampError(f"{where}: not whole JSON ({error}); each line is one object{remedy}") from None
+    if not isinstance(row, dict):
+        raise LampError(f"{where}: each line is one object; found {repr(row)[:40]}")
+    return row
+
+
+def _parquet_columns(path: Path, text: Text) -> tuple[str, ...]:
     return tuple(_open_parquet(path).schema_arrow.names)
 
 
-def _parquet_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
     file = _open_parquet(path)
     wanted = [name for name in file.schema_arrow.names if name in columns]
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
@@ -155,8 +226,7 @@ def _open_parquet(path: Path) -> Any:
         raise LampError(f"{path}: not a whole parquet file ({error}); make it again") from None
 
 
-_FORMS = {
-    ".csv": _Form(_csv_columns, _csv_rows),
-    ".jsonl": _Form(_jsonl_columns, _jsonl_rows),
-    ".parquet": _Form(_parquet_columns, _parquet_rows),
-}
+_CSV, _JSONL = _Form(_csv_columns, _csv_rows), _Form(_jsonl_columns, _jsonl_rows)
+_FORMS = {".parquet": _Form(_parquet_columns, _parquet_rows)}
+_FORMS |= {f"{ending}{gz}": _CSV for ending in (".csv", ".tsv") for gz in ("", ".gz")}
+_FORMS |= {f"{ending}{gz}": _JSONL for ending in (".jsonl", ".ndjson", ".json") for gz in ("", ".gz")}

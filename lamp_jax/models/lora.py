@@ -85,7 +85,7 @@ def find_sites(config: T5Config, targets: tuple[str, ...]) -> list[Site]:
     unknown = [target for target in targets if target not in sites]
     if unknown or not targets:
         asked = " ".join(unknown) or "(none)"
-        raise LampError(f"--targets {asked}: this model's projections are {', '.join(sorted(sites))}")
+        raise LampError(f"adapters of the projections {asked}: this model has {', '.join(sorted(sites))}")
     return [Site(*one) for target in sorted(set(targets)) for one in sites[target].items()]
 
 

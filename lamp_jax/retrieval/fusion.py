@@ -35,8 +35,9 @@ def fuse_rankings(
 def _fuse(question: Question, rankings: Mapping[str, Rankings], k: float) -> Ranked:
     ranks = np.zeros((len(rankings), len(question.profile)))
     for row, (name, ranking) in zip(ranks, rankings.items(), strict=True):
+        order = ranking[question.id]
         try:
-            row[places_of(question, ranking[question.id])] = np.arange(1, len(row) + 1)
+            row[places_of(question, order)] = np.arange(1, len(row) + 1)
         except LampError as error:
             raise LampError(f"{name}: {error}") from error
     # Added up from the best rank on: items of the same ranks are equal to the last bit, whoever gave which.

@@ -51,6 +51,8 @@ def _check_options(options: Build) -> None:
         raise LampError(f"--max-profile {options.max_profile} is less than --min-profile {options.min_profile}")
     if min(options.dev_share, options.test_share) < 0 or options.dev_share + options.test_share > 1:
         raise LampError(f"--dev-share {options.dev_share} --test-share {options.test_share}: together from 0 to 1")
+    if options.date_format and options.date_form != "date":
+        raise LampError("--date-form and --date-format: give one of them")
     if options.split == "time" and options.targets == "random":
         raise LampError("--targets random: needs --split user; the time split asks about the last items")
     count_cores(options.work)  # says what is wrong with a number below 0
@@ -71,7 +73,13 @@ def make_report(options: Build, gathered: Gathered, total: Survey) -> dict[str, 
         "rows": {
             "read": gathered.rows,
             "kept": gathered.kept,
-            "dropped": {reason: asdict(rows) for reason, rows in gathered.dropped.items()},
+            "dropped": {reason: rows.record for reason, rows in gathered.dropped.items()},
+        },
+        "dates_dropped": gathered.undated.record,
+        "duplicates": {
+            "equal": total.duplicates["equal"],
+            "dropped": total.duplicates["equal"] if options.duplicates == "drop" else 0,
+            "at_another_date": total.duplicates["at another date"],
         },
         "users": {"seen": gathered.users, "without_questions": dict(total.idle_users)},
         "questions": total.questions,
@@ -110,6 +118,13 @@ def summary(options: Build, report: dict[str, Any]) -> str:
         f"users    {users['seen']} seen; without questions: {_counts(users['without_questions'])}",
         f"targets  dropped: {_counts(report['targets_dropped'])}",
     ]
+    equal, later = report["duplicates"]["equal"], report["duplicates"]["at_another_date"]
+    if equal or later:
+        what = "dropped" if options.duplicates == "drop" else "kept, also where a question asks about one of them"
+        text = f"{equal} rows equal to another of their user ({what}); {later} but for the date"
+        lines.insert(2, f"duplicates {text}")
+    if undated := report["dates_dropped"]["count"]:
+        lines.insert(2, f"dates    {undated} cannot be read, and all dates of their users are left out")
     for part, count in report["questions"].items():
         sizes = report["profile_sizes"].get(part)
         about = "no files" if sizes is None else ", ".join(f"{name} {size:g}" for name, size in sizes.items())

@@ -50,8 +50,9 @@ def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
         if any(known is not None and question.id not in known for known in (golds, ranking)):
             merged.append(_Merged(question.id, b""))
             continue
+        order = None if ranking is None else ranking[question.id]
         try:
-            question = question if ranking is None else apply_ranking(question, ranking[question.id])
+            question = question if order is None else apply_ranking(question, order)
         except LampError as error:
             raise LampError(f"{options.ranking}, {error}") from None
         question = question if golds is None else replace(question, output=golds[question.id])

@@ -292,7 +292,7 @@ def test_a_passing_error_is_tried_again(tmp_path, server):
         (Answer(status=404), "HTTP 404"),
         (Answer(b""), "an empty file"),
         (Answer(QUESTIONS[:-9]), "no questions file"),
-        (Answer(OUTPUTS), "'input' must be str, found nothing"),
+        (Answer(OUTPUTS), "'input' must be a text, found nothing"),
         (Answer(encoding="gzip"), "gzip"),
     ],
 )

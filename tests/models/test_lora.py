@@ -188,10 +188,14 @@ def test_projections_of_one_x_drop_the_same_of_it():
 @pytest.mark.parametrize(
     ("kind", "targets", "message"),
     [
-        ("tied", ("q", "wi_0"), "--targets wi_0: this model's projections are k, o, q, v, wi, wo"),
-        ("gated", ("wi", "lm_head"), "--targets wi lm_head: this model's projections are k, o, q, v, wi_0, wi_1, wo"),
-        ("gated", (), "--targets \\(none\\): this model's projections"),
-        ("gated", ("layer_norm",), "--targets layer_norm: this model's projections"),
+        ("tied", ("q", "wi_0"), "adapters of the projections wi_0: this model has k, o, q, v, wi, wo"),
+        (
+            "gated",
+            ("wi", "lm_head"),
+            "adapters of the projections wi lm_head: this model has k, o, q, v, wi_0, wi_1, wo",
+        ),
+        ("gated", (), "adapters of the projections \\(none\\): this model has"),
+        ("gated", ("layer_norm",), "adapters of the projections layer_norm: this model has"),
     ],
 )
 def test_targets_that_no_weight_has_are_an_error(kind, targets, message):

@@ -510,7 +510,7 @@ def test_an_import_of_an_adapter_without_effect_makes_no_store(whole, tmp_path, 
     [
         (("--rank", 0), "--rank 0: must be from 1 to 64"),
         (("--rank", 65), "--rank 65: must be from 1 to 64, the narrowest side"),
-        (("--targets", "q", "query"), "--targets query: this model's projections are k, o, q, v, wi_0, wi_1, wo"),
+        (("--targets", "q", "query"), "adapters of the projections query: this model has k, o, q, v, wi_0, wi_1, wo"),
         (("--users-per-step", 12), "--users-per-step 12 does not divide over 8 data shards; use 8 or 16"),
         (("--users-per-step", 0), "--users-per-step 0: must be 1 or more"),
         (("--tokens-per-device", 0), "--tokens-per-device 0: must be 1 or more"),

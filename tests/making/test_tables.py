@@ -1,0 +1,120 @@
+"""Tables as they are downloaded: compressed, as JSON lines under other names, in other encodings, without a header."""
+
+import csv
+import gzip
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamp_jax.config import Build, Work
+from lamp_jax.errors import LampError
+from lamp_jax.making.tables import Text, columns_of, read_rows
+from lamp_jax.stages.build import run
+
+TEXTS = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=8)
+ROWS = st.lists(st.tuples(TEXTS.filter(str.strip), TEXTS), min_size=1, max_size=5)
+
+
+def as_csv(rows, delimiter: str, header: bool) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows([*([("user", "text")] if header else []), *rows])
+    return out.getvalue()
+
+
+def as_json(rows, whole: bool) -> str:
+    objects = [json.dumps({"user": user, "text": text}, ensure_ascii=False) for user, text in rows]
+    return f"[{', '.join(objects)}]" if whole else "\n".join(objects)
+
+
+@given(ROWS, st.sampled_from(["utf-8", "latin-1", "cp1252", "utf-16"]))
+def test_a_table_is_the_same_in_every_file(tmp_path_factory, rows, encoding):
+    folder = tmp_path_factory.mktemp("tables")
+    try:
+        "".join(map("".join, rows)).encode(encoding)
+    except UnicodeEncodeError:
+        return
+    contents = {
+        "a.csv": (as_csv(rows, ",", True), Text(encoding)),
+        "b.tsv": (as_csv(rows, "\t", True), Text(encoding)),
+        "c.csv": (as_csv(rows, ",", False), Text(encoding, ("user", "text"))),
+        **({f"d.{end}": (as_json(rows, False), Text(encoding)) for end in ("json", "jsonl") if encoding != "utf-16"}),
+        **({"e.json": (as_json(rows, True), Text())} if encoding == "utf-8" else {}),
+    }
+    for name, (content, text) in contents.items():
+        for ending in ("", ".gz")[: 1 if name == "e.json" else 2]:
+            data = content.encode(text.encoding)
+            (folder / f"{name}{ending}").write_bytes(gzip.compress(data) if ending else data)
+            found = list(read_rows(folder / f"{name}{ending}", ["user", "text"], text))
+            assert [(row["user"], row["text"]) for row in found] == rows, name
+            assert columns_of(folder / f"{name}{ending}", text) == ("user", "text")
+
+
+def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
+    whole = gzip.compress(b"user,text\n" + b"u,some text\n" * 100)
+    for name, content, text, words in (
+        ("cut.csv.gz", whole[:-20], Text(), r"cut\.csv\.gz: not a complete gzip file"),
+        ("no.jsonl.gz", b'{"user": 1}', Text(), r"no\.jsonl\.gz: not a complete gzip file"),
+        ("latin.csv", "user,text\né,é\n".encode("latin-1"), Text(), r"in the first lines: not UTF-8 .* --encoding"),
+        ("late.csv", b"user,text\n" + b"u,x\n" * 9000 + b"\xe9,\n", Text(), r"soon after row \d+: not UTF-8"),
+        ("latin.jsonl", b'{"user": "\xe9"}', Text(), r"line 1: not whole JSON .* --encoding"),
+        ("raw.csv", b'"0","u","x"\n"0","v","y"\n', Text(), r"two columns have one name, among 0, u, x|"),
+        ("twice.csv", b"u,u,x\n", Text(), r"two columns have one name, .*; a file without a header needs --columns"),
+        ("a.jsonl", b'{"user": 1}', Text(names=("user",)), r"--columns names the columns of a csv or tsv"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        if words.endswith("|"):
+            continue
+        with pytest.raises(LampError, match=words):
+            list(read_rows(tmp_path / name, columns_of(tmp_path / name, text), text))
+
+
+def build(tmp_path: Path, rows: list[dict], **changes) -> tuple[dict, list[dict]]:
+    """The report, and all questions."""
+    path, output = tmp_path / "rows.jsonl", tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = Build(str(path), "LaMP-3", str(output), work=Work(workers=1))
+    run(replace(options, **changes))
+    questions = [one for file in sorted(output.glob("*_questions.json")) for one in json.loads(file.read_text())]
+    return json.loads((output / "report.json").read_text()), questions
+
+
+def row(place: int, **changes) -> dict:
+    return {"user": "u", "date": f"2020-01-{place:02}", "text": f"review number {place}", "score": "3", **changes}
+
+
+def test_equal_rows_are_dropped_and_counted_or_kept(tmp_path, capsys):
+    rows = [row(1), row(2), row(3), row(4), row(4), row(2, date="2020-02-02"), row(3, score="4")]
+    report, questions = build(tmp_path, rows)
+    assert report["duplicates"] == {"equal": 1, "dropped": 1, "at_another_date": 1}
+    assert "duplicates 1 rows equal to another of their user (dropped); 1 but for the date" in capsys.readouterr().out
+    for question in questions:
+        own = question["input"].partition("review: ")[2]
+        same = [item for item in question["profile"] if item["text"] == own]
+        assert all(item["date"] != "2020-01-04" for item in same)
+    report, kept = build(tmp_path, rows, duplicates="keep")
+    assert report["duplicates"] == {"equal": 1, "dropped": 0, "at_another_date": 1}
+    assert sum(len(one["profile"]) for one in kept) > sum(len(one["profile"]) for one in questions)
+
+
+def test_dates_that_are_not_needed_are_left_out_where_one_cannot_be_read(tmp_path, capsys):
+    rows = [row(1), row(2, date="next May"), row(3, date="01/02/2003"), row(4), row(5)]
+    rows += [row(place, user="v") for place in range(1, 4)]
+    report, questions = build(tmp_path, rows, split="user", targets="random", dev_share=0.0, test_share=0.0)
+    assert report["dates_dropped"] == {"count": 2, "first_rows": [2, 3]}
+    assert "2 cannot be read, and all dates of their users are left out" in capsys.readouterr().out
+    dated = {question["user_id"]: {"date" in item for item in question["profile"]} for question in questions}
+    assert dated == {"u": {False}, "v": {True}}
+    with pytest.raises(LampError, match=r"rows\.jsonl: the date '01/02/2003': its day and month may be exchanged"):
+        build(tmp_path, rows)
+
+
+def test_a_key_that_finds_no_partner_is_named(tmp_path):
+    (tmp_path / "movies.csv").write_text("movie,title\n1.0,Film\n2.0,Other\n")
+    rows = [{**row(place), "movie": 1} for place in range(1, 4)]
+    with pytest.raises(LampError, match=r"no partner in movies\.csv: 3 .*movie '1', the table has '1\.0' and others"):
+        build(tmp_path, rows, join=(f"{tmp_path}/movies.csv:movie",))
