@@ -3,11 +3,11 @@
 And the public code's file of items.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lamp_jax.data.files import Question, read_json, write_json
+from lamp_jax.data.files import Question, glimpse, read_json, write_json
 from lamp_jax.data.journals import read_journal
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task, find_task
@@ -17,6 +17,7 @@ Kind = Literal["items", "retrievers"]
 """What stands in the prompts: each question's first items, each alone; or the first items of each retriever."""
 
 _SHOWN = 5
+_MOST_SHARDS = 100_000
 
 
 class Pair(NamedTuple):
@@ -69,12 +70,28 @@ def shard_file(kind: Kind, shard: int, shards: int) -> str:
 
 def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
     """The settings with which finished feedback was made. LampError for anything else."""
-    run = read_json(Path(directory) / "run.json")
-    if run.get("stage") != f"feedback{kind}":
-        raise LampError(f"{directory}: made by `lamp {run.get('stage')}`; give a directory of `lamp feedback {kind}`")
+    path = Path(directory) / "run.json"
+    run = read_json(path)
+    if not isinstance(run, dict) or run.get("stage") != f"feedback{kind}":
+        made = f"made by `lamp {run.get('stage')}`" if isinstance(run, dict) else "not a run record"
+        raise LampError(f"{path}: {made}; give a directory of `lamp feedback {kind}`")
     if not run.get("finished"):
         raise LampError(f"{directory}: not finished; give the `lamp feedback {kind}` command again, for every shard")
-    return run["settings"]
+    settings = run.get("settings")
+    needed: dict[str, type] = {"task": str, "shards": int} | ({"pool": list} if kind == "retrievers" else {})
+    if not isinstance(settings, dict):
+        raise LampError(f"{path}: 'settings' is {glimpse(settings)}, expected an object; make the feedback again")
+    for name, expected in needed.items():
+        if type(settings.get(name)) is not expected:
+            found = glimpse(settings.get(name))
+            raise LampError(
+                f"{path}: the setting {name!r} is {found}, not {expected.__name__}; make the feedback again"
+            )
+    if kind == "retrievers" and not (settings["pool"] and all(isinstance(one, str) for one in settings["pool"])):
+        raise LampError(f"{path}: the setting 'pool' is {glimpse(settings['pool'])}; make the feedback again")
+    if not 1 <= settings["shards"] <= _MOST_SHARDS:
+        raise LampError(f"{path}: the setting 'shards' is {settings['shards']}; make the feedback again")
+    return settings
 
 
 def read_records(directory: str | Path, kind: Kind) -> Iterator[dict[str, Any]]:
@@ -88,7 +105,46 @@ def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict
         path = Path(directory) / shard_file(kind, shard, shards)
         if not path.exists():
             raise LampError(f"{path}: no such file, though the run was finished; copy the whole directory")
-        yield from read_journal(path)
+        for number, record in enumerate(read_journal(path), 1):
+            _check_record(record, kind, f"{path}, line {number}")
+            yield record
+
+
+def _check_record(record: Any, kind: Kind, where: str) -> None:
+    """LampError, naming the field, for a line that `feedback_record` would not have written."""
+    if not isinstance(record, dict):
+        raise LampError(f"{where}: expected an object, found {glimpse(record)}; make the feedback again")
+    for name, fits in _FIELDS[kind].items():
+        if not fits(record.get(name)):
+            found = glimpse(record[name]) if name in record else "nothing"
+            raise LampError(f"{where}: {name!r} cannot be {found}; make the feedback again")
+
+
+def _is_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(number) in (int, float) for number in value.values())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_FIELDS: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
+    "items": {
+        "question": _is_text,
+        "item": _is_text,
+        "rank": lambda value: type(value) is int and value >= 0,
+        "output": lambda value: value is None or _is_text(value),
+        "metrics": _is_metrics,
+    },
+    "retrievers": {
+        "question": _is_text,
+        "retriever": _is_text,
+        "prompt": _is_text,
+        "output": _is_text,
+        "metrics": _is_metrics,
+    },
+}
+"""What the fields of a line may be."""
 
 
 def read_feedback(

@@ -119,7 +119,9 @@ def check_same_pool(one: Pool, other: Pool, left: str | Path, right: str | Path)
 def _choice(record: Any, names: Sequence[str], where: str) -> Choice:
     try:
         given = {name: _candidate(record["candidates"][name]) for name in record["candidates"]}
-        choice = Choice(str(record["id"]), record["input"], record["gold"], {n: given[n] for n in names if n in given})
+        if not (type(record["id"]) is type(record["input"]) is str and isinstance(record["gold"], str | None)):
+            raise TypeError("its id and input are texts, its gold is a text or null")
+        choice = Choice(record["id"], record["input"], record["gold"], {n: given[n] for n in names if n in given})
     except (KeyError, TypeError, AttributeError) as error:
         raise LampError(f"{where}: not a question of `lamp selector-data` ({error}); make it again") from error
     unknown = [name for name in given if name not in names]

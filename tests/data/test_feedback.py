@@ -128,6 +128,31 @@ def test_another_stages_directory_is_an_error(tmp_path):
         read_feedback([directory], TASK, QUESTIONS, profile_size=2)
 
 
+WRONG = st.sampled_from([None, True, -1, 10**30, "x", [], [1], {}, {"accuracy": "high"}, "a directory"])
+
+
+@given(st.data())
+def test_a_directory_with_a_field_missing_or_of_another_type_is_a_named_error(tmp_path_factory, data):
+    """Or is read, where the field may be so."""
+    path = write_directory(tmp_path_factory.mktemp("broken") / "feedback", QUESTIONS)
+    run = json.loads((path / "run.json").read_text())
+    line = json.loads((path / "items-0-of-1.jsonl").read_text().splitlines()[0])
+    holder = data.draw(st.sampled_from([run, run["settings"], line]))
+    name = data.draw(st.sampled_from(sorted(holder)))
+    if data.draw(st.booleans()):
+        del holder[name]
+    else:
+        holder[name] = data.draw(WRONG)
+    whole = data.draw(st.sampled_from(["run", "line", "neither"]))
+    (path / "run.json").write_text(json.dumps([run] if whole == "run" else run))
+    rest = (path / "items-0-of-1.jsonl").read_text().splitlines()[1:]
+    (path / "items-0-of-1.jsonl").write_text("\n".join([json.dumps([line] if whole == "line" else line), *rest]) + "\n")
+    try:
+        read_feedback([path], TASK, QUESTIONS, profile_size=2)
+    except LampError as error:
+        assert "feedback" in str(error) or "task" in str(error)  # noqa: PT017 (both outcomes are right)
+
+
 def test_a_directory_without_a_record_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(LampError, match=r"run\.json"):
