@@ -98,9 +98,10 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
                 os.replace(file, directory / file.name)
 
     for name, text in agree(write).items():  # other processes may have other disks
-        if not (directory / name).exists():
+        path = directory / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # of an earlier run with other settings
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / name).write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
     return load_tokenizer(directory)
 
 
