@@ -106,6 +106,9 @@ class Answering:
     """Beams of `beam`."""
     generation_max_length: int = 128
     """Longest answer, in tokens, the start token included (so 128 means 127 new tokens)."""
+    generation_config: Literal["model", "none"] = "model"
+    """What else `beam` and `greedy` follow: the model's `generation_config.json`, as Hugging Face's `generate` does (of
+    it, `max_new_tokens` wins over the option above, `num_beams` and `max_length` do not); or nothing."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lamp_jax.config import (
     TrainSelector,
 )
 from lamp_jax.decoding.answers import make_decoder
+from lamp_jax.decoding.generation import NOTHING, read_generation
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatch
@@ -75,7 +76,9 @@ def generate_step(experiment: Asking, candidates: int) -> Step:
     if answering.decode == "labels":
         labels = np.ones((len(find_task(experiment.task).labels), _LABEL_TOKENS), np.int32)
     source = _rows((_batch_size(experiment), _max_length(experiment)), rules)
-    return Step(lambda: make_decoder(graph, answering, labels).lower(params, source), None)
+    generation = read_generation(experiment.model, answering) if Path(experiment.model).is_dir() else NOTHING
+    decode = make_decoder(graph, answering, labels, generation=generation)
+    return Step(lambda: decode.lower(params, source), None)
 
 
 def feedback_step(experiment: Asking, candidates: int) -> Step:

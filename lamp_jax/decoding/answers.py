@@ -10,6 +10,8 @@ from flax import nnx
 
 from lamp_jax.config import Answering, Lora
 from lamp_jax.decoding.beam import beam_search
+from lamp_jax.decoding.constraints import make_constraint
+from lamp_jax.decoding.generation import NOTHING, Generation, searches_greedily
 from lamp_jax.decoding.greedy import greedy_search
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.errors import LampError
@@ -25,14 +27,21 @@ class Answerer:
     """Answers of a T5 to prompts. Compiles once for each length of prompts."""
 
     def __init__(
-        self, graph: nnx.GraphDef, tokenizer: Any, task: Task, answering: Answering, *, lora: Lora | None = None
+        self,
+        graph: nnx.GraphDef,
+        tokenizer: Any,
+        task: Task,
+        answering: Answering,
+        *,
+        generation: Generation = NOTHING,
+        lora: Lora | None = None,
     ):
         if answering.decode == "labels" and not task.labels:
             raise LampError(f"--decode labels: {task.name} has no labels; use beam or greedy")
         self.tokenizer, self.task = tokenizer, task
         self.by_labels = answering.decode == "labels"
         labels = label_tokens(task, tokenizer) if self.by_labels else None
-        self._decode = make_decoder(graph, answering, labels, lora=lora)
+        self._decode = make_decoder(graph, answering, labels, generation=generation, lora=lora)
 
     def __call__(self, params: Any, source: jax.Array, adapters: Adapters | None = None) -> list[str]:
         """Prompts [B, S], with `lora` each with its own adapter, -> B answers, of all processes' in each of them."""
@@ -69,13 +78,19 @@ def without_padding(tokens: jax.Array, config: T5Config) -> jax.Array:
 
 
 def make_decoder(
-    graph: nnx.GraphDef, answering: Answering, labels: np.ndarray | None, *, lora: Lora | None = None
+    graph: nnx.GraphDef,
+    answering: Answering,
+    labels: np.ndarray | None,
+    *,
+    generation: Generation = NOTHING,
+    lora: Lora | None = None,
 ) -> Any:
     """The jitted (parameters, prompts [B, S]) -> tokens [B, T], or log-probabilities of the `labels` [L, T], [B, L].
 
-    With `lora` it takes the rows' adapters of this form besides.
+    `generation` is what the model's files ask of a search. With `lora` it takes the rows' adapters of this form
+    besides.
     """
-    new_tokens = answering.generation_max_length - 1
+    longest = generation.max_new_tokens or answering.generation_max_length - 1
 
     def decode(params: Any, source: jax.Array, adapters: Adapters | None = None) -> jax.Array:
         model = nnx.merge(graph, params)
@@ -83,10 +98,21 @@ def make_decoder(
             model = attach(model, adapters, lora)
         if labels is not None:
             return score_labels(model, source, jnp.asarray(labels))
-        if answering.decode == "greedy":
-            tokens = greedy_search(model, source, max_new_tokens=new_tokens)
+        model.config = generation.configure(model.config)
+        mask = model.source_mask(source)
+        constrain = make_constraint(generation, model.config, source, mask, max_new_tokens=longest)
+        if searches_greedily(answering):
+            tokens = greedy_search(model, source, max_new_tokens=longest, constrain=constrain)
         else:
-            tokens = beam_search(model, source, num_beams=answering.num_beams, max_new_tokens=new_tokens).tokens[:, 0]
+            tokens = beam_search(
+                model,
+                source,
+                num_beams=answering.num_beams,
+                max_new_tokens=longest,
+                length_penalty=generation.length_penalty,
+                early_stopping=generation.early_stopping,
+                constrain=constrain,
+            ).tokens[:, 0]
         return without_padding(tokens, model.config)
 
     return jax.jit(decode)

@@ -1,11 +1,13 @@
-"""Beam search with the scores and the stopping rule of HF's `generate(early_stopping=False)`, version 4.57."""
+"""Beam search with the scores and the stopping rules of HF's `generate`."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lamp_jax.models.t5 import T5, CrossCache, SelfCache, is_end
+from lamp_jax.decoding.constraints import Constrain
+from lamp_jax.models.t5 import T5, CrossCache, SelfCache, end_tokens, is_end
 from lamp_jax.sharding import gathered
 
 # A score that no hypothesis has; added, it takes a candidate out of the choice.
@@ -40,17 +42,42 @@ class _State(NamedTuple):
     """[B]: whether this source can still gain by going on."""
 
 
+class _Rules(NamedTuple):
+    """What a search does at each step, beside extending its hypotheses."""
+
+    divisors: np.ndarray
+    """[T]: the length penalty of hypotheses of 1 to T tokens."""
+    expected: np.ndarray
+    """[T]: the length penalty that live hypotheses of 1 to T tokens are taken to have at their end."""
+    stop_when_full: bool
+    """Whether a source is done when K hypotheses have finished."""
+    constrain: Constrain | None
+
+
 def beam_search(
-    model: T5, tokens: jax.Array, *, num_beams: int, max_new_tokens: int, length_penalty: float = 1.0
+    model: T5,
+    tokens: jax.Array,
+    *,
+    num_beams: int,
+    max_new_tokens: int,
+    length_penalty: float = 1.0,
+    early_stopping: bool | Literal["never"] = False,
+    constrain: Constrain | None = None,
 ) -> Beams:
     """Sources [B, S] -> the `num_beams` (K) best finished hypotheses each, at most `max_new_tokens` (T) tokens long.
 
-    Every step extends the K live hypotheses by one token and keeps the best 2K candidates. Those of the first K that
-    end with `</s>` (at the last step: all) compete for the K finished places; the best K that go on stay alive. A
-    source is done when its best live sum, divided by its present length^length_penalty, is not above its worst
-    finished score. HF's `max_length` counts the start token: it is max_new_tokens + 1. To be jitted by the caller
-    with the numbers static; the source's keys and values are shared by all hypotheses.
+    Every step extends the K live hypotheses by one token, whose log-probability `constrain` may change, and keeps the
+    best 2K candidates (with several ends, K more for each). Those of the first K that end with `</s>` (at the last
+    step: all) compete for the K finished places; the best K that go on stay alive. A source is done when its best live
+    sum, divided by its present length^length_penalty, is not above its worst finished score; with `early_stopping` also
+    when K have finished; with "never" the length is the longest if long hypotheses gain. HF's `max_length` counts the
+    start token: it is max_new_tokens + 1. To be jitted by the caller with the numbers static; the source's keys and
+    values are shared by all hypotheses.
     """
+    divisors = (np.arange(1.0, max_new_tokens + 1) ** length_penalty).astype(np.float32)
+    longest = early_stopping == "never" and length_penalty > 0
+    expected = np.full_like(divisors, divisors[-1]) if longest else divisors
+    rules = _Rules(divisors, expected, early_stopping is True, constrain)
     mask = model.source_mask(tokens)
     cache, cross = model.start_cache(model.encode(tokens, mask=mask), mask, max_length=max_new_tokens)
     start = _start(model, tokens, cache, num_beams=num_beams, max_new_tokens=max_new_tokens)
@@ -59,7 +86,7 @@ def beam_search(
         return (state.length < max_new_tokens) & jnp.any(state.open)
 
     def step(state: _State) -> _State:
-        return _step(model, cross, state, length_penalty=length_penalty)
+        return _step(model, cross, state, rules)
 
     end = jax.lax.while_loop(unfinished, step, start)
     return Beams(end.tokens, end.scores)
@@ -83,22 +110,25 @@ def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, ma
     )
 
 
-def _step(model: T5, cross: CrossCache, state: _State, *, length_penalty: float) -> _State:
+def _step(model: T5, cross: CrossCache, state: _State, rules: _Rules) -> _State:
     num_beams, max_new_tokens = state.live_tokens.shape[1:]
-    best, cache = _extend(model, cross, state)
+    best, cache = _extend(model, cross, state, rules.constrain)
     length = state.length + 1
-    divisor = length.astype(jnp.float32) ** length_penalty
+    divisor = jnp.asarray(rules.divisors)[state.length]
     ends = is_end(best.last, model.config) | (length == max_new_tokens)
 
-    # Only the first K may finish; the other K are there so that K go on, however many of the first end.
-    may_finish = ends & state.open[:, None] & (jnp.arange(2 * num_beams) < num_beams)
+    # Only the first K may finish; the others are there so that K go on, however many of the first end.
+    may_finish = ends & state.open[:, None] & (jnp.arange(best.sums.shape[1]) < num_beams)
     entries = jnp.concatenate([state.scores, best.sums / divisor + jnp.where(may_finish, 0.0, _NEVER)], axis=1)
     scores, places = jax.lax.top_k(entries, num_beams)
     finished = _pick(jnp.concatenate([state.finished, may_finish], axis=1), places)
 
     live_scores, chosen = jax.lax.top_k(best.sums + jnp.where(ends, _NEVER, 0.0), num_beams)
-    best_possible = live_scores[:, :1] / divisor
+    best_possible = live_scores[:, :1] / jnp.asarray(rules.expected)[state.length]
     worst_finished = jnp.where(finished, jnp.min(scores, axis=1, keepdims=True), _NEVER)
+    gains = jnp.any(best_possible > worst_finished, axis=1)
+    if rules.stop_when_full:
+        gains &= ~jnp.all(finished, axis=1)
     return _State(
         length=length,
         live_tokens=_pick(best.tokens, chosen),
@@ -107,24 +137,24 @@ def _step(model: T5, cross: CrossCache, state: _State, *, length_penalty: float)
         tokens=_pick(jnp.concatenate([state.tokens, best.tokens], axis=1), places),
         scores=scores,
         finished=finished,
-        open=state.open & jnp.any(best_possible > worst_finished, axis=1),
+        open=state.open & gains,
     )
 
 
 class _Candidates(NamedTuple):
-    """The 2K best one-token extensions of the live hypotheses, best first."""
+    """The best one-token extensions of the live hypotheses, best first; N = 2K, with E ends more than one (1 + E)K."""
 
     sums: jax.Array
-    """[B, 2K]: sums of log-probabilities."""
+    """[B, N]: sums of log-probabilities."""
     parents: jax.Array
-    """[B, 2K]: which live hypothesis each extends."""
+    """[B, N]: which live hypothesis each extends."""
     last: jax.Array
-    """[B, 2K]: the new token."""
+    """[B, N]: the new token."""
     tokens: jax.Array
-    """[B, 2K, T]"""
+    """[B, N, T]"""
 
 
-def _extend(model: T5, cross: CrossCache, state: _State) -> tuple[_Candidates, SelfCache]:
+def _extend(model: T5, cross: CrossCache, state: _State, constrain: Constrain | None) -> tuple[_Candidates, SelfCache]:
     num_beams, max_new_tokens = state.live_tokens.shape[1:]
     before = jax.lax.dynamic_index_in_dim(state.live_tokens, jnp.maximum(state.length - 1, 0), axis=2, keepdims=False)
     before = jnp.where(state.length == 0, model.config.decoder_start_token_id, before)
@@ -133,8 +163,12 @@ def _extend(model: T5, cross: CrossCache, state: _State) -> tuple[_Candidates, S
 
     # [B, K, V] -> [B, K * V]; top_k needs the whole vocabulary on one device.
     logits = gathered(logits, model.rules.spec("batch", None, None))
-    sums = jax.nn.log_softmax(logits, axis=-1) + state.live_scores[:, :, None]
-    best, index = jax.lax.top_k(sums.reshape(len(sums), -1), 2 * num_beams)
+    scores = jax.nn.log_softmax(logits, axis=-1)
+    if constrain:
+        scores = constrain(scores, state.live_tokens, state.length)
+    sums = scores + state.live_scores[:, :, None]
+    kept = max(2, 1 + len(end_tokens(model.config))) * num_beams
+    best, index = jax.lax.top_k(sums.reshape(len(sums), -1), kept)
     parents, last = index // logits.shape[-1], (index % logits.shape[-1]).astype(before.dtype)
     here = jnp.arange(max_new_tokens) == state.length
     tokens = jnp.where(here, last[:, :, None], _pick(state.live_tokens, parents))

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lamp_jax.decoding.constraints import Constrain
 from lamp_jax.models.t5 import T5, SelfCache, is_end
+from lamp_jax.sharding import gathered
 
 
 class _State(NamedTuple):
@@ -20,11 +22,13 @@ class _State(NamedTuple):
     cache: SelfCache
 
 
-def greedy_search(model: T5, tokens: jax.Array, *, max_new_tokens: int) -> jax.Array:
+def greedy_search(
+    model: T5, tokens: jax.Array, *, max_new_tokens: int, constrain: Constrain | None = None
+) -> jax.Array:
     """Sources [B, S] -> generated tokens [B, max_new_tokens]: `</s>` included, padding behind it, no start token.
 
     Equal to HF's `generate(num_beams=1, do_sample=False, max_length=max_new_tokens + 1)`. To be jitted by the caller,
-    with `max_new_tokens` static; ends early when every row has its `</s>`.
+    with `max_new_tokens` static; ends early when every row has its `</s>`. `constrain` may change the logits.
     """
     config, mask = model.config, model.source_mask(tokens)
     cache, cross = model.start_cache(model.encode(tokens, mask=mask), mask, max_length=max_new_tokens)
@@ -34,6 +38,9 @@ def greedy_search(model: T5, tokens: jax.Array, *, max_new_tokens: int) -> jax.A
 
     def step(state: _State) -> _State:
         logits, cache = model.step(state.last, state.length, state.cache, cross)
+        if constrain:
+            logits = gathered(logits, model.rules.spec("batch", None))
+            logits = constrain(logits[:, None], state.tokens[:, None], state.length)[:, 0]
         best = jnp.argmax(logits, axis=-1).astype(tokens.dtype)
         best = jnp.where(state.finished, config.pad_token_id, best)
         written = jnp.where(jnp.arange(max_new_tokens) == state.length, best[:, None], state.tokens)

@@ -71,7 +71,12 @@ def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
 
 def is_end(tokens: jax.Array, config: T5Config) -> jax.Array:
     """True at tokens that end an answer; a config may have several."""
-    return jnp.isin(tokens, jnp.array(config.eos_token_id))
+    return jnp.isin(tokens, jnp.array(end_tokens(config)))
+
+
+def end_tokens(config: T5Config) -> tuple[int, ...]:
+    """The tokens of which each ends an answer."""
+    return config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
 
 
 class EncoderLayers(nnx.Module):

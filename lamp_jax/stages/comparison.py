@@ -11,6 +11,7 @@ from flax import nnx
 from lamp_jax.config import Retriever, Train
 from lamp_jax.data.files import Question, atomic_write, write_json, write_predictions
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.decoding.generation import open_generation
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
@@ -33,6 +34,7 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
     """The scores of the one trained model with each order's items in the prompt; predictions are written."""
     tokenizer = load_tokenizer(experiment.output)
     check_tokenizer(tokenizer, experiment.output)
+    generation = open_generation(experiment.output, experiment.answering)
     scores = {}
     with jax.set_mesh(open_mesh(experiment.devices)):
         graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))
@@ -41,7 +43,9 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
             store = open_adapters(adapters, experiment.output) if adapters else None
             if adapters not in answerers:
                 lora = store and store.form.lora
-                answerers[adapters] = Answerer(graph, tokenizer, task, experiment.answering, lora=lora)
+                answerers[adapters] = Answerer(
+                    graph, tokenizer, task, experiment.answering, generation=generation, lora=lora
+                )
             prompts = make_prompts(questions, task, tokenizer, experiment, retriever=retriever)
             answers = answer(
                 prompt_examples(questions, prompts),

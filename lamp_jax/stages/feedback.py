@@ -16,6 +16,7 @@ from lamp_jax.data.files import Question
 from lamp_jax.data.journals import Journal, read_journal
 from lamp_jax.data.records import Record
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.decoding.generation import open_generation
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import read, stop_if_asked
@@ -143,7 +144,8 @@ def _rate_all(
 def _metrics(
     options: Options, task: Task, tokenizer: Any, graph: nnx.GraphDef, params: Any, trials: Sequence[Trial]
 ) -> Rate:
-    answerer = Answerer(graph, tokenizer, task, options.answering)
+    generation = open_generation(options.model, options.answering)
+    answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation)
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[Answer]:
         texts = answerer(params, place_batch(source))[: len(questions)]

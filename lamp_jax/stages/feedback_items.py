@@ -6,6 +6,7 @@ from lamp_jax.config import FeedbackItems, Prompting
 from lamp_jax.data.feedback import first_pairs, read_shards, write_reference
 from lamp_jax.data.files import read_questions
 from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.processes import agree
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
@@ -46,6 +47,8 @@ def run(options: FeedbackItems) -> None:
         records = read_shards(record.place, "items", options.shards)
         agree(lambda: write_reference(record.beside("reference"), questions, records))
     if options.export_reference or record.state != "done":
-        record.finish()
+        generated = options.reward == "metric"
+        facts = {"generation": read_generation(options.model, options.answering).facts} if generated else {}
+        record.finish(**facts)
     pairs = sum(1 for _ in first_pairs(questions, options.profile_size))
     print(f"{options.output}: feedback on {pairs} pairs of question and item")

@@ -7,6 +7,7 @@ from lamp_jax.config import FeedbackRetrievers
 from lamp_jax.data.files import Question, check_same_ids, read_questions
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.decoding.generation import read_generation
 from lamp_jax.errors import LampError
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import Task, find_task
@@ -47,7 +48,7 @@ def run(options: FeedbackRetrievers) -> None:
 
     if collect(options, record, trials, kind="retrievers", prompting=options.prompting):
         if record.state != "done":
-            record.finish()
+            record.finish(generation=read_generation(options.model, options.answering).facts)
         count = len(next(iter(pool.values())))
         print(f"{options.output}: feedback of {count} questions on {len(pool)} retrievers ({', '.join(pool)})")
 

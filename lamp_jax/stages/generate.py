@@ -18,6 +18,7 @@ from lamp_jax.data.journals import Journal
 from lamp_jax.data.outputs import read_record
 from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.decoding.generation import open_generation
 from lamp_jax.errors import LampError
 from lamp_jax.hosts import stop_if_asked
 from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
@@ -50,7 +51,8 @@ def run(options: Generate) -> None:
     mesh = open_mesh(options.devices)
     with jax.set_mesh(mesh):
         check_divides("--batch-size", options.batch_size, "data")
-    facts, store = {"questions": len(questions)}, None
+    generation = open_generation(options.model, options.answering)
+    facts, store = {"questions": len(questions), "generation": generation.facts}, None
     if options.adapters:
         store = open_adapters(options.adapters, options.model)
         facts["adapted"] = count_adapted(store, questions, path=options.questions)
@@ -62,7 +64,8 @@ def run(options: Generate) -> None:
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(mesh):
         graph, params = nnx.split(load_t5(options.model, storage=options.storage, **model_layout(options.devices)))
-        answerer = Answerer(graph, tokenizer, task, options.answering, lora=store and store.form.lora)
+        lora = store and store.form.lora
+        answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation, lora=lora)
         record.begin()
         with contextlib.closing(Journal(record.journal)) as journal:
             answers = answer(

@@ -16,6 +16,7 @@ from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.sources import QuestionSource, content_of, open_source
 from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import Answerer
+from lamp_jax.decoding.generation import GENERATION_CONFIG, NOTHING, Generation, keep_generation, open_generation
 from lamp_jax.divergence import check_converging
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
@@ -37,7 +38,7 @@ from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds, main_metric, score
 
-FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES)
+FILES = (*MODEL_FILES, GENERATION_CONFIG, *TOKENIZER_FILES, *RUN_FILES)
 """What the output directory holds."""
 
 # Making this many examples takes longer than starting processes.
@@ -64,11 +65,12 @@ def run(options: Train) -> None:
     if options.profile_targets:
         known = list(questions)
         questions = known + past_questions(known, task, newest=options.profile_targets)
+    generation = NOTHING if options.model == SCRATCH else open_generation(options.model, options.answering)
     record.begin()
     place = record.redirect(options)
     with jax.set_mesh(mesh):
-        progress = train_generator(place, task, questions, validation)
-    record.finish(**dataclasses.asdict(progress))
+        progress = train_generator(place, task, questions, validation, generation)
+    record.finish(**dataclasses.asdict(progress), generation=generation.facts)
     print(f"{options.output}: best {main_metric(task)} {progress.best:.4f} on validation, at step {progress.best_step}")
 
 
@@ -84,12 +86,15 @@ def _open(path: str, task: Task, patches: Iterable[str], *, scored: bool = False
     return source
 
 
-def train_generator(options: Train, task: Task, questions: QuestionSource, validation: QuestionSource) -> Progress:
+def train_generator(
+    options: Train, task: Task, questions: QuestionSource, validation: QuestionSource, generation: Generation
+) -> Progress:
     """Trains on `questions`, resuming what stands in `options.output`; the best model is written there."""
     output = Path(options.output)
     tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, task, questions))
     if options.model != SCRATCH:
         check_tokenizer(tokenizer, options.model)
+        keep_generation(options.model, output)
     model = _prepare_model(options, len(tokenizer))
     graph, params = nnx.split(model)
     buckets = choose_buckets(options.prompting.max_length)
@@ -104,7 +109,7 @@ def train_generator(options: Train, task: Task, questions: QuestionSource, valid
         options.learning,
         seed=seed,
         rules=model.rules,
-        evaluate=_evaluation(options, task, validation, tokenizer, graph),
+        evaluate=_evaluation(options, task, validation, tokenizer, graph, generation),
         higher_is_better=task.higher_is_better,
         keep_best=lambda params: save_t5(nnx.merge(graph, params), output),
     )
@@ -166,10 +171,15 @@ def _count_workers(options: Train, questions: int) -> int:
 
 
 def _evaluation(
-    options: Train, task: Task, validation: QuestionSource, tokenizer: Any, graph: nnx.GraphDef
+    options: Train,
+    task: Task,
+    validation: QuestionSource,
+    tokenizer: Any,
+    graph: nnx.GraphDef,
+    generation: Generation,
 ) -> Callable[[Any], dict[str, float]]:
     """The main metric on the validation questions, the mean over the retrievers."""
-    answerer = Answerer(graph, tokenizer, task, options.answering)
+    answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation)
     asked = [validation[place] for place in range(min(len(validation), options.validation_size or len(validation)))]
     golds = {question.id: gold_of(question, options.validation) for question in asked}
     sets = [

@@ -1,0 +1,165 @@
+"""Changes to the scores of next tokens that a model's `generation_config.json` asks for, in transformers' order."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamp_jax.decoding.generation import Generation
+from lamp_jax.models.t5 import end_tokens
+from lamp_jax.models.t5_config import T5Config
+
+Constrain = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""Scores [B, K, V] of the next tokens, the hypotheses' tokens [B, K, T] and how many there are -> scores [B, K, V]."""
+
+
+class _Context(NamedTuple):
+    """One hypothesis, or with leading axes many."""
+
+    text: jax.Array
+    """[1 + T]: the start token, then what is generated; V where there is nothing yet."""
+    length: jax.Array
+    """How many tokens are generated; a scalar."""
+    source: jax.Array
+    """[S]: the source's tokens; V for padding."""
+
+
+_Change = Callable[[jax.Array, _Context], jax.Array]
+"""Scores [V] in the context of one hypothesis -> scores [V]."""
+
+
+def make_constraint(
+    generation: Generation, config: T5Config, source: jax.Array, mask: jax.Array, *, max_new_tokens: int
+) -> Constrain | None:
+    """All that is asked, for the sources [B, S] with their mask; None where that is nothing."""
+    changes = list(_changes(generation, config, max_new_tokens))
+    if not changes:
+        return None
+    source = jnp.where(mask, source, config.vocab_size)
+
+    def constrain(scores: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
+        start = jnp.full_like(tokens[..., :1], config.decoder_start_token_id)
+        tokens = jnp.where(jnp.arange(tokens.shape[-1]) < length, tokens, config.vocab_size)
+        text = jnp.concatenate([start, tokens], axis=-1)
+
+        def change(scores: jax.Array, text: jax.Array, source: jax.Array) -> jax.Array:
+            for one in changes:
+                scores = one(scores, _Context(text, length, source))
+            return scores
+
+        return jax.vmap(jax.vmap(change, in_axes=(0, 0, None)))(scores, text, source)
+
+    return constrain
+
+
+def _changes(asked: Generation, config: T5Config, max_new_tokens: int) -> Iterator[_Change]:
+    """The changes, in the order in which transformers makes them."""
+    vocabulary, ends = config.vocab_size, end_tokens(config)
+    bad_words = [(words, -np.inf) for words in asked.bad_words_ids if words not in [(end,) for end in ends]]
+    some = partial(_among, vocabulary=vocabulary)
+    if asked.sequence_bias:
+        yield _add_biases(asked.sequence_bias)
+    if asked.encoder_repetition_penalty != 1:
+        yield lambda scores, context: _penalize(scores, context.source, 1 / asked.encoder_repetition_penalty)
+    if asked.repetition_penalty != 1:
+        yield lambda scores, context: _penalize(scores, context.text, asked.repetition_penalty)
+    if size := asked.no_repeat_ngram_size:
+        yield lambda scores, context: _ban(scores, _next_in(context.text, context, size))
+    if source_size := asked.encoder_no_repeat_ngram_size:
+        yield lambda scores, context: _ban(scores, _next_in(context.source, context, source_size))
+    if bad_words:
+        yield _add_biases(bad_words)
+    if least := asked.min_new_tokens:
+        yield lambda scores, context: jnp.where(some(ends) & (context.length < least), -jnp.inf, scores)
+    if asked.forced_bos_token_id is not None:
+        yield _force(some([asked.forced_bos_token_id]), at=0)
+    if asked.forced_eos_token_id:
+        yield _force(some(asked.forced_eos_token_id), at=max_new_tokens - 1)
+    if asked.remove_invalid_values:
+        yield lambda scores, _: jnp.nan_to_num(scores)
+    if asked.exponential_decay_length_penalty:
+        yield _raise_ends(some(ends), *asked.exponential_decay_length_penalty, max_new_tokens)
+    if asked.suppress_tokens:
+        yield lambda scores, _: jnp.where(some(asked.suppress_tokens), -jnp.inf, scores)
+    if asked.begin_suppress_tokens:
+        first = 0 if asked.forced_bos_token_id is None else 1
+        begin = some(asked.begin_suppress_tokens)
+        yield lambda scores, context: jnp.where(begin & (context.length == first), -jnp.inf, scores)
+    if asked.renormalize_logits:
+        yield lambda scores, _: jax.nn.log_softmax(scores)
+
+
+def _among(tokens: Iterable[int], *, vocabulary: int) -> np.ndarray:
+    """[V] bool: True at these tokens."""
+    return np.isin(np.arange(vocabulary), [*tokens])
+
+
+def _add_biases(biases: Iterable[tuple[Sequence[int], float]]) -> _Change:
+    """Adds each sequence's number to the score of its last token where those before it were generated last."""
+    groups: dict[int, dict[tuple[int, ...], float]] = defaultdict(dict)
+    for tokens, bias in biases:
+        groups[len(tokens) - 1][tuple(tokens)] = bias
+
+    def add(scores: jax.Array, context: _Context) -> jax.Array:
+        total = jnp.zeros_like(scores)
+        for size, group in groups.items():
+            sequences, values = np.array([*group], np.int32), np.array([*group.values()], np.float32)
+            fits = jnp.all(_tail(context, size) == sequences[:, :-1], axis=1)
+            total = total.at[sequences[:, -1]].add(jnp.where(fits, values, 0.0))
+        return scores + total
+
+    return add
+
+
+def _penalize(scores: jax.Array, tokens: jax.Array, penalty: float) -> jax.Array:
+    """Makes these tokens less probable, or by a penalty below 1 more."""
+    changed = jnp.where(scores < 0, scores * penalty, scores / penalty)
+    return jnp.where(_marked(scores, tokens), changed, scores)
+
+
+def _ban(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    return jnp.where(_marked(scores, tokens), -jnp.inf, scores)
+
+
+def _marked(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    """[V] bool: True at these tokens; those beyond the vocabulary are none."""
+    return jnp.zeros_like(scores, bool).at[tokens].set(True, mode="drop")
+
+
+def _next_in(tokens: jax.Array, context: _Context, size: int) -> jax.Array:
+    """The tokens after each place where `tokens` has the last `size` - 1 of the hypothesis; V where it has others."""
+    places = np.arange(max(len(tokens) - size + 1, 0))[:, None] + np.arange(size)
+    windows = tokens[places]
+    fits = jnp.all(windows[:, :-1] == _tail(context, size - 1), axis=1)
+    return jnp.where(fits, windows[:, -1], jnp.iinfo(tokens.dtype).max)
+
+
+def _tail(context: _Context, size: int) -> jax.Array:
+    """The last tokens of a hypothesis, [size]; -1, which no text has, where there are not so many."""
+    if size > len(context.text):
+        return jnp.full(size, -1)
+    end = context.length + 1
+    found = jax.lax.dynamic_slice(context.text, [jnp.maximum(end - size, 0)], [size])
+    return jnp.where(end >= size, found, -1)
+
+
+def _force(tokens: np.ndarray, *, at: int) -> _Change:
+    """Leaves nothing but these tokens [V] as the token with this number."""
+    only = np.where(tokens, 0.0, -np.inf).astype(np.float32)
+    return lambda scores, context: jnp.where(context.length == at, only, scores)
+
+
+def _raise_ends(ends: np.ndarray, start: int, factor: float, max_new_tokens: int) -> _Change:
+    """Raises the score of the ends [V] by a factor that grows with every token after `start`."""
+    steps = np.maximum(np.arange(max_new_tokens) - start, 0)
+    growth = (np.float64(factor) ** steps - 1).astype(np.float32)
+
+    def change(scores: jax.Array, context: _Context) -> jax.Array:
+        more = jnp.abs(scores) * jnp.asarray(growth)[context.length]
+        return jnp.where(ends & jnp.isfinite(scores), scores + more, scores)
+
+    return change
