@@ -254,7 +254,7 @@ class RowReader:
             return int(value)
         if isinstance(value, str) and value.strip() and not is_id(value):
             raise Unusable("half a surrogate pair in the user")
-        if not is_id(value) or not str(value).strip():
+        if not isinstance(value, str | int) or not is_id(value) or not str(value).strip():
             raise Unusable("no user")
         return value
 
