@@ -207,7 +207,7 @@ def test_newer_configs_say_in_another_place_whether_the_output_is_scaled(scaled)
         ({"model_type": "bert"}, "model_type is 'bert'"),
         ({"model_type": "t5", "feed_forward_proj": "gated-silu"}, "'gated-silu'.*not supported"),
         ({"model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, "activation 'gelu'"),
-        ({"model_type": "t5", "eos_token_id": [1, 2]}, r"eos_token_id \[1, 2\]"),
+        ({"model_type": "t5", "pad_token_id": [1, 2]}, r"pad_token_id \[1, 2\]"),
     ],
 )
 def test_what_is_not_supported_is_a_named_error(values, message):
