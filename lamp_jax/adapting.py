@@ -125,7 +125,7 @@ class Company:
         users = (block.totals, block.warmups, part.ends, part.counts)
         arrays = block.fill(part, own_rows)
         self.computed += arrays.source.size + arrays.target.size
-        self.real += np.count_nonzero(arrays.source) + np.count_nonzero(arrays.target)
+        self.real += np.count_nonzero(arrays.source >= 0) + np.count_nonzero(arrays.target >= 0)
         placed = Users(*(put(values, self.rules.spec("batch")) for values in users))
         rows = Part(*place_batch(tuple(arrays), rules=self.rules))
         return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(part.ends.any()))

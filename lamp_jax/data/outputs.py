@@ -8,6 +8,7 @@ A forced run (`--force`) over an existing output writes beside it, and `replace_
 Both exchanges are a few renames. A kill between them is completed by the next command on the same output.
 """
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -134,6 +135,12 @@ def unlock_output(output: Path, *, directory: bool, part: str = "") -> None:
     if made:
         with contextlib.suppress(OSError):  # not empty, or not there
             path.parent.rmdir()
+
+
+@atexit.register
+def _close_locks() -> None:
+    for file, _ in _locks.values():
+        file.close()
 
 
 def entries(directory: Path) -> Iterator[Path]:

@@ -157,6 +157,8 @@ def claim(
     def prepare() -> None:
         check_apart(written, [*inputs, *reads])
         check_kind(output, directory=directory)
+        if any(one.output == output and one.part == part for claims in _claims for one in claims):
+            raise LampError(f"{output}: this process is writing to it; wait until that command ends")
         lock_output(output, directory=directory, part=part, holder=f"lamp {stage}")
         if not part:
             remove_temporary(output, directory=directory)

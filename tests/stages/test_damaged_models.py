@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from lamp_jax import cli
 from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
 from lamp_jax.inputs.selection import SelectorSettings, write_settings
+from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases
 
@@ -60,7 +61,7 @@ def copy(kind, folder):
 
 def words_of(stage, model, files):
     questions, output = files / "q.json", files / "out"
-    task, length = ("--task", "LaMP-3"), ("--max-length", 64)
+    task, length, held = ("--task", "LaMP-3"), ("--max-length", 64), ("--held-out", 0.5)
     return {
         "generate": (*task, "--questions", questions, "--model", model, *length),
         "feedback items": (*task, "--merged", questions, "--model", model, *length),
@@ -68,7 +69,7 @@ def words_of(stage, model, files):
         "train": (*task, "--train", questions, "--validation", questions, "--model", model, *length),
         "train-adapters": (*task, "--questions", questions, "--model", model, *length),
         "rank": (*task, "--questions", questions, "--ranker", "dense", "--encoder", model, *length),
-        "train-retriever": (*task, "--questions", questions, "--feedback", files / "f.json", "--encoder", model),
+        "train-retriever": (*task, "--questions", questions, "--feedback", files / "f.json", "--encoder", model, *held),
         "train-selector": ("--train", files / "d.json", "--validation", files / "d.json", "--model", model, *length),
         "select": ("--selector", model, "--data", files / "d.json"),
     }[stage] + ("--output", output)
@@ -86,19 +87,16 @@ def refused(stage, model, files, capsys):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_tokenizer_with_more_ids_than_rows_is_refused_with_both_sizes(stage, files, capsys):
     model = copy(STAGES[stage], files)
-    path = model / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    rows = json.loads((model / "config.json").read_text())["vocab_size"]
-    known = {*tokenizer["model"]["vocab"]} if isinstance(tokenizer["model"]["vocab"], dict) else set()
-    first = max([len(tokenizer["model"]["vocab"]), *(one["id"] + 1 for one in tokenizer["added_tokens"])])
-    assert not known & {"[U0]"}
-    tokenizer["added_tokens"] += [
-        {"id": first + place, "content": f"[U{place}]", **token} for place in range(rows + 1 - first)
-    ]
-    path.write_text(json.dumps(tokenizer))
+    ids = {*load_tokenizer(model).get_vocab().values()}
+    config = json.loads((model / "config.json").read_text())
+    rows, tensors = max(ids), load_file(model / "model.safetensors")  # one row too few
+    for name, values in tensors.items():
+        if values.shape[:1] == (config["vocab_size"],):
+            tensors[name] = values[:rows]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    (model / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
     error = refused(stage, model, files, capsys)
-    assert f"the tokenizer has {rows + 1} ids up to {rows}, and the embedding has {rows} rows" in error
+    assert f"the tokenizer has {len(ids)} ids up to {rows}, and the embedding has {rows} rows" in error
 
 
 @pytest.mark.parametrize("stage", STAGES)
