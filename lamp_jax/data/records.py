@@ -14,6 +14,7 @@ import lamp_jax
 from lamp_jax.config import PLACEMENT
 from lamp_jax.data.files import write_json
 from lamp_jax.data.outputs import (
+    RECORD,
     REPLACED,
     STAGED,
     check_apart,
@@ -310,7 +311,7 @@ def _written(output: Path, beside: Mapping[str, str], *, directory: bool) -> lis
 
 def _record_at(place: Path, directory: bool) -> Path:
     """`record_path` of a place that may not be there yet."""
-    return place / "run.json" if directory else record_path(place)
+    return place / RECORD if directory else record_path(place)
 
 
 def _has_begun(output: Path, directory: bool) -> bool:
@@ -342,7 +343,7 @@ def _contents(directory: Path) -> Iterator[Path]:
     """The files that make a directory what it is, in their order."""
     for path in sorted(directory.rglob("*")):
         staged = path.relative_to(directory).parts[0] in (STAGED, REPLACED)
-        if path.is_file() and not staged and path.name not in {"run.json", _CHECKED} and path.name[:1] != ".":
+        if path.is_file() and not staged and path.name not in {RECORD, _CHECKED} and path.name[:1] != ".":
             yield path
 
 

@@ -93,7 +93,7 @@ class Bucket(NamedTuple):
             if not all("date" in entry.item for entry in entries):
                 entries = [_undated(entry) for entry in entries]
             if duplicates == "drop":
-                entries = list({entry.content: entry for entry in reversed(entries)}.values())[::-1]
+                entries = list({entry.content: entry for entry in entries}.values())
             yield History(user, sorted(entries, key=lambda entry: entry.order))
 
 

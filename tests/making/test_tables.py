@@ -101,6 +101,12 @@ def test_equal_rows_are_dropped_and_counted_or_kept(tmp_path, capsys):
     assert sum(len(one["profile"]) for one in kept) > sum(len(one["profile"]) for one in questions)
 
 
+def test_equal_rows_leave_those_of_one_day_in_the_order_of_the_file(tmp_path):
+    rows = [row(1, text=text) for text in ("a", "b", "a", "c")] + [row(2)]
+    _, (question,) = build(tmp_path, rows, split="user", dev_share=0.0, test_share=0.0)
+    assert [item["text"] for item in question["profile"]] == ["a", "b", "c"]
+
+
 def test_dates_that_are_not_needed_are_left_out_where_one_cannot_be_read(tmp_path, capsys):
     rows = [row(1), row(2, date="next May"), row(3, date="01/02/2003"), row(4), row(5)]
     rows += [row(place, user="v") for place in range(1, 4)]
