@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lamp_jax.data.files import check_fetched
 from lamp_jax.errors import LampError
 
 _JSON = (
@@ -14,7 +15,6 @@ _JSON = (
 FILES = (*_JSON, "spiece.model", "vocab.txt", "merges.txt")
 """All files that tell something of a tokenizer."""
 
-_POINTER = b"version https://git-lfs"
 _SPARE_ROWS = 1000
 """How many more rows than tokens an embedding may have: some are padded, to multiples of at most 512."""
 _SPARE_PIECES = 300
@@ -37,11 +37,8 @@ def check_files(directory: Path) -> Found:
     for name in FILES:
         path = directory / name
         if path.is_file():
+            check_fetched(path)
             data = path.read_bytes()
-            if data.startswith(_POINTER):
-                raise LampError(
-                    f"{path}: a pointer of git-lfs, not the file itself; run `git lfs pull` in its directory"
-                )
             content[name] = _read_object(path, data) if name in _JSON else data
     settings = dict(content.get("tokenizer_config.json", {}))
     if not settings.get("tokenizer_class") and content.get("config.json", {}).get("tokenizer_class"):
