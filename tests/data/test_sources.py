@@ -96,7 +96,7 @@ def test_bad_files_are_named_at_once_and_bad_records_when_they_are_read(tmp_path
     path.write_text('[{"id": "1", "input": "x", "profile": []}, {"id": "2", "input": 7, "profile": []}]')
     source = JsonSource(path)
     assert source[0].id == "1"
-    with pytest.raises(LampError, match=r"bad\.json, record 1, byte 43: 'input' must be str"):
+    with pytest.raises(LampError, match=r"bad\.json, record 1, byte 43: 'input' must be a text"):
         source[1]
     with pytest.raises(LampError, match="unknown patches"):
         JsonSource(path, patches=("none such",))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import Example
+from lamp_jax.inputs.batches import NO_TOKEN, Example
 from lamp_jax.inputs.parts import Block, Learner, find_shape, fit_shapes, make_blocks
 
 LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
@@ -73,13 +73,13 @@ def updates_of(block, made=()):
         arrays = block.fill(part)
         size = len(arrays.user) // block.devices
         for row, source in enumerate(arrays.source):
-            weight = float(arrays.weight[row]) * np.count_nonzero(arrays.target[row])
-            if source.any():
+            weight = float(arrays.weight[row]) * (arrays.target[row] != NO_TOKEN).sum()
+            if (source != NO_TOKEN).any():
                 user, example = whose(source)
                 updates[user][-1].append(Found(row // size, int(arrays.user[row]), example, weight))
             else:
                 assert weight == arrays.user[row] == 0
-                assert not arrays.target[row].any()
+                assert (arrays.target[row] == NO_TOKEN).all()
         for learner, place in zip(block.learners, block.places, strict=True):
             if part.ends[place]:
                 updates[int(learner.user.removeprefix("user "))].append([])

@@ -75,6 +75,9 @@ NOT_PATHS = {
     "decode",
     "beam_staging",
     "embeddings_cache",
+    "columns",
+    "date_format",
+    "encoding",
 }
 NOT_PATHS |= {"output", "scores", "export_reference", "all"}
 CASES = [(name, option) for name, stage in STAGES.items() for option in stage.inputs]
