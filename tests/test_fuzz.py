@@ -7,6 +7,7 @@ import pytest
 from lamp_jax.config import Work
 from lamp_jax.data.checking import check_file
 from lamp_jax.data.files import read_questions
+from tests import fuzz_directories
 from tests.fuzz import fuzz
 
 TEXT = 'What is it? é \u0085 \u2028 \\ " [{ \U0001f600\r\n'
@@ -32,6 +33,20 @@ def test_the_fuzz_reports_what_it_is_for(tmp_path, monkeypatch):
     kept = list(tmp_path.glob("outputs-*.json"))
     assert len(kept) == len(failures) == counts["candidates, read_pool: FAILED"] > 0
     assert all("KeyError" in failure for failure in failures)
+
+
+def test_damaged_directories_are_read_or_refused_and_what_lacks_a_part_is_refused(tmp_path):
+    counts, failures = fuzz_directories.fuzz(200, 7, tmp_path)
+    assert not failures, "\n".join(failures)
+    outcomes = {outcome.rpartition(": ")[2] for outcome in counts}
+    assert outcomes == {"read", "refused"}
+
+
+def test_the_fuzz_of_directories_reports_what_it_is_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz_directories, "load_t5", lambda directory: None)
+    counts, failures = fuzz_directories.fuzz(60, 0, tmp_path)
+    assert len(failures) == sum(count for name, count in counts.items() if name.endswith("FAILED")) > 0
+    assert all("it was read" in failure for failure in failures)
 
 
 @pytest.mark.parametrize("ascii_only", [True, False])

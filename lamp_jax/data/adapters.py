@@ -385,7 +385,7 @@ def _line(entry: Entry, checksum: int) -> dict[str, Any]:
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         contents = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LampError(f"{where}: not whole JSON ({error}); copy the store again, or make it again") from None
     _check_kinds(contents, _LINE_KINDS, where)
     return contents

@@ -3,6 +3,7 @@
 And the public code's file of items.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -121,7 +122,9 @@ def _check_record(record: Any, kind: Kind, where: str) -> None:
 
 
 def _is_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and all(type(number) in (int, float) for number in value.values())
+    return isinstance(value, dict) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in value.values()
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -201,8 +204,15 @@ def read_retriever_feedback(
     pool = [entry.partition("=")[0] for entry in settings["pool"]]
     found: dict[str, dict[str, dict[str, Any]]] = {question.id: {} for question in questions}
     for record in read_records(directory, "retrievers"):
-        if record["question"] in found:
-            found[record["question"]][record["retriever"]] = record
+        of_question = found.get(record["question"])
+        if of_question is None:
+            continue
+        if record["retriever"] in of_question:
+            raise LampError(
+                f"{directory}: question {record['question']!r}, retriever {record['retriever']!r}: there twice; make "
+                "the feedback again"
+            )
+        of_question[record["retriever"]] = record
     for name in pool:
         missing = [key for key, records in found.items() if name not in records]
         if missing:

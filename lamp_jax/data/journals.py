@@ -92,5 +92,5 @@ def _parsed(lines: Iterable[bytes], path: Path) -> Iterator[Any]:
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None

@@ -1,5 +1,6 @@
 """How single questions are read by their number: from a JSON file, or from a data set of `lamp tfds`, just the same."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -91,9 +92,11 @@ class LampSource:
         return self._length
 
     def __getitem__(self, index: int, /) -> Question:
-        questions, profiles = self._opened
-        example = questions[range(len(self))[index]]
-        return put_together(example, profiles[example["profile"]]["items"])
+        number = range(len(self))[index]
+        with _complete(self._directory):
+            questions, profiles = self._opened
+            example = questions[number]
+            return put_together(example, profiles[example["profile"]]["items"])
 
     def __iter__(self) -> Iterator[Question]:
         return (self[number] for number in range(len(self)))
@@ -144,10 +147,31 @@ def open_dataset(directory: str | Path) -> Any:
     with warnings.catch_warnings():
         # TFDS 4.9 calls what protobuf 6 deprecates.
         warnings.filterwarnings("ignore", message=r"label\(\) is deprecated", category=DeprecationWarning)
-        builder = tfds.builder_from_directory(str(directory))
-    if builder.name != "lamp":
-        raise LampError(f"{directory}: a data set named {builder.name!r}, not one of `lamp tfds`")
+        with _complete(directory):
+            builder = tfds.builder_from_directory(str(directory))
+            name, metadata = builder.name, builder.info.metadata
+    if name != "lamp":
+        raise LampError(f"{directory}: a data set named {name!r}, not one of `lamp tfds`")
+    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("patches"), list) or "task" not in metadata:
+        raise LampError(f"{directory}: its metadata.json does not say of which task it is; {_AGAIN}")
     return builder
+
+
+_AGAIN = "copy the data set again, or make it again with `lamp tfds --force`"
+
+
+@contextlib.contextmanager
+def _complete(directory: str | Path) -> Iterator[None]:
+    """Turns what TFDS and the libraries below it raise for damaged files, errors of any class, into LampError."""
+    try:
+        yield
+    except LampError:
+        raise
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        raise LampError(
+            f"{directory}: not a complete data set ({type(error).__name__}: {said:.200}); {_AGAIN}"
+        ) from error
 
 
 def _find_dataset(root: Path, task: Task) -> Path | None:

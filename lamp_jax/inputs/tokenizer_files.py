@@ -43,11 +43,20 @@ def check_files(directory: Path) -> Found:
     settings = dict(content.get("tokenizer_config.json", {}))
     if not settings.get("tokenizer_class") and content.get("config.json", {}).get("tokenizer_class"):
         settings["tokenizer_class"] = content["config.json"]["tokenizer_class"]
+    added = settings.get("added_tokens_decoder")
+    if added is not None and not (isinstance(added, dict) and all(map(_is_added, added.items()))):
+        path = directory / "tokenizer_config.json"
+        raise LampError(f"{path}: added_tokens_decoder is not ids with their tokens; copy the file again")
     pieces = 0
     if "tokenizer.json" not in content and settings.get("tokenizer_class") != "ByT5Tokenizer":
         pieces = _check_vocabulary(directory, content)
     model = content.get("tokenizer.json", {}).get("model")
     return Found(settings, model if isinstance(model, dict) else {}, pieces)
+
+
+def _is_added(entry: tuple[str, Any]) -> bool:
+    number, token = entry
+    return number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
 
 
 def _read_object(path: Path, data: bytes) -> dict[str, Any]:

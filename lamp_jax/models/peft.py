@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lamp_jax.config import Lora
-from lamp_jax.data.files import atomic_path, atomic_write
+from lamp_jax.data.files import atomic_path, atomic_write, check_fetched
 from lamp_jax.errors import LampError
 from lamp_jax.models.hf_names import t5_places
 from lamp_jax.models.lora import DOWN, UP
@@ -82,6 +82,12 @@ def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], expected: Mapp
     if problems:
         listed = "\n  ".join(problems)
         raise LampError(f"{path}: does not fit the model ({len(problems)} mismatches)\n  {listed}")
+    typed = [name for name in expected if tensors[name].dtype.kind in "biu"]
+    if typed:
+        raise LampError(
+            f"{path}: {typed[0]} has the type {tensors[typed[0]].dtype}, not that of a weight; give an adapter that is "
+            "not quantized"
+        )
     broken = [name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()]
     if broken:
         raise LampError(f"{path}: {broken[0]} holds numbers that are not finite; train the adapter again")
@@ -92,12 +98,13 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
     path = directory / WEIGHTS
     if not path.exists() and (directory / TORCH).exists():
         return directory / TORCH, _read_torch(directory / TORCH)
+    check_fetched(path)
     try:
         return path, load_file(path)
     except FileNotFoundError:
         raise LampError(f"{path}: no such file; save the adapter with peft's save_pretrained") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise LampError(f"{path}: not a whole safetensors file ({error}){_pointer(path)}; copy it again") from None
+        raise LampError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -108,25 +115,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         )
     import torch
 
+    check_fetched(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file ends in errors of many classes there
-        hint = _pointer(path)
         raise LampError(
-            f"{path}: not a whole PyTorch file of tensors ({type(error).__name__}){hint}; copy it again"
+            f"{path}: not a whole PyTorch file of tensors ({type(error).__name__}); copy it again"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
         raise LampError(f"{path}: holds something else than named tensors; save the adapter again with peft")
-    return {str(name): one.float().numpy() for name, one in tensors.items()}
-
-
-def _pointer(path: Path) -> str:
-    """What to say beside an error if the file is what git-lfs leaves in the place of one."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        is_pointer = file.read(32).startswith(b"version https://git-lfs")
-    return ", but a pointer of git-lfs: run `git lfs pull`" if is_pointer else ""
+    return {str(name): (one.float() if one.is_floating_point() else one).numpy() for name, one in tensors.items()}
 
 
 FILES = (CONFIG, WEIGHTS)

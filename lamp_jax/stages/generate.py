@@ -59,11 +59,12 @@ def run(options: Generate) -> None:
         print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     tokenizer = load_tokenizer(options.model)
     check_tokenizer(tokenizer, options.model)
+    with jax.set_mesh(mesh):  # before prompts are made: a damaged model ends the command at once
+        graph, params = nnx.split(load_t5(options.model, storage=options.storage, **model_layout(options.devices)))
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(mesh):
-        graph, params = nnx.split(load_t5(options.model, storage=options.storage, **model_layout(options.devices)))
         lora = store and store.form.lora
         answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation, lora=lora)
         record.begin()
@@ -89,9 +90,16 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     """A store whose adapters were made for this model. LampError for another's."""
     store = open_store(directory)
     check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
+    made = read_record(Path(directory)) or {}
+    trained = made.get("users") if made.get("finished") else 0
+    if made.get("finished") and (store.dropped or type(trained) is not int or trained > len(store.entries)):
+        raise LampError(
+            f"{directory}: its training is finished with adapters of {trained} users, and it has those of "
+            f"{len(store.entries)}; copy the store again"
+        )
     if store.dropped:
         print(f"{directory}: was cut off; unfinished users ({store.dropped}) are left out")
-    if not (read_record(Path(directory)) or {"finished": True}).get("finished"):
+    if made and not made.get("finished"):
         print(f"{directory}: its training is not finished; adapters of {len(store.entries)} users so far")
     return store
 

@@ -11,6 +11,7 @@ from lamp_jax.data.feedback import (
     first_pairs,
     read_feedback,
     read_records,
+    read_retriever_feedback,
     shard_file,
     write_reference,
 )
@@ -151,6 +152,39 @@ def test_a_directory_with_a_field_missing_or_of_another_type_is_a_named_error(tm
         read_feedback([path], TASK, QUESTIONS, profile_size=2)
     except LampError as error:
         assert "feedback" in str(error) or "task" in str(error)  # noqa: PT017 (both outcomes are right)
+
+
+def write_retrievers(path, records):
+    """What `lamp feedback retrievers` leaves, of two retrievers."""
+    path.mkdir()
+    settings = {"task": "LaMP-2", "shards": 1, "pool": ["none", "bm25=ranked.json"]}
+    (path / "run.json").write_text(json.dumps({"stage": "feedbackretrievers", "finished": True, "settings": settings}))
+    (path / shard_file("retrievers", 0, 1)).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_retrievers_record_that_is_there_twice_is_refused(tmp_path):
+    records = [
+        feedback_record("retrievers", {"question": one.id, "retriever": name}, "p", "text", {"accuracy": 1.0})
+        for one in QUESTIONS
+        for name in ("none", "bm25")
+    ]
+    pool, found = read_retriever_feedback(write_retrievers(tmp_path / "one", records), TASK, QUESTIONS)
+    assert pool == ["none", "bm25"]
+    assert [record for by_name in found.values() for record in by_name.values()] == records
+    with pytest.raises(LampError, match="question '1', retriever 'bm25': there twice"):
+        read_retriever_feedback(write_retrievers(tmp_path / "two", [*records, records[1]]), TASK, QUESTIONS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "1", None])
+def test_a_metric_that_is_no_number_is_named_with_its_line(tmp_path, value):
+    directory = write_directory(tmp_path / "feedback", QUESTIONS)
+    path = directory / "items-0-of-1.jsonl"
+    first, *rest = path.read_text().splitlines()
+    record = json.loads(first) | {"metrics": {"accuracy": value}}
+    path.write_text("\n".join([json.dumps(record), *rest]) + "\n")
+    with pytest.raises(LampError, match="line 1: 'metrics' cannot be"):
+        read_feedback([directory], TASK, QUESTIONS, profile_size=2)
 
 
 def test_a_directory_without_a_record_is_an_error(tmp_path):

@@ -210,6 +210,15 @@ def test_a_tokenizer_json_with_something_else_in_a_field_is_named(tmp_path, fiel
     assert same or "tokenizer.json" in str(found)
 
 
+@pytest.mark.parametrize("added", [5, [], {"x": {"content": "a"}}, {"3": "a"}, {"3": {}}, {"3": {"content": 3}}])
+def test_added_tokens_that_are_none_are_named(tmp_path, added):
+    make_tiny(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    write(path, json.loads(path.read_text(encoding="utf-8")) | {"added_tokens_decoder": added})
+    with pytest.raises(LampError, match=r"tokenizer_config\.json: added_tokens_decoder"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_vocabulary_without_its_merges_is_named(tmp_path):
     make_codet5(tmp_path)
     (tmp_path / "merges.txt").unlink()

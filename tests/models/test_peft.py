@@ -305,7 +305,7 @@ def test_a_damaged_pytorch_file_is_a_named_error(directory, content):
     pytest.importorskip("torch")
     (directory / WEIGHTS).unlink()
     (directory / TORCH).write_bytes(content)
-    with pytest.raises(LampError, match=f"{TORCH}: not a whole PyTorch file") as caught:
+    with pytest.raises(LampError, match=f"{TORCH}: (not a whole PyTorch file|a git-lfs pointer)") as caught:
         read_gated(directory)
     assert ("git lfs pull" in str(caught.value)) == content.startswith(b"version")
 
@@ -320,6 +320,15 @@ def test_a_pytorch_file_without_torch_is_a_named_error(directory, monkeypatch):
 def test_a_pointer_of_git_lfs_is_named(directory):
     (directory / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n")
     with pytest.raises(LampError, match=f"{WEIGHTS}: .*git lfs pull"):
+        read_gated(directory)
+
+
+def test_whole_numbers_are_no_weights(directory):
+    def spoil(tensors):
+        tensors[QUERY.format("B")] = tensors[QUERY.format("B")].astype(np.int8)
+
+    change_tensors(directory, spoil)
+    with pytest.raises(LampError, match=f"{QUERY.format('B')} has the type int8"):
         read_gated(directory)
 
 

@@ -419,8 +419,18 @@ def test_adapters_go_with_every_storage_and_type(questions, whole, tmp_path, mor
     assert found != answers(questions, tmp_path / "base.json", *storage)
 
 
-def test_a_store_that_was_cut_off_answers_without_its_last_user(questions, whole, copied, tmp_path, capsys):
+@pytest.mark.parametrize("name", [NUMBERS, USERS])
+def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path, capsys, name):
+    cut(name, 9)(copied)
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
+    assert "its training is finished with adapters of" in capsys.readouterr().err
+    assert not (tmp_path / "own.json").exists()
+
+
+def test_a_store_whose_training_was_cut_off_answers_without_its_last_user(questions, whole, copied, tmp_path, capsys):
     cut(NUMBERS, 9)(copied)
+    record = json.loads((copied / "run.json").read_text())
+    (copied / "run.json").write_text(json.dumps(record | {"finished": False}))
     last = list(open_store(whole).entries)[-1]
     found = answers(questions, tmp_path / "own.json", "--adapters", copied)
     assert f"{copied}: was cut off; unfinished users (1) are left out" in capsys.readouterr().out
