@@ -53,8 +53,7 @@ def run(options: Train) -> None:
     record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    if not options.force:
-        check_converging(options.output)
+    check_converging(record.place)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     if options.workers < 0:

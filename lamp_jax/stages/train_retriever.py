@@ -62,8 +62,7 @@ def run(options: TrainRetriever) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    if not options.force:
-        check_converging(options.output)
+    check_converging(record.place)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     judged = read_judged(options, task, options.questions, options.feedback)

@@ -37,8 +37,7 @@ def run(options: TrainSelector) -> None:
     record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    if not options.force:
-        check_converging(options.output)
+    check_converging(record.place)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     if not options.temperature > 0:

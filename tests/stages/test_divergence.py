@@ -90,6 +90,19 @@ def test_force_and_a_lower_rate_make_it_again(data, tmp_path):
     assert json.loads((output / "run.json").read_text())["finished"]
 
 
+def test_a_forced_run_that_diverged_says_so_again_and_is_not_resumed(data, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert lamp(*words("kd", data, output, "--learning-rate", "1e-3")) == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert lamp(*words("kd", data, output, *EVERY_UPDATE, "--force")) == 1
+    first = capsys.readouterr().err.splitlines()[-1]
+    assert lamp(*words("kd", data, output, *EVERY_UPDATE, "--force")) == 1
+    said = capsys.readouterr()
+    assert first.removeprefix("lamp: ") in said.err
+    assert "going on after" not in said.out
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_without_the_note_the_same_is_tried_again(data, tmp_path, capsys):
     output = tmp_path / "run"
     assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
