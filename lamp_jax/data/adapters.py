@@ -358,6 +358,8 @@ def _parse_form(contents: Any, path: Path) -> Form:
         ("targets", all(type(target) is str for target in targets)),
         ("shapes", bool(shapes) and all(type(size) is int and size > 0 for size in sizes)),
         ("dtype", dtype in _TYPES),
+        ("rank", contents["rank"] >= 1),
+        ("alpha", 0 < contents["alpha"] < math.inf),
     ):
         if not right:
             raise _not_whole(str(path), name, contents[name])

@@ -152,7 +152,9 @@ def open_dataset(directory: str | Path) -> Any:
             name, metadata = builder.name, builder.info.metadata
     if name != "lamp":
         raise LampError(f"{directory}: a data set named {name!r}, not one of `lamp tfds`")
-    if not isinstance(metadata, Mapping) or not isinstance(metadata.get("patches"), list) or "task" not in metadata:
+    said = metadata if isinstance(metadata, Mapping) else {}
+    patches = said.get("patches")
+    if not isinstance(said.get("task"), str) or not isinstance(patches, list) or {*map(type, patches)} - {str}:
         raise LampError(f"{directory}: its metadata.json does not say of which task it is; {_AGAIN}")
     return builder
 

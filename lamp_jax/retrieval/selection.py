@@ -134,7 +134,7 @@ def success_rate(pool: Pool, chosen: Mapping[str, str]) -> float:
 def mean_reward(pool: Pool, chosen: Mapping[str, str]) -> float:
     """The mean reward of the chosen candidates."""
     _check_rewards(pool)
-    return sum(_reward(choice, chosen[choice.id]) for choice in pool.choices) / len(pool.choices)
+    return math.fsum(_reward(choice, chosen[choice.id]) for choice in pool.choices) / len(pool.choices)
 
 
 def winning_rates(pool: Pool) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """One model's answers under several orders of the profiles: `predictions/`, `results.json` and `table.txt`."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _row(
         "high": interval.high,
         "n": len(samples),
         "tests": {against.title: test(against) for against in tests},
-        "groups": {group: sum(samples[key] for key in ids) / len(ids) for group, ids in groups.items()},
+        "groups": {group: math.fsum(samples[key] for key in ids) / len(ids) for group, ids in groups.items()},
     }
 
 

@@ -27,6 +27,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
+from lamp_jax.stages.train_adapters import make_form
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds, score
 
@@ -90,6 +91,7 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     """A store whose adapters were made for this model. LampError for another's."""
     store = open_store(directory)
     check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
+    check_form(store.form, make_form(model, store.form.lora, store.form.dtype), where=directory)
     made = read_record(Path(directory)) or {}
     trained = made.get("users") if made.get("finished") else 0
     if made.get("finished") and (store.dropped or type(trained) is not int or trained > len(store.entries)):

@@ -1,6 +1,7 @@
 """`lamp train`: a T5 fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -197,6 +198,6 @@ def _evaluation(
                 max_length=options.prompting.max_length,
             )
             values.append(score(task, answers, golds, compatibility=options.compatibility).value)
-        return {"validation": sum(values) / len(values)}
+        return {"validation": math.fsum(values) / len(values)}
 
     return evaluate

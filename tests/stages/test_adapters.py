@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -424,6 +425,25 @@ def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path
     cut(name, 9)(copied)
     assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
     assert "its training is finished with adapters of" in capsys.readouterr().err
+    assert not (tmp_path / "own.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda form: form["shapes"].update({"x.up": form["shapes"].popitem()[1]}), "none in the store"),
+        (lambda form: form.update(targets=["key"]), "targets key in the store"),
+        (lambda form: form.update(rank=form["rank"] + 1), "rank|shape"),
+        (lambda form: form.update(alpha=float("nan")), "'alpha' cannot be nan"),
+        (lambda form: form.update(rank=0), "'rank' cannot be 0"),
+    ],
+)
+def test_a_form_that_is_none_of_the_model_is_refused(questions, copied, tmp_path, capsys, change, message):
+    form = json.loads((copied / FORM).read_text())
+    change(form)
+    (copied / FORM).write_text(json.dumps(form))
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
+    assert re.search(rf"{copied}.*({message})", capsys.readouterr().err)
     assert not (tmp_path / "own.json").exists()
 
 
