@@ -1,40 +1,12 @@
-"""What the compiler of this jax is asked for: options and flags come and go, and one that it does not know is an error.
-
-Nothing here starts jax in this process before it is asked for an option.
-"""
+"""Flags of the compiler that this jax knows: they come and go, and one that it does not know is an error."""
 
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from functools import cache
-from typing import Any
 
-_UNKNOWN_OPTION, _UNKNOWN_FLAGS = "No such compile option", re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
-
-
-@cache
-def quickly() -> dict[str, Any]:
-    """Compile options with which the same programs are compiled in half the time; none where jax has no such option."""
-    return known_options({"xla_cpu_use_fusion_emitters": False})
-
-
-def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those compile options that jax knows."""
-    return {name: value for name, value in options.items() if _is_known(name, value)}
-
-
-def _is_known(name: str, value: Any) -> bool:
-    import jax
-
-    try:
-        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if _UNKNOWN_OPTION not in str(error):
-            raise
-        return False
-    return True
+_UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
 
 
 def known_flags(flags: Iterable[str]) -> list[str]:

@@ -1,20 +1,10 @@
-"""That options and flags which this jax does not know are left out, and no others."""
+"""That flags which this jax does not know are left out, and no others."""
 
 import pytest
 
-from tests.compiling import known_flags, known_options
+from tests.compiling import known_flags
 
 KNOWN = "--xla_backend_optimization_level=0"
-
-
-def test_an_option_that_jax_does_not_know_is_left_out():
-    known = {"xla_backend_optimization_level": 0}
-    assert known_options({"xla_cpu_no_such_option": True, **known}) == known
-
-
-def test_a_wrong_value_of_an_option_is_an_error():
-    with pytest.raises(Exception, match="xla_backend_optimization_level"):
-        known_options({"xla_backend_optimization_level": "no number"})
 
 
 def test_flags_that_jax_does_not_know_are_left_out(monkeypatch):

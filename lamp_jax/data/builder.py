@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.writer import ExampleWriter
+from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from lamp_jax.config import Part, Split, Work
@@ -99,6 +101,9 @@ class Lamp(tfds.core.ShardBasedBuilder):
             metadata=self._facts,
         )
 
+    def _example_writer(self) -> ExampleWriter:
+        return _SortedWriter(super()._example_writer().file_format)
+
     def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Shard]]:
         task, split = _CONFIGS[str(self.builder_config_name)]
         survey = self._source
@@ -108,6 +113,22 @@ class Lamp(tfds.core.ShardBasedBuilder):
             survey = Survey(survey, Reading(task, split, self._patches, self._work))
         self._facts.update(survey.facts())
         return survey.shards()
+
+
+class _SortedWriter(ExampleWriter):
+    """Writes each example's features in the order of their names.
+
+    TFDS 4.9.10 writes them in the order of protobuf's map, which differs from process to process, so that no two runs
+    would write the same bytes.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        return super().write(path, ((key, _sort_features(example)) for key, example in examples))
+
+
+def _sort_features(example: bytes) -> bytes:
+    parsed = tf_example_pb2.Example.FromString(example)  # pyright: ignore[reportAttributeAccessIssue] (generated)
+    return parsed.SerializeToString(deterministic=True)
 
 
 class Reading(NamedTuple):

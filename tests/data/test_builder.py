@@ -155,6 +155,19 @@ def test_several_processes_write_what_one_writes(tree, tmp_path, monkeypatch):
         assert all(other == one for other in others)
 
 
+def test_every_process_writes_the_same_bytes(tree, tmp_path):
+    code = "import sys; from lamp_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
+    for output in ("one", "other"):
+        words = ["tfds", "--task", TASK.name, "--data", str(tree), "--output", str(tmp_path / output)]
+        subprocess.run([sys.executable, "-c", code, *words], check=True)
+    one, other = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "one", tmp_path / "other")
+    )
+    assert one == other
+    assert len(one) > 4
+
+
 def test_defects_are_mended_and_the_files_are_recorded(tmp_path):
     task = find_task("LaMP-2")
     bare = Question("110", "A bare description.", ({"id": "1", "tag": "comedy", "description": "x"},), output="comedy")

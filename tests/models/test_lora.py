@@ -20,7 +20,6 @@ from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.models.t5_config import SIZES
 from lamp_jax.models.weights import abstract_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch, put
-from tests.compiling import quickly
 from tests.models.tiny import GATED, TIED, build, make_batch
 
 CONFIGS = {"tied": TIED, "gated": GATED}
@@ -46,11 +45,7 @@ def draw(model, lora, rows=ROWS, seed=0):
     }
 
 
-# The same programs, compiled in half the time.
-jit = partial(jax.jit, compiler_options=quickly())
-
-
-@partial(jit, static_argnums=(0, 5))
+@partial(jax.jit, static_argnums=(0, 5))
 def run(graph, params, tokens, labels, adapters, lora, key=None):
     model = nnx.merge(graph, params)
     if adapters is not None:

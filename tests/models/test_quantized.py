@@ -23,7 +23,6 @@ from lamp_jax.models.quantized import Quantized, quantize
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.models.weights import abstract_t5, fill, fingerprint_t5, load_t5, open_checkpoint, save_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch
-from tests.compiling import quickly
 from tests.models.tiny import GATED, TIED, build, make_batch
 
 CONFIGS = {"tied": TIED, "gated": GATED}
@@ -38,7 +37,7 @@ def saved(request, tmp_path_factory):
     return CONFIGS[request.param], directory
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=quickly())
+@partial(jax.jit, static_argnums=0)
 def run(graph, params, tokens, labels):
     model = nnx.merge(graph, params)
     return model.decode(decoder_inputs(labels, model.config), model.encode(tokens), model.source_mask(tokens))

@@ -21,8 +21,6 @@ from lamp_jax.models.peft import WEIGHTS
 from lamp_jax.stages import generate as stages_generate
 from lamp_jax.stages.train_adapters import FAILED, make_form
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
 FIRST_BLOCK, UPDATES = 8, 2
@@ -78,7 +76,7 @@ def answers(*given) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(questions, compiled_once, tmp_path_factory) -> Path:
+def whole(questions, tmp_path_factory) -> Path:
     """A store whose training nothing disturbed. Not to be changed."""
     output = tmp_path_factory.mktemp("whole") / "store"
     assert lamp(*train_words(questions, output)) == 0
@@ -86,7 +84,7 @@ def whole(questions, compiled_once, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts_of_the_first_block(questions, compiled_once, tmp_path_factory) -> int:
+def parts_of_the_first_block(questions, tmp_path_factory) -> int:
     compute, places = adapting.Company.compute, []
 
     def count(self, state, block, part, where):

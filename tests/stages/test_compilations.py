@@ -31,8 +31,6 @@ from lamp_jax.stages.generate import answer
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 TASK = find_task("LaMP-4")
 MODEL, ENCODER = CASES / "tiny" / "t5_ft", CASES / "tiny" / "bert"
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]
@@ -198,7 +196,7 @@ def train_adapters(folder, name, records, *more):
 
 
 @pytest.fixture(scope="module")
-def adapted(compiled_once, tmp_path_factory):
+def adapted(tmp_path_factory):
     """Where the `store` of a block of eight users lies, their questions, and what training compiled."""
     folder = tmp_path_factory.mktemp("adapted")
     users = [one for one in make_questions(9, 40) if len(one["profile"]) == 4][:8]

@@ -17,7 +17,6 @@ from tests.goldens.cases import CASES
 from tests.models.tiny import build_bert
 from tests.stages.test_train_retriever import TASK, data, lamp, read_record, words
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 _ = data  # a fixture of this file too
 
 CONFIG = BertConfig(
@@ -209,7 +208,7 @@ FORM = {
 
 
 @pytest.fixture(scope="module")
-def trained(data, bge, compiled_once, tmp_path_factory):
+def trained(data, bge, tmp_path_factory):
     """Trained from an encoder that pools the first token, with two lengths."""
     output = tmp_path_factory.mktemp("trained") / "kd"
     lengths = ("--query-length", 9, "--document-length", 12)

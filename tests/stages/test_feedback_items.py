@@ -26,8 +26,6 @@ from lamp_jax.models.weights import load_t5
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 MODEL = cases.CASES / "tiny" / "t5_ft"
 SIZE = 8
 TASK = find_task("LaMP-4")
@@ -56,7 +54,7 @@ def words(merged, output, *more, batch_size=8):
 
 
 @pytest.fixture(scope="module")
-def whole(merged, compiled_once, tmp_path_factory):
+def whole(merged, tmp_path_factory):
     """An undisturbed run, and the public code's file of it."""
     folder = tmp_path_factory.mktemp("whole")
     assert lamp(*words(merged, folder / "feedback", "--export-reference", folder / "scores.json")) == 0
@@ -149,11 +147,11 @@ def cut_in_a_batch(path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-5]))
 
 
-def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole, compiled_once, tmp_path):
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole, compiled, tmp_path):
     given, path = words(merged, tmp_path / "killed"), tmp_path / "killed" / FILE
     expected = (whole / "feedback" / FILE).read_bytes()
     for cut in (cut_in_a_line, cut_in_a_batch, lambda path: None):
-        run_and_kill(given, path, compiled_once)
+        run_and_kill(given, path, compiled)
         cut(path)
         assert 0 < lines(path) < expected.count(b"\n")
         assert expected.startswith(path.read_bytes())

@@ -12,8 +12,6 @@ MODEL = CASES / "tiny" / "t5_ft"
 FACTS = {"source": "generation_config.json", "applied": {"min_new_tokens": 6}, "ignored": {}}
 SEARCH = ("--task", "LaMP-4", "--decode", "greedy", "--generation-max-length", 8, "--max-length", 64)
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def lamp(*words) -> int:
     return cli.main([str(word) for word in words])

@@ -14,8 +14,6 @@ from lamp_jax.data.pools import Candidate, Choice, Pool, read_pool, write_pool
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 MODEL = cases.CASES / "tiny" / "t5_ft"
 SMALL = ("--hidden-size", 16, "--intermediate-size", 32, "--num-layers", 1, "--num-heads", 2, "--vocab-size", 300)
 LEARNING = ("--batch-size", 16, "--accumulation", 2, "--step-size", "relative", "--learning-rate", 0.03)
@@ -49,7 +47,7 @@ def feedback_words(files, output, *more):
 
 
 @pytest.fixture(scope="module")
-def feedback(files, compiled_once, tmp_path_factory):
+def feedback(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("feedback") / "F"
     assert lamp(*feedback_words(files, folder)) == 0
     return folder
@@ -144,7 +142,7 @@ def test_options_that_do_not_fit_are_refused(data, options, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def selector(data, compiled_once, tmp_path_factory):
+def selector(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("selector") / "S"
     given = ("--train", data, "--validation", data, "--model", "scratch", "--max-length", 192, "--epochs", 1)
     assert lamp("train-selector", *given, *SMALL, *LEARNING, "--mode", "post", "--output", output) == 0

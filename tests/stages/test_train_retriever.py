@@ -19,8 +19,6 @@ from lamp_jax.retrieval.dense import embed_all
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import find_task
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 TASK = find_task("LaMP-2")
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]
 COUNT, ITEMS, EQUAL = 20, 3, 4
@@ -81,7 +79,7 @@ def words(data, output, *more, feedback="feedback.json"):
 
 
 @pytest.fixture(scope="module")
-def trained(data, compiled_once, tmp_path_factory):
+def trained(data, tmp_path_factory):
     """One run of ROPG-KD, undisturbed."""
     output = tmp_path_factory.mktemp("trained") / "kd"
     assert lamp(*words(data, output)) == 0

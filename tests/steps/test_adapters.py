@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,6 @@ from lamp_jax.sharding import RULES, make_mesh
 from lamp_jax.steps.adapters import Part, Users, learning_rate, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.update import TrainState, make_optimizer, make_update
-from tests.compiling import quickly
 from tests.models.tiny import GATED, build
 
 CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)
@@ -33,14 +32,6 @@ LEARNING = Optimization(epochs=10, batch_size=4, learning_rate=1e-3, warmup_rati
 UPDATES = 20
 SIZES = {"ann": 5, "bob": 7, "sue": 3}
 """How many examples each user has; the last is done after half of the updates."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_in_half_the_time():
-    """The same programs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", partial(jax.jit, compiler_options=quickly()))
-        yield
 
 
 def learner(user: str) -> Learner:

@@ -1,7 +1,7 @@
 """Whatever the mesh and the rules, a model learns and says the same; only where its arrays lie differs."""
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,6 @@ from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss, score_candidates
 from lamp_jax.steps.selector import score_texts, selector_loss
 from lamp_jax.steps.update import make_optimizer, make_update, start
-from tests.compiling import quickly
 from tests.models.tiny import BERT, GATED, TIED, make_batch, place_values
 
 ROWS, UPDATES = 16, 3
@@ -57,9 +56,6 @@ def pairs() -> list[Any]:
     return [pytest.param(kind, layout, id=f"{kind}-{name(layout)}") for kind in MODELS for layout in LAYOUTS]
 
 
-# The same programs, compiled in half the time.
-jit = partial(jax.jit, compiler_options=quickly())
-
 DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 T5_CONFIG = replace(TIED, num_layers=1, num_decoder_layers=1)
 BERT_CONFIG = replace(BERT, num_hidden_layers=1)
@@ -86,7 +82,7 @@ def make_model(config: Any, **options: Any) -> Any:
 def values(config: Any) -> Any:
     """Parameters of seed 0, biases and norms random too, in host memory."""
     random = np.random.default_rng(0)
-    drawn = jax.device_get(jit(lambda: nnx.state(make_model(config)))())
+    drawn = jax.device_get(jax.jit(lambda: nnx.state(make_model(config)))())
     return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), drawn)
 
 
@@ -133,7 +129,7 @@ def learn(kind: str, sharding: str = "data", attention: str = "whole") -> Learne
     rules = RULES[sharding]
     graph, params = nnx.split(build(CONFIGS[kind], rules=rules, attention=attention))
     optimizer = make_optimizer(Learning(learning_rate=0.01, warmup_ratio=0.0), 2 * UPDATES)
-    update = jit(make_update(loss_of(kind, graph), optimizer, seed=0, accumulation=ACCUMULATION[kind], rules=rules))
+    update = jax.jit(make_update(loss_of(kind, graph), optimizer, seed=0, accumulation=ACCUMULATION[kind], rules=rules))
     state, found = start(params, optimizer), []
     for _ in range(UPDATES):
         state, metrics = update(state, place_batch(batch_of(kind), rules=rules))
@@ -371,7 +367,7 @@ def decode(sharding: str, attention: str) -> dict[str, np.ndarray]:
     decoders = {
         one: make_decoder(graph, answering, LABELS if one == "labels" else None) for one, answering in DECODERS.items()
     }
-    together = jit(lambda params, source: {one: decoder(params, source) for one, decoder in decoders.items()})
+    together = jax.jit(lambda params, source: {one: decoder(params, source) for one, decoder in decoders.items()})
     return jax.device_get(together(params, place_batch(make_batch(ROWS)[0], rules=rules)))
 
 
