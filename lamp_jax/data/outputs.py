@@ -10,8 +10,10 @@ Both exchanges are a few renames. A kill between them is completed by the next c
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import time
@@ -25,7 +27,15 @@ from lamp_jax.data.files import read_json
 from lamp_jax.errors import LampError
 
 RECORD, STAGED, REPLACED = "run.json", "run.unfinished", "run.replaced"
+_LOCK, _HOLDER = ".lamp.lock", b"lamp "
 _SHOWN = 5
+_MOST_LINKS = 40  # on the way to a file: as many as Linux follows
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+# Names that lamp gives to what it writes until it is complete, by the process or by Python's tempfile.
+_DRAWN = r"[a-z0-9_]{8}"
+_TEMPORARY = re.compile(rf"\.(.+\.(\d+|{_DRAWN})|building)\.unfinished")
+_TEMPORARY_INSIDE = re.compile(rf"\.(tokenizer\.{_DRAWN}|building)\.unfinished")
 
 _locks: dict[Path, tuple[IO[bytes], bool]] = {}
 """Of this process: the open file, and whether its directory was made for it. A second claim in the same process (a
@@ -78,6 +88,21 @@ def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
                 raise LampError(f"{place}: is inside the input {name}; give an output outside of it")
 
 
+def check_distinct(output: Path, beside: Iterable[Path], written: Iterable[Path], *, directory: bool) -> None:
+    """Raises LampError if two outputs of a command, or an output and a file of its own, would be at one place."""
+    seen: set[str] = set()
+    for place in written:
+        real = os.path.join(os.path.realpath(place.parent), place.name)
+        if real in seen:
+            raise LampError(f"{place}: this command would write two files there; give each output a place of its own")
+        seen.add(real)
+    for path in beside:
+        if directory and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+            raise LampError(f"{path}: is inside the output {output}; give it a place outside of that directory")
+        if path.is_dir():
+            raise LampError(f"{path}: a directory, where this command writes a file; give another place")
+
+
 def check_kind(output: Path, *, directory: bool) -> None:
     """Raises LampError if a file is at the place of an output directory, or the other way round."""
     if directory and output.exists() and not output.is_dir():
@@ -87,25 +112,32 @@ def check_kind(output: Path, *, directory: bool) -> None:
 
 
 def lock_path(output: Path, *, directory: bool, part: str = "") -> Path:
-    return output / f".lock{part}" if directory else output.with_name(f".{output.name}.lock{part}")
+    return output / f"{_LOCK}{part}" if directory else output.with_name(f".{output.name}{_LOCK}{part}")
 
 
-def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -> None:
-    """Holds an output for this process until `unlock_output`. LampError, naming the holder, if another process has it.
+def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -> Path:
+    """Holds an output for this process until `unlock` of the path that is returned.
+
+    LampError, naming the holder, if another process has it.
 
     `part` names one of several commands that write to one directory together (shards of feedback). Locks work on one
-    machine, and between machines if their file system supports them.
+    machine, and between machines if their file system supports them. Nothing is held where nothing can be written.
     """
     path = lock_path(output, directory=directory, part=part)
     if path in _locks:
-        return
+        return path
     made = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise LampError(f"{output}: a part of this path is a file, not a directory; give another --output") from None
     while True:
-        file = open(path, "a+b")  # noqa: SIM115 (open for as long as it is locked)
+        try:
+            file = open(path, "a+b")  # noqa: SIM115 (open for as long as it is locked)
+        except OSError as error:
+            if error.errno in _READ_ONLY and output.exists():
+                return path
+            raise
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -118,23 +150,36 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
         if _is_open_file(path, file):
             break
         file.close()  # the holder before this one removed the file in between
-    file.truncate(0)
-    file.write(f"{holder} (process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')})".encode())
-    file.flush()
+    file.seek(0)
+    known = file.read(len(_HOLDER))
+    if known not in (b"", _HOLDER):
+        file.close()
+        raise LampError(f"{path}: is no lock of lamp, which would write one here; move it away")
+    try:
+        file.truncate(0)
+        since = f"since {time.strftime('%F %T')}"
+        file.write(f"{holder} (process {os.getpid()} on {socket.gethostname()}, {since})".encode())
+        file.flush()
+    except OSError as error:
+        path.unlink()
+        with contextlib.suppress(OSError):
+            file.close()
+        raise LampError(f"{path}: cannot be written ({error.strerror}); make room or give another --output") from error
     _locks[path] = file, made
+    return path
 
 
-def unlock_output(output: Path, *, directory: bool, part: str = "") -> None:
-    """Ends `lock_output`. A directory that was made for the lock, and holds nothing else, is removed with it."""
-    path = lock_path(output, directory=directory, part=part)
-    if path not in _locks:
-        return
-    file, made = _locks.pop(path)
-    path.unlink(missing_ok=True)
-    file.close()
-    if made:
-        with contextlib.suppress(OSError):  # not empty, or not there
-            path.parent.rmdir()
+def unlock(paths: Iterable[Path]) -> None:
+    """Ends `lock_output`. A directory that was made for a lock, and holds nothing else, is removed with it."""
+    for path in paths:
+        if path not in _locks:
+            continue
+        file, made = _locks.pop(path)
+        path.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with contextlib.suppress(OSError):  # not empty, or not there
+                path.parent.rmdir()
 
 
 @atexit.register
@@ -146,7 +191,7 @@ def _close_locks() -> None:
 def entries(directory: Path) -> Iterator[Path]:
     """What a directory holds beside its record, locks, and the files of a forced run."""
     for path in sorted(directory.iterdir()):
-        if path.name not in (RECORD, STAGED, REPLACED) and not path.name.startswith(".lock"):
+        if path.name not in (RECORD, STAGED, REPLACED) and not path.name.startswith(_LOCK):
             yield path
 
 
@@ -170,7 +215,10 @@ def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[P
         if (path / RECORD).exists():
             yield from unnamed_files(path) if f"{name}/" in patterns else [path]
         else:
-            for inner in sorted(path.iterdir()):
+            inside = sorted(path.iterdir())
+            if not inside and not any(pattern.startswith(f"{name}/") for pattern in patterns):
+                yield path
+            for inner in inside:
                 yield from _unnamed(inner, directory, patterns)
     elif not (is_temporary(path) or any(fnmatchcase(name, pattern) for pattern in patterns)):
         yield path
@@ -178,7 +226,7 @@ def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[P
 
 def is_temporary(path: Path) -> bool:
     """Whether a file or directory is one that lamp renames or removes when it is complete."""
-    return path.name.startswith(".") and (path.name.endswith(".unfinished") or ".lock" in path.name)
+    return bool(_TEMPORARY.fullmatch(path.name)) or (path.name.startswith(".") and _LOCK in path.name)
 
 
 def check_replaceable(output: Path, record: Mapping[str, Any]) -> None:
@@ -203,8 +251,11 @@ def replace_output(output: Path, *, directory: bool) -> bool:
     record = read_record(staged)
     if not (is_record(record) and record.get("finished")):  # pyright: ignore[reportOptionalMemberAccess]
         return False
-    for path in map(Path, record.get("beside", {}).values()):  # pyright: ignore[reportOptionalMemberAccess]
-        _move(staged_path(path, directory=False), path)
+    for path, digest in beside_of(record or {}, output).values():
+        if digest is None:  # this time it was not written
+            path.unlink(missing_ok=True)
+        else:
+            _move(staged_path(path, directory=False), path)
     if directory:
         _exchange(output, staged)
     else:
@@ -216,6 +267,7 @@ def replace_output(output: Path, *, directory: bool) -> bool:
 
 def _exchange(output: Path, staged: Path) -> None:
     """The entries of an output directory give way to those of `staged`; each record is moved last."""
+    output, staged = Path(os.path.abspath(output)), Path(os.path.abspath(staged))  # the working directory may be moved
     replaced = output / REPLACED
     if (output / RECORD).exists():
         replaced.mkdir(exist_ok=True)
@@ -225,11 +277,68 @@ def _exchange(output: Path, staged: Path) -> None:
     for path in [*entries(staged), staged / RECORD]:
         os.replace(path, output / path.name)
     shutil.rmtree(staged)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove_replaced(replaced)
+
+
+def _remove_replaced(replaced: Path) -> None:
+    """Removes an old output that gave way, its record last: without it nobody knows that lamp made it."""
+    if not is_record(_try_record(replaced)):
+        return
+    for path in replaced.iterdir():
+        if path.name != RECORD:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(replaced)
+
+
+def _try_record(directory: Path) -> Any:
+    try:
+        return read_json(directory / RECORD)
+    except (LampError, OSError):
+        return None
+
+
+def check_staged(output: Path, *, directory: bool) -> None:
+    """Raises LampError if something is where a forced run would write or move, and no record of lamp names it."""
+    staged = staged_path(output, directory=directory)
+    record = read_record(staged) or {}
+    known = {path for path, _ in beside_of(record, output).values()} if is_record(record) else set()
+    foreign = [staged] if staged.exists() and not is_record(record) else []
+    if directory and is_record(record):
+        foreign = unnamed_files(staged)
+    if directory and (output / REPLACED).exists() and not is_record(_try_record(output / REPLACED)):
+        foreign.append(output / REPLACED)
+    for path, _ in beside_of(read_record(output) or {}, output).values():
+        if staged_path(path, directory=False).exists() and path not in known:
+            foreign.append(staged_path(path, directory=False))
+    if foreign:
+        raise LampError(f"{foreign[0]}: is where --force writes, and no record says that lamp made it; move it away")
+
+
+def beside_of(record: Mapping[str, Any], output: Path) -> dict[str, tuple[Path, str | None]]:
+    """The further output files that a record names, and the digest of each; None for one that was not written.
+
+    They are recorded relative to the output's directory, so that the two can be moved together.
+    """
+    paths, digests = record.get("beside"), record.get("beside_sha256")
+    digests = digests if isinstance(digests, dict) else {}
+    parent = os.path.realpath(output.parent)
+    return {
+        name: (Path(os.path.normpath(os.path.join(parent, path))), digests.get(name))
+        for name, path in (paths.items() if isinstance(paths, dict) else ())
+        if isinstance(path, str)
+    }
+
+
+def relative_to_output(path: Path, output: Path) -> str:
+    """How a record names a further output file."""
+    place = os.path.join(os.path.realpath(path.parent), path.name)
+    return os.path.relpath(place, os.path.realpath(output.parent))
 
 
 def discard(staged: Path) -> None:
     """Removes an unfinished forced run."""
+    for path, _ in beside_of(read_record(staged) or {}, staged.parent if staged.is_dir() else staged).values():
+        staged_path(path, directory=False).unlink(missing_ok=True)
     if staged.is_dir():
         remote.remove_checkpoints(staged)
         shutil.rmtree(staged)
@@ -240,9 +349,11 @@ def discard(staged: Path) -> None:
 
 def remove_temporary(output: Path, *, directory: bool) -> None:
     """Removes temporary directories that killed runs left beside an output, or in it. Its lock must be held."""
-    found = [*output.parent.glob(f".{output.name}.*.unfinished")]
-    if directory:
-        found += [*output.glob(".*.unfinished"), *([output / REPLACED] if (output / RECORD).exists() else [])]
+    own = re.compile(rf"\.{re.escape(output.name)}\.{_DRAWN}\.unfinished")
+    found = [path for path in output.parent.iterdir() if own.fullmatch(path.name)] if output.parent.is_dir() else []
+    if directory and is_record(_try_record(output)):
+        found += [path for path in output.iterdir() if _TEMPORARY_INSIDE.fullmatch(path.name)]
+        _remove_replaced(output / REPLACED)
         with contextlib.suppress(OSError):
             (output / STAGED).rmdir()  # empty: its files were moved, and then came the kill
     for path in found:
@@ -258,15 +369,33 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _locations(path: Path) -> set[Path]:
-    """Real path of a file or directory, of each link on the way to it, and of the targets of links inside it."""
-    found = {Path(os.path.realpath(path))}
-    absolute = Path(os.path.abspath(path))
-    for part in (absolute, *absolute.parents):
-        found.add(Path(os.path.realpath(part.parent)) / part.name)
+    """All locations on the way to a file or directory, and to the targets of the links inside it."""
+    found = _visited(path)
     if path.is_dir():
         for folder, folders, files in os.walk(path):
-            links = (Path(folder, name) for name in (*folders, *files))
-            found |= {Path(os.path.realpath(link)) for link in links if link.is_symlink()}
+            for link in (Path(folder, name) for name in (*folders, *files)):
+                found |= _visited(link) if link.is_symlink() else set()
+    return found
+
+
+def _visited(path: Path) -> set[Path]:
+    """Every file, directory and link that is looked up when a path is opened; none of their parents is a link."""
+    found: set[Path] = set()
+    place, links = Path("/"), 0
+    parts = [*reversed(Path(os.getcwd(), path).parts[1:])]
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            place = place.parent
+            continue
+        found.add(place / part)
+        if links < _MOST_LINKS and (place / part).is_symlink():
+            links += 1
+            target = Path(os.readlink(place / part))
+            place = Path("/") if target.is_absolute() else place
+            parts += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+        else:
+            place = place / part
     return found
 
 

@@ -5,6 +5,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from lamp_jax.data.outputs import (
     RECORD,
     REPLACED,
     STAGED,
+    beside_of,
     check_apart,
+    check_distinct,
     check_kind,
     check_replaceable,
+    check_staged,
     discard,
     entries,
     is_record,
@@ -27,10 +31,11 @@ from lamp_jax.data.outputs import (
     lock_output,
     read_record,
     record_path,
+    relative_to_output,
     remove_temporary,
     replace_output,
     staged_path,
-    unlock_output,
+    unlock,
 )
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, compare, is_first
@@ -60,6 +65,7 @@ class Record:
     directory: bool
     staged: bool
     part: str = ""
+    locks: Sequence[Path] = ()
 
     @property
     def place(self) -> Path:
@@ -76,7 +82,7 @@ class Record:
 
     def beside(self, name: str) -> Path:
         """Where to write a further output file, by its name in `claim`'s `beside`."""
-        path = Path(self.contents["beside"][name])
+        path, _ = beside_of(self.contents, self.output)[name]
         return staged_path(path, directory=False) if self.staged else path
 
     def redirect(self, options: Options) -> Options:
@@ -101,7 +107,10 @@ class Record:
         agree(lambda: self._finish(facts))
 
     def _finish(self, facts: Mapping[str, Any]) -> None:
-        complete = {**self.contents, "finished": True, "output_sha256": _output_digest(self.place), **facts}
+        written = {name: self.beside(name) for name in self.contents["beside"]}
+        digests = {name: _file_digest(path) for name, path in written.items() if path.is_file()}
+        sums = {"output_sha256": _output_digest(self.place), "beside_sha256": digests}
+        complete = {**self.contents, "finished": True, **sums, **facts}
         write_json(self.path, complete)
         self.journal.unlink(missing_ok=True)
         if self.staged:
@@ -118,7 +127,7 @@ class Record:
                 self.path.unlink(missing_ok=True)
                 if self.directory and self.staged:
                     self.place.rmdir()
-        unlock_output(self.output, directory=self.directory, part=self.part)
+        unlock(self.locks)
 
 
 def claim(
@@ -146,21 +155,33 @@ def claim(
     contains or is inside an input; while another command writes to it; and if another output is at its place, which
     with `options.force` is replaced once the new one is complete, provided that a record of lamp names all of it.
     """
+    if not str(output):
+        raise LampError("--output is empty; give a file or directory to write to")
     output = Path(output)
-    output = output.resolve() if output.is_symlink() else output
+    output = output.resolve() if output.is_symlink() or output.name in ("", "..") else output
     inputs = list(dict.fromkeys(inputs))
-    beside = {name: str(path) for name, path in (beside or {}).items() if path}
+    further = {name: Path(path) for name, path in (beside or {}).items() if path}
     stage = type(options).__name__.lower()
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
     force = getattr(options, "force", False) if force is None else force
-    written = _written(output, beside, directory=directory)
+    written = _written(output, further.values(), directory=directory)
+    locks: list[Path] = []
 
     def prepare() -> None:
+        check_distinct(output, further.values(), written, directory=directory)
         check_apart(written, [*inputs, *reads])
         check_kind(output, directory=directory)
         if any(one.output == output and one.part == part for claims in _claims for one in claims):
             raise LampError(f"{output}: this process is writing to it; wait until that command ends")
-        lock_output(output, directory=directory, part=part, holder=f"lamp {stage}")
+        holder = f"lamp {stage}"
+        held = [lock_output(output, directory=directory, part=part, holder=holder)]
+        try:
+            for path in further.values() if not part else ():  # of several parts, any may write it
+                held.append(lock_output(path, directory=False, holder=holder))
+        except BaseException:
+            unlock(held)
+            raise
+        locks.extend(held)
         if not part:
             remove_temporary(output, directory=directory)
 
@@ -175,11 +196,10 @@ def claim(
 
     try:
         fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
-        found = _Found(output, fingerprint, beside, directory=directory)
+        found = _Found(output, fingerprint, {name: _real(path) for name, path in further.items()}, directory=directory)
         state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))
     except BaseException:
-        if is_first():
-            unlock_output(output, directory=directory, part=part)
+        unlock(locks)
         raise
     contents = {
         "stage": stage,
@@ -188,9 +208,9 @@ def claim(
         "version": lamp_jax.__version__,
         "fingerprint": fingerprint,
         "makes": list(makes),
-        "beside": beside,
+        "beside": {name: relative_to_output(path, output) for name, path in further.items()},
     }
-    record = Record(output, contents, state, directory, staged, part)
+    record = Record(output, contents, state, directory, staged, part, locks)
     if _claims:
         _claims[-1].append(record)
     return record
@@ -237,7 +257,7 @@ class _Found:
 
     output: Path
     fingerprint: str
-    beside: Mapping[str, str]
+    beside: Mapping[str, Path]
     directory: bool
 
     def state(self) -> State:
@@ -264,7 +284,7 @@ class _Found:
             raise LampError(
                 f"{self.output}: was changed after it was made; move it away, or give --force to make it again"
             )
-        return "done"
+        return "done" if self._has_all_beside(record) else "unfinished"
 
     def forced_state(self) -> tuple[State, bool]:
         """With `--force`, and whether the new output is to be written beside the old one."""
@@ -281,6 +301,7 @@ class _Found:
         self._check_beside(record)
         if not existing:
             return "new", False
+        check_staged(self.output, directory=self.directory)
         staged = read_record(staged_path(self.output, directory=self.directory)) or {}
         return "unfinished" if staged.get("fingerprint") == self.fingerprint else "new", True
 
@@ -288,25 +309,45 @@ class _Found:
         """The first of the outputs that is there."""
         if _has_begun(self.output, self.directory):
             return self.output
-        return next((Path(path) for path in self.beside.values() if Path(path).exists()), None)
+        return next((path for path in self.beside.values() if path.exists()), None)
+
+    def _has_all_beside(self, record: Mapping[str, Any]) -> bool:
+        """Whether the further outputs are there that a finished command wrote. LampError for one that was changed."""
+        for path, digest in beside_of(record, self.output).values():
+            if digest is None or path not in self.beside.values():
+                continue
+            if not path.exists():
+                return False
+            if _file_digest(path) != digest:
+                raise LampError(
+                    f"{path}: was changed after it was made with {self.output}; move it away, or give --force to make "
+                    "both again"
+                )
+        return True
 
     def _check_beside(self, record: Mapping[str, Any]) -> None:
         """LampError for a further output file that is there and that the record does not name."""
-        named = record.get("beside")
-        known = set(named.values()) if isinstance(named, dict) else set()
+        known = {path for path, _ in beside_of(record, self.output).values()}
         for path in self.beside.values():
-            if Path(path).exists() and path not in known:
+            if path.exists() and path not in known:
                 raise LampError(f"{path}: exists, and the record of {self.output} does not name it; move it away")
 
 
-def _written(output: Path, beside: Mapping[str, str], *, directory: bool) -> list[Path]:
+def _real(path: Path) -> Path:
+    """A path that is the same for all ways to name it, whether it is there or not."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def _written(output: Path, beside: Iterable[Path], *, directory: bool) -> list[Path]:
     """All paths that a command may write."""
-    places = [output, *map(Path, beside.values())]
-    if not directory:
-        places += [_record_at(output, directory), journal_path(output)]
-        staged = [staged_path(path, directory=False) for path in places[: 1 + len(beside)]]
-        places += [*staged, _record_at(staged[0], directory), journal_path(staged[0])]
-    return places
+    places = [output, *beside]
+    staged = [staged_path(path, directory=directory and path is output) for path in places]
+    if directory:
+        return [*places, *staged[1:]]
+    return [
+        *(*places, _record_at(output, directory), journal_path(output)),
+        *(*staged, _record_at(staged[0], directory), journal_path(staged[0])),
+    ]
 
 
 def _record_at(place: Path, directory: bool) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamp_jax.data import outputs
@@ -148,6 +148,10 @@ def test_force_keeps_what_no_record_names(tmp_path):
         assert (output / name).read_text() == "mine"
         assert (output / "a.txt").read_text() == "old"
         (output / name).unlink()
+        if (output / name).parent.name == "deeper":
+            with pytest.raises(LampError, match="no record names .*deeper; move it away"):
+                write(forced, directory=True, text="new")
+            (output / "deeper").rmdir()
     (output / "link").symlink_to(tmp_path)
     with pytest.raises(LampError, match="no record names"):
         write(forced, directory=True, text="new")
@@ -265,6 +269,8 @@ def trees(draw):
 
 
 @given(trees())
+@example(({"a": None, "b/a": "a", "a/a": "b/a"}, "a", "b"))  # a link whose target is a link
+@example(({"a": None, "b/a": "c", "c/x": "d", "a/a": "b/a/x"}, "a", "c"))  # and one on the way to a target
 @settings(max_examples=400, deadline=None)
 def test_replacing_an_allowed_output_leaves_every_input_readable(tmp_path_factory, tree):
     """The oracle: really remove what is at the output, and see whether the input reads as before."""

@@ -99,7 +99,7 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     assert (tmp_path / "out.json").read_text() == "half"
     assert claimed(options).state == "done"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *(".out.json.lock", "out.json", "out.json.run.json", "questions.json")
+        *(".out.json.lamp.lock", "out.json", "out.json.run.json", "questions.json")
     ]
 
 
