@@ -92,7 +92,15 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
     def make_files() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer.", suffix=".unfinished") as unfinished:
-            make().save_pretrained(unfinished)
+            try:
+                make().save_pretrained(unfinished)
+            except Exception as error:  # as `tokenizers` raises errors of the disk
+                if "os error" not in str(error):
+                    raise
+                raise LampError(
+                    f"{directory}: the tokenizer cannot be written ({error}); make room, then give the same command "
+                    "again"
+                ) from None
             # tokenizer.json last: where it is, all is there.
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
                 os.replace(file, directory / file.name)

@@ -12,7 +12,18 @@ from tqdm import tqdm
 
 from lamp_jax.adapting import Company, Learned, adapt
 from lamp_jax.config import Lora, TrainAdapters
-from lamp_jax.data.adapters import EVERYBODY, FORM, NUMBERS, USERS, AdapterStore, Entry, Form, create_store
+from lamp_jax.data.adapters import (
+    EVERYBODY,
+    FORM,
+    NUMBERS,
+    USERS,
+    AdapterStore,
+    Entry,
+    Form,
+    count_users,
+    create_store,
+    open_store,
+)
 from lamp_jax.data.files import read_questions
 from lamp_jax.data.journals import Journal
 from lamp_jax.data.records import claim, guard_outputs
@@ -43,6 +54,8 @@ def run(options: TrainAdapters) -> None:
     record = claim(options.output, options, inputs=[options.questions, options.model], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
+    if options.force:
+        _check_imported(options.output)
     mesh = open_mesh(options.devices)
     with jax.set_mesh(mesh):
         _check(options)
@@ -102,6 +115,20 @@ def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned:
             entries.append(Entry(one.user, len(one.examples), one.updates(options.learning), loss))
     store.append(entries, {name: values[places] for name, values in learned.adapters.items()})
     failed.append(lost)
+
+
+def _check_imported(output: str) -> None:
+    """LampError for a store with adapters that no training could make again."""
+    try:
+        entries = open_store(output).entries.values()
+    except LampError:  # none, or a damaged one: the reason for --force
+        return
+    imported = [entry.user for entry in entries if not entry.updates]
+    if imported:
+        raise LampError(
+            f"{output}: --force would remove adapters that were imported, those of {count_users(imported)}; export "
+            "them first and move the store away, or give another --output"
+        )
 
 
 def _check(options: TrainAdapters) -> None:

@@ -149,7 +149,7 @@ def test_force_keeps_what_no_record_names(tmp_path):
         assert (output / "a.txt").read_text() == "old"
         (output / name).unlink()
         if (output / name).parent.name == "deeper":
-            with pytest.raises(LampError, match="no record names .*deeper; move it away"):
+            with pytest.raises(LampError, match=r"no record names .*deeper; move it away"):
                 write(forced, directory=True, text="new")
             (output / "deeper").rmdir()
     (output / "link").symlink_to(tmp_path)
@@ -190,6 +190,149 @@ def test_a_further_output_that_no_record_names_is_left_alone(tmp_path, force):
     with pytest.raises(LampError, match=r"scores\.txt: .*move it away"):
         write(options, directory=False, text="new", beside=beside)
     assert beside.read_text() == "mine"
+
+
+def test_a_refused_command_removes_nothing(tmp_path):
+    output = tmp_path / "project"
+    (output / ".cache.unfinished").mkdir(parents=True)
+    (output / "run.replaced").mkdir()
+    for name in (".lock", "main.c", ".cache.unfinished/x", "run.replaced/x"):
+        (output / name).write_text("mine")
+    for force in (False, True):
+        with pytest.raises(LampError, match="no record says"):
+            write(Options(str(output), force=force), directory=True, text="new")
+    (output / ".lamp.lock").write_text("mine")
+    with pytest.raises(LampError, match="no lock of lamp"):
+        write(Options(str(output)), directory=True, text="new")
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    assert all(path.read_text() == "mine" for path in files)
+
+
+@pytest.mark.parametrize("name", ["data", "a[1]"])
+def test_only_an_outputs_own_temporary_directories_are_removed(tmp_path, name):
+    others = [f".{name}.v2.abcdefgh.unfinished", f".{name}x.abcdefgh.unfinished", ".a1.abcdefgh.unfinished"]
+    for other in [*others, f".{name}.abcdefgh.unfinished"]:
+        (tmp_path / other).mkdir()
+    write(Options(str(tmp_path / name)), directory=True, text="new")
+    assert {path.name for path in tmp_path.iterdir()} == {name, *others}
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_forced_run_that_writes_no_further_output_removes_the_old_one(tmp_path, directory):
+    output, beside = tmp_path / "out", tmp_path / "scores.txt"
+    write(Options(str(output)), directory=directory, text="old", beside=beside)
+
+    @guard_outputs
+    def without(options):
+        record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt"], beside={"s": beside})
+        record.begin()
+        (record.place / "a.txt" if directory else record.place).write_text("new")
+        record.finish()
+
+    without(Options(str(output), number=2, force=True))
+    assert set(texts(output).values()) == {"new"}
+    assert not beside.exists()
+
+
+def test_a_further_output_that_was_lost_is_made_again_and_one_that_was_changed_is_refused(tmp_path):
+    beside = tmp_path / "scores.txt"
+    options = Options(str(tmp_path / "out.txt"))
+    write(options, directory=False, text="old", beside=beside)
+    assert write(options, directory=False, text="old", beside=beside) == "done"
+    beside.unlink()
+    assert write(options, directory=False, text="old", beside=beside) == "unfinished"
+    assert beside.read_text() == "old"
+    beside.write_text("mine")
+    with pytest.raises(LampError, match=r"scores\.txt: was changed after it was made"):
+        write(options, directory=False, text="old", beside=beside)
+    assert beside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_outputs_are_known_by_all_their_names_and_after_a_move(tmp_path, monkeypatch, directory):
+    home = tmp_path / "home"
+    (home / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.chdir(home)
+    write(Options("out"), directory=directory, text="old", beside=Path("scores.txt"))
+    for there in (home, tmp_path / "link", Path("."), Path("sub/..")):
+        for beside in ("scores.txt", "./scores.txt", home / "scores.txt"):
+            options = Options(str(there / "out"))
+            assert write(options, directory=directory, text="never", beside=Path(beside)) == "done"
+    monkeypatch.chdir(tmp_path)
+    home.rename(tmp_path / "moved")
+    beside = tmp_path / "moved" / "scores.txt"
+    assert write(Options("moved/out"), directory=directory, text="never", beside=beside) == "done"
+    assert write(Options("moved/out", number=2, force=True), directory=directory, text="new", beside=beside) == "new"
+    assert beside.read_text() == "new"
+
+
+def test_the_working_directory_can_be_an_output(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert write(Options("."), directory=True, text="old") == "new"
+    assert write(Options("."), directory=True, text="never") == "done"
+    monkeypatch.chdir(tmp_path / "run" / "deep")
+    assert write(Options("..", number=2, force=True), directory=True, text="new") == "new"
+    assert texts(tmp_path / "run") == {"a.txt": "new", "deep/b.txt": "new"}
+    monkeypatch.chdir(tmp_path / "run")
+    for output in (".", "", ".."):
+        with pytest.raises(LampError, match=r"a directory, where this command writes a file|--output is empty"):
+            write(Options(output), directory=False, text="new")
+
+
+@pytest.mark.parametrize(
+    "beside",
+    ["a.txt", "./a.txt", "a.txt.run.json", "a.txt.unfinished", "a.txt.journal.jsonl", "a.txt.unfinished.run.json"],
+)
+def test_two_outputs_at_one_place_are_refused(tmp_path, beside):
+    with pytest.raises(LampError, match="would write two files there"):
+        write(Options(str(tmp_path / "a.txt")), directory=False, text="new", beside=tmp_path / beside)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_further_output_inside_an_output_directory_is_refused(tmp_path):
+    for beside in ("out/a.txt", "out/run.json", "out/scores.txt", "out/deep/../x"):
+        with pytest.raises(LampError, match="is inside the output"):
+            write(Options(str(tmp_path / "out")), directory=True, text="new", beside=tmp_path / beside)
+
+
+def test_a_further_output_is_one_commands_at_a_time(tmp_path):
+    beside = tmp_path / "scores.txt"
+    code = "import sys; from tests.data.test_outputs import *; " + (
+        "write(Options(sys.argv[1]), directory=False, text='other', beside=Path(sys.argv[2]))"
+    )
+
+    def other():
+        words = [sys.executable, "-c", code, str(tmp_path / "other.txt"), str(beside)]
+        found = subprocess.run(words, capture_output=True, text=True)
+        assert "scores.txt: lamp options (process" in found.stderr
+        assert "is writing to it" in found.stderr
+
+    write(Options(str(tmp_path / "one.txt")), directory=False, text="one", beside=beside, until=other)
+    assert beside.read_text() == "one"
+    assert not (tmp_path / "other.txt").exists()
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_force_keeps_what_is_where_it_would_write(tmp_path, directory):
+    output, beside = tmp_path / "out", tmp_path / "scores.txt"
+    write(Options(str(output)), directory=directory, text="old", beside=beside)
+    foreign = [output / "run.unfinished" / "notes.txt", output / "run.replaced" / "notes.txt"]
+    foreign = foreign if directory else [tmp_path / "out.unfinished"]
+    for path in (*foreign, tmp_path / "scores.txt.unfinished"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(LampError, match="where --force writes, and no record says"):
+            write(Options(str(output), number=2, force=True), directory=directory, text="new", beside=beside)
+        assert path.read_text() == "mine"
+        assert set(texts(output).values()) <= {"old", "mine"}
+        path.unlink()
+        if path.parent.name.startswith("run."):
+            path.parent.rmdir()
+    write(Options(str(output), number=2, force=True), directory=directory, text="new", beside=beside)
+    assert set(texts(output).values()) == {"new"}
 
 
 @pytest.mark.parametrize("force", [False, True])
