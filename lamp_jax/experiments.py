@@ -1,6 +1,7 @@
 """Config pages: a Python file whose `experiment` holds the options of a stage."""
 
 import runpy
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,10 @@ def read_experiment(path: str, *kinds: type) -> Any:
         page = runpy.run_path(path)
     except FileNotFoundError:
         raise LampError(f"{path}: no such config page") from None
+    except Exception as error:  # the page may do anything
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        raise LampError(f"{path}, line {line or 1}: {type(error).__name__}: {error}") from error
     experiment = page.get("experiment")
     if not isinstance(experiment, kinds):
         wanted = " or ".join(f"{kind.__name__}(...)" for kind in kinds)

@@ -73,6 +73,16 @@ def test_compile_takes_a_page_and_behind_two_dashes_options_of_its_experiment(tm
     assert (experiment.learning.epochs, experiment.devices.sharding, experiment.train) == (1.0, "fsdp", "a.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("x = (\n", "line 1: SyntaxError"), ("x = 1\n1 / 0\n", "line 2: Zero"), ("import nothing_such", "line 1: Module")],
+)
+def test_a_config_page_that_ends_in_an_error_is_named_with_the_line(tmp_path, capsys, content, words):
+    (tmp_path / "page.py").write_text(content)
+    assert cli.main(["train", str(tmp_path / "page.py")]) == 1
+    assert f"{tmp_path / 'page.py'}, {words}" in capsys.readouterr().err
+
+
 def test_a_bad_config_page_is_named(tmp_path, capsys):
     assert cli.main(["train", str(tmp_path / "absent.py")]) == 1
     assert "no such config page" in capsys.readouterr().err
