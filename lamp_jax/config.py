@@ -783,9 +783,12 @@ class Build:
     """`user`: share of the users whose questions are the test file."""
     date_form: Literal["date", "seconds", "milliseconds", "microseconds", "nanoseconds"] = "date"
     """Time since 1970 in this unit; or `date`: 2007, 2007-05, 2007-05-31, ISO time stamps, `Mon Apr 06 22:19:45 PDT
-    2009`, RFC 2822, `January 2, 2006`, and times since 1970 whose number of digits tells the unit (10, 13, 16, 19)."""
+    2009`, RFC 2822, `January 2, 2006`, and times since 1970 whose number of digits tells the unit (10, 13, 16, 19).
+    UTC unless a zone is written: `Z`, `+hh`, `+hhmm`, `+hh:mm`, UTC, GMT, EST, EDT, CST, CDT, MST, MDT, PST or PDT;
+    dates with another are unreadable."""
     date_format: str = ""
-    """Dates in another format, in the codes of Python's `strptime`; UTC unless the format has a zone."""
+    """Dates in another format, in the codes of Python's `strptime`; UTC unless the format has a zone: `%z`, or `%Z` for
+    the names above, whatever this machine's zone is."""
     encoding: str = "utf-8"
     """Encoding of csv, tsv and JSON lines, the tables to join included: utf-8, latin-1, cp1252, ..."""
     columns: tuple[str, ...] = ()

@@ -6,7 +6,11 @@ from datetime import UTC, datetime
 Date = tuple[int, ...]
 
 _DATE = re.compile(r"(\d{1,4})(?:-(\d{1,2}))?(?:-(\d{1,2}))?")
-_DIGITS = re.compile(r"\d{9,}")
+_ISO = re.compile(
+    r"\d{4}(?:-?\d{2}-?\d{2}|-?W\d{2}(?:-?\d)?)"
+    r"(?:[T ]\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?(?:Z|[+-]\d{2}(?::?[0-5]\d(?::?[0-5]\d(?:\.\d+)?)?)?)?)?",
+    re.IGNORECASE,
+)
 
 
 def parse_date(value: object) -> Date:
@@ -22,8 +26,9 @@ def parse_date(value: object) -> Date:
         if any(number > most for number, most in zip(numbers[1:], (12, 31), strict=False)):
             raise ValueError(f"no such date: {text!r}")
         return numbers
-    if _DIGITS.fullmatch(text):
-        # Of 1512121200000, milliseconds since 1970, fromisoformat would make the year 1512: it takes 0 for the T.
+    if not _ISO.fullmatch(text):
+        # For fromisoformat any character is the T: of 1512121200000, milliseconds since 1970, it makes the year 1512,
+        # and of the zone in 2009-04-06-07:00 a time of day. Of the zone -07:75 it makes -08:15.
         raise ValueError(f"no date: {text!r}")
     moment = datetime.fromisoformat(text)
     try:

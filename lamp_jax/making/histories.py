@@ -12,25 +12,22 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lamp_jax.config import Build
-from lamp_jax.data.dates import parse_date
 from lamp_jax.data.files import encode, is_id
 from lamp_jax.data.framing import parse_record
 from lamp_jax.data.work import count_processes, map_in_processes
 from lamp_jax.errors import LampError
 from lamp_jax.making.columns import Histories, open_histories
-from lamp_jax.making.dates import parse_written_date
+from lamp_jax.making.dates import read_date
 from lamp_jax.making.tables import Row, Unusable
 from lamp_jax.tasks.catalog import Task, find_task
 
 User = str | int
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROUND = {"up": math.ceil, "down": math.floor, "nearest": lambda number: math.floor(number + 0.5)}
 _BUCKET_USERS = 256
 _BATCH_ROWS = 1024
@@ -301,46 +298,6 @@ def read_label(text: str, task: Task, *, rounding: str) -> str:
     if label not in task.labels:
         raise Unusable(f"{task.target} is no label of {task.name}")
     return label
-
-
-def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, ...], str]:
-    """By what a date is ordered, and how it is in the item: LaMP's form as it is, of others the day in UTC.
-
-    Raises Unusable for what is no date of the form, and LampError for one whose day and month may be exchanged.
-    """
-    try:
-        if format:
-            return _of_moment(datetime.strptime(text.strip(), format))
-        if form != "date":
-            number = _number(text)
-            return (number,), _day(number, form)
-    except (ValueError, OverflowError):
-        raise Unusable("unreadable date (see --date-form)", repr(text)) from None
-    try:
-        return parse_date(text), text
-    except ValueError:
-        pass
-    try:
-        return _of_moment(parse_written_date(text))
-    except (ValueError, OverflowError):
-        raise Unusable("unreadable date (see --date-form)", repr(text)) from None
-
-
-def _of_moment(moment: datetime) -> tuple[tuple[float, ...], str]:
-    moment = moment.astimezone(UTC) if moment.tzinfo else moment
-    return (*moment.timetuple()[:6], moment.microsecond), moment.date().isoformat()
-
-
-def _day(number: float, unit: str) -> str:
-    since = timedelta(microseconds=number / 1000) if unit == "nanoseconds" else timedelta(**{unit: number})
-    return (_EPOCH + since).date().isoformat()
-
-
-def _number(text: str) -> float:
-    try:
-        return int(text)  # exactly
-    except ValueError:
-        return float(text)
 
 
 class _Spill:

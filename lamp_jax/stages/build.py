@@ -13,6 +13,7 @@ from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.work import count_cores
 from lamp_jax.errors import LampError
 from lamp_jax.making.columns import open_histories, split_join
+from lamp_jax.making.dates import check_date_format
 from lamp_jax.making.histories import Gathered, gather
 from lamp_jax.making.splits import FILES, Survey, survey, write_parts
 from lamp_jax.tasks.catalog import find_task
@@ -53,6 +54,8 @@ def _check_options(options: Build) -> None:
         raise LampError(f"--dev-share {options.dev_share} --test-share {options.test_share}: together from 0 to 1")
     if options.date_format and options.date_form != "date":
         raise LampError("--date-form and --date-format: give one of them")
+    if options.date_format:
+        check_date_format(options.date_format)
     if options.split == "time" and options.targets == "random":
         raise LampError("--targets random: needs --split user; the time split asks about the last items")
     count_cores(options.work)  # says what is wrong with a number below 0

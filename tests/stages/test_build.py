@@ -383,6 +383,8 @@ def test_too_few_items_are_an_error_before_anything_is_written(tmp_path):
         ({"dev_share": -0.1}, "together from 0 to 1"),
         ({"targets": "random"}, "--targets random: needs --split user"),
         ({"work": Work(workers=-1)}, "--workers -1"),
+        ({"date_format": "%Y-%Q"}, r"--date-format '%Y-%Q': '%Q' is no code of strptime"),
+        ({"date_format": "%Y", "date_form": "seconds"}, "--date-form and --date-format: give one of them"),
         ({"join": ("movies",)}, "write FILE:COLUMN"),
         ({"map": ("text",)}, "write FIELD=COLUMN"),
         ({"join": ("nowhere.csv:id",)}, r"nowhere\.csv: no such file"),
@@ -394,6 +396,25 @@ def test_bad_options_are_refused_before_anything_is_read(reviews, tmp_path, sett
     with pytest.raises(LampError, match=message):
         run(replace(options, **settings))
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_no_profile_holds_a_later_item_however_the_zone_is_written(tmp_path):
+    forms = ["2009/04/06 {}:00:00-07:00", "Mon, 06 Apr 2009 {}:00:00 -07:00", "2009-04-06 {}:00 PDT"]
+    rows = [
+        {"user": form, "text": str(hour), "score": 1, "date": form.format(hour)}
+        for form in forms
+        for hour in (18, 20, 22)
+    ]
+    # In UTC these are between the rows above.
+    rows += [
+        {"user": form, "text": str(hour - 7), "score": 1, "date": f"2009-04-0{6 + hour // 24}T{hour % 24:02}:00Z"}
+        for form in forms
+        for hour in (28, 26)
+    ]
+    run(Build(write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", str(tmp_path / "out")))
+    for question in read_parts(tmp_path / "out")["test"]:
+        assert question.input.endswith("22")
+        assert [item["text"] for item in question.profile] == ["18", "19", "20", "21"]
 
 
 def test_an_output_over_the_input_is_refused(reviews, tmp_path):
