@@ -790,7 +790,7 @@ class Build:
     """Dates in another format, in the codes of Python's `strptime`; UTC unless the format has a zone: `%z`, or `%Z` for
     the names above, whatever this machine's zone is."""
     encoding: str = "utf-8"
-    """Encoding of csv, tsv and JSON lines, the tables to join included: utf-8, latin-1, cp1252, ..."""
+    """Encoding of csv, tsv and JSON, the tables to join included: utf-8, latin-1, cp1252, ..."""
     columns: tuple[str, ...] = ()
     """Names of the columns of a csv or tsv whose first line does not name them."""
     duplicates: Literal["drop", "keep"] = "drop"

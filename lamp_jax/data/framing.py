@@ -44,14 +44,19 @@ class Framed(NamedTuple):
 class Frames:
     """The records of a file, in its order, unparsed. `envelope`, once all were read: the file's JSON without them.
 
-    Iterating raises LampError, with the file, the record and the byte, where the file is no such list.
+    Iterating raises LampError, with the file, the record and the byte, where the file is no such list. `content` is
+    read in place of the file itself, such as what it holds compressed; it need not be seekable.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, content: IO[bytes] | None = None):
         self.path = path
         self.envelope: Any = None
+        self._content = content
 
     def __iter__(self) -> Iterator[Framed]:
+        if self._content is not None:
+            yield from self._frame(_Reader(self._content))
+            return
         try:
             with open(self.path, "rb") as file:
                 yield from self._frame(_Reader(file))
@@ -136,17 +141,20 @@ class _Reader:
         self.end = 0  # of what was read
         self.deepest = 0  # bracket read
         self._bytes = bytearray()
+        self._ahead = b""  # what was read to look at it
         self._depth, self._in_string, self._escaped = 0, False, False
 
     def skip_space(self) -> bytes:
         """The first bytes behind a byte order mark and white space; reading goes on with them."""
-        self.end = len(BOM) if self.file.read(len(BOM)) == BOM else 0
-        self.file.seek(self.end)
-        while (start := self.file.read(64)) and not start.strip(_SPACE):
+        start = self.file.read(64)
+        if start.startswith(BOM):
+            self.end, start = len(BOM), start[len(BOM) :]
+        while not start.strip(_SPACE) and (more := self.file.read(64)):
             self.end += len(start)
-        self.end += len(start) - len(start.lstrip(_SPACE))
-        self.file.seek(self.end)
-        return start.lstrip(_SPACE)
+            start = more
+        self._ahead = start.lstrip(_SPACE)
+        self.end += len(start) - len(self._ahead)
+        return self._ahead
 
     def take(self, end: int) -> bytes:
         """The bytes from where it was last taken to `end`, a place in the file."""
@@ -161,7 +169,8 @@ class _Reader:
 
     def brackets(self) -> Iterator[tuple[int, int, int]]:
         """Place in the file of each bracket outside of strings, the depth before it and after it; one of them <= 2."""
-        while block := self.file.read(_BLOCK):
+        while block := self._ahead or self.file.read(_BLOCK):
+            self._ahead = b""
             places, steps = self._find_brackets(block)
             after = self._depth + np.cumsum(steps)
             shallow = np.minimum(after, after - steps) <= 2

@@ -19,6 +19,10 @@ Row = Mapping[str, Any]
 _LONGEST_FIELD = 2**24
 _LEADING_ROWS = 1000
 _BATCH_ROWS = 4096
+_BLOCK = 2**16
+_UTF8_NAMES = {"utf-8", "utf-8-sig"}
+# Python has these for names of hosts and for its own source.
+_OF_NO_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}
 
 
 class Unusable(Exception):  # noqa: N818 (it says why a row is dropped)
@@ -40,11 +44,15 @@ UTF8 = Text()
 
 
 def check_encoding(encoding: str) -> None:
-    """LampError for an encoding that Python does not know."""
+    """LampError for an encoding that Python does not know, and for one that is none of files."""
     try:
-        codecs.lookup(encoding)
-    except LookupError:
-        raise LampError(f"--encoding {encoding}: unknown; give utf-8, latin-1, cp1252 or another of Python's") from None
+        name = codecs.lookup(encoding).name
+        "".encode(encoding)  # LookupError for what is between bytes, such as hex
+    except (LookupError, ValueError):
+        name = ""
+    if not name or name in _OF_NO_FILES:
+        known = "give utf-8, latin-1, cp1252 or another of Python's text encodings"
+        raise LampError(f"--encoding {encoding!r}: {'no encoding of files' if name else 'unknown'}; {known}")
 
 
 def columns_of(path: str | Path, text: Text = UTF8) -> tuple[str, ...]:
@@ -148,10 +156,7 @@ def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
                 number += 1
     except UnicodeError as error:
         where = f"soon after row {number - 1}" if number > 1 else "in the first lines"
-        name = "UTF-8" if codecs.lookup(text.encoding).name == "utf-8" else text.encoding
-        raise LampError(
-            f"{path}, {where}: not {name} ({error}); write it as UTF-8, or give --encoding, such as latin-1"
-        ) from None
+        raise _undecodable(path, where, text, error) from None
     except csv.Error as error:
         where = f"row {number}" if number else "header"
         raise LampError(f"{path}, {where}: {error}; is a quotation mark not doubled, or not closed?") from None
@@ -159,7 +164,12 @@ def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
 
 def _with_mark(encoding: str) -> str:
     """UTF-8 may begin with a byte order mark."""
-    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    return "utf-8-sig" if codecs.lookup(encoding).name in _UTF8_NAMES else encoding
+
+
+def _undecodable(path: Path, where: str, text: Text, error: UnicodeError) -> LampError:
+    name = "UTF-8" if codecs.lookup(text.encoding).name in _UTF8_NAMES else text.encoding
+    return LampError(f"{path}, {where}: not {name} ({error}); write it as UTF-8, or give --encoding, such as latin-1")
 
 
 def _jsonl_columns(path: Path, text: Text) -> tuple[str, ...]:
@@ -173,32 +183,57 @@ def _jsonl_columns(path: Path, text: Text) -> tuple[str, ...]:
 def _jsonl_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
     if text.names:
         raise LampError(f"{path}: --columns names the columns of a csv or tsv; rows of JSON name theirs, leave it out")
-    plain = codecs.lookup(text.encoding).name == "utf-8"
-    if plain and path.suffix.lower() == ".json" and _is_list(path):
-        for framed in Frames(path):
-            yield _object(framed.raw, f"{path}, row {framed.number + 1}")
-        return
-    with _opened(path) as file:
-        for number, line in enumerate(file, 1):
-            if not (line := line.removeprefix(BOM).strip()):
-                continue
-            yield _object(line, f"{path}, line {number}", None if plain else text.encoding)
-
-
-def _is_list(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(_BATCH_ROWS).removeprefix(BOM).lstrip()[:1] == b"["
-
-
-def _object(line: bytes, where: str, encoding: str | None = None) -> Row:
-    """The row that an object is; `encoding` where that is not UTF-8."""
+    number = 0
     try:
-        row = parse_record(line.decode(encoding).encode() if encoding else line)
+        with _opened(path) as file, _in_utf8(file, text.encoding) as content:
+            if path.name.lower().removesuffix(".gz").endswith(".json") and _is_list(path, text):
+                for number, _, record in Frames(path, content):
+                    yield _object(record, f"{path}, row {number + 1}")
+                return
+            for number, line in enumerate(content, 1):
+                if line := line.removeprefix(BOM).strip():
+                    yield _object(line, f"{path}, line {number}")
+    except UnicodeError as error:
+        raise _undecodable(path, f"soon after row {number}" if number else "in the first rows", text, error) from None
+
+
+def _is_list(path: Path, text: Text) -> bool:
+    with _opened(path) as file, _in_utf8(file, text.encoding) as content:
+        return content.read(_BLOCK).removeprefix(BOM).lstrip()[:1] == b"["
+
+
+def _in_utf8(file: Any, encoding: str) -> io.BufferedReader:
+    """The text that is in a file, in UTF-8. What is in UTF-8 there stays as it is, for JSON to judge."""
+    raw = file if codecs.lookup(encoding).name in _UTF8_NAMES else _InUtf8(io.TextIOWrapper(file, encoding, newline=""))
+    return io.BufferedReader(raw, _BLOCK)
+
+
+class _InUtf8(io.RawIOBase):
+    """A text as its bytes in UTF-8."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text, self._rest = text, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or self._text.read(_BLOCK).encode("utf-8", "surrogatepass")
+        taken, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+
+def _object(line: bytes, where: str) -> Row:
+    """The row that an object is."""
+    try:
+        row = parse_record(line)
     except ValueError as error:
         remedy = "; another encoding is given by --encoding" if "UTF-8" in str(error) else ""
         raise LampError(f"{where}: not whole JSON ({error}); each line is one object{remedy}") from None
     if not isinstance(row, dict):
-        raise LampError(f"{where}: each line is one object; found {repr(row)[:40]}")
+        remedy = "; a list is read from a file named .json or .json.gz" if isinstance(row, list) else ""
+        raise LampError(f"{where}: each line is one object; found {repr(row)[:40]}{remedy}")
     return row
 
 
