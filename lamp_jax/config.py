@@ -762,7 +762,7 @@ class Build:
     """Directory of the files, and of `report.json`: what was dropped and why."""
     map: tuple[str, ...] = ()
     """`FIELD=COLUMN`, or `FIELD=TEXT with {column}s`: where `user`, `date` and the task's fields are found; a field
-    that is not named has a column of its own name."""
+    that is not named has a column of its own name. A user is a text or a whole number; 1 and "1" are one user."""
     join: tuple[str, ...] = ()
     """`FILE:COLUMN`: a table that fits into memory, whose columns are added to the rows with the same COLUMN."""
     split: Split = "time"
@@ -794,7 +794,8 @@ class Build:
     columns: tuple[str, ...] = ()
     """Names of the columns of a csv or tsv whose first line does not name them."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """Rows of a user that are equal in all fields, date included: the first is kept, or all. The report counts them."""
+    """Rows of a user with the same texts, but for white space, at the same moment, however that is written (a day
+    without a time is its midnight): the first is kept, or all. The report counts them."""
     round_scores: Literal["no", "up", "down", "nearest"] = "no"
     """Numbers between two labels of the task (3.5 stars): rows with them are dropped, or they are rounded."""
     seed: int = 0

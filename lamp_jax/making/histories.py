@@ -34,6 +34,7 @@ _BATCH_ROWS = 1024
 _BUFFERED_BYTES = 2**27
 _MOST_REFERENCES = 10_000
 _SHOWN_ROWS = 5
+_SHOWN_LETTERS = 60
 
 
 class Entry(NamedTuple):
@@ -45,13 +46,20 @@ class Entry(NamedTuple):
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """By what an item is the same as another."""
-        return (self.order, *self.item.items(), *self.asked.items())
+        """By what an item is the same as another: its moment, however that is written, and `undated`.
+
+        A day without a time is the same as its midnight, which other tables make of it.
+        """
+        known = len(self.order)
+        while known and not self.order[known - 1]:
+            known -= 1
+        return (self.order[:known], *self.undated)
 
     @property
     def undated(self) -> tuple[Any, ...]:
-        """By what an item is the same as another of another date."""
-        return (*(pair for pair in self.item.items() if pair[0] != "date"), *self.asked.items())
+        """By what an item is the same as another of another date: all its texts, but for white space."""
+        texts = [*self.item.items(), *self.asked.items()]
+        return tuple((name, " ".join(text.split())) for name, text in texts if name != "date")
 
     @property
     def askable(self) -> bool:
@@ -64,6 +72,8 @@ class History(NamedTuple):
 
     user: User
     entries: list[Entry]
+    dropped: int = 0
+    """Items that are left out, since it holds them before."""
 
 
 class Bucket(NamedTuple):
@@ -89,9 +99,16 @@ class Bucket(NamedTuple):
             entries = [_parse_entry(record) for record in lines.pop(number, ())]
             if not all("date" in entry.item for entry in entries):
                 entries = [_undated(entry) for entry in entries]
-            if duplicates == "drop":
-                entries = list({entry.content: entry for entry in entries}.values())
-            yield History(user, sorted(entries, key=lambda entry: entry.order))
+            kept = entries if duplicates == "keep" else _distinct(entries)
+            yield History(user, sorted(kept, key=lambda entry: entry.order), len(entries) - len(kept))
+
+
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    """The first of those with the same content."""
+    found: dict[tuple[Any, ...], Entry] = {}
+    for entry in entries:
+        found.setdefault(entry.content, entry)
+    return list(found.values())
 
 
 def _undated(entry: Entry) -> Entry:
@@ -156,11 +173,11 @@ class Gathered:
 
 def gather(rows: Iterable[Row], *, folder: Path, options: Build) -> Gathered:
     """The rows of the histories as buckets in `folder`. LampError where there is no row, or no usable one."""
-    found, numbers = Gathered(), dict[User, int]()
+    found, users = Gathered(), _Users()
     spill, reservoir = _Spill(folder), Reservoir(_MOST_REFERENCES, seed=options.seed)
     for read in itertools.chain.from_iterable(_read_all(rows, options)):
         found.rows += 1
-        place = None if read.user is None else numbers.setdefault(read.user, len(numbers))
+        place = None if read.user is None else users.number_of(read.user)
         if place is None or read.reason:
             found.dropped[read.reason].add(found.rows, read.example)
             continue
@@ -171,9 +188,23 @@ def gather(rows: Iterable[Row], *, folder: Path, options: Build) -> Gathered:
             reservoir.offer(read.reference)
     spill.flush()
     _check_kept(found, options.histories)
-    found.buckets = spill.buckets(list(numbers))
+    found.buckets = spill.buckets(users.all)
     found.references = reservoir.texts
     return found
+
+
+class _Users:
+    """Users by their numbers: as they are first written, so that 1 and "1" are one user, as everywhere."""
+
+    def __init__(self):
+        self.all: list[User] = []
+        self._numbers: dict[str, int] = {}
+
+    def number_of(self, user: User) -> int:
+        number = self._numbers.setdefault(str(user), len(self.all))
+        if number == len(self.all):
+            self.all.append(user)
+        return number
 
 
 class _Read(NamedTuple):
@@ -237,22 +268,28 @@ class RowReader:
         self._needs_date = options.split == "time" or options.targets == "last"
         self._user = source.patterns["user"]
         self._user_column = self._user.column
-        self._user_is_joined = any(set(self._user.columns) & set(join.columns) for join in source.joins)
+        homes = [join.path for join in source.joins if set(self._user.columns) & set(join.columns)]
+        self._user_is_joined = bool(homes)
+        # Whole numbers, some of which are missing, are floats in the parquet files of pandas.
+        self._floats_are_users = all(path.lower().endswith(".parquet") for path in homes or [source.path])
         self._patterns = {name: pattern for name, pattern in source.patterns.items() if name != "user"}
         self._fields = self._task.fields
         self._needed = [self._task.source] if self._task.cites else [self._task.source, self._task.target]
 
     def user(self, row: Row) -> User:
-        """Whose a row is, str or int as it stands there."""
+        """Whose a row is, str or int as it is there."""
         if self._user_is_joined:
             row = self._join(row)
         value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
-        if isinstance(value, float) and value.is_integer():  # a column of integers, some of which are missing
-            return int(value)
-        if isinstance(value, str) and value.strip() and not is_id(value):
-            raise Unusable("half a surrogate pair in the user")
-        if not isinstance(value, str | int) or not is_id(value) or not str(value).strip():
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
             raise Unusable("no user")
+        if type(value) is float and value.is_integer() and self._floats_are_users:
+            return int(value)
+        if isinstance(value, str) and not is_id(value):
+            raise Unusable("half a surrogate pair in the user")
+        if not is_id(value):
+            kind = type(value).__name__
+            raise Unusable(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
         return value
 
     def entry(self, row: Row) -> tuple[Entry, str]:

@@ -106,11 +106,10 @@ def survey(buckets: Sequence[Bucket], options: Build, *, size: int) -> list[Surv
 
 def _survey_bucket(bucket: Bucket, *, options: Build) -> Survey:
     found = Survey()
-    for history in bucket.histories():
-        found.duplicates["equal"] += len(history.entries) - len({entry.content for entry in history.entries})
     for history in bucket.histories(duplicates=options.duplicates):
-        alone = len({entry.undated for entry in history.entries})
-        found.duplicates["at another date"] += len({entry.content for entry in history.entries}) - alone
+        distinct = len({entry.content for entry in history.entries})
+        found.duplicates["equal"] += history.dropped + len(history.entries) - distinct
+        found.duplicates["at another date"] += distinct - len({entry.undated for entry in history.entries})
         targets = find_targets(history, options)
         kept = _keep(targets, options)
         if len(kept) < len(targets):

@@ -42,7 +42,7 @@ def gather_all(tmp_path, path, **options):
     told = Build(**{"histories": path, "task": "LaMP-3", "output": "", **options})
     source = open_histories(told)
     folder = tmp_path / "buckets"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     found = gather(source.rows(), folder=folder, options=told)
     return found, [history for bucket in found.buckets for history in bucket.histories()]
 
@@ -293,7 +293,7 @@ def test_a_date_that_cannot_be_read_drops_the_row(text, form):
 
 def test_every_reason_is_counted_with_its_first_rows(tmp_path):
     bad = [
-        *({**ROWS[0], "user": user} for user in (None, " ", True, 1.5)),
+        *({**ROWS[0], "user": user} for user in (None, " ", "", "\n")),
         *({**ROWS[0], "text": text} for text in (None, "", " \n")),
         {**ROWS[0], "text": {"a": 1}},
         {**ROWS[0], "score": None},
@@ -331,7 +331,7 @@ def test_a_file_of_a_header_alone_is_refused(tmp_path):
 def test_users_keep_their_type_and_their_order_over_many_buckets(tmp_path, monkeypatch):
     monkeypatch.setattr(histories, "_BUCKET_USERS", 3)
     monkeypatch.setattr(histories, "_BUFFERED_BYTES", 500)
-    users = [7, "7", "b", 3.0, "a", 2**60, "é\U0001f600"]
+    users = [7, "8", "b", 3, "a", 2**60, "é\U0001f600"]
     rows = [
         {"user": user, "text": f"{place} of {user}", "score": 1, "date": 2000 + place % 2}
         for place in range(5)
@@ -339,11 +339,46 @@ def test_users_keep_their_type_and_their_order_over_many_buckets(tmp_path, monke
     ]
     found, gathered = gather_all(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows))
     assert [len(bucket.users) for bucket in found.buckets] == [3, 3, 1]
-    assert [(history.user, type(history.user)) for history in gathered] == [
-        (int(user) if user == 3.0 else user, int if user == 3.0 else type(user)) for user in users
-    ]
+    assert [(history.user, type(history.user)) for history in gathered] == [(user, type(user)) for user in users]
     for history, user in zip(gathered, users, strict=True):
         assert [entry.item["text"] for entry in history.entries] == [f"{place} of {user}" for place in (0, 2, 4, 1, 3)]
+
+
+def test_a_user_is_one_as_a_text_and_as_a_number(tmp_path):
+    movies = write_jsonl(tmp_path / "m.jsonl", [{"id": 5, "text": "Heat"}, {"id": "6", "text": "Ali"}])
+    rows = [
+        {"user": user, "id": movie, "score": 1, "date": date}
+        for user, movie, date in ((1, "5", 2001), ("2", 5, 2002), ("1", 6, 2003), (2, "6", 2004), (1, 6, 2005))
+    ]
+    found, gathered = gather_all(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), join=(f"{movies}:id",))
+    assert [(history.user, [entry.order[0] for entry in history.entries]) for history in gathered] == [
+        (1, [2001, 2003, 2005]),
+        ("2", [2002, 2004]),
+    ]
+    assert [entry.item["text"] for entry in gathered[0].entries] == ["Heat", "Ali", "Ali"]
+    assert (found.users, found.kept) == (2, 5)
+
+
+def test_what_is_neither_text_nor_whole_number_is_no_user(tmp_path):
+    bad = [1.0, True, 1.5, [1], False, 2**70 + 0.5]
+    path = write_jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "user": user} for user in bad] + ROWS)
+    found, users = gather_all(tmp_path, path)
+    assert {reason: (rows.count, rows.first_rows, rows.example) for reason, rows in found.dropped.items()} == {
+        "a user of type float, neither a text nor a whole number": (3, [1, 3, 6], "1.0"),
+        "a user of type bool, neither a text nor a whole number": (2, [2, 5], "True"),
+        "a user of type list, neither a text nor a whole number": (1, [4], "[1]"),
+    }
+    assert [history.user for history in users] == ["u0", "u1", "u2"]
+    with pytest.raises(LampError, match=r"none of its 1 rows is usable; a user of type float, .*first rows 1; 1\.0"):
+        gather_all(tmp_path / "1", write_jsonl(tmp_path / "b.jsonl", [{**ROWS[0], "user": 1.0}]))
+
+
+def test_whole_numbers_of_parquet_are_users_where_some_are_missing(tmp_path):
+    rows = [{**ROWS[0], "user": user} for user in (7.0, None, 8.0, 7.0, 1.5)]
+    found, users = gather_all(tmp_path, write_parquet(tmp_path / "a.parquet", rows))
+    assert [(history.user, len(history.entries)) for history in users] == [(7, 2), (8, 1)]
+    assert all(type(history.user) is int for history in users)
+    assert [rows.first_rows for rows in found.dropped.values()] == [[2], [5]]
 
 
 @given(st.lists(st.sampled_from([f"paper {number}" for number in range(40)]), max_size=60), st.integers(1, 50))

@@ -143,6 +143,51 @@ def test_equal_rows_are_dropped_and_counted_or_kept(tmp_path, capsys):
     assert sum(len(one["profile"]) for one in kept) > sum(len(one["profile"]) for one in questions)
 
 
+SAME_MOMENTS = [
+    ("2009-04-01 00:00", "2009-04-01T00:00:00"),
+    ("2009-04-01", " 2009-04-01 "),
+    ("2009-04-01", "2009-04-01 00:00:00.000"),
+    ("2009-04-01", "April 1, 2009"),
+    ("2009-04-01", "2009/4/1 0:00"),
+    ("2009-04-01T05:00:00Z", "Tue, 31 Mar 2009 22:00:00 -07:00"),
+    ("2009-04-01T05:00:00Z", "2009-04-01T07:00+02:00"),
+    ("2009-04-01T05:00:00Z", "Tue Mar 31 22:00:00 PDT 2009"),
+    ("2009-04-01T05:00:00", "1238562000"),
+    ("1238562000000", "1238562000"),
+    ("2009", "2009-00-00"),
+    ("2009-04", "2009-4"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SAME_MOMENTS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_one_moment_are_equal_however_it_is_written(tmp_path, first, second, turned):
+    dates = (second, first) if turned else (first, second)
+    rows = [row(1, date="2001"), *(row(2, date=date, text="the asked text") for date in dates)]
+    report, questions = build(tmp_path, rows)
+    assert report["duplicates"] == {"equal": 1, "dropped": 1, "at_another_date": 0}
+    assert [[item["text"] for item in question["profile"]] for question in questions] == [["review number 1"]]
+    report, _ = build(tmp_path, rows, duplicates="keep")
+    assert report["duplicates"] == {"equal": 1, "dropped": 0, "at_another_date": 0}
+
+
+@pytest.mark.parametrize("text", ["the asked text ", "\tthe  asked\u00a0text\r\n"])
+def test_rows_are_equal_but_for_white_space_and_the_first_is_kept(tmp_path, text):
+    rows = [row(1), row(2, text="the asked text", score=3), row(2, text=text, score="3.0 ")]
+    report, (question,) = build(tmp_path, rows)
+    assert report["duplicates"]["dropped"] == 1
+    assert question["input"].endswith("the asked text")
+    assert len(question["profile"]) == 1
+    report, _ = build(tmp_path, [*rows, row(3, text=text)])
+    assert report["duplicates"] == {"equal": 1, "dropped": 1, "at_another_date": 1}
+
+
+def test_rows_of_another_moment_score_or_text_are_not_equal(tmp_path):
+    other = [{"date": "2020-01-02T00:00:01"}, {"date": "2020-01-02T00:00:00+01:00"}, {"score": "4"}, {"text": "Text"}]
+    report, _ = build(tmp_path, [row(1), row(2, text="text"), *(row(2, **{"text": "text", **one}) for one in other)])
+    assert report["duplicates"] == {"equal": 0, "dropped": 0, "at_another_date": 2}
+
+
 def test_equal_rows_leave_those_of_one_day_in_the_order_of_the_file(tmp_path):
     rows = [row(1, text=text) for text in ("a", "b", "a", "c")] + [row(2)]
     _, (question,) = build(tmp_path, rows, split="user", dev_share=0.0, test_share=0.0)
