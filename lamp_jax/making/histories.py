@@ -283,14 +283,14 @@ class RowReader:
         value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
             raise Unusable("no user")
+        if isinstance(value, str | int) and is_id(value):
+            return value
         if type(value) is float and value.is_integer() and self._floats_are_users:
             return int(value)
-        if isinstance(value, str) and not is_id(value):
+        if isinstance(value, str):
             raise Unusable("half a surrogate pair in the user")
-        if not is_id(value):
-            kind = type(value).__name__
-            raise Unusable(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
-        return value
+        kind = type(value).__name__
+        raise Unusable(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
 
     def entry(self, row: Row) -> tuple[Entry, str]:
         """The item that a row, with its joined columns, is; and its date, if that cannot be read and is not needed."""

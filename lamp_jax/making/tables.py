@@ -44,15 +44,16 @@ UTF8 = Text()
 
 
 def check_encoding(encoding: str) -> None:
-    """LampError for an encoding that Python does not know, and for one that is none of files."""
+    """LampError for what is no encoding of files that Python knows."""
     try:
-        name = codecs.lookup(encoding).name
-        "".encode(encoding)  # LookupError for what is between bytes, such as hex
+        known = codecs.lookup(encoding).name not in _OF_NO_FILES
+        "".encode(encoding)  # LookupError for what makes bytes of bytes, such as hex
     except (LookupError, ValueError):
-        name = ""
-    if not name or name in _OF_NO_FILES:
-        known = "give utf-8, latin-1, cp1252 or another of Python's text encodings"
-        raise LampError(f"--encoding {encoding!r}: {'no encoding of files' if name else 'unknown'}; {known}")
+        known = False
+    if not known:
+        raise LampError(
+            f"--encoding {encoding!r}: no encoding of files that Python knows; give utf-8, latin-1, cp1252 or another"
+        )
 
 
 def columns_of(path: str | Path, text: Text = UTF8) -> tuple[str, ...]:
@@ -238,26 +239,35 @@ def _object(line: bytes, where: str) -> Row:
 
 
 def _parquet_columns(path: Path, text: Text) -> tuple[str, ...]:
-    return tuple(_open_parquet(path).schema_arrow.names)
+    with _complete_parquet(path):
+        return tuple(_open_parquet(path).schema_arrow.names)
 
 
 def _parquet_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
-    file = _open_parquet(path)
-    wanted = [name for name in file.schema_arrow.names if name in columns]
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
-        yield from batch.to_pylist()
+    with _complete_parquet(path):
+        file = _open_parquet(path)
+        wanted = [name for name in file.schema_arrow.names if name in columns]
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+            yield from batch.to_pylist()
 
 
 def _open_parquet(path: Path) -> Any:
     try:
-        from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise LampError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
+    # Not all of a row group at once, which may be the whole file.
+    return ParquetFile(path, pre_buffer=False, memory_map=True)
+
+
+@contextmanager
+def _complete_parquet(path: Path) -> Iterator[None]:
+    """LampError where pyarrow finds that a file is cut off or damaged, for which it has errors of many types."""
     try:
-        # Not all of a row group at once, which may be the whole file.
-        return ParquetFile(path, pre_buffer=False, memory_map=True)
-    except ArrowInvalid as error:
+        yield
+    except (OSError, ValueError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno:  # such as a file that may not be read
+            raise
         raise LampError(f"{path}: not a whole parquet file ({error}); make it again") from None
 
 

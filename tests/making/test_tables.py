@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,6 +115,16 @@ def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
             continue
         with pytest.raises(LampError, match=words):
             list(read_rows(tmp_path / name, columns_of(tmp_path / name, text), text))
+
+
+def test_a_parquet_file_with_damaged_rows_is_named(tmp_path):
+    pq.write_table(pa.table({"user": ["u"], "text": ["x" * 99]}), tmp_path / "a.parquet", compression="snappy")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[20:60] = b"\xff" * 40
+    (tmp_path / "a.parquet").write_bytes(content)
+    assert columns_of(tmp_path / "a.parquet") == ("user", "text")
+    with pytest.raises(LampError, match=r"a\.parquet: not a whole parquet file"):
+        list(read_rows(tmp_path / "a.parquet", ["user", "text"]))
 
 
 def build(tmp_path: Path, rows: list[dict], **changes) -> tuple[dict, list[dict]]:
