@@ -51,8 +51,10 @@ def test_years_months_days_numbers_and_time_stamps_compare():
 
 @pytest.mark.parametrize(
     "date",
-    ["", "yesterday", "2007-13", "2007-05-32", "May 2007", None, 3.5, 1178150400, "1-2-3-4", "2007-05-03-07:00"]
-    + ["2007-05-03T22:00-07:75"],
+    [
+        *("", "yesterday", "2007-13", "2007-05-32", "May 2007", None, 3.5, 1178150400, "1-2-3-4"),
+        *("2007-05-03-07:00", "2007-05-03T22:00-07:75"),
+    ],
 )
 def test_an_unreadable_date_is_named_with_question_and_item(date):
     with pytest.raises(LampError, match=r"question 'q', profile item '1': cannot read the date .*2007-05-31"):
