@@ -14,6 +14,7 @@ import tyro
 
 from lamp_jax import config, processes
 from lamp_jax.data import remote
+from lamp_jax.data.urls import naming_urls, with_urls
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.experiments import CLI_STYLE, read_experiment
 
@@ -58,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stage, options = parse(words)
         _run(stage, partial(_work, importlib.import_module(module_of(stage)).run, options))
     except LampError as error:
-        print(f"lamp: {error}", file=sys.stderr)
+        print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:  # no room, no permission, no such place, no network: it names which
-        print(f"lamp: {error}", file=sys.stderr)
+        print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
     except Preempted:
         print("lamp: stopped by SIGTERM; the same command goes on", file=sys.stderr)
@@ -94,9 +95,15 @@ def _run(stage: str, work: Callable[[], None]) -> None:
 
 def _work(run: Callable[[Any], None], options: Any) -> None:
     """The stage, on local copies of what its options name by URL."""
-    try:
-        run(remote.bring(options))
-    finally:
+    with naming_urls():
+        try:
+            run(remote.bring(options))
+        except BaseException:
+            try:
+                remote.leave()
+            except LampError as error:  # beside the one that is raised
+                print(f"lamp: {error}", file=sys.stderr)
+            raise
         remote.leave()
 
 

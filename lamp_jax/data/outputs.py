@@ -73,6 +73,8 @@ def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
     Links are followed in both directions: an input is also each link on the way to it, and for a directory also the
     targets of the links in it. Inputs that are no local path (hub names) cannot be overwritten.
     """
+    written, inputs = list(written), list(inputs)
+    remote.check_apart(written, inputs)
     places = [Path(os.path.realpath(path)) for path in written]
     for name in dict.fromkeys(inputs):
         if not os.path.lexists(name):

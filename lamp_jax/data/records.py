@@ -37,6 +37,7 @@ from lamp_jax.data.outputs import (
     staged_path,
     unlock,
 )
+from lamp_jax.data.urls import with_urls
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, compare, is_first
 
@@ -99,7 +100,7 @@ class Record:
                 discard(self.place)
             if self.directory:
                 self.place.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, {**self.contents, "finished": False})
+            write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:
         """Marks the output as complete; `facts` (counts, metrics) are kept in the record. A forced run replaces the old
@@ -111,7 +112,7 @@ class Record:
         digests = {name: _file_digest(path) for name, path in written.items() if path.is_file()}
         sums = {"output_sha256": _output_digest(self.place), "beside_sha256": digests}
         complete = {**self.contents, "finished": True, **sums, **facts}
-        write_json(self.path, complete)
+        write_json(self.path, with_urls(complete))
         self.journal.unlink(missing_ok=True)
         if self.staged:
             replace_output(self.output, directory=self.directory)

@@ -1,4 +1,4 @@
-"""Work directories at URLs; `file://` stands in for a bucket, and another cache for another machine."""
+"""Work directories at URLs; `bucket://` is a local directory, and another cache for another machine."""
 
 import json
 import shutil
@@ -24,22 +24,11 @@ class Options:
     page: str = "https://example.org/page"
 
 
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Moves to a machine that has nothing but the bucket."""
-
-    def move(name: str):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-
-    move("first")
-    yield move
-    remote.leave()
-
-
-@pytest.fixture
-def bucket(tmp_path):
-    (tmp_path / "bucket").mkdir()
-    return tmp_path / "bucket"
+def kill():
+    """The command ends without sending anything; the system ends its locks."""
+    for copy in remote._copies:
+        copy.release()
+    remote._copies.clear()
 
 
 def bring(url, **more):
@@ -48,7 +37,7 @@ def bring(url, **more):
 
 def test_a_url_becomes_a_local_copy_and_other_options_stay(machine, bucket):
     (bucket / "bm25.json").write_text("[1]")
-    options = bring(f"file://{bucket}/run", pool=("none", f"bm25=file://{bucket}/bm25.json"))
+    options = bring(f"bucket:/{bucket}/run", pool=("none", f"bm25=bucket:/{bucket}/bm25.json"))
     assert options.page == "https://example.org/page"
     assert options.pool[0] == "none"
     name, _, path = options.pool[1].partition("=")
@@ -57,11 +46,10 @@ def test_a_url_becomes_a_local_copy_and_other_options_stay(machine, bucket):
 
 
 def test_what_is_written_is_sent_and_what_is_removed_goes_there_too(machine, bucket, tmp_path):
-    out = Path(bring(f"file://{bucket}/run/dev.json").output)
-    out.parent.mkdir(parents=True)
+    out = Path(bring(f"bucket:/{bucket}/run/dev.json").output)
     out.write_text("answers")
     (out.parent / "dev.json.journal.jsonl").write_text("line\n")
-    (out.parent / ".dev.partial").write_text("half")
+    (out.parent / ".dev.json.7.unfinished").write_text("half")
     remote.publish()
     assert sorted(path.name for path in (bucket / "run").iterdir()) == ["dev.json", "dev.json.journal.jsonl"]
     (out.parent / "dev.json.journal.jsonl").unlink()
@@ -70,18 +58,18 @@ def test_what_is_written_is_sent_and_what_is_removed_goes_there_too(machine, buc
 
 
 def test_another_machine_finds_what_was_sent_and_nothing_older(machine, bucket):
-    out = Path(bring(f"file://{bucket}/run").output)
+    out = Path(bring(f"bucket:/{bucket}/run").output)
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "a.txt").write_text("one")
     remote.leave()
     machine("second")
-    again = Path(bring(f"file://{bucket}/run").output)
+    again = Path(bring(f"bucket:/{bucket}/run").output)
     assert again != out
     (again / "deep" / "a.txt").write_text("two, longer")
     (again / "b.txt").write_text("new")
     remote.leave()
     machine("first")
-    bring(f"file://{bucket}/run")
+    bring(f"bucket:/{bucket}/run")
     assert (out / "deep" / "a.txt").read_text() == "two, longer"
     assert (out / "b.txt").read_text() == "new"
     shutil.rmtree(bucket / "run")
@@ -89,19 +77,19 @@ def test_another_machine_finds_what_was_sent_and_nothing_older(machine, bucket):
 
 
 def test_checkpoints_belong_to_the_url_and_are_not_copied(machine, bucket):
-    out = Path(bring(f"file://{bucket}/run").output)
+    out = Path(bring(f"bucket:/{bucket}/run").output)
     assert remote.checkpoint_place(out / "checkpoints") == f"{bucket}/run/checkpoints"
     (bucket / "run" / "checkpoints").mkdir(parents=True)
     (bucket / "run" / "checkpoints" / "large").write_text("x")
     remote.leave()
-    bring(f"file://{bucket}/run")
+    bring(f"bucket:/{bucket}/run")
     assert not (out / "checkpoints").exists()
     assert remote.checkpoint_place(Path("/elsewhere/checkpoints")) == "/elsewhere/checkpoints"
 
 
 def test_checkpoints_in_a_place_that_orbax_does_not_know_are_refused(machine):
     out = Path(bring("memory://run").output)
-    with pytest.raises(LampError, match="memory://run: checkpoints can be written to gs://"):
+    with pytest.raises(LampError, match="memory://run/checkpoints: checkpoints can be written to gs://"):
         remote.checkpoint_place(out / "checkpoints")
 
 
@@ -113,7 +101,7 @@ def test_a_place_that_cannot_be_reached_is_an_error_with_the_remedy(machine, url
 
 def test_a_journal_is_sent_now_and_then(machine, bucket, monkeypatch):
     monkeypatch.setattr(remote, "_PAUSE", 0.0)
-    out = Path(bring(f"file://{bucket}/run/dev.json").output)
+    out = Path(bring(f"bucket:/{bucket}/run/dev.json").output)
     journal = Journal(out.with_name("dev.json.journal.jsonl"))
     journal.append([{"id": 1}])
     assert (bucket / "run" / "dev.json.journal.jsonl").read_text() == '{"id": 1}\n'
@@ -144,7 +132,7 @@ def sent(monkeypatch):
 
 def test_a_store_that_grows_is_sent_a_few_times_and_can_be_opened_whenever(machine, bucket, sent, monkeypatch):
     """Numbers arrive before their lines; what is not there yet is a fifth at most."""
-    out, put = Path(bring(f"file://{bucket}/run").output), LocalFileSystem.put_file
+    out, put = Path(bring(f"bucket:/{bucket}/run").output), LocalFileSystem.put_file
 
     def put_and_look(self, path, there, **more):
         put(self, path, there, **more)
@@ -171,7 +159,7 @@ def test_a_store_that_grows_is_sent_a_few_times_and_can_be_opened_whenever(machi
 
 def test_what_is_not_only_growth_is_sent_at_once(machine, bucket, sent):
     """A model, say, that is replaced by a better one while a log grows."""
-    out = Path(bring(f"file://{bucket}/run").output)
+    out = Path(bring(f"bucket:/{bucket}/run").output)
     out.mkdir(parents=True)
     for name in ("model", "log"):
         (out / name).write_text(100 * "a")
@@ -189,24 +177,24 @@ def test_what_is_not_only_growth_is_sent_at_once(machine, bucket, sent):
 
 
 def test_what_was_not_sent_before_a_kill_goes_on_from_the_copy(machine, bucket, sent):
-    out = Path(bring(f"file://{bucket}/run").output)
+    out = Path(bring(f"bucket:/{bucket}/run").output)
     with closing(create_store(out, FORM)) as store:
         for number in range(8):
             append(store, f"u{number}")
     assert len(open_store(bucket / "run").entries) < 8
-    remote._copies.clear()  # killed
-    bring(f"file://{bucket}/run")
+    kill()
+    bring(f"bucket:/{bucket}/run")
     assert len(open_store(out).entries) == 8
     remote.leave()
     assert len(open_store(bucket / "run").entries) == 8
     del sent[:]
-    bring(f"file://{bucket}/run")
+    bring(f"bucket:/{bucket}/run")
     remote.leave()
     assert not sent
 
 
 def test_checkpoints_are_removed_where_they_are(machine, bucket, tmp_path):
-    out = Path(bring(f"file://{bucket}/run").output)
+    out = Path(bring(f"bucket:/{bucket}/run").output)
     for directory in (bucket / "run", tmp_path / "here"):
         (directory / "checkpoints" / "5").mkdir(parents=True)
         (directory / "run.json").write_text("{}")
@@ -219,16 +207,16 @@ def test_checkpoints_are_removed_where_they_are(machine, bucket, tmp_path):
 
 
 def test_stages_work_at_urls_and_go_on_from_another_machine(machine, bucket, capsys):
-    data = f"file://{bucket}/data"
+    data = f"bucket:/{bucket}/data"
     size = ["--questions", "40", "--dev-questions", "16", "--profile-size", "4"]
     assert cli.main(["synth", "--task", "LaMP-2", "--output", data, *size]) == 0
     for split in ("train", "dev"):
         files = [f"--{kind}={data}/{split}_{kind}.json" for kind in ("questions", "outputs")]
-        assert cli.main(["merge", *files, "--output", f"file://{bucket}/{split}.json"]) == 0
+        assert cli.main(["merge", *files, "--output", f"bucket:/{bucket}/{split}.json"]) == 0
     small = "--d-model 16 --d-ff 32 --num-layers 1 --num-decoder-layers 1 --num-heads 2 --vocab-size 400 --batch-size 8"
     words = [*small.split(), "--max-length", "64", "--decode", "labels", "--evaluate-every", "0.5", "--dropout", "0"]
-    words = ["train", "--task", "LaMP-2", "--train", f"file://{bucket}/train.json", "--model", "scratch", *words]
-    words += ["--validation", f"file://{bucket}/dev.json", "--output", f"file://{bucket}/model", "--epochs", "1"]
+    words = ["train", "--task", "LaMP-2", "--train", f"bucket:/{bucket}/train.json", "--model", "scratch", *words]
+    words += ["--validation", f"bucket:/{bucket}/dev.json", "--output", f"bucket:/{bucket}/model", "--epochs", "1"]
     assert cli.main(words) == 0
     made = {path.name for path in (bucket / "model").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "run.json"} <= made

@@ -20,6 +20,7 @@ from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
 from lamp_jax.stages import generate as stages_generate
 from lamp_jax.stages.train_adapters import FAILED, make_form
+from tests.bucket import let_orbax_write, url
 
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
@@ -465,7 +466,8 @@ def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bucket").mkdir()
-    words = train_words(questions, f"file://{tmp_path}/bucket/store")
+    let_orbax_write(monkeypatch)
+    words = train_words(questions, url(tmp_path / "bucket" / "store"))
     stop_behind(monkeypatch, words, parts_of_the_first_block + 2)
     assert (tmp_path / "bucket" / "store" / "checkpoints").exists()
     shutil.rmtree(tmp_path / "cache")

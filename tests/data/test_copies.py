@@ -1,0 +1,274 @@
+"""What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lamp_jax.data import remote
+from lamp_jax.data.outputs import check_apart, read_record
+from lamp_jax.data.urls import with_urls
+from lamp_jax.errors import LampError
+from tests.bucket import url
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Options of which one is read and one is written."""
+
+    questions: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Writing:
+    output: str
+    pool: tuple[str, ...] = ()
+
+
+def bring(output: str, pool: tuple[str, ...] = ()) -> Writing:
+    return remote.bring(Writing(output, pool))
+
+
+SIMPLE = ("q", "q.json", ".hq.json", ".git", "checkpoints", "r[1]", "r1", "a b", "*", "x.lock", ".lock", "run.json")
+NAMES = st.one_of(
+    st.sampled_from(SIMPLE),
+    st.text(st.sampled_from("ab.[]*?{} =%#-:é"), min_size=1, max_size=8).filter(
+        lambda name: name not in (".", "..") and "::" not in name and "://" not in name and not name.endswith(":")
+    ),
+)
+TREES = st.lists(st.lists(NAMES, min_size=1, max_size=3), min_size=1, max_size=6)
+
+
+def make_tree(directory: Path, tree: list[list[str]]) -> None:
+    """A file at each path, but for those that would be in a file, or where a directory is."""
+    for number, parts in enumerate(tree):
+        path = directory.joinpath(*parts)
+        if not path.exists() and not any(above.is_file() for above in path.parents):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * number)
+
+
+FUNCTION_SCOPE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FUNCTION_SCOPE
+@given(tree=TREES, place=st.lists(NAMES, min_size=1, max_size=2), data=st.data())
+def test_what_is_read_stays_and_is_the_same_here(machine, tmp_path_factory, tree, place, data):
+    folder = tmp_path_factory.mktemp("b")
+    make_tree(folder, [*tree, *([*place, *parts] for parts in tree)])
+    before = contents(folder)
+    source = folder.joinpath(*data.draw(st.sampled_from([place, *tree])))
+    read = Path(remote.bring(Reading(url(source), url(folder / "elsewhere" / "out"))).questions)
+    if source.is_file():
+        assert read.read_bytes() == source.read_bytes()
+    elif source.exists():
+        known = {name: held for name, held in contents(source).items() if "checkpoints" not in name.split("/")[:-1]}
+        assert contents(read) == known
+    if read.is_dir():
+        shutil.rmtree(read)  # whatever becomes of the copy
+    remote.leave()
+    assert contents(folder) == before
+
+
+@FUNCTION_SCOPE
+@given(tree=TREES, place=st.lists(NAMES, min_size=1, max_size=2), directory=st.booleans(), written=TREES)
+def test_what_is_written_arrives_and_the_rest_stays(machine, tmp_path_factory, tree, place, directory, written):
+    folder = tmp_path_factory.mktemp("b")
+    output = folder.joinpath(*place)
+    make_tree(folder, tree)
+    if output.exists() or any(above.is_file() for above in output.parents):
+        return
+    before = contents(folder)
+    local = Path(bring(url(output)).output)
+    if directory:
+        reserved = (".lock", "checkpoints")  # lamp's own names in an output
+        make_tree(local, [[name for name in parts if name not in reserved] or ["x"] for parts in written])
+        made = {f"{'/'.join(place)}/{name}": held for name, held in contents(local).items()}
+    else:
+        made = {"/".join(place): b"answers", f"{'/'.join(place)}.extra": b"beside"}
+        local.write_text("answers")
+        local.with_name(f"{local.name}.extra").write_text("beside")
+    remote.leave()
+    assert contents(folder) == before | made
+
+
+def test_of_what_is_only_read_nothing_is_sent_or_removed(machine, bucket):
+    """Whatever becomes of the copy: changed, grown, removed, all of it gone."""
+    make_tree(bucket, [["m", ".git", "config"], ["m", "a"], ["m", "b"], [".hq.json"], ["m.run.json"]])
+    before = contents(bucket)
+    for name in ("m", ".hq.json", "none"):
+        read = Path(remote.bring(Reading(url(bucket / name), url(bucket / "out"))).questions)
+        if read.is_dir():
+            (read / "a").write_text("changed")
+            (read / "b").unlink()
+            (read / "new").write_text("new")
+        read.with_name("beside").write_text("new")
+        remote.publish()
+        shutil.rmtree(read.parent)
+        remote.leave()
+        assert contents(bucket) == before
+
+
+def test_the_copy_of_an_input_is_what_is_there_now(machine, bucket):
+    def read(name):
+        found = Path(remote.bring(Reading(url(bucket / name), url(bucket / "out"))).questions)
+        remote.leave()
+        return found
+
+    make_tree(bucket, [["m", "a"], ["m", "b", "c"]])
+    assert contents(read("m")) == contents(bucket / "m")
+    shutil.rmtree(bucket / "m" / "b")
+    (bucket / "m" / "b").write_text("a file now")
+    (bucket / "m" / "a").unlink()
+    make_tree(bucket, [["m", "a", "d"]])
+    assert contents(read("m")) == contents(bucket / "m") == {"a/d": b"", "b": b"a file now"}
+    shutil.rmtree(bucket / "m")
+    (bucket / "m").write_text("a file now")
+    assert read("m").read_text() == "a file now"
+    (bucket / "m").unlink()
+    assert not read("m").exists()
+
+
+def test_a_copy_that_was_removed_meanwhile_removes_nothing(machine, bucket):
+    make_tree(bucket, [["run", "a"], ["run", "b"]])
+    before, out = contents(bucket), Path(bring(url(bucket / "run")).output)
+    shutil.rmtree(out.parent)
+    with pytest.raises(LampError, match=f"{url(bucket / 'run')}: its copy in .* was removed meanwhile"):
+        remote.leave()
+    assert contents(bucket) == before
+    assert contents(Path(bring(url(bucket / "run")).output)) == contents(bucket / "run")
+
+
+def test_what_is_missing_in_the_copy_at_the_start_is_brought_again(machine, bucket):
+    """A file that something else removed from the cache between two commands."""
+    make_tree(bucket, [["run", "a"], ["run", "b"]])
+    out = Path(bring(url(bucket / "run")).output)
+    remote.leave()
+    (out / "a").unlink()
+    bring(url(bucket / "run"))
+    remote.leave()
+    assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}
+
+
+def test_checkpoints_of_one_run_alone_are_moved_and_removed(machine, bucket):
+    """Brackets are no pattern: r[1] is not r1."""
+    runs = {"r[1]": Path(bring(url(bucket / "r[1]")).output)}
+    tree = [[run, *folder, "checkpoints", "5", "x"] for run in ("r[1]", "r1") for folder in ([], ["run.unfinished"])]
+    make_tree(bucket, tree)
+    before = contents(bucket / "r1")
+    remote.move_checkpoints(runs["r[1]"] / "run.unfinished", runs["r[1]"])
+    assert contents(bucket / "r[1]") == {"checkpoints/5/x": b"x"}
+    remote.move_checkpoints(runs["r[1]"] / "run.unfinished", runs["r[1]"])
+    assert contents(bucket / "r[1]") == {"checkpoints/5/x": b"x"}
+    remote.remove_checkpoints(runs["r[1]"])
+    assert contents(bucket / "r[1]") == {}
+    assert contents(bucket / "r1") == before
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "said"),
+    [
+        ("m", "m", "is also an input"),
+        ("./m//", "m/.", "is also an input"),
+        ("data/q.json", "data", "contains the input"),
+        ("data", "data/r.json", "is inside the input"),
+        ("p.scores.json", "p.json", "p.scores.json: is also an input"),
+        ("m", "m2", None),
+        ("data/q.json", "data/r.json", None),
+    ],
+)
+def test_an_output_at_a_url_is_apart_from_every_input(machine, bucket, read, written, said):
+    options = remote.bring(Reading(f"{url(bucket)}/{read}", f"{url(bucket)}/{written}"))
+    places = [Path(options.output), Path(options.output).with_suffix(".scores.json")]
+    if said is None:
+        return check_apart(places, [options.questions])
+    with pytest.raises(LampError, match=f"^{url(bucket)}/.*{said}"):
+        check_apart(places, [options.questions])
+
+
+def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
+    """Another would take away what the first has not sent yet; reading is free, and shards have copies of their own."""
+    first = remote.Copy(url(bucket / "p.json"), "written")
+    first.fetch()
+    first.local.write_text("not sent yet")
+    with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: another lamp command of this machine is writing"):
+        bring(url(bucket / "p.json"))
+    remote.bring(Reading(url(bucket / "p.json"), url(bucket / "p")))
+    assert first.local.read_text() == "not sent yet"
+    first.release()
+
+    @dataclass(frozen=True)
+    class Shard:
+        output: str
+        shard: int
+        shards: int = 2
+
+    outputs = [Path(remote.bring(Shard(url(bucket / "run"), 0)).output)]
+    copies, remote._copies[:] = remote._copies[:], []  # of another process
+    outputs.append(Path(remote.bring(Shard(url(bucket / "run"), 1)).output))
+    for number, output in enumerate(outputs):
+        make_tree(output, [[f"items-{number}"]])
+    remote.leave()
+    remote._copies[:] = copies
+    remote.leave()
+    assert contents(bucket / "run").keys() == {"items-0", "items-1"}
+
+
+def test_a_record_names_urls_and_another_machine_finds_what_is_beside(machine, bucket):
+    def record():
+        output = Path(bring(url(bucket / "p.json")).output)
+        path = output.with_name("p.json.run.json")
+        scores = str(output.with_name("p.scores.json"))
+        return output, path, scores
+
+    output, path, scores = record()
+    output.write_text("answers")
+    path.write_text(json.dumps(with_urls({"beside": {"scores": scores}, "settings": {"output": str(output)}})))
+    remote.leave()
+    known = json.loads((bucket / "p.json.run.json").read_text())
+    assert known == {
+        "beside": {"scores": url(bucket / "p.scores.json")},
+        "settings": {"output": url(bucket / "p.json")},
+    }
+    machine("second")
+    output, path, again = record()
+    assert again != scores
+    assert read_record(output) == {**known, "beside": {"scores": again}}
+
+
+def test_what_cannot_be_sent_is_an_error_and_is_sent_later(machine, bucket, monkeypatch):
+    out = Path(bring(url(bucket / "p.json"), pool=(url(bucket / "q"),)).output)
+    out.write_text("answers")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", lambda *arguments, **more: None)  # says nothing, does nothing
+        with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: cannot be written .*FileNotFoundError"):
+            remote.leave()
+    bring(url(bucket / "p.json"))
+    with monkeypatch.context() as patch:
+        out.write_text("answers")
+        patch.setattr(LocalFileSystem, "put_file", lambda self, path, there, **more: Path(there).write_text("ans"))
+        with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: 3 of 7 bytes have arrived"):
+            remote.leave()
+
+
+def test_a_place_that_cannot_be_looked_at_is_no_empty_place(machine, bucket, monkeypatch):
+    """Or a network that fails would have an output made anew over the one that is there."""
+
+    def fail(self, path, **more):
+        raise PermissionError(f"no access to {path}")
+
+    monkeypatch.setattr(LocalFileSystem, "info", fail)
+    with pytest.raises(LampError, match=f"^{url(bucket)}/run: cannot be read .PermissionError: no access"):
+        bring(url(bucket / "run"))
