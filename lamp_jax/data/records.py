@@ -192,7 +192,9 @@ def claim(
     def make_fingerprint() -> str:
         digests.update({name: digest(name) for name in inputs})
         # The fingerprint knows inputs by their contents alone: a moved file is the same file.
-        known = json.dumps([type(options).__name__, _without(settings, digests), sorted(digests.values())], default=str)
+        known = json.dumps(
+            [type(options).__name__, with_urls(_without(settings, digests)), sorted(digests.values())], default=str
+        )
         return hashlib.sha256(known.encode()).hexdigest()
 
     try:

@@ -1,6 +1,5 @@
 """What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamp_jax.data import remote
-from lamp_jax.data.outputs import check_apart, read_record
-from lamp_jax.data.urls import with_urls
+from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
 from lamp_jax.errors import LampError
 from tests.bucket import url
 
@@ -226,28 +224,6 @@ def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
     assert contents(bucket / "run").keys() == {"items-0", "items-1"}
 
 
-def test_a_record_names_urls_and_another_machine_finds_what_is_beside(machine, bucket):
-    def record():
-        output = Path(bring(url(bucket / "p.json")).output)
-        path = output.with_name("p.json.run.json")
-        scores = str(output.with_name("p.scores.json"))
-        return output, path, scores
-
-    output, path, scores = record()
-    output.write_text("answers")
-    path.write_text(json.dumps(with_urls({"beside": {"scores": scores}, "settings": {"output": str(output)}})))
-    remote.leave()
-    known = json.loads((bucket / "p.json.run.json").read_text())
-    assert known == {
-        "beside": {"scores": url(bucket / "p.scores.json")},
-        "settings": {"output": url(bucket / "p.json")},
-    }
-    machine("second")
-    output, path, again = record()
-    assert again != scores
-    assert read_record(output) == {**known, "beside": {"scores": again}}
-
-
 def test_what_cannot_be_sent_is_an_error_and_is_sent_later(machine, bucket, monkeypatch):
     out = Path(bring(url(bucket / "p.json"), pool=(url(bucket / "q"),)).output)
     out.write_text("answers")
@@ -272,3 +248,18 @@ def test_a_place_that_cannot_be_looked_at_is_no_empty_place(machine, bucket, mon
     monkeypatch.setattr(LocalFileSystem, "info", fail)
     with pytest.raises(LampError, match=f"^{url(bucket)}/run: cannot be read .PermissionError: no access"):
         bring(url(bucket / "run"))
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_locks_and_temporary_files_are_not_sent(machine, bucket, directory):
+    out = Path(bring(url(bucket / "run")).output)
+    kept = out / "a" if directory else out
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("kept")
+    passing = [lock_path(out, directory=directory, part=part) for part in ("", "-3")]
+    passing += [kept.with_name(f".{kept.name}.{drawn}.unfinished") for drawn in ("77", "a1b2_c3d")]
+    for path in passing:
+        assert is_temporary(path)
+        path.write_text("passing")
+    remote.leave()
+    assert contents(bucket) == {"run/a" if directory else "run": b"kept"}
