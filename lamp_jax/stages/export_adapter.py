@@ -3,6 +3,8 @@
 from lamp_jax.config import ExportAdapter
 from lamp_jax.data.adapters import USERS, open_store
 from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.data.remote import bring_input
+from lamp_jax.data.urls import with_urls
 from lamp_jax.models.peft import FILES, write_peft
 from lamp_jax.models.weights import read_t5_config
 from lamp_jax.stages.generate import open_adapters
@@ -10,7 +12,7 @@ from lamp_jax.stages.generate import open_adapters
 
 @guard_outputs
 def run(options: ExportAdapter) -> None:
-    model = options.model or open_store(options.store).form.base_name
+    model = options.model or bring_input(open_store(options.store).form.base_name)
     store = open_adapters(options.store, model)
     adapter = {name: values[0] for name, values in store.read([options.user]).items()}
     inputs, reads = [f"{options.store}/{USERS}"], [options.store, model]
@@ -18,6 +20,6 @@ def run(options: ExportAdapter) -> None:
     if record.state == "done":
         return print(f"{options.output}: already exported")
     record.begin()
-    write_peft(record.place, adapter, read_t5_config(model), store.form.lora, base=model)
+    write_peft(record.place, adapter, read_t5_config(model), store.form.lora, base=with_urls(model))
     record.finish()
     print(f"{options.output}: the adapter of {options.user}, for PeftModel.from_pretrained(base, ...)")

@@ -13,6 +13,7 @@ from lamp_jax.config import Merge, Part, Rank, Work
 from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
 from lamp_jax.data.records import record_path
+from lamp_jax.data.urls import naming_urls
 from lamp_jax.data.work import count_cores, cut, map_in_processes
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree
@@ -134,8 +135,9 @@ def _run(job: Job, *, work: Work | None = None) -> str:
     """Ranks and merges one file; returns what went wrong, "" for nothing."""
     work = work or job.ranking.work
     try:
-        rank_file.run(replace(job.ranking, work=work))
-        agree(lambda: merge.run(replace(job.merging, work=work)))
+        with naming_urls():  # in another process, too
+            rank_file.run(replace(job.ranking, work=work))
+            agree(lambda: merge.run(replace(job.merging, work=work)))
     except LampError as error:
         return f"{job.task.name} {job.part}: {error}"
     return ""

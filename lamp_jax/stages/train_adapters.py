@@ -28,6 +28,7 @@ from lamp_jax.data.files import read_questions
 from lamp_jax.data.journals import Journal
 from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.remote import remove_checkpoints
+from lamp_jax.data.urls import with_urls
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.examples import gold_of
@@ -155,7 +156,7 @@ def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> F
     """What all adapters of a base have in common. LampError for a rank or targets that do not fit it."""
     shapes = adapter_shapes(abstract_t5(read_t5_config(model)), lora)
     targets = tuple(sorted(set(lora.targets)))
-    return Form(fingerprint_t5(model), model, lora.rank, lora.alpha, targets, shapes, keep)
+    return Form(fingerprint_t5(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
 
 
 def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[list[Learner], int]:

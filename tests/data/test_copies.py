@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lamp_jax.data import remote
+from lamp_jax.data.copies import Copy
 from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
 from lamp_jax.errors import LampError
 from tests.bucket import url
@@ -198,7 +199,7 @@ def test_an_output_at_a_url_is_apart_from_every_input(machine, bucket, read, wri
 
 def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
     """Another would take away what the first has not sent yet; reading is free, and shards have copies of their own."""
-    first = remote.Copy(url(bucket / "p.json"), "written")
+    first = Copy(url(bucket / "p.json"), "written")
     first.fetch()
     first.local.write_text("not sent yet")
     with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: another lamp command of this machine is writing"):
@@ -263,3 +264,43 @@ def test_locks_and_temporary_files_are_not_sent(machine, bucket, directory):
         path.write_text("passing")
     remote.leave()
     assert contents(bucket) == {"run/a" if directory else "run": b"kept"}
+
+
+def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monkeypatch):
+    """A kill between two files of a forced run leaves no record of the old one with files of the new one."""
+    finished = '{"finished": true}'
+    out = Path(bring(url(bucket / "run")).output)
+    make_tree(out, [["a"], ["b"]])
+    (out / "run.json").write_text(finished)
+    remote.leave()
+    assert contents(bucket / "run").keys() == {"a", "b", "run.json"}
+    bring(url(bucket / "run"))
+    (out / "a").write_text("new")
+    (out / "run.json").write_text(finished + " ")
+    put = LocalFileSystem.put_file
+
+    def put_one(self, path, there, **more):
+        if len(contents(bucket / "run")) and (bucket / "run" / "a").read_text() == "new":
+            raise KeyboardInterrupt
+        put(self, path, there, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", put_one)
+        with pytest.raises(KeyboardInterrupt):
+            remote.leave()
+    assert contents(bucket / "run") == {"a": b"new", "b": b"x"}
+    bring(url(bucket / "run"))
+    remote.leave()
+    assert contents(bucket / "run") == {"a": b"new", "b": b"x", "run.json": f"{finished} ".encode()}
+
+
+@pytest.mark.parametrize("above", [["ds"], ["lamp", "lamp_3_user", "1.0.0"]])
+def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above):
+    make_tree(bucket, [[*above, "dataset_info.json"], [*above, "lamp-train.array_record-0"], ["other", "x"]])
+    directory = bucket / "ds" if above == ["ds"] else bucket
+    read = Path(remote.bring(Reading(url(directory / "train"), url(bucket / "out"))).questions)
+    expected = contents(bucket)
+    del expected["other/x"]
+    if above == ["ds"]:
+        expected = {name.removeprefix("ds/"): held for name, held in expected.items()}
+    assert {name: held for name, held in contents(read.parent).items() if not name.startswith("::")} == expected

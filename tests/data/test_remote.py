@@ -11,7 +11,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from lamp_jax import cli
-from lamp_jax.data import remote
+from lamp_jax.data import copies, remote
 from lamp_jax.data.adapters import NUMBERS, USERS, Entry, Form, create_store, open_store
 from lamp_jax.data.journals import Journal
 from lamp_jax.errors import LampError
@@ -126,7 +126,7 @@ def sent(monkeypatch):
 
     monkeypatch.setattr(LocalFileSystem, "put_file", put_and_tell)
     monkeypatch.setattr(remote, "_PAUSE", 0.0)
-    monkeypatch.setattr(remote, "_LITTLE", 0)
+    monkeypatch.setattr(copies, "_LITTLE", 0)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Stages whose files lie at URLs: what they read stays, what they write arrives under whatever name, errors name URLs."""
+"""Stages at URLs: what they read stays, what they write arrives whatever its name, what they print names URLs."""
 
 import json
 import shutil

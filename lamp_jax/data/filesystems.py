@@ -1,0 +1,75 @@
+"""File systems behind URLs, by fsspec: opened, listed without patterns, with errors that name the URL."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from lamp_jax.errors import LampError
+
+_PACKAGES = {"gs": "-e '.[gcs]'", "s3": "s3fs", "ssh": "paramiko", "sftp": "paramiko"}
+_PACKAGES |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs")
+
+
+def open_place(url: str) -> tuple[Any, str]:
+    """A file system and the path in it. LampError, with what to do, where there is none for the URL."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    try:
+        fs, place = fsspec.url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        raise LampError(f"{url}: {error}" + (f"; pip install {package}" if package else "")) from None
+    except Exception as error:  # every file system has errors of its own for URLs that it cannot use
+        what = f"{type(error).__name__}: {error}"
+        raise LampError(f"{url}: {what}; give a local path, or a URL such as gs://BUCKET/run") from error
+    if not place.strip("/"):
+        raise LampError(f"{url}: a complete file system; give a directory or a file in it")
+    return fs, place.rstrip("/")
+
+
+@contextlib.contextmanager
+def naming_url(url: str, act: str, remedy: str = "; check the URL, the network and your permissions") -> Iterator[None]:
+    """LampError with the URL for whatever goes wrong in a file system: each has errors of its own."""
+    try:
+        yield
+    except LampError:
+        raise
+    except Exception as error:
+        raise LampError(f"{url}: cannot be {act} ({type(error).__name__}: {error}){remedy}") from error
+
+
+def kind_of(fs: Any, place: str) -> str | None:
+    """`file`, `directory`, or None where nothing is there. Other errors are raised: they say nothing of the place."""
+    try:
+        return fs.info(place)["type"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]:
+    """The file at a place, or all files below it; each directory is added to `folders` behind those in it.
+
+    By lists: other calls of fsspec take brackets for patterns.
+    """
+    kind = kind_of(fs, place)
+    if kind == "file":
+        yield place
+    elif kind == "directory":
+        for one in fs.ls(place, detail=True):
+            name = one["name"].rstrip("/")
+            if name.strip("/") != place.strip("/"):  # object stores list what stands for a directory in it
+                yield from walk(fs, name, folders) if one["type"] == "directory" else [name]
+        if folders is not None:
+            folders.append(place)
+
+
+def remove_tree(fs: Any, place: str) -> None:
+    """Removes all files below a place, and the directories where the file system has them."""
+    fs.invalidate_cache()
+    folders: list[str] = []
+    for name in [*walk(fs, place, folders)]:
+        fs.rm_file(name)
+    for folder in folders:
+        with contextlib.suppress(OSError, NotImplementedError):
+            fs.rmdir(folder)
