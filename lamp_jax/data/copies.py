@@ -98,8 +98,9 @@ class Copy:
                 self._remove(path)
 
     def _remove(self, path: Path) -> None:
-        if self._sent.pop(path, None) and self._fs.exists(self._there(path)):
+        if path in self._sent and kind_of(self._fs, self._there(path)):
             self._fs.rm_file(self._there(path))
+        self._sent.pop(path, None)
         self._write_notes({known: note for known, note in self._read_notes().items() if known != path})
 
     def _put(self, path: Path, state: tuple[int, int]) -> None:

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from lamp_jax.errors import LampError
+from lamp_jax.errors import LampError, Preempted
 
 _PACKAGES = {"gs": "-e '.[gcs]'", "s3": "s3fs", "ssh": "paramiko", "sftp": "paramiko"}
 _PACKAGES |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs")
@@ -33,7 +33,7 @@ def naming_url(url: str, act: str, remedy: str = "; check the URL, the network a
     """LampError with the URL for whatever goes wrong in a file system: each has errors of its own."""
     try:
         yield
-    except LampError:
+    except (LampError, Preempted):
         raise
     except Exception as error:
         raise LampError(f"{url}: cannot be {act} ({type(error).__name__}: {error}){remedy}") from error
@@ -59,7 +59,10 @@ def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]
         for one in fs.ls(place, detail=True):
             name = one["name"].rstrip("/")
             if name.strip("/") != place.strip("/"):  # object stores list what stands for a directory in it
-                yield from walk(fs, name, folders) if one["type"] == "directory" else [name]
+                if one["type"] == "directory":
+                    yield from walk(fs, name, folders)
+                elif one["type"] != "other":  # pipes and sockets
+                    yield name
         if folders is not None:
             folders.append(place)
 

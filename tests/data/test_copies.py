@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lamp_jax.data import remote
 from lamp_jax.data.copies import Copy
 from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
-from lamp_jax.errors import LampError
+from lamp_jax.errors import LampError, Preempted
 from tests.bucket import url
 
 
@@ -304,3 +304,17 @@ def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above)
     if above == ["ds"]:
         expected = {name.removeprefix("ds/"): held for name, held in expected.items()}
     assert {name: held for name, held in contents(read.parent).items() if not name.startswith("::")} == expected
+
+
+def test_a_command_that_is_stopped_while_it_sends_is_no_error(machine, bucket, monkeypatch):
+    def stop(self, path, there, **more):
+        raise Preempted
+
+    out = Path(bring(url(bucket / "p.json")).output)
+    out.write_text("answers")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "put_file", stop)
+        with pytest.raises(Preempted):
+            remote.publish()
+    remote.leave()
+    assert contents(bucket) == {"p.json": b"answers"}

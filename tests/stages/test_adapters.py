@@ -502,6 +502,20 @@ def test_what_is_exported_and_imported_is_the_same_adapter(questions, whole, tmp
     assert [found[key] for key in keys] == [expected[key] for key in keys]
 
 
+def test_a_store_names_its_base_by_url_and_another_machine_finds_it(whole, tmp_path, monkeypatch):
+    directory, base = export(whole, tmp_path), tmp_path / "base"
+    shutil.copytree(MODEL, base)
+    before = {path: path.read_bytes() for path in [*base.iterdir(), *directory.iterdir()]}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+    assert lamp(*import_words(url(directory), url(tmp_path / "new"), model=url(base))) == 0
+    assert open_store(tmp_path / "new").form.base_name == url(base)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    assert lamp("export-adapter", url(tmp_path / "new"), "--user", "u3", "--output", url(tmp_path / "again")) == 0
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["base_model_name_or_path"] == url(base)
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (directory / WEIGHTS).read_bytes()
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
 def test_an_import_keeps_to_the_type_of_the_store(whole, tmp_path, capsys, kept):
     directory = export(whole, tmp_path)
