@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from lamp_jax.errors import LampError, Preempted
+from lamp_jax.errors import LampError
 
 _PACKAGES = {"gs": "-e '.[gcs]'", "s3": "s3fs", "ssh": "paramiko", "sftp": "paramiko"}
 _PACKAGES |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs")
@@ -33,7 +33,7 @@ def naming_url(url: str, act: str, remedy: str = "; check the URL, the network a
     """LampError with the URL for whatever goes wrong in a file system: each has errors of its own."""
     try:
         yield
-    except (LampError, Preempted):
+    except LampError:
         raise
     except Exception as error:
         raise LampError(f"{url}: cannot be {act} ({type(error).__name__}: {error}){remedy}") from error

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
@@ -318,3 +319,24 @@ def test_a_command_that_is_stopped_while_it_sends_is_no_error(machine, bucket, m
             remote.publish()
     remote.leave()
     assert contents(bucket) == {"p.json": b"answers"}
+
+
+def test_an_object_store_without_directories(machine):
+    """Objects have names alone; one may stand for a directory, and checkpoints are moved and removed by their names."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    out = Path(bring("memory://b/r[1]").output)
+    make_tree(out, [["a b"], [".git", "config"]])
+    remote.leave()
+    for name in ("r[1]/run.unfinished/checkpoints/5/x", "r1/checkpoints/5/x", "r[1]/checkpoints/4/x"):
+        fs.pipe_file(f"/b/{name}", name.encode())
+    remote.move_checkpoints(out / "run.unfinished", out)
+    sent = ["/b/r[1]/.git/config", "/b/r[1]/a b"]
+    assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", *sent, "/b/r[1]/checkpoints/5/x"]
+    remote.remove_checkpoints(out)
+    assert contents(Path(remote.bring(Reading("memory://b/r[1]/", "memory://b/x")).questions)) == contents(out)
+    bring("memory://b/r[1]")
+    (out / "a b").unlink()
+    remote.leave()
+    assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", "/b/r[1]/.git/config"]
+    fs.store.clear()
