@@ -85,11 +85,11 @@ def url_of(path: str | Path, *kinds: str) -> str | None:
 
 def is_private(name: str) -> bool:
     """Whether a file of a copy's folder is the copy's own and belongs to no URL."""
-    return name.startswith(_MARK)
+    return name.startswith(f".{_MARK}")
 
 
 def private_path(folder: Path, name: str) -> Path:
-    return folder / f"{_MARK}{name}"
+    return folder / f".{_MARK}{name}"
 
 
 def with_urls(value: Any) -> Any:

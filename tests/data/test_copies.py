@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lamp_jax.data import remote
 from lamp_jax.data.copies import Copy
 from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
+from lamp_jax.data.records import digest
 from lamp_jax.errors import LampError, Preempted
 from tests.bucket import url
 
@@ -304,7 +305,11 @@ def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above)
     del expected["other/x"]
     if above == ["ds"]:
         expected = {name.removeprefix("ds/"): held for name, held in expected.items()}
-    assert {name: held for name, held in contents(read.parent).items() if not name.startswith("::")} == expected
+    assert {name: held for name, held in contents(read.parent).items() if not name.startswith(".::")} == expected
+    before = digest(str(read.parent))
+    machine("second")
+    read = Path(remote.bring(Reading(url(directory / "train"), url(bucket / "out2"))).questions)
+    assert digest(str(read.parent)) == before
 
 
 def test_a_command_that_is_stopped_while_it_sends_is_no_error(machine, bucket, monkeypatch):
