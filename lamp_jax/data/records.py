@@ -156,33 +156,16 @@ def claim(
     contains or is inside an input; while another command writes to it; and if another output is at its place, which
     with `options.force` is replaced once the new one is complete, provided that a record of lamp names all of it.
     """
-    if not str(output):
-        raise LampError("--output is empty; give a file or directory to write to")
-    output = Path(output)
-    output = output.resolve() if output.is_symlink() or output.name in ("", "..") else output
-    inputs = list(dict.fromkeys(inputs))
-    further = {name: Path(path) for name, path in (beside or {}).items() if path}
+    wanted = _Wanted.of(output, beside, directory=directory, part=part)
+    output, inputs = wanted.output, list(dict.fromkeys(inputs))
     stage = type(options).__name__.lower()
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
     force = getattr(options, "force", False) if force is None else force
-    written = _written(output, further.values(), directory=directory)
     locks: list[Path] = []
 
     def prepare() -> None:
-        check_distinct(output, further.values(), written, directory=directory)
-        check_apart(written, [*inputs, *reads])
-        check_kind(output, directory=directory)
-        if any(one.output == output and one.part == part for claims in _claims for one in claims):
-            raise LampError(f"{output}: this process is writing to it; wait until that command ends")
-        holder = f"lamp {stage}"
-        held = [lock_output(output, directory=directory, part=part, holder=holder)]
-        try:
-            for path in further.values() if not part else ():  # of several parts, any may write it
-                held.append(lock_output(path, directory=False, holder=holder))
-        except BaseException:
-            unlock(held)
-            raise
-        locks.extend(held)
+        wanted.check([*inputs, *reads])
+        locks.extend(wanted.lock(f"lamp {stage}"))
         if not part:
             remove_temporary(output, directory=directory)
 
@@ -192,14 +175,12 @@ def claim(
     def make_fingerprint() -> str:
         digests.update({name: digest(name) for name in inputs})
         # The fingerprint knows inputs by their contents alone: a moved file is the same file.
-        known = json.dumps(
-            [type(options).__name__, with_urls(_without(settings, digests)), sorted(digests.values())], default=str
-        )
-        return hashlib.sha256(known.encode()).hexdigest()
+        known = [type(options).__name__, with_urls(_without(settings, digests)), sorted(digests.values())]
+        return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
 
     try:
         fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
-        found = _Found(output, fingerprint, {name: _real(path) for name, path in further.items()}, directory=directory)
+        found = _Found(output, fingerprint, wanted.real_beside, directory=directory)
         state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))
     except BaseException:
         unlock(locks)
@@ -211,7 +192,7 @@ def claim(
         "version": lamp_jax.__version__,
         "fingerprint": fingerprint,
         "makes": list(makes),
-        "beside": {name: relative_to_output(path, output) for name, path in further.items()},
+        "beside": {name: relative_to_output(path, output) for name, path in wanted.beside.items()},
     }
     record = Record(output, contents, state, directory, staged, part, locks)
     if _claims:
@@ -252,6 +233,62 @@ def digest(name: str) -> str:
         parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _contents(path)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"name {name}"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The outputs that a command wants to write."""
+
+    output: Path
+    beside: Mapping[str, Path]
+    directory: bool
+    part: str
+
+    @classmethod
+    def of(
+        cls, output: str | Path, beside: Mapping[str, str | Path] | None, *, directory: bool, part: str
+    ) -> "_Wanted":
+        """By the options; those that are empty ask for no output. LampError for an empty `output`."""
+        if not str(output):
+            raise LampError("--output is empty; give a file or directory to write to")
+        path = Path(output)
+        path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+        return cls(path, {name: Path(one) for name, one in (beside or {}).items() if one}, directory, part)
+
+    @property
+    def real_beside(self) -> dict[str, Path]:
+        """The further files by paths that are the same for all ways to name them, whether they are there or not."""
+        return {name: Path(os.path.realpath(path.parent), path.name) for name, path in self.beside.items()}
+
+    def check(self, inputs: Iterable[str]) -> None:
+        """LampError where an output cannot be: at, above or inside an input, at another's place, already in work."""
+        written = self._written()
+        check_distinct(self.output, self.beside.values(), written, directory=self.directory)
+        check_apart(written, inputs)
+        check_kind(self.output, directory=self.directory)
+        if any((one.output, one.part) == (self.output, self.part) for claims in _claims for one in claims):
+            raise LampError(f"{self.output}: this process is writing to it; wait until that command ends")
+
+    def lock(self, holder: str) -> list[Path]:
+        """Holds all outputs, or none: LampError where another process has one."""
+        held = [lock_output(self.output, directory=self.directory, part=self.part, holder=holder)]
+        try:
+            for path in self.beside.values() if not self.part else ():  # of several parts, any may write it
+                held.append(lock_output(path, directory=False, holder=holder))
+        except BaseException:
+            unlock(held)
+            raise
+        return held
+
+    def _written(self) -> list[Path]:
+        """All paths that the command may write."""
+        further = list(self.beside.values())
+        places = [self.output, *further, *(staged_path(path, directory=False) for path in further)]
+        if not self.directory:
+            staged = staged_path(self.output, directory=False)
+            places.append(staged)
+            places += [at(place) for place in (self.output, staged) for at in (record_path, journal_path)]
+        return places
 
 
 @dataclass(frozen=True)
@@ -334,23 +371,6 @@ class _Found:
         for path in self.beside.values():
             if path.exists() and path not in known:
                 raise LampError(f"{path}: exists, and the record of {self.output} does not name it; move it away")
-
-
-def _real(path: Path) -> Path:
-    """A path that is the same for all ways to name it, whether it is there or not."""
-    return Path(os.path.realpath(path.parent), path.name)
-
-
-def _written(output: Path, beside: Iterable[Path], *, directory: bool) -> list[Path]:
-    """All paths that a command may write."""
-    places = [output, *beside]
-    staged = [staged_path(path, directory=directory and path is output) for path in places]
-    if directory:
-        return [*places, *staged[1:]]
-    return [
-        *(*places, _record_at(output, directory), journal_path(output)),
-        *(*staged, _record_at(staged[0], directory), journal_path(staged[0])),
-    ]
 
 
 def _record_at(place: Path, directory: bool) -> Path:
