@@ -91,7 +91,11 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     """A store whose adapters were made for this model. LampError for another's."""
     store = open_store(directory)
     check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
-    check_form(store.form, make_form(model, store.form.lora, store.form.dtype), where=directory)
+    try:
+        wanted = make_form(model, store.form.lora, store.form.dtype)
+    except LampError as error:
+        raise LampError(f"{directory}: {error}; copy the store again, or give another one") from None
+    check_form(store.form, wanted, where=directory)
     made = read_record(Path(directory)) or {}
     trained = made.get("users") if made.get("finished") else 0
     if made.get("finished") and (store.dropped or type(trained) is not int or trained > len(store.entries)):

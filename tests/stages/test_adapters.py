@@ -431,7 +431,7 @@ def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path
     ("change", "message"),
     [
         (lambda form: form["shapes"].update({"x.up": form["shapes"].popitem()[1]}), "none in the store"),
-        (lambda form: form.update(targets=["key"]), "targets key in the store"),
+        (lambda form: form.update(targets=["key"]), "projections key"),
         (lambda form: form.update(rank=form["rank"] + 1), "rank|shape"),
         (lambda form: form.update(alpha=float("nan")), "'alpha' cannot be nan"),
         (lambda form: form.update(rank=0), "'rank' cannot be 0"),
