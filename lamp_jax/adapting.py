@@ -1,7 +1,7 @@
 """The training of many users' adapters: block after block of users, each from the first update to the last."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import count
@@ -142,10 +142,17 @@ class Company:
         return 1 - self.real / self.computed if self.computed else 0.0
 
 
-def adapt(output: Path, company: Company, *, known: Callable[[str], bool], keep: Callable[[Learned], None]) -> None:
-    """Trains all users that are not `known`, and gives those of each block to `keep`; logs and checkpoints in `output`.
+def adapt(
+    output: Path,
+    company: Company,
+    *,
+    known: Callable[[Sequence[str]], Container[str]],
+    keep: Callable[[Learned], None],
+) -> None:
+    """Trains the users that are not `known`, and gives those of each block to `keep`; logs and checkpoints in `output`.
 
-    A block that was stopped goes on behind its newest checkpoint. Preempted, with all on disk, where SIGTERM ended it.
+    `known` gives those of some users who need no training. A block that was stopped goes on behind its newest
+    checkpoint. Preempted, with all on disk, where SIGTERM ended it.
     """
     users = sum(len(block.learners) for block in company.blocks)
     with (
@@ -157,7 +164,8 @@ def adapt(output: Path, company: Company, *, known: Callable[[str], bool], keep:
         made, stops = 0, map(must_stop, count(1))  # asked about numbers that follow each other
         for number, block in enumerate(company.blocks):
             made += sum(learner.updates(block.learning) for learner in block.learners)
-            if all(known(learner.user) for learner in block.learners):
+            done = known([learner.user for learner in block.learners])
+            if all(learner.user in done for learner in block.learners):
                 bar.update(len(block.learners))
             else:
                 learned, stop = _learn(company, number, checkpoints, stops, bar)

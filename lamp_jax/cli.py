@@ -34,6 +34,7 @@ STAGES: dict[str, type] = {
     "train-adapters": config.TrainAdapters,
     "export-adapter": config.ExportAdapter,
     "import-adapter": config.ImportAdapter,
+    "convert-store": config.ConvertStore,
     "train-retriever": config.TrainRetriever,
     "feedback retrievers": config.FeedbackRetrievers,
     "selector-data": config.SelectorData,

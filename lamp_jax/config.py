@@ -345,6 +345,18 @@ class ImportAdapter:
 
 
 @dataclass(frozen=True)
+class ConvertStore:
+    """Make a store of adapters of this version from one of an earlier version, which stays as it is."""
+
+    store: str
+    """Directory of the old store."""
+    output: str
+    """Directory of the new one."""
+    force: bool = False
+    """Start over where the output already exists."""
+
+
+@dataclass(frozen=True)
 class FeedbackItems:
     """Ask a model each question once with each of its top items, alone in the prompt, and score the answers."""
 

@@ -1,35 +1,62 @@
-"""Adapters of many users in one set of files, read at random by user id.
+"""Adapters of many users in one directory, read at random by user id.
 
-A manifest, `adapters.json`: the form of all of them. A journal, `users.jsonl`: one line for each user. Their numbers
-behind each other in the same order, `adapters.bin`: little endian, as many bytes for each user. Numbers are on disk
-before their lines, so that a store which was cut off holds whole adapters only.
+`adapters.json` has the form of all adapters and lists the segments: shards, which hold the users in their order, and
+index segments, which find a user's row (see `segments`). An append writes a shard and an index segment, into which
+small ones before are merged, and then replaces the list: killed anywhere, it leaves the store as it was before.
 """
 
 import contextlib
-import json
 import math
 import os
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from lamp_jax.config import Lora
-from lamp_jax.data.files import glimpse, read_json, write_json
-from lamp_jax.data.journals import Journal, whole_lines
+from lamp_jax.data import old_store
+from lamp_jax.data.files import check_fetched, glimpse, read_json, write_json
+from lamp_jax.data.journals import lock
+from lamp_jax.data.remote import Pace
+from lamp_jax.data.segments import (
+    INDEX,
+    POSTING,
+    ROW,
+    SHARDS,
+    Entry,
+    Index,
+    Kind,
+    Segment,
+    Shard,
+    due,
+    hash_user,
+    is_segment,
+    user_bytes,
+    write_index,
+    write_shard,
+)
+from lamp_jax.data.tensor_files import damaged
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree
 
 EVERYBODY = "everybody"
 """The user id of an adapter that all users share who have none of their own."""
 
-FORM, USERS, NUMBERS = "adapters.json", "users.jsonl", "adapters.bin"
+FORM = "adapters.json"
+FILES = (FORM, "adapters-*.safetensors", "index-*.safetensors")
+"""Patterns of the names of a store's files."""
+VERSION = 2
+_LOCK = ".adapters.lamp.lock"
 
 _TYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_TENSOR_TYPES = {"float32": "F32", "bfloat16": "BF16"}
 _FORM_KINDS: dict[str, tuple[type, ...]] = {
     "base": (str,),
     "base_name": (str,),
@@ -39,13 +66,9 @@ _FORM_KINDS: dict[str, tuple[type, ...]] = {
     "shapes": (dict,),
     "dtype": (str,),
 }
-_LINE_KINDS: dict[str, tuple[type, ...]] = {
-    "user": (str,),
-    "items": (int,),
-    "updates": (int,),
-    "loss": (float, int, type(None)),
-    "crc32": (int,),
-}
+_LIST_KINDS: dict[str, tuple[type, ...]] = {"version": (int,), "segments": (list,), "crc32": (int,)}
+_SEGMENT = re.compile(r"(adapters|index)-(\d{12})-(\d{12})\.safetensors (\d{1,9}) (\d{1,18}) ([0-9a-f]{16})")
+_MOST = 2**63
 _SHOWN = 5
 
 
@@ -83,77 +106,91 @@ class Form:
             start = stop
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What is known of one user's adapter."""
+class Segments(NamedTuple):
+    """The files of a store, in the order of their rows."""
 
-    user: str
-    items: int
-    """Examples it was trained on."""
-    updates: int
-    loss: float | None
-    """Mean of the last epoch, nats a token; None for an imported one."""
+    shards: tuple[Segment, ...] = ()
+    index: tuple[Segment, ...] = ()
+
+    @property
+    def users(self) -> int:
+        return self.shards[-1].stop if self.shards else 0
+
+    @property
+    def names(self) -> set[str]:
+        return {segment.name for segment in (*self.shards, *self.index)}
+
+
+class _Found(NamedTuple):
+    """A user's row in the store, what is known of the adapter, and the checksum of its numbers."""
+
+    row: int
+    entry: Entry
+    checksum: int
+
+
+Value = TypeVar("Value")
 
 
 class AdapterStore:
     """The adapters of a directory. Made by `create_store` it can be appended to, by `open_store` it is only read.
 
-    Of several processes the first writes, and all append alike; each reads the files for itself.
+    Of several processes the first writes, and all append alike; each reads the files for itself. What is read while
+    another command appends is what was there on opening, or a later state.
     """
 
-    def __init__(self, directory: str | Path, form: Form, *, journal: Journal | None = None):
-        self.directory, self.form = Path(directory), form
-        self.entries: dict[str, Entry] = {}
-        """By user, in the order of the file."""
-        self._rows: dict[str, int] = {}
-        self._checksums: list[int] = []
-        self._journal = journal
-        found = agree(self._find) if journal else self._find()
-        self.dropped: int = found["dropped"]
-        """Lines that were left out on opening: broken off, or without all of their numbers."""
-        self._add(found["lines"])
-        if journal:
-            journal.keep(len(self.entries))
+    def __init__(self, directory: Path, form: Form, segments: Segments, *, held: Sequence[IO[bytes]] | None = None):
+        self.directory, self.form = directory, form
+        self.entries: Mapping[str, Entry] = _Entries(self)
+        """By user, in the order of the rows."""
+        self.segments = segments
+        self._held, self._pace = held, Pace()
+        self._opened: dict[str, Any] = {}
 
     def append(self, entries: Sequence[Entry], adapters: Mapping[str, np.ndarray]) -> None:
         """Adds users, on disk before this returns: `adapters` holds each array of the form with the users in front.
 
-        Numbers of any float type are converted to the form's. Killed, it leaves the first of these users or none.
+        Numbers of any float type are converted to the form's. Killed, it leaves all of these users or none.
         Raises LampError, and adds nobody, for users who are there already, for other arrays or shapes than the form's,
         for numbers that are not finite, and for adapters without effect.
         """
-        if self._journal is None:
+        if self._held is None:
             raise ValueError(f"{self.directory}: opened to be read; create_store opens it to append")
-        users = [entry.user for entry in entries]
-        self._check_new(users)
+        self._check_new(entries)
         numbers = self._joined(len(entries), adapters)
-        self._check_numbers(users, numbers)
-        lines = [_line(entry, zlib.crc32(row)) for entry, row in zip(entries, numbers.view(np.uint8), strict=True)]
-        agree(lambda: self._write(numbers))
-        self._journal.append(lines)
-        self._add(lines)
+        self._check_numbers([entry.user for entry in entries], numbers)
+        if entries:
+            self.segments = _parse_segments(agree(lambda: self._write(entries, numbers)), self.directory / FORM)
 
     def read(self, users: Sequence[str]) -> dict[str, np.ndarray]:
         """The adapters of these users, in this order: each array of the form [n, *its shape], in the form's type.
 
         LampError for users who have none, with their number, and for one whose bytes are not those that were written.
         """
-        unknown = [user for user in users if user not in self._rows]
-        if unknown:
-            raise LampError(
-                f"{self.directory}: no adapter of {len(unknown)} of {len(users)} users ({_first(unknown)}); train or "
-                "import theirs, or leave them out"
-            )
-        numbers = self._records(users).view(_TYPES[self.form.dtype])
-        return {name: numbers[:, part].reshape(len(users), *shape) for name, shape, part in self.form.parts()}
+        records = self._reading(lambda: self._records(users, self._locate(users)))
+        return self.arrays(records)
 
-    def serving(self, user: str) -> str | None:
-        """Whose adapter answers a user's questions: the user's own, else everybody's; None where there is neither."""
-        return next((one for one in (user, EVERYBODY) if one in self.entries), None)
+    def known(self, users: Sequence[str]) -> set[str]:
+        """Those of the users who have an adapter of their own; the same in all processes of a store to append to."""
+
+        def look() -> list[str]:
+            return list(self._reading(lambda: self._locate(users)))
+
+        return set(look() if self._held is None else agree(look))
+
+    def find(self, users: Sequence[str]) -> dict[str, Entry]:
+        """What is known of the adapters of those users who have one."""
+        return {user: found.entry for user, found in self._reading(lambda: self._locate(users)).items()}
+
+    def serving(self, users: Sequence[str | None]) -> list[str | None]:
+        """Whose adapter answers each user's questions: the user's own or else everybody's; None for neither."""
+        known = self.known([EVERYBODY, *(user for user in users if user is not None)])
+        others = EVERYBODY if EVERYBODY in known else None
+        return [None if user is None else user if user in known else others for user in users]
 
     def read_for(self, users: Sequence[str | None]) -> dict[str, np.ndarray]:
         """As `read`, the adapter that serves each user; zeros, which change nothing, for None and who has none."""
-        serving = [None if user is None else self.serving(user) for user in users]
+        serving = self.serving(users)
         places = [place for place, user in enumerate(serving) if user is not None]
         found = self.read([user for user in serving if user is not None])
         rows = {name: np.zeros((len(users), *values.shape[1:]), values.dtype) for name, values in found.items()}
@@ -161,44 +198,124 @@ class AdapterStore:
             rows[name][places] = values
         return rows
 
+    def scan(self) -> Iterator[Entry]:
+        """All entries in their order, read shard by shard. LampError for one that is damaged."""
+        first = 0
+        while first < self.segments.users:
+            shard = self._reading(lambda: self._shard_of(first))  # noqa: B023 (called at once)
+            entries = self._reading(lambda: list(self._shard_of(first).entries()))  # noqa: B023
+            start = first - shard.segment.first
+            yield from entries[start:]
+            first += len(entries) - start
+
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        for file in self._held or ():
+            (self.directory / _LOCK).unlink(missing_ok=True)
+            file.close()
+        self._held = None if self._held is None else ()
 
-    def _find(self) -> dict[str, Any]:
-        """The lines whose numbers are there, and how many others.
+    def check_files(self) -> None:
+        """LampError where a segment is missing, or has another size than it was written with."""
+        self._reading(self._check_sizes)
 
-        LampError where it will be appended to, and more of them have none than a cut-off append leaves.
-        """
-        path, numbers = self.directory / USERS, self.directory / NUMBERS
-        lines = whole_lines(path)
-        broken_off = path.exists() and path.stat().st_size > sum(map(len, lines))
-        adapters = numbers.stat().st_size // self.form.bytes_per_user if numbers.exists() else 0
-        parsed = [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
-        if self._journal and (len(parsed) > adapters + 1 or (parsed and not numbers.exists())):
+    def sweep(self) -> None:
+        """Removes what killed appends left: segments that are not listed, and temporary files of segments."""
+        for path in self.directory.iterdir():
+            if is_segment(path.name, temporary=True) and path.name not in self.segments.names:
+                path.unlink()
+
+    def _reading(self, act: Callable[[], Value]) -> Value:
+        """What `act` reads; once more by the newest list of segments, where some have been merged meanwhile."""
+        while True:
+            try:
+                return act()
+            except FileNotFoundError as error:
+                before, self.segments = self.segments, read_segments(self.directory)
+                if before == self.segments:
+                    raise LampError(
+                        f"{error.filename}: no such file; copy the store again, or make it again (--force)"
+                    ) from None
+
+    def _check_sizes(self) -> None:
+        for segment in (*self.segments.shards, *self.segments.index):
+            path = self.directory / segment.name
+            if (size := path.stat().st_size) != segment.size:
+                check_fetched(path)
+                raise LampError(
+                    f"{path}: has {size} of {segment.size} bytes; copy the store again, or make it again (--force)"
+                )
+
+    def _open(self, segment: Segment) -> Any:
+        """The reader of a segment; those of segments that are not listed any more are dropped."""
+        if segment.name not in self._opened:
+            listed = self.segments.names
+            self._opened = {name: opened for name, opened in self._opened.items() if name in listed}
+            self._opened[segment.name] = self._open_anew(segment)
+        return self._opened[segment.name]
+
+    def _open_anew(self, segment: Segment) -> Shard | Index:
+        if segment.kind == INDEX:
+            return Index(self.directory, segment)
+        size = self.form.bytes_per_user // _TYPES[self.form.dtype].itemsize
+        return Shard(self.directory, segment, _TENSOR_TYPES[self.form.dtype], size)
+
+    def _shard_of(self, row: int) -> Shard:
+        shards = self.segments.shards
+        return self._open(shards[bisect_right(shards, row, key=lambda segment: segment.first) - 1])
+
+    def _locate(self, users: Iterable[str]) -> dict[str, _Found]:
+        """The rows of those users who have an adapter."""
+        wanted, found = list(dict.fromkeys(users)), {}
+        hashes = np.array([hash_user(user_bytes(user)) for user in wanted], np.uint64)
+        for segment in sorted(self.segments.index, key=lambda segment: -segment.users):
+            left = [place for place, user in enumerate(wanted) if user not in found]
+            if not left:
+                break
+            for place, row in self._open(segment).find(hashes[left]):
+                user = wanted[left[place]]
+                shard = self._shard_of(row)
+                with shard.file.open() as file:
+                    entry = shard.entry(file, row)
+                if entry is None:
+                    raise damaged(shard.file.path, f"the adapter of user {user!r}")
+                if entry[0].user == user:
+                    found[user] = _Found(row, *entry)
+        return found
+
+    def _records(self, users: Sequence[str], found: Mapping[str, _Found]) -> np.ndarray:
+        """[n, bytes of a user] uint8, checked."""
+        unknown = [user for user in users if user not in found]
+        if unknown:
             raise LampError(
-                f"{numbers}: has the numbers of {adapters} users, and {path} names {len(parsed)}; "
-                f"copy {NUMBERS} again, or make the store again (--force)"
+                f"{self.directory}: no adapter of {len(unknown)} of {len(users)} users ({_first(unknown)}); train or "
+                "import theirs, or leave them out"
             )
-        return {"lines": parsed[:adapters], "dropped": len(parsed[adapters:]) + broken_off}
+        records = np.empty((len(users), self.form.bytes_per_user), np.uint8)
+        for user, record in zip(users, records, strict=True):
+            shard = self._shard_of(found[user].row)
+            with shard.file.open() as file:  # a map of it would be fetched from a disk page by page
+                data = shard.numbers(file, found[user].row)
+            if zlib.crc32(data) != found[user].checksum:
+                raise damaged(shard.file.path, f"the adapter of user {user!r}")
+            record[:] = np.frombuffer(data, np.uint8)
+        return records
 
-    def _add(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        for line in lines:
-            user = line["user"]
-            if user in self.entries:
-                raise LampError(f"{self.directory / USERS}: user {user!r} is there twice; make the store again")
-            self._rows[user] = len(self._rows)
-            self._checksums.append(line["crc32"])
-            self.entries[user] = Entry(user, line["items"], line["updates"], line["loss"])
+    def arrays(self, records: np.ndarray) -> dict[str, np.ndarray]:
+        """Bytes of users, [n, bytes of a user] uint8, as arrays of the form."""
+        numbers = records.view(_TYPES[self.form.dtype])
+        return {name: numbers[:, part].reshape(len(records), *shape) for name, shape, part in self.form.parts()}
 
-    def _check_new(self, users: Sequence[str]) -> None:
+    def _check_new(self, entries: Sequence[Entry]) -> None:
+        users = [entry.user for entry in entries]
+        for user in self.known(users):
+            raise LampError(f"{self.directory}: user {user!r} has an adapter already; leave the user out")
         seen: set[str] = set()
-        for user in users:
-            if user in self.entries:
-                raise LampError(f"{self.directory}: user {user!r} has an adapter already; leave the user out")
-            if user in seen:
-                raise LampError(f"{self.directory}: user {user!r} is given twice; give each user once")
-            seen.add(user)
+        for entry in entries:
+            if entry.user in seen:
+                raise LampError(f"{self.directory}: user {entry.user!r} is given twice; give each user once")
+            if max(abs(entry.items), abs(entry.updates)) >= _MOST:
+                raise LampError(f"{self.directory}: user {entry.user!r}: {entry.items} items; give less than 2**63")
+            seen.add(entry.user)
 
     def _joined(self, count: int, adapters: Mapping[str, np.ndarray]) -> np.ndarray:
         """Arrays [count, ...] -> [count, numbers of a user] in the form's type."""
@@ -222,77 +339,128 @@ class AdapterStore:
 
     def faults(self, adapters: Mapping[str, np.ndarray]) -> list[str]:
         """What is wrong with each of these adapters [n, ...], for which `append` would refuse it; else empty."""
-        return list(map(self._fault, self._joined(len(next(iter(adapters.values()))), adapters)))
+        return self._faults(self._joined(len(next(iter(adapters.values()))), adapters))
 
-    def _fault(self, row: np.ndarray) -> str:
-        """Of what will be written, [numbers of a user]: rounding may make infinities, and zeros."""
-        if not np.isfinite(row).all():
-            return f"has numbers that are not finite as {self.form.dtype}"
-        for kind in ("down", "up"):
+    def _faults(self, numbers: np.ndarray) -> list[str]:
+        """Of what will be written, [n, numbers of a user]: rounding may make infinities, and zeros."""
+        faults = [""] * len(numbers)
+        for kind in ("up", "down"):
             parts = [part for name, _, part in self.form.parts() if name.endswith(f".{kind}")]
-            if parts and not any(row[part].any() for part in parts):
-                return f"has no effect: all of its `{kind}` matrices are 0"
-        return ""
+            effect = np.any([(numbers[:, part] != 0).any(axis=1) for part in parts], axis=0) if parts else ()
+            for place in np.flatnonzero(np.logical_not(effect)):
+                faults[place] = f"has no effect: all of its `{kind}` matrices are 0"
+        for place in np.flatnonzero(~np.isfinite(numbers).all(axis=1)):
+            faults[place] = f"has numbers that are not finite as {self.form.dtype}"
+        return faults
 
     def _check_numbers(self, users: Sequence[str], numbers: np.ndarray) -> None:
-        for user, row in zip(users, numbers, strict=True):
-            if fault := self._fault(row):
+        for user, fault in zip(users, self._faults(numbers), strict=True):
+            if fault:
                 raise LampError(
                     f"{self.directory}: adapter of user {user!r} {fault}; train it again, or leave the user out"
                 )
 
-    def _write(self, numbers: np.ndarray) -> None:
-        with open(self.directory / NUMBERS, "ab") as file:
-            file.truncate(len(self.entries) * self.form.bytes_per_user)  # of a cut-off append numbers may be left
-            file.write(numbers.view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
+    def _write(self, entries: Sequence[Entry], numbers: np.ndarray) -> list[str]:
+        """Appends to the files; the list of segments after that. Those that were merged are removed last."""
+        (shards, index), start, names = self.segments, self.segments.users, self.segments.names
+        many, level = due(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
+        kept, merged = shards[: len(shards) - many], [self._open(one) for one in shards[len(shards) - many :]]
+        shards = (*kept, write_shard(self.directory, merged, level, start, entries, numbers))
+        many, level = due(index, INDEX, len(entries), POSTING.itemsize)
+        kept, merged = index[: len(index) - many], [self._open(one) for one in index[len(index) - many :]]
+        index = (*kept, write_index(self.directory, merged, level, start, [entry.user for entry in entries]))
+        segments = Segments(shards, index)
+        write_json(self.directory / FORM, _contents(self.form, segments))
+        for name in names - segments.names:
+            (self.directory / name).unlink(missing_ok=True)
+        self._pace.publish()
+        return _listed(segments)
 
-    def _records(self, users: Sequence[str]) -> np.ndarray:
-        """[n, bytes of a user] uint8, checked."""
-        path, size = self.directory / NUMBERS, self.form.bytes_per_user
-        records = np.empty((len(users), size), np.uint8)
-        if not users:
-            return records
-        with open(path, "rb", buffering=0) as file:  # a map of it would be fetched from a disk page by page
-            for user, record in zip(users, records, strict=True):
-                row = self._rows[user]
-                count = os.preadv(file.fileno(), [record.data], row * size)
-                if count != size or zlib.crc32(record.data) != self._checksums[row]:
-                    raise LampError(
-                        f"{path}: the adapter of user {user!r} is damaged; copy the store again, or make it again"
-                    )
-        return records
+
+class _Entries(Mapping[str, Entry]):
+    """The entries of a store by user, which are read as they are asked for."""
+
+    def __init__(self, store: AdapterStore):
+        self._store = store
+
+    def __len__(self) -> int:
+        return self._store.segments.users
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.user for entry in self._store.scan())
+
+    def __contains__(self, user: object) -> bool:
+        return isinstance(user, str) and bool(self._store.known([user]))
+
+    def __getitem__(self, user: str) -> Entry:
+        return self._store.find([user])[user]
+
+    def values(self) -> ValuesView[Entry]:
+        return _EntryValues(self)
+
+
+class _EntryValues(ValuesView[Entry]):
+    def __iter__(self) -> Iterator[Entry]:
+        return self._mapping._store.scan()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def create_store(directory: str | Path, form: Form) -> AdapterStore:
-    """A store to append to: a new one, or that which stands there, if it is of this form (check_form).
+    """A store to append to: a new one, or that which is there, if it is of this form (check_form).
 
     LampError while another command appends to it (nothing is looked at before that is certain), and for one that has
-    lost numbers, which is left as it is.
+    lost files, which is left as it is.
     """
     directory = Path(directory)
+    held: list[IO[bytes]] = []
+
+    def settle() -> dict[str, Any]:
+        held.append(_hold(directory))
+        return _settle(directory, form)
+
+    def check(store: AdapterStore) -> None:
+        store.check_files()
+        store.sweep()
+
+    store = AdapterStore(directory, form, Segments(), held=held)
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(contextlib.closing(Journal(directory / USERS)))
-        contents = agree(lambda: _settle(directory, form))
-        store = AdapterStore(directory, _parse_form(contents, directory / FORM), journal=journal)
+        stack.callback(store.close)
+        contents = agree(settle)
+        path = directory / FORM
+        store.form, store.segments = _parse_form(contents, path), _parse_segments(contents["segments"], path)
+        agree(lambda: check(store))
         stack.pop_all()
     return store
 
 
 def open_store(directory: str | Path) -> AdapterStore:
-    """The store that stands there, to read: no file is changed. LampError where there is none, or no whole form."""
-    form = read_store_form(directory)
-    if form is None:
-        path = Path(directory) / FORM
+    """The store that is there, to read: no file is changed. LampError where there is none, or not all of it."""
+    directory, contents = Path(directory), _read_contents(Path(directory))
+    path = directory / FORM
+    if contents is None:
         raise LampError(f"{path}: no such file; give the directory of a store, as `lamp train-adapters` makes it")
-    return AdapterStore(directory, form)
+    store = AdapterStore(directory, _parse_form(contents, path), _parse_segments(contents["segments"], path))
+    store.check_files()
+    return store
 
 
 def read_store_form(directory: str | Path) -> Form | None:
-    """What the adapters of a store have in common; None where there is no store. LampError for no whole form."""
+    """What the adapters of a store have in common; None where there is no store. LampError for no complete form."""
+    contents = _read_contents(Path(directory))
+    return None if contents is None else _parse_form(contents, Path(directory) / FORM)
+
+
+def read_old_form(directory: str | Path) -> Form:
+    """What the adapters of an earlier version's store have in common. LampError for no complete form."""
     path = Path(directory) / FORM
-    return _parse_form(read_json(path), path) if path.exists() else None
+    return _parse_form(read_json(path), path)
+
+
+def read_segments(directory: Path) -> Segments:
+    """The files of a store. LampError where there is no store."""
+    contents = _read_contents(directory)
+    if contents is None:
+        raise LampError(f"{directory / FORM}: no such file; copy the store again, or make it again")
+    return _parse_segments(contents["segments"], directory / FORM)
 
 
 def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") -> None:
@@ -315,7 +483,7 @@ def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") ->
         raise LampError(f"{where}: {'; '.join(problems)}; {remedy}")
 
 
-def count_users(users: Sequence[str]) -> str:
+def count_users(users: Collection[str]) -> str:
     """How many they are, and the first few, as it may stand in a message."""
     return f"{len(users)} users" + (f" ({_first(users)})" if users else "")
 
@@ -332,22 +500,86 @@ def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
     yield from [one for one in shapes if one[1] != one[2]][:_SHOWN]
 
 
+def _hold(directory: Path) -> IO[bytes]:
+    """The lock of a store, which is this command's until it is closed. LampError where another command has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / _LOCK
+    while True:
+        file = lock(path, name=directory)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # the command that had it removed it in between
+
+
 def _settle(directory: Path, form: Form) -> dict[str, Any]:
-    """The form of the store that stands there, which is written where there is none, as JSON."""
-    path, contents, stored = directory / FORM, _form_contents(form), read_store_form(directory)
-    if stored:
-        check_form(stored, form, where=directory)
-        return _form_contents(stored)
-    for name in (USERS, NUMBERS):
-        if (directory / name).exists() and (directory / name).stat().st_size:
-            raise LampError(f"{directory / name}: stands there without {FORM}; bring that back, or move this away")
+    """The contents of the store's `adapters.json`, which is written where there is none."""
+    path, contents = directory / FORM, _read_contents(directory)
+    if contents is not None:
+        check_form(_parse_form(contents, path), form, where=directory)
+        return contents
+    for part in sorted(directory.iterdir()):
+        if is_segment(part.name) or (part.name in old_store.FILES and part.stat().st_size):
+            raise LampError(f"{part}: is there without {FORM}; bring that back, or move this away")
+    contents = _contents(form, Segments())
     _parse_form(contents, path)
     write_json(path, contents)
     return contents
 
 
-def _form_contents(form: Form) -> dict[str, Any]:
-    return {**vars(form), "shapes": dict(form.shapes)}
+def _contents(form: Form, segments: Segments) -> dict[str, Any]:
+    listed = _listed(segments)
+    common = {one.name: getattr(form, one.name) for one in fields(form)} | {"shapes": dict(form.shapes)}
+    return {"version": VERSION, **common, "segments": listed, "crc32": _sum(listed)}
+
+
+def _listed(segments: Segments) -> list[str]:
+    every = (*segments.shards, *segments.index)
+    return [f"{segment.name} {segment.level} {segment.size} {segment.digest}" for segment in every]
+
+
+def _sum(listed: Sequence[str]) -> int:
+    return zlib.crc32("\n".join(listed).encode())
+
+
+def _read_contents(directory: Path) -> dict[str, Any] | None:
+    """The contents of a store's `adapters.json`, None where there is none. LampError for another version's."""
+    path = directory / FORM
+    if not path.exists():
+        return None
+    contents = read_json(path)
+    _check_kinds(contents, _FORM_KINDS, str(path))
+    if "version" not in contents and old_store.is_old(directory):
+        raise LampError(
+            f"{directory}: a store of an earlier version of lamp; make one of this version of it: "
+            f"lamp convert-store --store {directory} --output NEW"
+        )
+    _check_kinds(contents, _LIST_KINDS, str(path))
+    if contents["version"] != VERSION:
+        raise LampError(f"{path}: of version {contents['version']}, and this lamp knows {VERSION}; use a newer lamp")
+    if not all(isinstance(one, str) for one in contents["segments"]) or _sum(contents["segments"]) != contents["crc32"]:
+        raise damaged(path, "the list of segments")
+    return contents
+
+
+def _parse_segments(listed: Sequence[str], path: Path) -> Segments:
+    """The segments that are listed. LampError unless those of each kind hold all users."""
+    found: dict[str, list[Segment]] = {SHARDS.name: [], INDEX.name: []}
+    for one in listed:
+        match = _SEGMENT.fullmatch(one)
+        if match is None:
+            raise damaged(path, f"the segment {glimpse(one)}")
+        name, first, stop, level, size, digest = match.groups()
+        kind: Kind = {SHARDS.name: SHARDS, INDEX.name: INDEX}[name]
+        before = found[name][-1].stop if found[name] else 0
+        segment = Segment(kind, int(first), int(stop), int(level), int(size), digest)
+        if not before == segment.first < segment.stop:
+            raise damaged(path, "the list of segments")
+        found[name].append(segment)
+    segments = Segments(*(tuple(found[kind.name]) for kind in (SHARDS, INDEX)))
+    if segments.users != (segments.index[-1].stop if segments.index else 0):
+        raise damaged(path, "the list of segments")
+    return segments
 
 
 def _parse_form(contents: Any, path: Path) -> Form:
@@ -374,25 +606,6 @@ def _parse_form(contents: Any, path: Path) -> Form:
     )
 
 
-def _line(entry: Entry, checksum: int) -> dict[str, Any]:
-    return {
-        "user": entry.user,
-        "items": int(entry.items),  # may be numpy's, which JSON does not know
-        "updates": int(entry.updates),
-        "loss": None if entry.loss is None else float(entry.loss),
-        "crc32": checksum,
-    }
-
-
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        contents = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise LampError(f"{where}: not whole JSON ({error}); copy the store again, or make it again") from None
-    _check_kinds(contents, _LINE_KINDS, where)
-    return contents
-
-
 def _check_kinds(contents: Any, kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
     if not isinstance(contents, dict):
         raise LampError(f"{where}: expected an object, found {glimpse(contents)}; copy the store again")
@@ -407,5 +620,5 @@ def _not_whole(where: str, name: str, value: Any) -> LampError:
     return LampError(f"{where}: {name!r} cannot be {glimpse(value)}; copy the store again, or make it again")
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+def _first(names: Collection[str]) -> str:
+    return ", ".join(islice(names, _SHOWN)) + (", ..." if len(names) > _SHOWN else "")

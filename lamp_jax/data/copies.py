@@ -91,7 +91,7 @@ class Copy:
             if record in changed and len(changed) > 1 and self._complete:
                 self._remove(record)  # first, or a kill would leave it with what is another's: a forced run's
                 self._complete = False
-            for path in sorted(changed, key=lambda path: (here[path][1], path.suffix == ".jsonl")):  # clocks are coarse
+            for path in sorted(changed, key=lambda path: (here[path][1], _counts(path))):  # clocks are coarse
                 self._put(path, here[path])
             for path in self._sent.keys() - here.keys():
                 self._check_held()
@@ -203,6 +203,11 @@ class Copy:
         unfinished = private_path(self._folder, "fetched.unfinished")
         unfinished.write_text(json.dumps(named))
         os.replace(unfinished, private_path(self._folder, "fetched.json"))
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file counts on others of its age: a journal, a record, a list of files."""
+    return path.suffix in (".json", ".jsonl")
 
 
 def _make_room(path: Path, folder: Path) -> None:

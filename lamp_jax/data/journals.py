@@ -65,17 +65,19 @@ def read_journal(path: Path) -> Iterator[Any]:
     return _parsed(whole_lines(path), path)
 
 
-def lock(path: Path) -> IO[bytes]:
+def lock(path: Path, *, name: Path | None = None) -> IO[bytes]:
     """A file that is opened to append, and made where there is none, by this command alone until it is closed.
 
-    LampError where another command has it. Nothing in it is changed.
+    LampError where another command has it, which names the file, or `name`. Nothing in it is changed.
     """
     file = open(path, "ab")  # noqa: SIM115 (open for as long as it is locked)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise LampError(f"{path}: another lamp command is writing to it; wait for its end, or stop it") from None
+        raise LampError(
+            f"{name or path}: another lamp command is writing to it; wait for its end, or stop it"
+        ) from None
     except OSError:
         pass  # some network file systems know no locks: work there goes on as unguarded as it has to be
     return file

@@ -37,11 +37,11 @@ from lamp_jax.data.outputs import (
     staged_path,
     unlock,
 )
+from lamp_jax.data.segments import is_segment
 from lamp_jax.data.urls import with_urls
 from lamp_jax.errors import LampError
 from lamp_jax.processes import agree, compare, is_first
 
-_CHECKED = "adapters.bin"  # large, and the checksums of all its parts stand in a file beside it
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 State = Literal["new", "unfinished", "done"]
@@ -404,10 +404,14 @@ def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
 
 
 def _contents(directory: Path) -> Iterator[Path]:
-    """The files that make a directory what it is, in their order."""
+    """The files that make a directory what it is, in their order.
+
+    Adapters are large, and the checksums of all of them are in another file of their store.
+    """
     for path in sorted(directory.rglob("*")):
         staged = path.relative_to(directory).parts[0] in (STAGED, REPLACED)
-        if path.is_file() and not staged and path.name not in {RECORD, _CHECKED} and path.name[:1] != ".":
+        large = path.name == "adapters.bin" or is_segment(path.name)
+        if path.is_file() and not (staged or large or path.name == RECORD or path.name[:1] == "."):
             yield path
 
 

@@ -1,7 +1,7 @@
 """`lamp export-adapter`: one user's adapter of a store as a directory that Hugging Face's peft loads."""
 
 from lamp_jax.config import ExportAdapter
-from lamp_jax.data.adapters import USERS, open_store
+from lamp_jax.data.adapters import FORM, open_store
 from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.remote import bring_input
 from lamp_jax.data.urls import with_urls
@@ -15,7 +15,7 @@ def run(options: ExportAdapter) -> None:
     model = options.model or bring_input(open_store(options.store).form.base_name)
     store = open_adapters(options.store, model)
     adapter = {name: values[0] for name, values in store.read([options.user]).items()}
-    inputs, reads = [f"{options.store}/{USERS}"], [options.store, model]
+    inputs, reads = [f"{options.store}/{FORM}"], [options.store, model]
     record = claim(options.output, options, inputs=inputs, reads=reads, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already exported")

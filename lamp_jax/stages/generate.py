@@ -98,13 +98,11 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     check_form(store.form, wanted, where=directory)
     made = read_record(Path(directory)) or {}
     trained = made.get("users") if made.get("finished") else 0
-    if made.get("finished") and (store.dropped or type(trained) is not int or trained > len(store.entries)):
+    if made.get("finished") and (type(trained) is not int or trained > len(store.entries)):
         raise LampError(
             f"{directory}: its training is finished with adapters of {trained} users, and it has those of "
             f"{len(store.entries)}; copy the store again"
         )
-    if store.dropped:
-        print(f"{directory}: was cut off; unfinished users ({store.dropped}) are left out")
     if made and not made.get("finished"):
         print(f"{directory}: its training is not finished; adapters of {len(store.entries)} users so far")
     return store
@@ -112,11 +110,11 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
 
 def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: str) -> int:
     """How many questions of a file an adapter answers. LampError where there is none."""
-    found = sum(store.serving(question.user) is not None for question in questions)
+    found = sum(user is not None for user in store.serving([question.user for question in questions]))
     if not found:
         asked = list(dict.fromkeys(question.user for question in questions))
         raise LampError(
-            f"{store.directory}: has adapters of {count_users(list(store.entries))}, of none of the "
+            f"{store.directory}: has adapters of {count_users(store.entries)}, of none of the "
             f"{count_users(asked)} of {path}; give the store of these users, or leave --adapters out"
         )
     return found

@@ -4,6 +4,7 @@ import contextlib
 import math
 from array import array
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -12,11 +13,9 @@ from tqdm import tqdm
 
 from lamp_jax.adapting import Company, Learned, adapt
 from lamp_jax.config import Lora, TrainAdapters
+from lamp_jax.data import adapters, old_store
 from lamp_jax.data.adapters import (
     EVERYBODY,
-    FORM,
-    NUMBERS,
-    USERS,
     AdapterStore,
     Entry,
     Form,
@@ -45,7 +44,7 @@ from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
 
 FAILED = "failed.jsonl"
 """Beside a store: whose training came to nothing, and why."""
-FILES = (FORM, USERS, NUMBERS, FAILED, *RUN_FILES)
+FILES = (*adapters.FILES, FAILED, *RUN_FILES)
 """What the output directory holds."""
 
 
@@ -77,7 +76,7 @@ def run(options: TrainAdapters) -> None:
         adapt(
             output,
             company,
-            known=lambda user: user in store.entries or user in done,
+            known=lambda users: store.known(users) | done,
             keep=partial(_keep, options, store, failed),
         )
     if not store.entries:
@@ -89,7 +88,7 @@ def run(options: TrainAdapters) -> None:
     agree(lambda: remove_checkpoints(output))
     if not failed.entries:
         agree(lambda: (output / FAILED).unlink(missing_ok=True))
-    facts = {"users": len(store.entries), "items": sum(one.items for one in store.entries.values())}
+    facts = {"users": len(store.entries), "items": agree(lambda: sum(one.items for one in store.scan()))}
     record.finish(**facts, users_without_items=without, users_failed=len(failed.entries))
     print(f"{options.output}: adapters of {facts['users']} users, from {facts['items']} items")
     if without:
@@ -104,7 +103,7 @@ def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned:
 
     Whose training came to nothing is noted, and disturbs no other.
     """
-    noted = {*store.entries, *(entry["user"] for entry in failed.entries)}
+    noted = store.known([one.user for one in learned.learners]) | {entry["user"] for entry in failed.entries}
     places, entries, lost = [], [], []
     for place, (one, fault) in enumerate(zip(learned.learners, store.faults(learned.adapters), strict=True)):
         loss = float(learned.losses[place])
@@ -121,10 +120,11 @@ def _keep(options: TrainAdapters, store: AdapterStore, failed: Journal, learned:
 def _check_imported(output: str) -> None:
     """LampError for a store with adapters that no training could make again."""
     try:
-        entries = open_store(output).entries.values()
+        old = old_store.is_old(Path(output))
+        entries = old_store.read_entries(Path(output)) if old else open_store(output).scan()
+        imported = [entry.user for entry in entries if not entry.updates]
     except LampError:  # none, or a damaged one: the reason for --force
         return
-    imported = [entry.user for entry in entries if not entry.updates]
     if imported:
         raise LampError(
             f"{output}: --force would remove adapters that were imported, those of {count_users(imported)}; export "

@@ -1,23 +1,28 @@
-"""Adapters of many users on disk: what was appended is read, whatever cut the store off or damaged it."""
+"""Adapters of many users on disk: what was appended is read, whatever killed an append or damaged the store."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
+import zlib
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from lamp_jax import processes
-from lamp_jax.data.adapters import FORM, NUMBERS, USERS, Entry, Form, check_form, create_store, open_store
+from lamp_jax.data import adapters as adapters_module
+from lamp_jax.data import segments
+from lamp_jax.data.adapters import EVERYBODY, FORM, Entry, Form, check_form, create_store, open_store
 from lamp_jax.errors import LampError
 
 SHAPES = {"encoder.attention.query.down": (2, 3, 1), "encoder.attention.query.up": (2, 1, 2, 2)}
@@ -47,7 +52,12 @@ def fill(directory, users, adapters, form=SMALL):
 
 
 def contents(directory):
-    return [(directory / name).read_bytes() for name in (FORM, USERS, NUMBERS)]
+    """All files but the lock."""
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir() if not path.name.endswith(".lock")}
+
+
+def files(directory, kind="adapters"):
+    return sorted(Path(directory).glob(f"{kind}-*.safetensors"))
 
 
 def assert_equal(found, adapters, places, form=SMALL):
@@ -78,11 +88,12 @@ def test_random_users_are_read_as_they_were_appended(form, users, data):
         for part in (slice(0, cut), slice(cut, None)):
             with closing(create_store(name, form)) as store:
                 store.append(entries[part], {name: values[part] for name, values in adapters.items()})
-                assert store.dropped == 0
         with closing(open_store(name)) as store:
             assert store.form == form
             assert list(store.entries.values()) == entries
-            assert Path(name, NUMBERS).stat().st_size == len(users) * form.bytes_per_user
+            assert list(store.entries) == users
+            tensors = [load_file(path)["numbers"] for path in files(name)]
+            assert sum(numbers.nbytes for numbers in tensors) == len(users) * form.bytes_per_user
             assert_equal(store.read([users[place] for place in places]), adapters, places, form)
 
 
@@ -219,26 +230,66 @@ def test_a_store_that_is_read_is_not_appended_to(store):
         read.append([], draw(SMALL, 0))
 
 
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 16
+    path.write_bytes(data)
+
+
 def test_a_damaged_byte_is_detected(tmp_path):
     fill(tmp_path, "abc", draw(SMALL, 3))
-    whole = (tmp_path / NUMBERS).read_bytes()
-    for place in range(SMALL.bytes_per_user, 2 * SMALL.bytes_per_user, 7):
-        damaged = bytearray(whole)
-        damaged[place] ^= 16
-        (tmp_path / NUMBERS).write_bytes(damaged)
+    shard = files(tmp_path)[1]
+    whole, numbers = shard.read_bytes(), load_file(shard)["numbers"].tobytes()
+    start = whole.index(numbers)
+    for place in range(start, start + len(numbers), 7):
+        flip(shard, place)
         with closing(open_store(tmp_path)) as store:
             assert_equal(store.read(["c", "a"]), draw(SMALL, 3), [2, 0])
-            with pytest.raises(LampError, match=r"adapters\.bin: the adapter of user 'b' is damaged"):
+            with pytest.raises(LampError, match=rf"{shard.name}: the adapter of user 'b' is damaged; copy the store"):
                 store.read(["a", "b"])
+        shard.write_bytes(whole)
 
 
-def test_numbers_that_vanished_behind_an_open_store_are_damage(tmp_path):
+@pytest.mark.parametrize("kind", ["adapters", "index"])
+def test_no_damaged_byte_changes_an_answer(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(segments, "CHUNK", 2)
+    with closing(create_store(tmp_path, SMALL)) as store:
+        store.append(entries_of(*"abcde"), draw(SMALL, 5))
+        expected = store.read(list("abcde")), list(store.entries.values())
+    (path,) = files(tmp_path, kind)
+    whole, refused = path.read_bytes(), 0
+    for place in range(len(whole)):
+        flip(path, place)
+        with closing(open_store(tmp_path)) as store:
+            for user, at in zip("abcde", range(5), strict=True):
+                try:
+                    found = store.read([user])
+                    entry = store.entries[user]
+                except LampError as error:
+                    refused += str(path) in str(error)
+                else:
+                    assert entry == expected[1][at]
+                    for name, values in found.items():
+                        np.testing.assert_array_equal(values, expected[0][name][[at]])
+            try:
+                assert not store.known(["nobody"])
+            except LampError:
+                refused += 1
+        path.write_bytes(whole)
+    assert refused > len(whole)
+
+
+def test_files_that_vanished_behind_an_open_store_are_damage(tmp_path):
     fill(tmp_path, "abc", draw(SMALL, 3))
     with closing(open_store(tmp_path)) as store:
-        (tmp_path / NUMBERS).write_bytes((tmp_path / NUMBERS).read_bytes()[:-1])
-        assert_equal(store.read(["b"]), draw(SMALL, 3), [1])
-        with pytest.raises(LampError, match="the adapter of user 'c' is damaged"):
+        _, second, third = files(tmp_path)
+        third.write_bytes(third.read_bytes()[:-1])
+        second.unlink()
+        assert_equal(store.read(["a"]), draw(SMALL, 3), [0])
+        with pytest.raises(LampError, match=rf"{third.name}: the file is damaged"):
             store.read(["c"])
+        with pytest.raises(LampError, match=rf"{second.name}: no such file; copy the store again"):
+            store.read(["b"])
 
 
 @pytest.fixture(scope="module")
@@ -248,102 +299,233 @@ def never_cut(tmp_path_factory):
     return directory
 
 
-def last_bytes(directory, name):
-    """The places where the last append may have been cut off, its beginning included."""
-    size = (directory / name).stat().st_size
-    last = SMALL.bytes_per_user if name == NUMBERS else len((directory / name).read_bytes().splitlines(True)[-1])
-    return range(size - last, size)
-
-
-def assert_mends(cut, never_cut, dropped):
-    """Two users are whole; reading changes nothing; the third can be appended again."""
-    before = contents(cut)
-    with closing(open_store(cut)) as store:
-        assert list(store.entries) == ["a", "b"]
-        assert store.dropped == dropped
-        assert_equal(store.read(["b", "a"]), draw(SMALL, 3), [1, 0])
-    assert contents(cut) == before
-    fill(cut, "abc", draw(SMALL, 3))
-    assert contents(cut) == contents(never_cut)
-
-
-def test_a_store_whose_lines_were_cut_off_anywhere_goes_on(never_cut, tmp_path):
-    places = last_bytes(never_cut, USERS)
-    for place in places:
-        cut = tmp_path / str(place)
-        shutil.copytree(never_cut, cut)
-        (cut / USERS).write_bytes((never_cut / USERS).read_bytes()[:place])
-        assert_mends(cut, never_cut, dropped=int(place > places[0]))
-
-
-@pytest.mark.parametrize("with_line", [True, False])
-def test_a_store_whose_numbers_were_cut_off_goes_on(never_cut, tmp_path, with_line):
-    places = last_bytes(never_cut, NUMBERS)
-    for place in {*places[::5], places[-1]}:
-        cut = tmp_path / str(place)
-        shutil.copytree(never_cut, cut)
-        (cut / NUMBERS).write_bytes((never_cut / NUMBERS).read_bytes()[:place])
-        if not with_line:
-            (cut / USERS).write_bytes((never_cut / USERS).read_bytes()[: last_bytes(never_cut, USERS)[0]])
-        assert_mends(cut, never_cut, dropped=int(with_line))
-
-
-def test_of_users_who_were_cut_off_together_the_first_are_kept(never_cut, tmp_path):
-    with closing(create_store(tmp_path, SMALL)) as store:
-        store.append(entries_of(*"abc"), draw(SMALL, 3))
-    assert contents(tmp_path) == contents(never_cut)
-    lines = (tmp_path / USERS).read_bytes()
-    (tmp_path / USERS).write_bytes(lines[: lines.index(b"\n") + 9])
-    fill(tmp_path, "abc", draw(SMALL, 3))
-    assert contents(tmp_path) == contents(never_cut)
-
-
-def test_a_store_without_its_numbers_holds_nobody(never_cut, tmp_path):
+@pytest.mark.parametrize("kind", ["adapters", "index"])
+@pytest.mark.parametrize("lost", ["a file", "bytes", "a byte"])
+def test_a_store_that_lost_files_is_refused_and_left_alone(never_cut, tmp_path, kind, lost):
     shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
-    (tmp_path / NUMBERS).unlink()
-    with closing(open_store(tmp_path)) as store:
-        assert (len(store.entries), store.dropped) == (0, 3)
-
-
-@pytest.mark.parametrize(("users", "kept"), [(3, None), (1, None), (3, 0), (3, 1), (2, 0)])
-def test_a_store_that_lost_numbers_is_not_appended_to(never_cut, tmp_path, users, kept):
-    """Numbers are on disk before their lines, so that no cut-off append leaves more lines than one without them."""
-    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
-    lines = (never_cut / USERS).read_bytes().splitlines(True)
-    (tmp_path / USERS).write_bytes(b"".join(lines[:users]) + b'{"user": "c", "it')
-    if kept is None:
-        (tmp_path / NUMBERS).unlink()
+    path = files(tmp_path, kind)[-1]
+    (tmp_path / ".adapters-000000000003-000000000004.safetensors.7.unfinished").write_text("a killed append's")
+    if lost == "a file":
+        path.unlink()
     else:
-        (tmp_path / NUMBERS).write_bytes((never_cut / NUMBERS).read_bytes()[: (kept + 1) * SMALL.bytes_per_user - 1])
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    told = rf"adapters\.bin: has the numbers of {kept or 0} users, and .*users\.jsonl names {users}; copy adapters\.bin"
-    with pytest.raises(LampError, match=told):
-        create_store(tmp_path, SMALL)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        path.write_bytes(path.read_bytes()[: -1 if lost == "a byte" else 5])
+    before = contents(tmp_path)
+    for opened in (open_store, lambda directory: create_store(directory, SMALL)):
+        with pytest.raises(LampError, match=rf"{path.name}: (no such file|has \d+ of \d+ bytes); copy the store again"):
+            opened(tmp_path)
+    assert contents(tmp_path) == before
+    assert not (tmp_path / ".adapters.lamp.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crc32": 1}, "the list of segments is damaged"),
+        ({"version": 3}, "of version 3, and this lamp knows 2"),
+        ({"version": None}, "'version' cannot be None"),
+        ({"segments": {}}, "'segments' cannot be {}"),
+        ({"segments": [1]}, "the list of segments is damaged"),
+    ],
+)
+def test_a_damaged_list_of_segments_is_named(never_cut, tmp_path, change, message):
+    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
+    (tmp_path / FORM).write_text(json.dumps({**json.loads((never_cut / FORM).read_text()), **change}))
+    for opened in (open_store, lambda directory: create_store(directory, SMALL)):
+        with pytest.raises(LampError, match=rf"adapters\.json: {message}"):
+            opened(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [slice(0, 1), slice(1, 2), slice(2, 3), slice(5, 6), slice(3, 6)])
+def test_a_list_that_lacks_segments_is_damaged(never_cut, tmp_path, lost):
+    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
+    form = json.loads((never_cut / FORM).read_text())
+    del form["segments"][lost]
+    form["crc32"] = zlib.crc32("\n".join(form["segments"]).encode())
+    (tmp_path / FORM).write_text(json.dumps(form))
+    with pytest.raises(LampError, match=r"adapters\.json: the list of segments is damaged"):
+        open_store(tmp_path)
+
+
+# --- appends that are killed, and readers beside one that appends
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_before(step):
+    """From a rename or removal on, of those that the block makes, no file is renamed or removed any more."""
+    steps, whole = iter(range(step)), {name: getattr(os, name) for name in ("replace", "unlink")}
+
+    def stop(name):
+        def act(*given, **more):
+            if next(steps, None) is None:
+                raise Killed
+            return whole[name](*given, **more)
+
+        return act
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in whole:
+            patch.setattr(os, name, stop(name))
+        with suppress(Killed):
+            yield
+
+
+def append_or_die(directory, users, seed, step=None):
+    """Appends users whose adapters are drawn from the seed; killed before a step, if it comes to it."""
+    store = create_store(directory, SMALL)
+    with killed_before(10**6 if step is None else step):
+        store.append(entries_of(*users), draw(SMALL, len(users), seed))
+    for file in store._held:  # as the system does at the end of a process
+        file.close()
+
+
+@pytest.fixture
+def small_levels(monkeypatch):
+    """Merges, chunks and equal hashes of few users."""
+    monkeypatch.setattr(adapters_module, "SHARDS", segments.SHARDS._replace(fan_in=2, bytes=2**11))
+    monkeypatch.setattr(adapters_module, "INDEX", segments.INDEX._replace(fan_in=3))
+    monkeypatch.setattr(segments, "SHARDS", adapters_module.SHARDS)
+    monkeypatch.setattr(segments, "INDEX", adapters_module.INDEX)
+    monkeypatch.setattr(segments, "CHUNK", 2)
+    monkeypatch.setattr(adapters_module, "hash_user", lambda user: zlib.crc32(user) % 7)
+    monkeypatch.setattr(segments, "hash_user", lambda user: zlib.crc32(user) % 7)
+
+
+def assert_holds(store, oracle):
+    """The store has these users, and no other."""
+    assert list(store.entries) == list(oracle)
+    assert list(store.entries.values()) == [entry for entry, _ in oracle.values()]
+    assert_reads(store, oracle)
+    assert store.known([*oracle, "nobody", "nothing"]) == oracle.keys()
+
+
+def assert_reads(store, oracle):
+    found = store.read(list(oracle))
+    for place, (user, (entry, adapter)) in enumerate(oracle.items()):
+        assert store.entries[user] == entry
+        for name, values in found.items():
+            np.testing.assert_array_equal(values[place], adapter[name][0].astype(np.float32))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    appends=st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(0, 9), max_size=2)), max_size=12),
+    opened=st.sets(st.integers(0, 11)),
+)
+def test_a_store_holds_what_a_dict_holds_whatever_was_killed(small_levels, appends, opened):
+    """Each append is killed at some of its steps and repeated; readers from in between read on."""
+    oracle, readers = {}, []
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as undisturbed:
+        create_store(name, SMALL).close()
+        create_store(undisturbed, SMALL).close()
+        for seed, (count, kills) in enumerate(appends):
+            users = [f"{seed}.{place}" for place in range(count)]
+            for kill in kills:
+                append_or_die(name, users, seed, kill)
+                with closing(open_store(name)) as store:
+                    assert store.known(users) in (set(), set(users))
+                    if store.known(users):
+                        break
+            else:
+                append_or_die(name, users, seed)
+            append_or_die(undisturbed, users, seed)
+            drawn = draw(SMALL, count, seed)
+            oracle |= {
+                user: (entry, one_of(drawn, place))
+                for place, (user, entry) in enumerate(zip(users, entries_of(*users), strict=True))
+            }
+            if seed in opened:
+                readers.append((open_store(name), dict(oracle)))
+        create_store(name, SMALL).close()
+        create_store(undisturbed, SMALL).close()
+        assert contents(name) == contents(undisturbed)
+        for store, known in [*readers, (open_store(name), oracle)]:
+            assert_reads(store, known)
+        assert_holds(open_store(name), oracle)
+        shards = files(name)
+        assert len(shards) <= 4 + sum(path.stat().st_size for path in shards) // 512
+
+
+def test_the_number_of_files_grows_with_the_logarithm_of_users(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters_module, "SHARDS", segments.SHARDS._replace(fan_in=4))
+    with closing(create_store(tmp_path, SMALL)) as store:
+        for number in range(4**4 - 1):
+            store.append([Entry(str(number), 1, 1, None)], draw(SMALL, 1, number))
+            assert len(store.segments.shards) <= 3 * 4
+        assert [segment.level for segment in store.segments.shards] == [3] * 3 + [2] * 3 + [1] * 3 + [0] * 3
+        store.append([Entry("last", 1, 1, None)], draw(SMALL, 1, 255))
+        assert [(segment.level, segment.users) for segment in store.segments.shards] == [(4, 256)]
+        assert len(files(tmp_path)) == len(files(tmp_path, "index")) == 1
+        for number in (0, 77, 254):
+            assert_equal(store.read([str(number)]), draw(SMALL, 1, number), [0])
+
+
+def test_large_shards_are_not_merged(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters_module, "SHARDS", segments.SHARDS._replace(fan_in=2, bytes=3 * 100))
+    fill(tmp_path, "abcdefg", draw(SMALL, 7))
+    assert [segment.users for segment in open_store(tmp_path).segments.shards] == [2, 2, 2, 1]
 
 
 KILLED = """
 import os, signal, sys
 from tests.data import test_adapters as tests
-from lamp_jax.data.journals import Journal
-appended = []
-def append(self, entries):
-    appended.append(self)
-    if len(appended) == 3:
-        self._file.write(b'{"user": "c", "it')
-        self._file.flush()
+renamed = []
+def replace(source, target):
+    renamed.append(target)
+    if len(renamed) == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    whole(self, entries)
-whole, Journal.append = Journal.append, append
+    whole(source, target)
+whole, os.replace = os.replace, replace
 tests.fill(tests.Path(sys.argv[1]), "abc", tests.draw(tests.SMALL, 3))
 """
 
 
-def test_a_killed_append_loses_its_own_users_alone(never_cut, tmp_path):
-    found = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=Path(__file__).parents[2])
+@pytest.mark.parametrize("step", range(1, 11))
+def test_a_killed_append_loses_its_own_users_alone(never_cut, tmp_path, step):
+    """Each of three appends renames three files; the first file of all is that of a store of nobody."""
+    where = {"cwd": Path(__file__).parents[2]}
+    found = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(step)], **where)
     assert found.returncode == -signal.SIGKILL
-    assert (tmp_path / NUMBERS).read_bytes() == (never_cut / NUMBERS).read_bytes()
-    assert_mends(tmp_path, never_cut, dropped=1)
+    if step > 1:
+        before = contents(tmp_path)
+        with closing(open_store(tmp_path)) as store:
+            assert list(store.entries) == list("abc")[: (step - 2) // 3]
+        assert contents(tmp_path) == before
+    fill(tmp_path, "abc", draw(SMALL, 3))
+    assert contents(tmp_path) == contents(never_cut)
+
+
+APPENDS = """
+import sys
+from tests.data import test_adapters as tests
+with tests.closing(tests.create_store(sys.argv[1], tests.SMALL)) as store:
+    for number in range(300):
+        store.append([tests.Entry(str(number), number, 1, None)], tests.draw(tests.SMALL, 1, number))
+"""
+
+
+def test_readers_beside_an_append_read_what_was_appended(tmp_path):
+    create_store(tmp_path, SMALL).close()
+    rng, times, kept = np.random.default_rng(0), 0, open_store(tmp_path)
+    words = [sys.executable, "-c", APPENDS, str(tmp_path)]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[2]) as other:
+        while other.poll() is None:
+            with closing(open_store(tmp_path)) as store:
+                for reader in (store, kept):
+                    for number in rng.choice(len(store.entries), 5).tolist() if len(store.entries) else ():
+                        if reader is store or number < len(kept.entries):
+                            assert_equal(reader.read([str(number)]), draw(SMALL, 1, number), [0])
+                            assert reader.entries[str(number)].items == number
+                assert not store.known(["nobody"])
+                times += 1
+            if len(kept.entries) < len(store.entries) - 30:
+                kept = store
+    assert other.returncode == 0
+    assert times > 5
+    assert [entry.items for entry in open_store(tmp_path).entries.values()] == list(range(300))
 
 
 TRAINS = """
@@ -365,10 +547,10 @@ def test_two_commands_do_not_append_to_one_store_at_once(never_cut, tmp_path):
     with subprocess.Popen(words, **where) as other:
         for user in "abc":
             assert other.stdout.readline() == f"{user}\n"
-            before = (tmp_path / "store" / USERS).read_bytes()
-            with pytest.raises(LampError, match=r"users\.jsonl: another lamp command is writing to it; wait"):
+            before = contents(tmp_path / "store")
+            with pytest.raises(LampError, match=r"store: another lamp command is writing to it; wait"):
                 create_store(tmp_path / "store", SMALL)
-            assert (tmp_path / "store" / USERS).read_bytes() == before
+            assert contents(tmp_path / "store") == before
             other.stdin.write("\n")
             other.stdin.flush()
     assert other.returncode == 0
@@ -390,11 +572,14 @@ def test_a_directory_without_a_store_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [USERS, NUMBERS])
-def test_files_that_lost_their_form_are_not_taken_for_another(never_cut, tmp_path, name):
-    shutil.copy(never_cut / name, tmp_path)
-    with pytest.raises(LampError, match=rf"{name}: stands there without adapters\.json"):
-        create_store(tmp_path, SMALL)
+def test_files_that_lost_their_form_are_not_taken_for_another(never_cut, tmp_path):
+    for path in (*files(never_cut), *files(never_cut, "index"), "users.jsonl", "adapters.bin"):
+        directory = tmp_path / Path(path).name
+        directory.mkdir()
+        (directory / directory.name).write_text("a file of a store")
+        with pytest.raises(LampError, match=rf"{directory.name}: is there without adapters\.json"):
+            create_store(directory, SMALL)
+        assert [path.name for path in directory.iterdir()] == [directory.name]
 
 
 @pytest.mark.parametrize(
@@ -437,48 +622,44 @@ def test_a_form_that_is_no_object_is_named(tmp_path, text):
         open_store(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"{", "not whole JSON"),
-        (b"[]", "expected an object"),
-        (b'{"user": "b"}', "without 'items'"),
-        (b'{"user": 1, "items": 1, "updates": 1, "loss": null, "crc32": 1}', "'user' cannot be 1"),
-    ],
-)
-def test_a_line_that_is_none_is_named(never_cut, tmp_path, line, message):
-    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
-    first, _, third = (tmp_path / USERS).read_bytes().splitlines(True)
-    (tmp_path / USERS).write_bytes(first + line + b"\n" + third)
-    for opened in (open_store, lambda directory: create_store(directory, SMALL)):
-        with pytest.raises(LampError, match=rf"users\.jsonl, line 2: {message}"):
-            opened(tmp_path)
-    (tmp_path / USERS).write_bytes(first + first)
-    with pytest.raises(LampError, match=r"users\.jsonl: user 'a' is there twice"):
-        open_store(tmp_path)
-
-
 def test_of_several_processes_the_first_writes_and_all_read(never_cut, tmp_path, monkeypatch):
     said = {}
     shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
-    (tmp_path / USERS).write_bytes((never_cut / USERS).read_bytes()[:-1])
+    (tmp_path / ".index-000000000003-000000000004.safetensors.7.unfinished").write_text("a killed append's")
+    drawn = {name: np.concatenate([values, values[:1]]) for name, values in draw(SMALL, 3).items()}
 
     def work():
         with closing(create_store(tmp_path, SMALL)) as store:
-            assert store.dropped == 1
-            store.append(entries_of(*"abc")[2:], one_of(draw(SMALL, 3), 2))
-            assert_equal(store.read(["c", "a"]), draw(SMALL, 3), [2, 0])
+            assert store.known(["c", "d"]) == {"c"}
+            store.append(entries_of(*"abcd")[3:], one_of(drawn, 3))
+            assert_equal(store.read(["d", "c", "a"]), drawn, [3, 2, 0])
+            assert len(store.entries) == 4
             return list(store.entries.values())
 
     monkeypatch.setattr(processes, "_company", processes.Company(2, 0, said.__setitem__, said.__getitem__))
-    assert work() == entries_of(*"abc")
+    assert work() == entries_of(*"abcd")
     before = contents(tmp_path)
-    assert before == contents(never_cut)
+    assert not any(name.endswith(".unfinished") for name in before)
     monkeypatch.setattr(processes, "_company", processes.Company(2, 1, None, said.__getitem__))
-    assert work() == entries_of(*"abc")
+    assert work() == entries_of(*"abcd")
     assert contents(tmp_path) == before
 
 
 def test_a_store_is_read_without_jax():
     program = "import sys, lamp_jax.data.adapters; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_user_without_an_adapter_is_served_by_everybodys(store):
+    assert store.serving(["old", "new", None]) == ["old", None, None]
+    store.append([Entry(EVERYBODY, 1, 1, None)], draw(SMALL, 1, seed=1))
+    assert store.serving(["old", "new", None]) == ["old", EVERYBODY, None]
+    for name, values in store.read_for(["new", None, "old"]).items():
+        np.testing.assert_array_equal(values[0], draw(SMALL, 1, seed=1)[name][0].astype(np.float32))
+        assert not values[1].any()
+        np.testing.assert_array_equal(values[2], draw(SMALL, 1)[name][0].astype(np.float32))
+
+
+@pytest.mark.parametrize("items", [2**63, -(2**63)])
+def test_numbers_of_items_that_no_file_can_hold_are_refused(store, items):
+    assert_refused(store, "give less than 2", [Entry("a", items, 1, None)], draw(SMALL, 1))

@@ -1,0 +1,61 @@
+"""`lamp convert-store`: a store of adapters of an earlier version becomes one of this version."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lamp_jax.config import ConvertStore
+from lamp_jax.data import old_store
+from lamp_jax.data.adapters import FILES, AdapterStore, Entry, create_store, read_old_form
+from lamp_jax.data.outputs import read_record
+from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.errors import LampError
+
+_BLOCK = 2**26
+"""Bytes of the users who are appended together."""
+
+
+@guard_outputs
+def run(options: ConvertStore) -> None:
+    store = Path(options.store)
+    form = read_old_form(store)
+    if not old_store.is_old(store):
+        raise LampError(f"{store}: no store of an earlier version, which has {' and '.join(old_store.FILES)}")
+    record = claim(options.output, options, inputs=[options.store], directory=True, makes=FILES)
+    if record.state == "done":
+        return print(f"{options.output}: already converted")
+    record.begin()
+    with contextlib.closing(create_store(record.place, form)) as made:
+        _copy(store, made)
+        users, lost = len(made.entries), old_store.count_lines(store) - len(made.entries)
+        items = sum(entry.items for entry in made.scan())
+    trained = read_record(store) or {}
+    if trained.get("finished") and (lost or trained.get("users") != users):
+        raise LampError(
+            f"{store}: its training is finished with adapters of {trained.get('users')} users, and it has those of "
+            f"{users}; copy the store again"
+        )
+    record.finish(users=users, items=items)
+    print(f"{options.output}: adapters of {users} users")
+    if lost:
+        print(f"{store}: was cut off; unfinished users ({lost}) are left out")
+    if trained and not trained.get("finished"):
+        print(f"{store}: its training is not finished; what it resumes is the old store")
+
+
+def _copy(store: Path, made: AdapterStore) -> None:
+    """Appends the users who are not there yet, in their order and in blocks."""
+    size, first = made.form.bytes_per_user, len(made.entries)
+    entries: list[Entry] = []
+    records: list[np.ndarray] = []
+    users = old_store.read_users(store, size, first=first)
+    for entry, record in tqdm(users, "users", initial=first, unit="user", disable=None):
+        entries.append(entry)
+        records.append(record)
+        if len(records) * size >= _BLOCK:
+            made.append(entries, made.arrays(np.stack(records)))
+            entries, records = [], []
+    if entries:
+        made.append(entries, made.arrays(np.stack(records)))
