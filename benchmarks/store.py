@@ -1,102 +1,196 @@
-"""How fast some users' adapters are read out of a store of many: `python benchmarks/store.py`.
+"""A store of adapters at several sizes against the first version's format: `python benchmarks/store.py`.
 
-Stores of T5-small's form in bfloat16, with random numbers, in a temporary directory: 10,000 users of rank 1 (111 kB
-each, 1.1 GB) and 500 of rank 8 (885 kB each, 442 MB). Printed are medians: of opening, and of reading 64 users, others
-each time, their checksums included; first out of memory, where the system keeps what was just written, then from the
-disk, where it is asked to forget the file before each reading.
+Each size gets a store of this version and one of the first, in a temporary directory, with random numbers: 256 bytes a
+user (`--numbers 128` in bfloat16), appended in blocks of 4,096 users. Both need about 700 bytes of disk a user, or
+7 GB for ten million. Printed, with the ratio of the first version's figure to this one's:
+
+- opening, in a new process each time: median milliseconds, and the resident memory that it adds;
+- reading 64 random users, others each time, after as many readings to warm up: median milliseconds;
+- appending a block of 64 users: median and longest milliseconds; the bytes written a byte of the block's adapters, mean
+  over all appends, which includes merging.
+
+`--old-most` is the most users for whom the first version is measured: it keeps about 0.9 kB of memory for each.
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lamp_jax.data.adapters import NUMBERS, AdapterStore, Entry, Form, create_store, open_store
+from lamp_jax.data import old_store
+from lamp_jax.data.adapters import AdapterStore, Entry, Form, create_store, open_store
 
-LAYERS, WIDTH, HEADS, HEAD_SIZE = 6, 512, 8, 64
-SITES = ("encoder.attention", "decoder.attention", "decoder.cross_attention")
-
-
-def t5_small_form(rank: int) -> Form:
-    shapes = {}
-    for site in (f"{module}.{target}" for module in SITES for target in ("query", "key", "value")):
-        shapes[f"{site}.down"] = (LAYERS, WIDTH, rank)
-        shapes[f"{site}.up"] = (LAYERS, rank, HEADS, HEAD_SIZE)
-    return Form("random", "T5-small", rank, 32.0, ("q", "k", "v"), shapes, "bfloat16")
+BLOCK, READ = 4096, 64
 
 
-def make_store(directory: str, form: Form, users: int, *, at_once: int = 64) -> float:
-    """Writes the adapters of users "0", "1", ...; the seconds that appending took."""
-    rng, seconds = np.random.default_rng(0), 0.0
+def make_form(numbers: int) -> Form:
+    return Form("random", "random", 1, 32.0, ("q",), {"q.down": (numbers // 2,), "q.up": (numbers // 2,)}, "bfloat16")
+
+
+class OldStore:
+    """The first version's store: all users are read on opening."""
+
+    def __init__(self, directory: Path, form: Form):
+        self._directory, self._size = directory, form.bytes_per_user
+        self.entries: dict[str, Entry] = {}
+        self._rows: dict[str, int] = {}
+        self._checksums: list[int] = []
+        parsed = [json.loads(line) for line in (directory / old_store.USERS).read_bytes().splitlines(keepends=True)]
+        for line in parsed:
+            self._rows[line["user"]] = len(self._rows)
+            self._checksums.append(line["crc32"])
+            self.entries[line["user"]] = Entry(line["user"], line["items"], line["updates"], line["loss"])
+
+    def read(self, users: list[str]) -> np.ndarray:
+        records = np.empty((len(users), self._size), np.uint8)
+        with open(self._directory / old_store.NUMBERS, "rb", buffering=0) as file:
+            for user, record in zip(users, records, strict=True):
+                row = self._rows[user]
+                os.preadv(file.fileno(), [record.data], row * self._size)
+                assert zlib.crc32(record.data) == self._checksums[row]
+        return records
+
+
+def blocks(form: Form, first: int, stop: int, size: int) -> Iterator[tuple[list[Entry], dict[str, np.ndarray]]]:
+    """Users "0", "1", ..., with their adapters."""
+    rng = np.random.default_rng(first)
+    for start in range(first, stop, size):
+        entries = [Entry(str(user), 10, 30, 1.0) for user in range(start, min(start + size, stop))]
+        shapes = {name: (len(entries), *shape) for name, shape in form.shapes.items()}
+        yield entries, {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def append_old(directory: Path, form: Form, entries: list[Entry], adapters: dict[str, np.ndarray]) -> None:
+    import ml_dtypes
+
+    numbers = np.concatenate([adapters[name] for name in form.shapes], axis=1).astype(ml_dtypes.bfloat16)
+    old_store.append_users(directory, entries, numbers)
+
+
+def make_store(directory: Path, form: Form, users: int) -> None:
     with closing(create_store(directory, form)) as store:
-        for first in range(0, users, at_once):
-            entries = [Entry(str(user), 10, 30, 1.0) for user in range(first, min(first + at_once, users))]
-            shapes = {name: (len(entries), *shape) for name, shape in form.shapes.items()}
-            adapters = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-            start = time.perf_counter()
+        for entries, adapters in blocks(form, 0, users, BLOCK):
             store.append(entries, adapters)
-            seconds += time.perf_counter() - start
-    return seconds
 
 
-def median_ms(act: Callable[[], float], repeats: int) -> str:
-    times = [1000 * act() for _ in range(repeats)]
-    return f"median {statistics.median(times):7.1f} ms, from {min(times):.1f} to {max(times):.1f}"
+def make_old_store(directory: Path, form: Form, users: int) -> None:
+    directory.mkdir(parents=True)
+    for entries, adapters in blocks(form, 0, users, BLOCK):
+        append_old(directory, form, entries, adapters)
 
 
-def time_opening(directory: str) -> float:
+# --- measurements
+
+
+def resident() -> float:
+    """Megabytes of this process that are in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def written() -> int:
+    """Bytes that this process has written."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
+
+
+def open_any(directory: Path, form: Form, *, old: bool) -> Any:
+    return OldStore(directory, form) if old else open_store(directory)
+
+
+def measure_here(directory: Path, form: Form, users: int, *, old: bool, repeats: int) -> dict[str, float]:
+    """Of a process that does nothing else: opening and reading."""
+    before, start = resident(), time.perf_counter()
+    store = open_any(directory, form, old=old)
+    found = {"open, ms": 1000 * (time.perf_counter() - start), "open, MB": resident() - before}
+    rng, times = np.random.default_rng(1), []
+    for _ in range(2 * repeats):
+        chosen = [str(user) for user in rng.choice(users, READ, replace=False)]
+        start = time.perf_counter()
+        store.read(chosen)
+        times.append(1000 * (time.perf_counter() - start))
+    return found | {"read 64, ms": statistics.median(times[repeats:]), "after reading, MB": resident() - before}
+
+
+def measure_opening(directory: Path, users: int, *, old: bool, processes: int) -> dict[str, float]:
+    """Medians over new processes."""
+    words = [sys.executable, __file__, "--measure", str(directory), "--users", str(users), *(["--old"] if old else [])]
+    runs = [json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout) for _ in range(processes)]
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def measure_appends(append: Callable[..., None], form: Form, users: int, count: int) -> dict[str, float]:
+    times, size, before = [], 0, written()
+    for entries, adapters in blocks(form, users, users + READ * count, READ):
+        start = time.perf_counter()
+        append(entries, adapters)
+        times.append(1000 * (time.perf_counter() - start))
+        size += READ * form.bytes_per_user
+    ratio = (written() - before) / size
+    return {"append, ms": statistics.median(times), "longest, ms": max(times), "written a byte": ratio}
+
+
+def append_to(directory: Path, form: Form, users: int, count: int) -> dict[str, float]:
     start = time.perf_counter()
-    open_store(directory).close()
-    return time.perf_counter() - start
+    with closing(create_store(directory, form)) as store:
+        opened = 1000 * (time.perf_counter() - start)
+        return {"open to append, ms": opened} | measure_appends(store.append, form, users, count)
 
 
-def time_reading(store: AdapterStore, rng: np.random.Generator, count: int) -> float:
-    chosen = rng.choice(list(store.entries), count, replace=False).tolist()
+def count_files(store: AdapterStore) -> str:
+    shards, index = store.segments
+    return f"{len(shards)} shards, {len(index)} index segments"
+
+
+def compare(folder: Path, form: Form, users: int, *, old: bool, processes: int, appends: int) -> None:
+    print(f"{users:,} users of {form.bytes_per_user} bytes", flush=True)
+    new, first = folder / f"new-{users}", folder / f"old-{users}"
     start = time.perf_counter()
-    store.read(chosen)
-    return time.perf_counter() - start
-
-
-def forget(directory: str) -> None:
-    """Asks the system to drop the numbers from its memory."""
-    with open(Path(directory) / NUMBERS, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def measure(form: Form, users: int, *, count: int, repeats: int) -> None:
-    rng = np.random.default_rng(1)
-
-    def read_from_disk() -> float:
-        forget(directory)
-        with closing(open_store(directory)) as store:
-            return time_reading(store, rng, count)
-
-    with tempfile.TemporaryDirectory() as directory:
-        seconds = make_store(directory, form, users)
-        size = users * form.bytes_per_user
-        print(f"{users} users of {form.bytes_per_user / 1000:.0f} kB, rank {form.rank}: {size / 1e9:.2f} GB")
-        print(f"  append             {seconds:.1f} s, {size / seconds / 1e6:.0f} MB/s")
-        print(f"  open               {median_ms(lambda: time_opening(directory), repeats)}")
-        with closing(open_store(directory)) as store:
-            print(f"  read {count} in memory  {median_ms(lambda: time_reading(store, rng, count), repeats)}")
-        print(f"  read {count} from disk  {median_ms(read_from_disk, repeats)}", flush=True)
+    make_store(new, form, users)
+    size = sum(path.stat().st_size for path in new.iterdir())
+    print(f"  made in {time.perf_counter() - start:.0f} s, {size / 1e9:.2f} GB, {count_files(open_store(new))}")
+    print(f"  {'':20}{'new':>12}{'old' if old else '':>12}{'ratio' if old else '':>10}")
+    found = measure_opening(new, users, old=False, processes=processes) | append_to(new, form, users, appends)
+    before: dict[str, float] = {}
+    if old:
+        make_old_store(first, form, users)
+        before = measure_opening(first, users, old=True, processes=processes if users <= 100_000 else 1)
+        before |= measure_appends(lambda *block: append_old(first, form, *block), form, users, appends)
+    for name, value in found.items():
+        other = f"{before[name]:12.1f}{before[name] / max(value, 0.1):10.2f}" if name in before else ""
+        print(f"  {name:20}{value:12.1f}{other}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=10_000, help="of rank 1")
-    parser.add_argument("--large-users", type=int, default=500, help="of rank 8")
-    parser.add_argument("--count", type=int, default=64, help="users read at once")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000, 10_000_000], help="users")
+    parser.add_argument("--old-most", type=int, default=1_000_000)
+    parser.add_argument("--numbers", type=int, default=128, help="of a user")
+    parser.add_argument("--processes", type=int, default=5, help="in which stores are opened")
+    parser.add_argument("--appends", type=int, default=256)
+    parser.add_argument("--folder", help="for the stores, which are removed; empty: the system's")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--users", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--old", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for rank, users in ((1, options.users), (8, options.large_users)):
-        measure(t5_small_form(rank), users, count=options.count, repeats=options.repeats)
+    form = make_form(options.numbers)
+    if options.measure:
+        return print(json.dumps(measure_here(options.measure, form, options.users, old=options.old, repeats=20)))
+    for users in options.sizes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            old = users <= options.old_most
+            compare(Path(folder), form, users, old=old, processes=options.processes, appends=options.appends)
 
 
 if __name__ == "__main__":

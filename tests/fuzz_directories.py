@@ -158,7 +158,7 @@ def _make_adapters(folder: Path) -> dict[str, Kind]:
     write_peft(peft, one, read_t5_config(base), form.lora, base=base)
     words = ("generate", "--task", TASK.name, "--questions", str(folder / "questions.json"), "--model", base)
     words += ("--adapters", "{}", "--max-length", "64", "--generation-max-length", "4")
-    whole = frozenset({"adapters.json", "adapters.bin", "users.jsonl"})
+    whole = frozenset(path.name for path in store.iterdir() if path.name != "run.json")
     return {
         "store": Kind(store, _read_store, whole, words=words),
         "peft": Kind(peft, _read_peft, frozenset({"adapter_config.json", "adapter_model.safetensors"})),

@@ -13,7 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, fields
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar
 
@@ -35,7 +35,7 @@ from lamp_jax.data.segments import (
     Kind,
     Segment,
     Shard,
-    due,
+    count_merged,
     hash_user,
     is_segment,
     user_bytes,
@@ -67,7 +67,7 @@ _FORM_KINDS: dict[str, tuple[type, ...]] = {
     "dtype": (str,),
 }
 _LIST_KINDS: dict[str, tuple[type, ...]] = {"version": (int,), "segments": (list,), "crc32": (int,)}
-_SEGMENT = re.compile(r"(adapters|index)-(\d{12})-(\d{12})\.safetensors (\d{1,9}) (\d{1,18}) ([0-9a-f]{16})")
+_SEGMENT = re.compile(r"(adapters|index)-(\d{12})-(\d{12})\.safetensors (\d{1,18}) ([0-9a-f]{16})")
 _MOST = 2**63
 _SHOWN = 5
 
@@ -212,7 +212,7 @@ class AdapterStore:
         for file in self._held or ():
             (self.directory / _LOCK).unlink(missing_ok=True)
             file.close()
-        self._held = None if self._held is None else ()
+        self._held = None
 
     def check_files(self) -> None:
         """LampError where a segment is missing, or has another size than it was written with."""
@@ -271,11 +271,9 @@ class AdapterStore:
             left = [place for place, user in enumerate(wanted) if user not in found]
             if not left:
                 break
-            for place, row in self._open(segment).find(hashes[left]):
-                user = wanted[left[place]]
-                shard = self._shard_of(row)
-                with shard.file.open() as file:
-                    entry = shard.entry(file, row)
+            candidates = [(row, wanted[left[place]]) for place, row in self._open(segment).find(hashes[left])]
+            for (row, user), shard, file in self._visit(candidates):
+                entry = shard.entry(file, row)
                 if entry is None:
                     raise damaged(shard.file.path, f"the adapter of user {user!r}")
                 if entry[0].user == user:
@@ -291,14 +289,19 @@ class AdapterStore:
                 "import theirs, or leave them out"
             )
         records = np.empty((len(users), self.form.bytes_per_user), np.uint8)
-        for user, record in zip(users, records, strict=True):
-            shard = self._shard_of(found[user].row)
-            with shard.file.open() as file:  # a map of it would be fetched from a disk page by page
-                data = shard.numbers(file, found[user].row)
-            if zlib.crc32(data) != found[user].checksum:
-                raise damaged(shard.file.path, f"the adapter of user {user!r}")
-            record[:] = np.frombuffer(data, np.uint8)
+        for (row, place), shard, file in self._visit([(found[user].row, place) for place, user in enumerate(users)]):
+            data = shard.numbers(file, row)  # a map of the file would be fetched from a disk page by page
+            if zlib.crc32(data) != found[users[place]].checksum:
+                raise damaged(shard.file.path, f"the adapter of user {users[place]!r}")
+            records[place] = np.frombuffer(data, np.uint8)
         return records
+
+    def _visit(self, rows: Iterable[tuple[int, Value]]) -> Iterator[tuple[tuple[int, Value], Shard, IO[bytes]]]:
+        """Rows, each with what belongs to it, in their order, with their shards and the open files of these."""
+        ordered = sorted(rows, key=lambda one: one[0])
+        for shard, group in groupby(ordered, key=lambda one: self._shard_of(one[0])):
+            with shard.file.open() as file:
+                yield from ((one, shard, file) for one in group)
 
     def arrays(self, records: np.ndarray) -> dict[str, np.ndarray]:
         """Bytes of users, [n, bytes of a user] uint8, as arrays of the form."""
@@ -363,12 +366,12 @@ class AdapterStore:
     def _write(self, entries: Sequence[Entry], numbers: np.ndarray) -> list[str]:
         """Appends to the files; the list of segments after that. Those that were merged are removed last."""
         (shards, index), start, names = self.segments, self.segments.users, self.segments.names
-        many, level = due(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
+        many = count_merged(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
         kept, merged = shards[: len(shards) - many], [self._open(one) for one in shards[len(shards) - many :]]
-        shards = (*kept, write_shard(self.directory, merged, level, start, entries, numbers))
-        many, level = due(index, INDEX, len(entries), POSTING.itemsize)
+        shards = (*kept, write_shard(self.directory, merged, start, entries, numbers))
+        many = count_merged(index, INDEX, len(entries), POSTING.itemsize)
         kept, merged = index[: len(index) - many], [self._open(one) for one in index[len(index) - many :]]
-        index = (*kept, write_index(self.directory, merged, level, start, [entry.user for entry in entries]))
+        index = (*kept, write_index(self.directory, merged, start, [entry.user for entry in entries]))
         segments = Segments(shards, index)
         write_json(self.directory / FORM, _contents(self.form, segments))
         for name in names - segments.names:
@@ -535,7 +538,7 @@ def _contents(form: Form, segments: Segments) -> dict[str, Any]:
 
 def _listed(segments: Segments) -> list[str]:
     every = (*segments.shards, *segments.index)
-    return [f"{segment.name} {segment.level} {segment.size} {segment.digest}" for segment in every]
+    return [f"{segment.name} {segment.size} {segment.digest}" for segment in every]
 
 
 def _sum(listed: Sequence[str]) -> int:
@@ -569,10 +572,10 @@ def _parse_segments(listed: Sequence[str], path: Path) -> Segments:
         match = _SEGMENT.fullmatch(one)
         if match is None:
             raise damaged(path, f"the segment {glimpse(one)}")
-        name, first, stop, level, size, digest = match.groups()
+        name, first, stop, size, digest = match.groups()
         kind: Kind = {SHARDS.name: SHARDS, INDEX.name: INDEX}[name]
         before = found[name][-1].stop if found[name] else 0
-        segment = Segment(kind, int(first), int(stop), int(level), int(size), digest)
+        segment = Segment(kind, int(first), int(stop), int(size), digest)
         if not before == segment.first < segment.stop:
             raise damaged(path, "the list of segments")
         found[name].append(segment)

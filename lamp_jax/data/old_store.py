@@ -1,11 +1,12 @@
-"""Stores of adapters of the first version, read to be converted.
+"""Stores of adapters of the first version, which are read to be converted.
 
 `users.jsonl` has a line for each user, and `adapters.bin` the users' numbers in the same order, without a gap.
 """
 
 import json
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[
                     f"{path}: the adapter of user {entry.user!r} is damaged; copy the store again, or make it again"
                 )
             yield entry, record
+
+
+def append_users(directory: Path, entries: Sequence[Entry], numbers: np.ndarray) -> None:
+    """Appends users with their numbers [n, ...], as the first version did: for tests and measurements."""
+    with open(directory / NUMBERS, "ab") as file:
+        file.write(numbers.view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    sums = [zlib.crc32(row.data) for row in numbers.view(np.uint8)]
+    lines = [vars(entry) | {"crc32": checksum} for entry, checksum in zip(entries, sums, strict=True)]
+    with open(directory / USERS, "ab") as file:
+        file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_entries(directory: Path) -> Iterator[Entry]:

@@ -49,7 +49,7 @@ class Kind(NamedTuple):
 
     name: str
     fan_in: int
-    """The number of segments of one level that become one of the next."""
+    """The number of segments of one level that become one of the next; a level has so many times the users."""
     bytes: int
     """The size above which segments are not merged."""
 
@@ -64,7 +64,6 @@ class Segment:
     kind: Kind
     first: int
     stop: int
-    level: int
     size: int
     """Bytes of the file."""
     digest: str
@@ -84,19 +83,33 @@ def is_segment(name: str, *, temporary: bool = False) -> bool:
     return bool(_NAME.fullmatch(name) or (temporary and _TEMPORARY.fullmatch(name)))
 
 
-def due(segments: Sequence[Segment], kind: Kind, users: int, row_bytes: int) -> tuple[int, int]:
-    """How many of the last segments become one with `users` new users of so many bytes each, and its level.
+def count_merged(segments: Sequence[Segment], kind: Kind, users: int, row_bytes: int) -> int:
+    """How many of the last segments become one with `users` new users, of so many bytes each.
 
-    A level that is complete is merged: so files are few, and the bytes written are a few times those appended.
+    Smaller ones do, and those of the same level where they are `fan_in` together: so segments are few, levels never
+    rise along the list, and a user is written about as often as there are levels.
     """
-    count, level = 0, 0
+    merged = 0
     while True:
-        same = segments[: len(segments) - count][-(kind.fan_in - 1) :]
-        users += sum(one.users for one in same)
-        complete = len(same) == kind.fan_in - 1 and all(one.level == level for one in same)
-        if not complete or users * row_bytes > kind.bytes:
-            return count, level
-        count, level = count + len(same), level + 1
+        level = _level(kind, users)
+        last = segments[: len(segments) - merged]
+        same = next((place for place, one in enumerate(reversed(last)) if _level(kind, one.users) >= level), len(last))
+        if not same:
+            same = kind.fan_in - 1
+            if len(last) < same or any(_level(kind, one.users) != level for one in last[-same:]):
+                return merged
+        users += sum(one.users for one in last[-same:])
+        if users * row_bytes > kind.bytes:
+            return merged
+        merged += same
+
+
+def _level(kind: Kind, users: int) -> int:
+    """The digits of a number of users to the base `fan_in`."""
+    level = 0
+    while users:
+        users, level = users // kind.fan_in, level + 1
+    return level
 
 
 def user_bytes(user: str) -> bytes:
@@ -152,7 +165,7 @@ class Shard:
 
 
 def write_shard(
-    directory: Path, merged: Sequence[Shard], level: int, first: int, entries: Sequence[Entry], numbers: np.ndarray
+    directory: Path, merged: Sequence[Shard], first: int, entries: Sequence[Entry], numbers: np.ndarray
 ) -> Segment:
     """Writes the users of other shards and new ones behind them, with numbers [n, size], as one shard."""
     first = merged[0].segment.first if merged else first
@@ -166,10 +179,10 @@ def write_shard(
         before += len(names)
     packed = [part.view(np.uint8).reshape(len(part), ROW.itemsize) for part in rows]
     stop = first + sum(map(len, rows))
-    name = Segment(SHARDS, first, stop, level, 0, "").name
+    name = Segment(SHARDS, first, stop, 0, "").name
     mapped = [shard.file.map("numbers", numbers.dtype) for shard in merged]
     size = write_tensors(directory / name, {"numbers": [*mapped, numbers], "rows": packed, "users": users})
-    return Segment(SHARDS, first, stop, level, size, _digest([*packed, *users]))
+    return Segment(SHARDS, first, stop, size, _digest([*packed, *users]))
 
 
 def _rows(entries: Sequence[Entry], ids: Sequence[bytes], numbers: np.ndarray) -> np.ndarray:
@@ -255,7 +268,7 @@ def _rows_of(wanted: bytes, postings: bytes) -> Iterator[int]:
         place = postings.find(wanted, place + 1)
 
 
-def write_index(directory: Path, merged: Sequence[Index], level: int, first: int, users: Sequence[str]) -> Segment:
+def write_index(directory: Path, merged: Sequence[Index], first: int, users: Sequence[str]) -> Segment:
     """Writes the users of other index segments and new ones, whose rows begin with `first`, as one index segment."""
     new = np.zeros(len(users), POSTING)
     new["hash"] = [hash_user(user_bytes(user)) for user in users]
@@ -266,10 +279,10 @@ def write_index(directory: Path, merged: Sequence[Index], level: int, first: int
     chunks = (postings[start : start + CHUNK] for start in range(0, len(postings), CHUNK))
     sums = np.array([zlib.crc32(chunk.view(np.uint8).data) for chunk in chunks], "<u4")
     first, stop = (merged[0].segment.first if merged else first), first + len(users)
-    name = Segment(INDEX, first, stop, level, 0, "").name
+    name = Segment(INDEX, first, stop, 0, "").name
     words = postings.view("<u4").reshape(len(postings), POSTING.itemsize // 4)
     size = write_tensors(directory / name, {"fences": [fences], "postings": [words], "crc32": [sums]})
-    return Segment(INDEX, first, stop, level, size, _digest([fences, sums]))
+    return Segment(INDEX, first, stop, size, _digest([fences, sums]))
 
 
 def _digest(arrays: Sequence[np.ndarray]) -> str:

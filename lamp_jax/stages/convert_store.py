@@ -20,12 +20,12 @@ _BLOCK = 2**26
 @guard_outputs
 def run(options: ConvertStore) -> None:
     store = Path(options.store)
-    form = read_old_form(store)
-    if not old_store.is_old(store):
-        raise LampError(f"{store}: no store of an earlier version, which has {' and '.join(old_store.FILES)}")
     record = claim(options.output, options, inputs=[options.store], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already converted")
+    form = read_old_form(store)
+    if not old_store.is_old(store):
+        raise LampError(f"{store}: no store of an earlier version, which has {' and '.join(old_store.FILES)}")
     record.begin()
     with contextlib.closing(create_store(record.place, form)) as made:
         _copy(store, made)

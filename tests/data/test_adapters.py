@@ -445,6 +445,7 @@ def test_a_store_holds_what_a_dict_holds_whatever_was_killed(small_levels, appen
         for store, known in [*readers, (open_store(name), oracle)]:
             assert_reads(store, known)
         assert_holds(open_store(name), oracle)
+        assert len(files(name, "index")) <= (3 - 1) * len("1210")  # of 48 users, to the base of 3 segments
         shards = files(name)
         assert len(shards) <= 4 + sum(path.stat().st_size for path in shards) // 512
 
@@ -455,9 +456,9 @@ def test_the_number_of_files_grows_with_the_logarithm_of_users(tmp_path, monkeyp
         for number in range(4**4 - 1):
             store.append([Entry(str(number), 1, 1, None)], draw(SMALL, 1, number))
             assert len(store.segments.shards) <= 3 * 4
-        assert [segment.level for segment in store.segments.shards] == [3] * 3 + [2] * 3 + [1] * 3 + [0] * 3
+        assert [segment.users for segment in store.segments.shards] == [64] * 3 + [16] * 3 + [4] * 3 + [1] * 3
         store.append([Entry("last", 1, 1, None)], draw(SMALL, 1, 255))
-        assert [(segment.level, segment.users) for segment in store.segments.shards] == [(4, 256)]
+        assert [segment.users for segment in store.segments.shards] == [256]
         assert len(files(tmp_path)) == len(files(tmp_path, "index")) == 1
         for number in (0, 77, 254):
             assert_equal(store.read([str(number)]), draw(SMALL, 1, number), [0])

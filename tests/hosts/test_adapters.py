@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lamp_jax.data.adapters import NUMBERS, USERS, open_store
+from lamp_jax.data.adapters import open_store
 from tests.hosts.conftest import wait_for
 
 MODEL = Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft"
@@ -86,5 +86,8 @@ def test_two_processes_that_are_preempted_go_on_to_the_same_bytes(data, start, r
     statuses, said = start(2, train_words(data, store)).end()
     assert statuses == [[0], [0]], said
     assert json.loads((store / "run.json").read_text())["finished"]
-    for name in (USERS, NUMBERS):
-        assert (store / name).read_bytes() == (runs[2][0] / "store" / name).read_bytes()
+    undisturbed = runs[2][0] / "store"
+    names = sorted(path.name for path in undisturbed.iterdir() if path.suffix == ".safetensors")
+    assert sorted(path.name for path in store.iterdir() if path.suffix == ".safetensors") == names
+    for name in ("adapters.json", *names):
+        assert (store / name).read_bytes() == (undisturbed / name).read_bytes()

@@ -251,5 +251,5 @@ def test_a_store_of_the_largest_models_adapters_has_the_computed_size(tmp_path):
     drawn = {name: np.full((2, *shape), 0.5, np.float32) for name, shape in shapes.items()}
     with closing(create_store(tmp_path, form)) as store:
         store.append([Entry(user, 10, 20, 1.0) for user in ("ann", "bob")], drawn)
-    assert (tmp_path / "adapters.bin").stat().st_size == 2 * 2 * numbers
+    assert 0 < sum(path.stat().st_size for path in tmp_path.glob("adapters-*")) - 2 * 2 * numbers < 1000
     assert open_store(tmp_path).read(["bob"])["encoder.attention.query.up"].shape == (1, 24, 8, 64, 64)

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax import adapting, cli
 from lamp_jax.config import Lora
-from lamp_jax.data.adapters import EVERYBODY, FORM, NUMBERS, USERS, AdapterStore, create_store, open_store
+from lamp_jax.data import old_store
+from lamp_jax.data.adapters import EVERYBODY, FORM, AdapterStore, Entry, create_store, open_store
 from lamp_jax.data.files import read_outputs
 from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
@@ -192,9 +193,14 @@ def test_the_same_command_again_is_done_and_another_is_refused(questions, whole,
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
 
+def store_files(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store / FORM, *sorted(store.glob("*.safetensors")))}
+
+
 def assert_same_store(found: Path, expected: Path) -> None:
-    for name in (FORM, USERS, NUMBERS):
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    names = [name for name, content in store_files(found).items() if store_files(expected).get(name) != content]
+    assert not names
+    assert store_files(found).keys() == store_files(expected).keys()
     assert json.loads((found / "run.json").read_text())["finished"]
     assert not (found / "checkpoints").exists()
 
@@ -214,40 +220,87 @@ def kill_behind_block(monkeypatch, words, number: int, size: int = FIRST_BLOCK) 
     assert made[0] == size
 
 
-def cut(name: str, size: int) -> Callable[[Path], None]:
+def cut(kind: str, size: int) -> Callable[[Path], None]:
+    """Cuts off the last bytes of the first file of a kind."""
+
     def work(store: Path) -> None:
-        path = store / name
+        path = min(store.glob(f"{kind}-*.safetensors"))
         path.write_bytes(path.read_bytes()[:-size])
 
     return work
 
 
-CUTS = {"nothing": lambda store: None, "numbers of a user": cut(NUMBERS, 9), "a line": cut(USERS, 9)}
+def leave_files(store: Path) -> None:
+    """What a killed append leaves that was not listed yet."""
+    shard = min(store.glob("adapters-*.safetensors")).read_bytes()
+    (store / "adapters-000000000008-000000000011.safetensors").write_bytes(shard)
+    (store / ".index-000000000008-000000000011.safetensors.1.unfinished").write_bytes(shard[:9])
+    (store / ".adapters.lamp.lock").touch()
 
 
-@pytest.mark.parametrize("what", CUTS)
-def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, what):
+@pytest.mark.parametrize("leave", [lambda store: None, leave_files], ids=["nothing", "files"])
+def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, leave):
     output = tmp_path / "store"
     kill_behind_block(monkeypatch, train_words(questions, output), 1)
-    CUTS[what](output)
+    leave(output)
     assert not json.loads((output / "run.json").read_text())["finished"]
     assert lamp(*train_words(questions, output)) == 0
     assert_same_store(output, whole)
+    assert not list(output.glob(".*"))
 
 
-def test_a_store_that_lost_numbers_is_left_alone_until_force_makes_it_again(
-    questions, whole, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("kind", ["adapters", "index"])
+def test_a_store_that_lost_bytes_is_left_alone_until_force_makes_it_again(
+    questions, whole, tmp_path, monkeypatch, capsys, kind
 ):
     output = tmp_path / "store"
     kill_behind_block(monkeypatch, train_words(questions, output), 1)
-    numbers = output / NUMBERS
-    numbers.write_bytes(numbers.read_bytes()[: open_store(output).form.bytes_per_user])
-    before = {name: (output / name).read_bytes() for name in (USERS, NUMBERS)}
+    cut(kind, 9)(output)
+    before = store_files(output)
     assert lamp(*train_words(questions, output)) == 1
-    assert f"{numbers}: has the numbers of 1 users, and {output / USERS} names {FIRST_BLOCK}" in capsys.readouterr().err
-    assert {name: (output / name).read_bytes() for name in before} == before
+    assert re.search(rf"{output}/{kind}-.*: has \d+ of \d+ bytes; copy the store again", capsys.readouterr().err)
+    assert store_files(output) == before
     assert lamp(*train_words(questions, output, "--force")) == 0
     assert_same_store(output, whole)
+
+
+def as_old_store(store: Path) -> None:
+    """Makes a store one of the first version."""
+    opened = open_store(store)
+    users = list(opened.entries)
+    adapters = opened.read(users)
+    numbers = np.concatenate([values.reshape(len(users), -1) for values in adapters.values()], axis=1)
+    old_store.append_users(store, list(opened.entries.values()), numbers)
+    form = json.loads((store / FORM).read_text())
+    (store / FORM).write_text(json.dumps({name: form[name] for name in form if name not in OURS}))
+    for path in store.glob("*.safetensors"):
+        path.unlink()
+
+
+OURS = ("version", "segments", "crc32")
+
+
+def test_an_old_store_answers_once_it_is_converted(questions, whole, copied, tmp_path, capsys):
+    as_old_store(copied)
+    words = generate_words(questions, tmp_path / "own.json", "--adapters", copied)
+    assert lamp(*words) == 1
+    assert f"lamp convert-store --store {copied} --output NEW" in capsys.readouterr().err
+    assert lamp("export-adapter", copied, "--user", "u3", "--output", tmp_path / "peft") == 1
+    assert f"lamp convert-store --store {copied} --output NEW" in capsys.readouterr().err
+    assert lamp("convert-store", "--store", copied, "--output", tmp_path / "new") == 0
+    capsys.readouterr()
+    found = answers(questions, tmp_path / "own.json", "--adapters", tmp_path / "new")
+    assert found == answers(questions, tmp_path / "whole.json", "--adapters", whole)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_force_removes_no_imported_adapter(questions, whole, copied, tmp_path, capsys, old):
+    with contextlib.closing(create_store(copied, open_store(whole).form)) as store:
+        store.append([Entry("imported", 1, 0, None)], open_store(whole).read(["u3"]))
+    if old:
+        as_old_store(copied)
+    assert lamp(*train_words(questions, copied, "--force")) == 1
+    assert "--force would remove adapters that were imported, those of 1 users (imported)" in capsys.readouterr().err
 
 
 def test_a_run_that_is_killed_behind_the_last_block_has_nothing_left_to_learn(
@@ -301,8 +354,10 @@ def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(
     output = tmp_path / "store"
     stop_behind(monkeypatch, train_words(questions, output), parts_of_the_first_block + 2)
     assert len(open_store(output).entries) == FIRST_BLOCK
-    for name in (USERS, NUMBERS):
-        (output / name).write_bytes(b"")
+    form = open_store(output).form
+    for path in (output / FORM, *output.glob("*.safetensors")):
+        path.unlink()
+    create_store(output, form).close()
     stop_behind(monkeypatch, train_words(questions, output), 1)
     assert not open_store(output).entries
     assert lamp(*train_words(questions, output)) == 0
@@ -413,17 +468,27 @@ def test_adapters_go_with_every_storage_and_type(questions, whole, tmp_path, mor
     store, expected = open_store(tmp_path / "store"), open_store(whole)
     assert store.entries.keys() == expected.entries.keys()
     if "--keep" in more:
-        assert (tmp_path / "store" / NUMBERS).stat().st_size * 2 == (whole / NUMBERS).stat().st_size
+        assert store.form.bytes_per_user * 2 == expected.form.bytes_per_user
     storage = more[:2]
     found = answers(questions, tmp_path / "own.json", "--adapters", tmp_path / "store", *storage)
     assert found != answers(questions, tmp_path / "base.json", *storage)
 
 
-@pytest.mark.parametrize("name", [NUMBERS, USERS])
-def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path, capsys, name):
-    cut(name, 9)(copied)
+@pytest.mark.parametrize("kind", ["adapters", "index"])
+def test_a_store_that_lost_bytes_is_refused(questions, copied, tmp_path, capsys, kind):
+    cut(kind, 9)(copied)
     assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
-    assert "its training is finished with adapters of" in capsys.readouterr().err
+    assert re.search(rf"{copied}/{kind}-.*: has \d+ of \d+ bytes; copy the store again", capsys.readouterr().err)
+    assert not (tmp_path / "own.json").exists()
+
+
+def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path, capsys):
+    form = open_store(copied).form
+    for path in (copied / FORM, *copied.glob("*.safetensors")):
+        path.unlink()
+    create_store(copied, form).close()
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
+    assert "its training is finished with adapters of 11 users, and it has those of 0" in capsys.readouterr().err
     assert not (tmp_path / "own.json").exists()
 
 
@@ -446,19 +511,20 @@ def test_a_form_that_is_none_of_the_model_is_refused(questions, copied, tmp_path
     assert not (tmp_path / "own.json").exists()
 
 
-def test_a_store_whose_training_was_cut_off_answers_without_its_last_user(questions, whole, copied, tmp_path, capsys):
-    cut(NUMBERS, 9)(copied)
-    record = json.loads((copied / "run.json").read_text())
-    (copied / "run.json").write_text(json.dumps(record | {"finished": False}))
-    last = list(open_store(whole).entries)[-1]
-    found = answers(questions, tmp_path / "own.json", "--adapters", copied)
-    assert f"{copied}: was cut off; unfinished users (1) are left out" in capsys.readouterr().out
+def test_a_store_whose_training_was_killed_answers_with_the_users_of_whole_blocks(
+    questions, whole, tmp_path, monkeypatch, capsys
+):
+    store = tmp_path / "store"
+    kill_behind_block(monkeypatch, train_words(questions, store), 1)
+    capsys.readouterr()
+    found = answers(questions, tmp_path / "own.json", "--adapters", store)
+    assert f"{store}: its training is not finished; adapters of {FIRST_BLOCK} users so far" in capsys.readouterr().out
     users = {one["id"]: one["user_id"] for one in json.loads(questions.read_text())}
-    asked = sum(user == last for user in users.values())
-    assert json.loads((tmp_path / "own.json.run.json").read_text())["adapted"] == 12 - asked
+    done = open_store(store).known(list(users.values()))
+    assert len(done) == FIRST_BLOCK
     base = answers(questions, tmp_path / "base.json")
     expected = answers(questions, tmp_path / "whole.json", "--adapters", whole)
-    assert found == {key: (base if users[key] == last else expected)[key] for key in users}
+    assert found == {key: (expected if users[key] in done else base)[key] for key in users}
 
 
 def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(
@@ -637,7 +703,7 @@ def test_an_import_waits_for_the_end_of_the_command_that_trains(
     with monkeypatch.context() as patch:
         patch.setattr(AdapterStore, "append", append_beside_others)
         assert lamp(*train_words(questions, output)) == 0
-    assert all(f"{output / USERS}: another lamp command is writing to it; wait for its end" in one for one in said)
+    assert all(f"{output}: another lamp command is writing to it; wait for its end" in one for one in said)
     assert {one.count("is writing to it") for one in said} == {2}
     assert_same_store(output, whole)
     assert lamp(*import_words(directory, output, user="other")) == 0
@@ -673,7 +739,7 @@ def test_an_export_that_cannot_be_is_named(whole, another_base, tmp_path, capsys
 
 def test_an_import_that_cannot_be_leaves_a_store_as_it_is(whole, copied, another_base, tmp_path, capsys):
     directory = export(whole, tmp_path)
-    before = {name: (copied / name).read_bytes() for name in (FORM, USERS, NUMBERS)}
+    before = store_files(copied)
     with contextlib.closing(create_store(tmp_path / "other", make_form(MODEL, Lora(3, 8.0), "float32"))):
         pass
     for words, message in (
@@ -687,5 +753,5 @@ def test_an_import_that_cannot_be_leaves_a_store_as_it_is(whole, copied, another
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
-    assert {name: (copied / name).read_bytes() for name in before} == before
+    assert store_files(copied) == before
     assert not open_store(tmp_path / "other").entries

@@ -51,6 +51,7 @@ STAGES = {
     "train-adapters": Stage(("--questions", "--model"), SCORED),
     "export-adapter": Stage(("store", "--model"), "--user u"),
     "import-adapter": Stage(("directory", "--model"), "--user u", output="--store"),
+    "convert-store": Stage(("--store",)),
     "train-retriever": Stage(
         ("--questions", "--validation", "--feedback", "--validation-feedback", "--encoder"), SCORED
     ),
@@ -63,7 +64,7 @@ STAGES = {
 WITHOUT_INPUTS = {"demo", "synth", "download", "compile"}
 WITHOUT_FORCE = {"check", "import-adapter"}
 DIRECTORIES = {"--model", "--adapters", "--encoder", "--tokenizer", "--selector", "--feedback", "--validation-feedback"}
-DIRECTORIES |= {"store", "directory", "--archives", "--ids", "--data"}
+DIRECTORIES |= {"store", "--store", "directory", "--archives", "--ids", "--data"}
 NOT_PATHS = {
     "task",
     "user",
@@ -127,7 +128,7 @@ def world(tmp_path, adapters) -> Path:
 
 def fill(option: str, place: Path, adapters: Path) -> None:
     models = {"--encoder": "bert", "--selector": "longformer_w512"}
-    if option in ("store", "--adapters"):
+    if option in ("store", "--store", "--adapters"):
         shutil.copytree(adapters, place)
     elif option in ("--model", "--tokenizer", *models):
         shutil.copytree(TINY / models.get(option, "t5_ft"), place)
