@@ -5,7 +5,8 @@ user (`--numbers 128` in bfloat16), appended in blocks of 4,096 users. Both need
 7 GB for ten million. Printed, with the ratio of the first version's figure to this one's:
 
 - opening, in a new process each time: median milliseconds, and the resident memory that it adds;
-- reading 64 random users, others each time, after as many readings to warm up: median milliseconds;
+- reading 64 random users, others each time, after as many readings to warm up: median milliseconds, and
+  those of the processor;
 - appending a block of 64 users: median and longest milliseconds; the bytes written a byte of the block's adapters, mean
   over all appends, which includes merging.
 
@@ -114,13 +115,18 @@ def measure_here(directory: Path, form: Form, users: int, *, old: bool, repeats:
     before, start = resident(), time.perf_counter()
     store = open_any(directory, form, old=old)
     found = {"open, ms": 1000 * (time.perf_counter() - start), "open, MB": resident() - before}
-    rng, times = np.random.default_rng(1), []
+    rng, times, seconds = np.random.default_rng(1), [], []
     for _ in range(2 * repeats):
         chosen = [str(user) for user in rng.choice(users, READ, replace=False)]
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         store.read(chosen)
         times.append(1000 * (time.perf_counter() - start))
-    return found | {"read 64, ms": statistics.median(times[repeats:]), "after reading, MB": resident() - before}
+        seconds.append(1000 * (time.process_time() - busy))
+    reading = {
+        "read 64, ms": statistics.median(times[repeats:]),
+        "read 64, CPU ms": statistics.median(seconds[repeats:]),
+    }
+    return found | reading | {"after reading, MB": resident() - before}
 
 
 def measure_opening(directory: Path, users: int, *, old: bool, processes: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeVar
@@ -200,13 +201,11 @@ class AdapterStore:
 
     def scan(self) -> Iterator[Entry]:
         """All entries in their order, read shard by shard. LampError for one that is damaged."""
-        first = 0
-        while first < self.segments.users:
-            shard = self._reading(lambda: self._shard_of(first))  # noqa: B023 (called at once)
-            entries = self._reading(lambda: list(self._shard_of(first).entries()))  # noqa: B023
-            start = first - shard.segment.first
-            yield from entries[start:]
-            first += len(entries) - start
+        row = 0
+        while row < self.segments.users:
+            entries = self._reading(partial(self._entries_from, row))
+            yield from entries
+            row += len(entries)
 
     def close(self) -> None:
         for file in self._held or ():
@@ -262,6 +261,11 @@ class AdapterStore:
     def _shard_of(self, row: int) -> Shard:
         shards = self.segments.shards
         return self._open(shards[bisect_right(shards, row, key=lambda segment: segment.first) - 1])
+
+    def _entries_from(self, row: int) -> list[Entry]:
+        """Those of a row and of the rows behind it in its shard."""
+        shard = self._shard_of(row)
+        return list(shard.entries())[row - shard.segment.first :]
 
     def _locate(self, users: Iterable[str]) -> dict[str, _Found]:
         """The rows of those users who have an adapter."""

@@ -237,13 +237,16 @@ class Index:
 
     def find(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
         """Rows with one of these hashes, each with the place of the hash; a row may be another user's of equal hash."""
-        first = np.maximum(np.searchsorted(self._fences, hashes, "left") - 1, 0)
-        last = np.searchsorted(self._fences, hashes, "right")
+        firsts = np.maximum(np.searchsorted(self._fences, hashes, "left") - 1, 0).tolist()
+        stops = np.searchsorted(self._fences, hashes, "right").tolist()
+        read, postings = -1, b""
         with self._file.open() as file:
-            for place, (start, stop) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            for place in np.argsort(hashes).tolist():  # each chunk is read once
                 wanted = hashes[place].tobytes()
-                for chunk in range(start, stop):
-                    for row in _rows_of(wanted, self._chunk(file, chunk)):
+                for chunk in range(firsts[place], stops[place]):
+                    if chunk != read:
+                        read, postings = chunk, self._chunk(file, chunk)
+                    for row in _rows_of(wanted, postings):
                         yield place, row
 
     def _chunk(self, file: Any, chunk: int) -> bytes:
