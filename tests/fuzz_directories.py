@@ -327,6 +327,8 @@ def _spoil_tensor(kind: Kind, directory: Path, rng: random.Random) -> tuple[str,
             del tensors[name]
         case "renamed":
             tensors[f"{name}.old"] = tensors.pop(name)
+        case "nan" | "infinity" if tensor.dtype.kind == "u":
+            tensor.reshape(-1)[rng.randrange(tensor.size)] ^= 1
         case "nan" | "infinity":
             tensor.reshape(-1)[rng.randrange(tensor.size)] = float(how.replace("infinity", "-inf"))
         case "too long":

@@ -17,6 +17,7 @@ from lamp_jax.config import Lora
 from lamp_jax.data import old_store
 from lamp_jax.data.adapters import EVERYBODY, FORM, AdapterStore, Entry, create_store, open_store
 from lamp_jax.data.files import read_outputs
+from lamp_jax.loop import RUN_FILES
 from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
 from lamp_jax.stages import generate as stages_generate
@@ -273,6 +274,8 @@ def as_old_store(store: Path) -> None:
     old_store.append_users(store, list(opened.entries.values()), numbers)
     form = json.loads((store / FORM).read_text())
     (store / FORM).write_text(json.dumps({name: form[name] for name in form if name not in OURS}))
+    record = json.loads((store / "run.json").read_text())
+    (store / "run.json").write_text(json.dumps(record | {"makes": [FORM, *old_store.FILES, *RUN_FILES]}))
     for path in store.glob("*.safetensors"):
         path.unlink()
 
