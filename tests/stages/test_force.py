@@ -116,6 +116,8 @@ def world(tmp_path, adapters) -> Path:
     """An input for each option, in a directory of its own that a record of lamp says it made."""
     for options in {option for stage in STAGES.values() for option in stage.inputs}:
         folder = tmp_path / options.removeprefix("--")
+        if folder.exists():  # `store` and `--store`
+            continue
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps(RECORD))
         if options in DIRECTORIES:
