@@ -313,11 +313,10 @@ class AdapterStore:
         return {name: numbers[:, part].reshape(len(records), *shape) for name, shape, part in self.form.parts()}
 
     def _check_new(self, entries: Sequence[Entry]) -> None:
-        users = [entry.user for entry in entries]
-        for user in self.known(users):
-            raise LampError(f"{self.directory}: user {user!r} has an adapter already; leave the user out")
-        seen: set[str] = set()
+        known, seen = self.known([entry.user for entry in entries]), set[str]()
         for entry in entries:
+            if entry.user in known:
+                raise LampError(f"{self.directory}: user {entry.user!r} has an adapter already; leave the user out")
             if entry.user in seen:
                 raise LampError(f"{self.directory}: user {entry.user!r} is given twice; give each user once")
             if max(abs(entry.items), abs(entry.updates)) >= _MOST:
