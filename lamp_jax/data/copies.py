@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lamp_jax.data.filesystems import kind_of, naming_url, open_place, walk
+from lamp_jax.data.filesystems import kind_of, naming_url, open_place, version_of, walk
 from lamp_jax.data.urls import WRITTEN, copy_path, is_private, private_path, url_of
 from lamp_jax.errors import LampError
 
@@ -18,6 +18,7 @@ CHECKPOINTS = "checkpoints"
 _RECORD = "run.json"
 _PARTS = ("train", "dev", "test")  # of a data set of `lamp tfds`
 _LITTLE, _SHARE = 2**26, 0.25  # bytes that are sent whenever they changed; growth of more that pays for sending it
+_NONE = (-1, 0)  # the state of a file that is not there
 _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
 """Names of files that are renamed or removed when they are complete, and of locks; see `outputs`."""
 
@@ -46,15 +47,22 @@ class Copy:
             stack.callback(self.release)
             self._fs.invalidate_cache()
             there = {self._here(remote): remote for remote in self._find()}
-            keys, known = {path: str(self._fs.ukey(remote)) for path, remote in there.items()}, self._read_notes()
-            unchanged = bool(known) and keys == {path: note[0] for path, note in known.items()}
-            if unchanged and self.kind == WRITTEN and all(path.exists() for path in known):
+            keys, known = {path: version_of(self._fs, remote) for path, remote in there.items()}, self._read_notes()
+            if self.kind == WRITTEN and known is not None and self._is_ahead(keys, known):
                 self._sent = {path: (note[1], note[2]) for path, note in known.items()}
             else:
-                self._replace(there, keys, known)
+                self._replace(there, keys, known or {})
             if self.kind == WRITTEN:
                 self._complete = self._is_complete()
                 stack.pop_all()
+
+    def _is_ahead(self, keys: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
+        """Whether the copy has all that is at the URL, where nothing was changed but by this copy."""
+        return keys.keys() <= known.keys() and all(
+            (keys.get(path, "") == note[0] or keys.get(path, "").partition(" ")[0] in note[3:])
+            and (path.exists() or note[3:] == [""])
+            for path, note in known.items()
+        )
 
     def _replace(self, there: dict[Path, str], keys: dict[Path, str], known: dict[Path, list[Any]]) -> None:
         """Makes the copy equal to what is at the URL."""
@@ -68,7 +76,7 @@ class Copy:
                 self._fs.get_file(remote, str(unfinished))
                 os.replace(unfinished, path)
                 note = [keys[path], *_state(path)]
-            known[path], self._sent[path] = note, (note[1], note[2])
+            known[path], self._sent[path] = note[:3], (note[1], note[2])
         self._write_notes({path: known[path] for path in there})
 
     def _is_complete(self) -> bool:
@@ -87,21 +95,31 @@ class Copy:
         with naming_url(self.url, "written", "; the same command sends what is missing"):
             here = self._states()
             changed = [path for path, state in here.items() if self._sent.get(path) != state]
+            if gone := self._sent.keys() - here.keys():
+                self._check_held()
+                self._announce(dict.fromkeys(gone, ""))
             record = self.local / _RECORD
             if record in changed and len(changed) > 1 and self._complete:
+                self._announce({record: ""})
                 self._remove(record)  # first, or a kill would leave it with what is another's: a forced run's
                 self._complete = False
             for path in sorted(changed, key=lambda path: (here[path][1], path.suffix == ".jsonl")):  # clocks are coarse
+                self._announce({path: str(here[path][0])})
                 self._put(path, here[path])
-            for path in self._sent.keys() - here.keys():
+            for path in gone:
                 self._check_held()
                 self._remove(path)
+
+    def _announce(self, sizes: dict[Path, str]) -> None:
+        """Notes what will be at the URL, "" for nothing: after a kill it is not taken for another machine's change."""
+        notes = self._read_notes() or {}
+        self._write_notes(notes | {path: [*notes.get(path, ["", *_NONE])[:3], size] for path, size in sizes.items()})
 
     def _remove(self, path: Path) -> None:
         if path in self._sent and kind_of(self._fs, self._there(path)):
             self._fs.rm_file(self._there(path))
         self._sent.pop(path, None)
-        self._write_notes({known: note for known, note in self._read_notes().items() if known != path})
+        self._write_notes({known: note for known, note in (self._read_notes() or {}).items() if known != path})
 
     def _put(self, path: Path, state: tuple[int, int]) -> None:
         there = self._there(path)
@@ -111,7 +129,7 @@ class Copy:
         size = self._fs.info(there)["size"]
         if size != state[0]:
             raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; give the command again")
-        self._write_notes(self._read_notes() | {path: [str(self._fs.ukey(there)), *state]})
+        self._write_notes((self._read_notes() or {}) | {path: [version_of(self._fs, there), *state]})
         self._sent[path] = state
 
     def pays(self) -> bool:
@@ -192,10 +210,15 @@ class Copy:
     def _there(self, path: Path) -> str:
         return f"{self._above}/{path.relative_to(self._folder).as_posix()}"
 
-    def _read_notes(self) -> dict[Path, list[Any]]:
-        """Of each file a key that changes when the URL's does, and the state of the copy that is equal to it."""
-        notes = private_path(self._folder, "fetched.json")
-        known = json.loads(notes.read_text()) if notes.exists() else {}
+    def _read_notes(self) -> dict[Path, list[Any]] | None:
+        """Of each file the version at the URL, the state of the copy that is equal to it, and the size announced.
+
+        None: nothing is known.
+        """
+        try:
+            known = json.loads(private_path(self._folder, "fetched.json").read_bytes())
+        except (FileNotFoundError, ValueError):  # a machine that went down may leave it empty
+            return None
         return {self._folder / name: note for name, note in known.items()}
 
     def _write_notes(self, known: dict[Path, list[Any]]) -> None:

@@ -1,5 +1,6 @@
 """What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from lamp_jax.data import remote
 from lamp_jax.data.copies import Copy
 from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
 from lamp_jax.data.records import digest
+from lamp_jax.data.urls import private_path
 from lamp_jax.errors import LampError, Preempted
-from tests.bucket import url
+from tests.bucket import Bucket, url
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -345,3 +347,105 @@ def test_an_object_store_without_directories(machine):
     remote.leave()
     assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", "/b/r[1]/.git/config"]
     fs.store.clear()
+
+
+class Listed(Bucket):
+    """As an object store: a listing tells other things of a file than a look at it alone, until it is forgotten."""
+
+    protocol = "listed"
+    listed = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("listed://"))
+
+    def ls(self, path, detail=False, **more):
+        self.listed = True
+        return super().ls(path, detail=detail, **more)
+
+    def info(self, path, **more):
+        found = super().info(path, **more)
+        return found | ({"Key": found["name"]} if self.listed else {"ContentType": "text"})
+
+    def invalidate_cache(self, path=None):
+        self.listed = False
+
+
+fsspec.register_implementation("listed", Listed, clobber=True)
+
+
+@pytest.mark.parametrize("at", [url, lambda path: f"listed:/{path}"])
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_a_killed_command_had_not_sent_is_still_here(machine, bucket, at, sent):
+    out = Path(bring(at(bucket / "run")).output)
+    make_tree(out, [["a"], ["b"]])
+    if sent:
+        remote.publish()
+    make_tree(out, [["c"], ["d"]])
+    made = contents(out)
+    kill()
+    bring(at(bucket / "run"))
+    assert contents(out) == made
+    remote.leave()
+    assert contents(bucket / "run") == made
+
+
+def kill() -> None:
+    """The command ends without sending anything; the system ends its locks."""
+    for copy in remote._copies:
+        copy.release()
+    remote._copies.clear()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, monkeypatch, behind):
+    """Or the results of a forced run, which are complete, would be made again from what is left at the URL."""
+    for number in itertools.count():
+        place = bucket / str(number)
+        out, calls = Path(bring(url(place)).output), itertools.count()
+        make_tree(out, [["a"], ["b"], ["run.unfinished", "b"], ["run.unfinished", "c"], ["p.journal.jsonl"]])
+        (out / "run.json").write_text('{"finished": true}')
+        remote.publish()
+        for name in ("b", "c"):
+            (out / "run.unfinished" / name).rename(out / name)
+        for name in ("a", "p.journal.jsonl"):
+            (out / name).unlink()
+        (out / "run.json").write_text('{"finished": true, "forced": true}')
+        made = contents(out)
+
+        def killing(change, calls=calls, number=number):
+            def changes(*arguments, **more):
+                now = next(calls) == number
+                if not (now and not behind):
+                    change(*arguments, **more)
+                if now:
+                    raise Killed
+
+            return changes
+
+        with monkeypatch.context() as patch:
+            for name in ("put_file", "rm_file"):
+                patch.setattr(LocalFileSystem, name, killing(getattr(LocalFileSystem, name)))
+            try:
+                remote.leave()
+                break
+            except Killed:
+                kill()
+        bring(url(place))
+        assert contents(out) == made, number
+        remote.leave()
+        assert contents(place) == made, number
+    assert number > 6
+
+
+def test_notes_that_a_machine_which_went_down_left_empty_are_no_notes(machine, bucket):
+    out = Path(bring(url(bucket / "run")).output)
+    make_tree(out, [["a"], ["b"]])
+    remote.leave()
+    private_path(out.parent, "fetched.json").write_text("")
+    bring(url(bucket / "run"))
+    assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}
