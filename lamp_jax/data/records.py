@@ -175,7 +175,7 @@ def claim(
     def make_fingerprint() -> str:
         digests.update({name: digest(name) for name in inputs})
         # The fingerprint knows inputs by their contents alone: a moved file is the same file.
-        known = [type(options).__name__, with_urls(_without(settings, digests)), sorted(digests.values())]
+        known = [type(options).__name__, with_urls(_by_contents(settings, digests)), sorted(digests.values())]
         return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
 
     try:
@@ -394,13 +394,13 @@ def _final_names(value: Any) -> Any:
     return value.replace(f"/{STAGED}/", "/") if isinstance(value, str) else value
 
 
-def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    """The settings with every input's path put aside, and execution-only options."""
+def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
+    """The settings without execution-only options, with each input's digest in place of its path."""
     if isinstance(settings, Mapping):
-        return {key: _without(value, names) for key, value in settings.items() if key not in PLACEMENT}
+        return {key: _by_contents(value, digests) for key, value in settings.items() if key not in PLACEMENT}
     if isinstance(settings, list | tuple):
-        return [_without(value, names) for value in settings]
-    return "(input)" if isinstance(settings, str) and settings in names else settings
+        return [_by_contents(value, digests) for value in settings]
+    return digests.get(settings, settings) if isinstance(settings, str) else settings
 
 
 def _contents(directory: Path) -> Iterator[Path]:

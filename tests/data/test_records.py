@@ -77,6 +77,26 @@ def test_a_moved_input_is_the_same_input(options, tmp_path):
     assert claimed(replace(options, questions=str(moved))).state == "done"
 
 
+def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
+    @dataclass(frozen=True)
+    class Train:
+        train: str
+        validation: str
+        output: str
+
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    for name in names:
+        with open(name, "w") as file:
+            file.write(name)
+    record = claim(options.output, Train(*names, options.output), inputs=names)
+    record.begin()
+    record.place.write_text("made")
+    record.finish()
+    assert claim(options.output, Train(*names, options.output), inputs=names).state == "done"
+    with pytest.raises(LampError, match="other settings or inputs"):
+        claim(options.output, Train(*names[::-1], options.output), inputs=names[::-1])
+
+
 def test_options_that_change_nothing_do_not_count(options):
     make(options)
     assert claimed(replace(options, workers=8)).state == "done"
