@@ -19,11 +19,12 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from lamp_jax.data import remote
 from lamp_jax.data.files import read_json
+from lamp_jax.data.urls import url_of
 from lamp_jax.errors import LampError
 
 RECORD, STAGED, REPLACED = "run.json", "run.unfinished", "run.replaced"
@@ -94,15 +95,19 @@ def check_distinct(output: Path, beside: Iterable[Path], written: Iterable[Path]
     """Raises LampError if two outputs of a command, or an output and a file of its own, would be at one place."""
     seen: set[str] = set()
     for place in written:
-        real = os.path.join(os.path.realpath(place.parent), place.name)
+        real = url_of(place) or os.path.join(os.path.realpath(place.parent), place.name)
         if real in seen:
             raise LampError(f"{place}: this command would write two files there; give each output a place of its own")
         seen.add(real)
     for path in beside:
-        if directory and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+        if directory and _real(path).is_relative_to(_real(output)):
             raise LampError(f"{path}: is inside the output {output}; give it a place outside of that directory")
         if path.is_dir():
             raise LampError(f"{path}: a directory, where this command writes a file; give another place")
+
+
+def _real(path: Path) -> PurePath:
+    return PurePath(url_of(path) or os.path.realpath(path))
 
 
 def check_kind(output: Path, *, directory: bool) -> None:
@@ -213,6 +218,8 @@ def unnamed_files(directory: Path) -> list[Path]:
 
 def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[Path]:
     name = path.relative_to(directory).as_posix()
+    if is_temporary(path):
+        return
     if path.is_dir() and not path.is_symlink():
         if (path / RECORD).exists():
             yield from unnamed_files(path) if f"{name}/" in patterns else [path]
@@ -222,7 +229,7 @@ def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[P
                 yield path
             for inner in inside:
                 yield from _unnamed(inner, directory, patterns)
-    elif not (is_temporary(path) or any(fnmatchcase(name, pattern) for pattern in patterns)):
+    elif not any(fnmatchcase(name, pattern) for pattern in patterns):
         yield path
 
 
@@ -269,7 +276,7 @@ def replace_output(output: Path, *, directory: bool) -> bool:
 
 def _exchange(output: Path, staged: Path) -> None:
     """The entries of an output directory give way to those of `staged`; each record is moved last."""
-    output, staged = Path(os.path.abspath(output)), Path(os.path.abspath(staged))  # the working directory may be moved
+    output, staged = output.absolute(), staged.absolute()  # the working directory may be moved
     replaced = output / REPLACED
     if (output / RECORD).exists():
         replaced.mkdir(exist_ok=True)
@@ -283,13 +290,17 @@ def _exchange(output: Path, staged: Path) -> None:
 
 
 def _remove_replaced(replaced: Path) -> None:
-    """Removes an old output that gave way, its record last: without it nobody knows that lamp made it."""
-    if not is_record(_try_record(replaced)):
-        return
-    for path in replaced.iterdir():
+    """Removes an old output that gave way."""
+    if is_record(_try_record(replaced)):
+        _remove_made(replaced)
+
+
+def _remove_made(directory: Path) -> None:
+    """Removes a directory with its record, the record last: without it nobody knows that lamp made the rest."""
+    for path in directory.iterdir():
         if path.name != RECORD:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    shutil.rmtree(replaced)
+    shutil.rmtree(directory)
 
 
 def _try_record(directory: Path) -> Any:
@@ -302,11 +313,12 @@ def _try_record(directory: Path) -> Any:
 def check_staged(output: Path, *, directory: bool) -> None:
     """Raises LampError if something is where a forced run would write or move, and no record of lamp names it."""
     staged = staged_path(output, directory=directory)
-    record = read_record(staged) or {}
-    known = {path for path, _ in beside_of(record, output).values()} if is_record(record) else set()
-    foreign = [staged] if staged.exists() and not is_record(record) else []
-    if directory and is_record(record):
-        foreign = unnamed_files(staged)
+    record = read_record(staged)
+    known = {path for path, _ in beside_of(record or {}, output).values()} if is_record(record) else set()
+    if directory and staged.is_dir() and (record is None or is_record(record)):
+        foreign = unnamed_files(staged)  # none: a kill before its record was there
+    else:
+        foreign = [staged] if staged.exists() and not is_record(record) else []
     if directory and (output / REPLACED).exists() and not is_record(_try_record(output / REPLACED)):
         foreign.append(output / REPLACED)
     for path, _ in beside_of(read_record(output) or {}, output).values():
@@ -343,7 +355,7 @@ def discard(staged: Path) -> None:
         staged_path(path, directory=False).unlink(missing_ok=True)
     if staged.is_dir():
         remote.remove_checkpoints(staged)
-        shutil.rmtree(staged)
+        _remove_made(staged)
     else:
         for path in (staged, record_path(staged), journal_path(staged)):
             path.unlink(missing_ok=True)
@@ -353,11 +365,14 @@ def remove_temporary(output: Path, *, directory: bool) -> None:
     """Removes temporary directories that killed runs left beside an output, or in it. Its lock must be held."""
     own = re.compile(rf"\.{re.escape(output.name)}\.{_DRAWN}\.unfinished")
     found = [path for path in output.parent.iterdir() if own.fullmatch(path.name)] if output.parent.is_dir() else []
+    for folder in (output, output / STAGED) if directory else ():
+        if is_record(_try_record(folder)):
+            found += [path for path in folder.iterdir() if _TEMPORARY_INSIDE.fullmatch(path.name)]
     if directory and is_record(_try_record(output)):
-        found += [path for path in output.iterdir() if _TEMPORARY_INSIDE.fullmatch(path.name)]
         _remove_replaced(output / REPLACED)
-        with contextlib.suppress(OSError):
-            (output / STAGED).rmdir()  # empty: its files were moved, and then came the kill
+        for name in (STAGED, REPLACED):
+            with contextlib.suppress(OSError):
+                (output / name).rmdir()  # empty: its files were moved or removed, and then came the kill
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

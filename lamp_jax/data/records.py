@@ -27,6 +27,7 @@ from lamp_jax.data.outputs import (
     discard,
     entries,
     is_record,
+    is_temporary,
     journal_path,
     lock_output,
     read_record,
@@ -100,6 +101,7 @@ class Record:
                 discard(self.place)
             if self.directory:
                 self.place.mkdir(parents=True, exist_ok=True)
+        if self.state == "new" or (read_record(self.place) or {}).get("finished"):  # finished: a further output is lost
             write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:
@@ -121,14 +123,19 @@ class Record:
         """Lets other commands claim the output. A record of work that came to nothing is removed."""
         if not is_first():
             return
-        with contextlib.suppress(LampError):
+        with contextlib.suppress(LampError, OSError):
             record = read_record(self.place) or {}
             nothing = not record.get("finished", True) and record.get("fingerprint") == self.contents["fingerprint"]
-            if nothing and not self.part and not _has_begun(self.place, self.directory):
+            if nothing and not self.part and not self._has_begun():
                 self.path.unlink(missing_ok=True)
                 if self.directory and self.staged:
                     self.place.rmdir()
         unlock(self.locks)
+
+    def _has_begun(self) -> bool:
+        """Whether anything is there of which the record must tell."""
+        further = (self.beside(name) for name in self.contents["beside"])
+        return _has_begun(self.place, self.directory) or any(path.exists() for path in further)
 
 
 def claim(
@@ -252,7 +259,7 @@ class _Wanted:
         if not str(output):
             raise LampError("--output is empty; give a file or directory to write to")
         path = Path(output)
-        path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+        path = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
         return cls(path, {name: Path(one) for name, one in (beside or {}).items() if one}, directory, part)
 
     @property
@@ -353,10 +360,10 @@ class _Found:
 
     def _has_all_beside(self, record: Mapping[str, Any]) -> bool:
         """Whether the further outputs are there that a finished command wrote. LampError for one that was changed."""
-        for path, digest in beside_of(record, self.output).values():
-            if digest is None or path not in self.beside.values():
+        for name, (path, digest) in beside_of(record, self.output).items():
+            if digest is None or name not in self.beside:
                 continue
-            if not path.exists():
+            if path != self.beside[name] or not path.exists():
                 return False
             if _file_digest(path) != digest:
                 raise LampError(
@@ -381,7 +388,7 @@ def _record_at(place: Path, directory: bool) -> Path:
 def _has_begun(output: Path, directory: bool) -> bool:
     """Whether anything but the record is there: a command that failed in its checks leaves nothing to keep."""
     if directory:
-        return output.is_dir() and any(entries(output))
+        return output.is_dir() and not all(map(is_temporary, entries(output)))
     return output.exists() or journal_path(output).exists()
 
 
