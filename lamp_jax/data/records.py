@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import lamp_jax
 from lamp_jax.config import PLACEMENT
+from lamp_jax.data.copies import CHECKPOINTS
 from lamp_jax.data.files import write_json
 from lamp_jax.data.outputs import (
     RECORD,
@@ -411,10 +412,11 @@ def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
 
 
 def _contents(directory: Path) -> Iterator[Path]:
-    """The files that make a directory what it is, in their order."""
+    """The files that make a directory what it is, in their order: none of a run's work, nothing hidden (`.git`)."""
     for path in sorted(directory.rglob("*")):
-        staged = path.relative_to(directory).parts[0] in (STAGED, REPLACED)
-        if path.is_file() and not staged and path.name not in {RECORD, _CHECKED} and path.name[:1] != ".":
+        *above, name = parts = path.relative_to(directory).parts
+        passing = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
+        if path.is_file() and not passing and name not in {RECORD, _CHECKED}:
             yield path
 
 
