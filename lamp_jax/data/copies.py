@@ -34,7 +34,6 @@ class Copy:
         self._folder = self.local.parent
         self._lock: IO[bytes] | None = None
         self._sent: dict[Path, tuple[int, int]] = {}
-        self._complete = False
 
     def fetch(self) -> None:
         """Brings what is there, unless the same was brought or sent before; what is not there any more goes here too.
@@ -53,7 +52,6 @@ class Copy:
             else:
                 self._replace(there, keys, known or {})
             if self.kind == WRITTEN:
-                self._complete = self._is_complete()
                 stack.pop_all()
 
     def _is_ahead(self, keys: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
@@ -79,14 +77,6 @@ class Copy:
             known[path], self._sent[path] = note[:3], (note[1], note[2])
         self._write_notes({path: known[path] for path in there})
 
-    def _is_complete(self) -> bool:
-        """Whether a finished record is there, of a directory."""
-        try:
-            record = json.loads((self.local / _RECORD).read_bytes())
-        except (OSError, ValueError):
-            return False
-        return isinstance(record, dict) and record.get("finished") is True
-
     def send(self) -> None:
         """Sends what has changed since it was fetched or sent; removes there what was removed here.
 
@@ -99,10 +89,8 @@ class Copy:
                 self._check_held()
                 self._announce(dict.fromkeys(gone, ""))
             record = self.local / _RECORD
-            if record in changed and len(changed) > 1 and self._complete:
-                self._announce({record: ""})
-                self._remove(record)  # first, or a kill would leave it with what is another's: a forced run's
-                self._complete = False
+            if record in changed and len(changed) > 1:
+                self._void(record)
             for path in sorted(changed, key=lambda path: (here[path][1], path.suffix == ".jsonl")):  # clocks are coarse
                 self._announce({path: str(here[path][0])})
                 self._put(path, here[path])
@@ -110,10 +98,30 @@ class Copy:
                 self._check_held()
                 self._remove(path)
 
+    def _void(self, path: Path) -> None:
+        """Makes a finished record at the URL one of nobody's work, which `--force` replaces.
+
+        Or a kill would leave it with files of another run, a forced one, or these without a record.
+        """
+        there, new = self._there(path), _record(path.read_bytes())
+        old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else {}
+        if old.get("finished"):
+            makes = [*old.get("makes", []), *new.get("makes", [])]
+            void = json.dumps(old | {"finished": False, "fingerprint": "", "makes": makes}).encode()
+            self._announce({path: str(len(void))})
+            self._fs.pipe_file(there, void)
+            self._fs.invalidate_cache()
+            self._note(path, self._sent.get(path, _NONE))
+
     def _announce(self, sizes: dict[Path, str]) -> None:
         """Notes what will be at the URL, "" for nothing: after a kill it is not taken for another machine's change."""
         notes = self._read_notes() or {}
         self._write_notes(notes | {path: [*notes.get(path, ["", *_NONE])[:3], size] for path, size in sizes.items()})
+
+    def _note(self, path: Path, state: tuple[int, int]) -> None:
+        """Notes what is at the URL now."""
+        version = version_of(self._fs, self._there(path))
+        self._write_notes((self._read_notes() or {}) | {path: [version, *state]})
 
     def _remove(self, path: Path) -> None:
         if path in self._sent and kind_of(self._fs, self._there(path)):
@@ -129,7 +137,7 @@ class Copy:
         size = self._fs.info(there)["size"]
         if size != state[0]:
             raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; give the command again")
-        self._write_notes((self._read_notes() or {}) | {path: [version_of(self._fs, there), *state]})
+        self._note(path, state)
         self._sent[path] = state
 
     def pays(self) -> bool:
@@ -226,6 +234,15 @@ class Copy:
         unfinished = private_path(self._folder, "fetched.unfinished")
         unfinished.write_text(json.dumps(named))
         os.replace(unfinished, private_path(self._folder, "fetched.json"))
+
+
+def _record(content: bytes) -> dict[str, Any]:
+    """A run record; empty for anything else."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _make_room(path: Path, folder: Path) -> None:

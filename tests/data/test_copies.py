@@ -1,6 +1,8 @@
 """What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
 
+import contextlib
 import itertools
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from lamp_jax.data import remote
 from lamp_jax.data.copies import Copy
 from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
-from lamp_jax.data.records import digest
+from lamp_jax.data.records import claim, digest, guard_outputs
 from lamp_jax.data.urls import private_path
 from lamp_jax.errors import LampError, Preempted
 from tests.bucket import Bucket, url
@@ -292,7 +294,10 @@ def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monke
         patch.setattr(LocalFileSystem, "put_file", put_one)
         with pytest.raises(KeyboardInterrupt):
             remote.leave()
-    assert contents(bucket / "run") == {"a": b"new", "b": b"x"}
+    left = contents(bucket / "run")
+    assert not json.loads(left.pop("run.json"))["finished"]
+    assert left == {"a": b"new", "b": b"x"}
+    kill()
     bring(url(bucket / "run"))
     remote.leave()
     assert contents(bucket / "run") == {"a": b"new", "b": b"x", "run.json": f"{finished} ".encode()}
@@ -428,7 +433,7 @@ def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, mon
             return changes
 
         with monkeypatch.context() as patch:
-            for name in ("put_file", "rm_file"):
+            for name in ("put_file", "rm_file", "pipe_file"):
                 patch.setattr(LocalFileSystem, name, killing(getattr(LocalFileSystem, name)))
             try:
                 remote.leave()
@@ -440,6 +445,56 @@ def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, mon
         remote.leave()
         assert contents(place) == made, number
     assert number > 6
+
+
+@guard_outputs
+def write(options, *, text) -> str:
+    record = claim(options.output, options, inputs=[], directory=True, makes=["*.txt"])
+    if record.state != "done":
+        record.begin()
+        for name in ("a.txt", f"{text}.txt"):
+            (record.place / name).write_text(text)
+        record.finish()
+    return record.state
+
+
+def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(machine, bucket, monkeypatch):
+    """Of a forced run: the same command goes on, and no other takes the mixture for its own work."""
+
+    @dataclass(frozen=True)
+    class Train:
+        output: str
+        number: int
+        force: bool = False
+
+    def run(number, *, force=False):
+        write(remote.bring(Train(url(place), number, force)), text=f"run{number}")
+        remote.leave()
+
+    for last in range(4):
+        place, put, calls = bucket / str(last), LocalFileSystem.put_file, itertools.count()
+        machine("first")
+        run(1)
+
+        def lose(self, path, there, put=put, last=last, calls=calls, **more):
+            if next(calls) == last:
+                raise Killed
+            put(self, path, there, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFileSystem, "put_file", lose)
+            with contextlib.suppress(Killed):
+                run(2, force=True)
+            kill()
+        machine(f"second{last}")
+        if last < 3:
+            for number in (1, 2):
+                with pytest.raises(LampError, match="with other settings or inputs"):
+                    run(number)
+                remote.leave()
+        run(2, force=True)
+        assert contents(place).keys() == {"a.txt", "run2.txt", "run.json"}
+        assert (place / "a.txt").read_text() == "run2"
 
 
 def test_notes_that_a_machine_which_went_down_left_empty_are_no_notes(machine, bucket):
