@@ -177,7 +177,6 @@ def claim(
         if not part:
             remove_temporary(output, directory=directory)
 
-    agree(prepare)
     digests: dict[str, str] = {}
 
     def make_fingerprint() -> str:
@@ -187,6 +186,7 @@ def claim(
         return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
 
     try:
+        agree(prepare)
         fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
         found = _Found(output, fingerprint, wanted.real_beside, directory=directory)
         state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lamp_jax.data import outputs, remote
+from lamp_jax.data import outputs, records, remote
 from lamp_jax.data.outputs import check_apart, unnamed_files
 from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
@@ -525,6 +525,16 @@ def test_a_further_output_that_is_wanted_elsewhere_is_made_there(tmp_path, monke
         write(Options(str(tmp_path / "out.txt")), directory=False, text="new", beside=Path("s.txt"))
         assert (tmp_path / name / "s.txt").read_text() == "new"
         assert write(Options(str(tmp_path / "out.txt")), directory=False, text="never", beside=Path("s.txt")) == "done"
+
+
+def test_a_claim_that_fails_holds_nothing(tmp_path, monkeypatch):
+    def fail(output, *, directory):
+        raise PermissionError(13, "Permission denied", str(output.parent))
+
+    monkeypatch.setattr(records, "remove_temporary", fail)
+    with pytest.raises(PermissionError):
+        write(Options(str(tmp_path / "out")), directory=True, text="new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_to_itself_is_a_named_error(tmp_path):
