@@ -88,9 +88,9 @@ class Copy:
             if gone := self._sent.keys() - here.keys():
                 self._check_held()
                 self._announce(dict.fromkeys(gone, ""))
-            record = self.local / _RECORD
-            if record in changed and len(changed) > 1:
-                self._void(record)
+            for record in (self.local / _RECORD, self.local.with_name(f"{self.local.name}.{_RECORD}")):
+                if record in changed and len(changed) > 1:
+                    self._unfinish(record)
             for path in sorted(changed, key=lambda path: (here[path][1], path.suffix == ".jsonl")):  # clocks are coarse
                 self._announce({path: str(here[path][0])})
                 self._put(path, here[path])
@@ -98,20 +98,24 @@ class Copy:
                 self._check_held()
                 self._remove(path)
 
-    def _void(self, path: Path) -> None:
-        """Makes a finished record at the URL one of nobody's work, which `--force` replaces.
+    def _unfinish(self, path: Path) -> None:
+        """Makes a finished record one of unfinished work at the URL, before other files are sent: it is sent last.
 
-        Or a kill would leave it with files of another run, a forced one, or these without a record.
+        Or a kill would leave these without a record, or with that of another run, which a forced one replaces. Then it
+        becomes nobody's, which only `--force` replaces: what is there is a mixture.
         """
         there, new = self._there(path), _record(path.read_bytes())
-        old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else {}
-        if old.get("finished"):
-            makes = [*old.get("makes", []), *new.get("makes", [])]
-            void = json.dumps(old | {"finished": False, "fingerprint": "", "makes": makes}).encode()
-            self._announce({path: str(len(void))})
-            self._fs.pipe_file(there, void)
-            self._fs.invalidate_cache()
-            self._note(path, self._sent.get(path, _NONE))
+        old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else None
+        if not (new if old is None else old).get("finished"):
+            return
+        makes = [*(old or {}).get("makes", []), *new.get("makes", [])]
+        nobodys = {} if old is None else {"fingerprint": "", "makes": makes}
+        unfinished = json.dumps((old or new) | {"finished": False} | nobodys).encode()
+        self._announce({path: str(len(unfinished))})
+        self._fs.makedirs(os.path.dirname(there), exist_ok=True)
+        self._fs.pipe_file(there, unfinished)
+        self._fs.invalidate_cache()
+        self._note(path, self._sent.get(path, _NONE))
 
     def _announce(self, sizes: dict[Path, str]) -> None:
         """Notes what will be at the URL, "" for nothing: after a kill it is not taken for another machine's change."""

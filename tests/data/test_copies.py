@@ -1,6 +1,5 @@
 """What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
 
-import contextlib
 import itertools
 import json
 import shutil
@@ -447,54 +446,67 @@ def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, mon
     assert number > 6
 
 
+@dataclass(frozen=True)
+class Train:
+    output: str
+    number: int
+    force: bool = False
+
+
 @guard_outputs
-def write(options, *, text) -> str:
-    record = claim(options.output, options, inputs=[], directory=True, makes=["*.txt"])
+def train(options: Train, *, directory: bool) -> None:
+    record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt"])
     if record.state != "done":
         record.begin()
-        for name in ("a.txt", f"{text}.txt"):
+        text = f"run{options.number}"
+        for name in ("a.txt", f"{text}.txt") if directory else ("",):
             (record.place / name).write_text(text)
         record.finish()
-    return record.state
 
 
-def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(machine, bucket, monkeypatch):
-    """Of a forced run: the same command goes on, and no other takes the mixture for its own work."""
-
-    @dataclass(frozen=True)
-    class Train:
-        output: str
-        number: int
-        force: bool = False
+@pytest.mark.parametrize("directory", [True, False])
+@pytest.mark.parametrize("force", [True, False])
+def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
+    machine, bucket, monkeypatch, directory, force
+):
+    """The same command goes on. Where there was another run, no other takes the mixture for its own work."""
 
     def run(number, *, force=False):
-        write(remote.bring(Train(url(place), number, force)), text=f"run{number}")
+        train(remote.bring(Train(url(place), number, force)), directory=directory)
         remote.leave()
 
-    for last in range(4):
-        place, put, calls = bucket / str(last), LocalFileSystem.put_file, itertools.count()
+    for lost_at in itertools.count():
+        place, put, calls = bucket / str(lost_at), LocalFileSystem.put_file, itertools.count()
         machine("first")
-        run(1)
+        if force:
+            run(1)
 
-        def lose(self, path, there, put=put, last=last, calls=calls, **more):
-            if next(calls) == last:
+        def lose(self, path, there, put=put, lost_at=lost_at, calls=calls, **more):
+            if next(calls) == lost_at:
                 raise Killed
             put(self, path, there, **more)
 
+        lost = False
         with monkeypatch.context() as patch:
             patch.setattr(LocalFileSystem, "put_file", lose)
-            with contextlib.suppress(Killed):
-                run(2, force=True)
-            kill()
-        machine(f"second{last}")
-        if last < 3:
-            for number in (1, 2):
-                with pytest.raises(LampError, match="with other settings or inputs"):
-                    run(number)
-                remote.leave()
-        run(2, force=True)
-        assert contents(place).keys() == {"a.txt", "run2.txt", "run.json"}
-        assert (place / "a.txt").read_text() == "run2"
+            try:
+                run(2, force=force)
+            except Killed:
+                lost = True
+                kill()
+        machine(f"second{lost_at}")
+        for number in (1, 2) if force and lost else ():
+            with pytest.raises(LampError, match="with other settings or inputs"):
+                run(number)
+            remote.leave()
+        run(2, force=force)
+        if directory:
+            assert contents(place).keys() == {"a.txt", "run2.txt", "run.json"}
+        assert (place / "a.txt" if directory else place).read_text() == "run2"
+        assert json.loads((place / "run.json" if directory else Path(f"{place}.run.json")).read_bytes())["finished"]
+        if not lost:
+            break
+    assert lost_at == (3 if directory else 2)
 
 
 def test_notes_that_a_machine_which_went_down_left_empty_are_no_notes(machine, bucket):
