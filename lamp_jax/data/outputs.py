@@ -218,8 +218,6 @@ def unnamed_files(directory: Path) -> list[Path]:
 
 def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[Path]:
     name = path.relative_to(directory).as_posix()
-    if is_temporary(path):
-        return
     if path.is_dir() and not path.is_symlink():
         if (path / RECORD).exists():
             yield from unnamed_files(path) if f"{name}/" in patterns else [path]
@@ -229,7 +227,7 @@ def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[P
                 yield path
             for inner in inside:
                 yield from _unnamed(inner, directory, patterns)
-    elif not any(fnmatchcase(name, pattern) for pattern in patterns):
+    elif not (is_temporary(path) or any(fnmatchcase(name, pattern) for pattern in patterns)):
         yield path
 
 

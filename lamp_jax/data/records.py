@@ -389,7 +389,7 @@ def _record_at(place: Path, directory: bool) -> Path:
 def _has_begun(output: Path, directory: bool) -> bool:
     """Whether anything but the record is there: a command that failed in its checks leaves nothing to keep."""
     if directory:
-        return output.is_dir() and not all(map(is_temporary, entries(output)))
+        return output.is_dir() and any(path.is_dir() or not is_temporary(path) for path in entries(output))
     return output.exists() or journal_path(output).exists()
 
 

@@ -142,7 +142,7 @@ def test_force_keeps_what_no_record_names(tmp_path):
     write(options, directory=True, text="old")
     assert unnamed_files(output) == []
     forced = replace(options, number=2, force=True)
-    for name in ("thesis.doc", "deep/notes.md", "deeper/a.txt.bak", ".hidden"):
+    for name in ("thesis.doc", "deep/notes.md", "deeper/a.txt.bak", ".hidden", ".mine.77.unfinished/notes.md"):
         (output / name).parent.mkdir(exist_ok=True)
         (output / name).write_text("mine")
         with pytest.raises(LampError, match=f"no record names .*{name}; move it away"):
@@ -459,6 +459,27 @@ def test_a_kill_of_a_forced_run_in_a_temporary_directory_is_completed(tmp_path):
         write(options, directory=True, text="new")
         assert set(texts(output).values()) == {"new"}
         assert not (output / name).exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_failure_in_a_temporary_directory_is_gone_on_from(tmp_path, force):
+    output = tmp_path / "out"
+    if force:
+        write(Options(str(output)), directory=True, text="old")
+
+    @guard_outputs
+    def fail(options):
+        record = claim(options.output, options, inputs=[], directory=True, makes=["*.txt"])
+        record.begin()
+        (record.place / ".building.unfinished").mkdir()
+        (record.place / ".building.unfinished" / "half").write_text("{")
+        raise LampError("no room")
+
+    options = Options(str(output), number=2, force=force)
+    with pytest.raises(LampError, match="no room"):
+        fail(options)
+    write(options, directory=True, text="new")
+    assert texts(output) == {"a.txt": "new", "deep/b.txt": "new"}
 
 
 def test_a_kill_while_old_files_are_removed_is_completed_by_the_next_command(tmp_path, monkeypatch):
