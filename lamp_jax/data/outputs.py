@@ -148,10 +148,8 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            known = file.read().decode("utf-8", "replace").strip() or "another lamp command"
-            file.close()
-            raise LampError(f"{output}: {known} is writing to it; wait until it ends, or stop it") from None
+            with file:
+                raise _held(output, file) from None
         except OSError:
             pass  # a network file system without locks
         if _is_open_file(path, file):
@@ -173,7 +171,31 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
             file.close()
         raise LampError(f"{path}: cannot be written ({error.strerror}); make room or give another --output") from error
     _locks[path] = file, made
+    if directory:
+        try:
+            _check_parts(output, [lock_path(output, directory=True)] if part else output.glob(f"{_LOCK}-*"))
+        except LampError:
+            unlock([path])
+            raise
     return path
+
+
+def _check_parts(output: Path, others: Iterable[Path]) -> None:
+    """LampError where one command fills a directory alone, and another with others: each has a lock of its own."""
+    for path in others:
+        if path in _locks:
+            continue
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _held(output, file) from None
+
+
+def _held(output: Path, lock: IO[bytes]) -> LampError:
+    lock.seek(0)
+    known = lock.read().decode("utf-8", "replace").strip() or "another lamp command"
+    return LampError(f"{output}: {known} is writing to it; wait until it ends, or stop it")
 
 
 def unlock(paths: Iterable[Path]) -> None:

@@ -389,6 +389,31 @@ sys.stdin.read()
         assert write(Options(str(output)), directory=directory, text="new") == "new"
 
 
+@pytest.mark.parametrize(("held", "wanted"), [("-0", ""), ("", "-0"), ("-0", "-1")])
+def test_a_directory_is_filled_by_one_command_or_by_its_parts(tmp_path, held, wanted):
+    """`--force` of one shard alone would take away what the others write."""
+    holds = """
+import sys
+from pathlib import Path
+from lamp_jax.data.outputs import lock_output
+lock_output(Path(sys.argv[1]), directory=True, part=sys.argv[2], holder="lamp feedback")
+print("held", flush=True)
+sys.stdin.read()
+"""
+    output = tmp_path / "out"
+    words = [sys.executable, "-c", holds, str(output), held]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        if held and wanted:
+            outputs.unlock([outputs.lock_output(output, directory=True, part=wanted, holder="lamp")])
+        else:
+            with pytest.raises(LampError, match=rf"lamp feedback \(process {other.pid} on .*\) is writing to it"):
+                outputs.lock_output(output, directory=True, part=wanted, holder="lamp")
+        other.kill()
+    outputs.unlock([outputs.lock_output(output, directory=True, part=wanted, holder="lamp")])
+    assert not (output / f".lamp.lock{wanted}").exists()
+
+
 def test_an_abandoned_temporary_file_is_removed_by_the_next_write(tmp_path):
     from lamp_jax.data.files import write_json
 
