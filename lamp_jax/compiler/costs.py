@@ -13,6 +13,9 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "domain", "add-dependency", ""}
 
+# What only gives an array another form: within a fusion it is not made, and of a slice of it no more is read.
+_PASSING = {"bitcast", "reshape", "copy", "convert"}
+
 
 @dataclass(frozen=True)
 class Collective:
@@ -209,23 +212,40 @@ def _in_hbm(arrays: Iterable[Array]) -> int:
 def _read(program: Program, inside: Computation, number: int, arrays: tuple[Array, ...]) -> int:
     """What a fusion reads of one operand: slices, where it takes no more; nothing, where it only replaces some."""
     whole = _in_hbm(arrays)
-    parameter = next((one for one in inside.instructions if f"parameter({number})" in one.attributes), None)
+    parameter = _parameter(inside, number)
     waiting, read = [parameter.name] if parameter and whole else [], 0
     while waiting:
         name = waiting.pop()
         for user in inside.users(name):
-            if user.opcode in {"bitcast", "reshape"}:
+            if user.opcode in _PASSING:
                 waiting.append(user.name)
             elif user.opcode in {"dynamic-slice", "slice", "gather"}:
                 read += sum(array.bytes for array in user.arrays)
             elif user.opcode == "fusion" and user.called:
                 inner = program.computations[user.called[0]]
-                read += sum(
-                    _read(program, inner, place, arrays) for place, used in enumerate(user.operands) if used == name
-                )
+                places = [place for place, used in enumerate(user.operands) if used == name]
+                if any(_passes(program, inner, place) for place in places):
+                    waiting.append(user.name)
+                else:
+                    read += sum(_read(program, inner, place, arrays) for place in places)
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                 return whole
     return min(read, whole)
+
+
+def _passes(program: Program, inside: Computation, number: int) -> bool:
+    """Whether a fusion within another only copies this operand, of which then no more is read than of its result."""
+    one = inside.root
+    while one.opcode in _PASSING and one.operands[0] in inside.by_name:
+        one = inside.by_name[one.operands[0]]
+    if one.opcode == "fusion" and one.called and len(one.operands) == 1:
+        inner = program.computations[one.called[0]]
+        return _passes(program, inner, 0) and inside.by_name[one.operands[0]] is _parameter(inside, number)
+    return one is _parameter(inside, number)
+
+
+def _parameter(inside: Computation, number: int) -> Instruction | None:
+    return next((one for one in inside.instructions if f"parameter({number})" in one.attributes), None)
 
 
 def _written(program: Program, inside: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lamp_jax.data.filesystems import kind_of, naming_url, open_place, walk
+from lamp_jax.data.filesystems import kind_of, naming_url, open_place, version_of, walk
 from lamp_jax.data.urls import WRITTEN, copy_path, is_private, private_path, url_of
 from lamp_jax.errors import LampError
 
@@ -18,6 +18,7 @@ CHECKPOINTS = "checkpoints"
 _RECORD = "run.json"
 _PARTS = ("train", "dev", "test")  # of a data set of `lamp tfds`
 _LITTLE, _SHARE = 2**26, 0.25  # bytes that are sent whenever they changed; growth of more that pays for sending it
+_NONE = (-1, 0)  # the state of a file that is not there
 _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
 """Names of files that are renamed or removed when they are complete, and of locks; see `outputs`."""
 
@@ -33,7 +34,6 @@ class Copy:
         self._folder = self.local.parent
         self._lock: IO[bytes] | None = None
         self._sent: dict[Path, tuple[int, int]] = {}
-        self._complete = False
 
     def fetch(self) -> None:
         """Brings what is there, unless the same was brought or sent before; what is not there any more goes here too.
@@ -46,15 +46,21 @@ class Copy:
             stack.callback(self.release)
             self._fs.invalidate_cache()
             there = {self._here(remote): remote for remote in self._find()}
-            keys, known = {path: str(self._fs.ukey(remote)) for path, remote in there.items()}, self._read_notes()
-            unchanged = bool(known) and keys == {path: note[0] for path, note in known.items()}
-            if unchanged and self.kind == WRITTEN and all(path.exists() for path in known):
+            keys, known = {path: version_of(self._fs, remote) for path, remote in there.items()}, self._read_notes()
+            if self.kind == WRITTEN and known is not None and self._is_ahead(keys, known):
                 self._sent = {path: (note[1], note[2]) for path, note in known.items()}
             else:
-                self._replace(there, keys, known)
+                self._replace(there, keys, known or {})
             if self.kind == WRITTEN:
-                self._complete = self._is_complete()
                 stack.pop_all()
+
+    def _is_ahead(self, keys: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
+        """Whether the copy has all that is at the URL, where nothing was changed but by this copy."""
+        return keys.keys() <= known.keys() and all(
+            (keys.get(path, "") == note[0] or keys.get(path, "").partition(" ")[0] in note[3:])
+            and (path.exists() or note[3:] == [""])
+            for path, note in known.items()
+        )
 
     def _replace(self, there: dict[Path, str], keys: dict[Path, str], known: dict[Path, list[Any]]) -> None:
         """Makes the copy equal to what is at the URL."""
@@ -68,16 +74,8 @@ class Copy:
                 self._fs.get_file(remote, str(unfinished))
                 os.replace(unfinished, path)
                 note = [keys[path], *_state(path)]
-            known[path], self._sent[path] = note, (note[1], note[2])
+            known[path], self._sent[path] = note[:3], (note[1], note[2])
         self._write_notes({path: known[path] for path in there})
-
-    def _is_complete(self) -> bool:
-        """Whether a finished record is there, of a directory."""
-        try:
-            record = json.loads((self.local / _RECORD).read_bytes())
-        except (OSError, ValueError):
-            return False
-        return isinstance(record, dict) and record.get("finished") is True
 
     def send(self) -> None:
         """Sends what has changed since it was fetched or sent; removes there what was removed here.
@@ -87,21 +85,53 @@ class Copy:
         with naming_url(self.url, "written", "; the same command sends what is missing"):
             here = self._states()
             changed = [path for path, state in here.items() if self._sent.get(path) != state]
-            record = self.local / _RECORD
-            if record in changed and len(changed) > 1 and self._complete:
-                self._remove(record)  # first, or a kill would leave it with what is another's: a forced run's
-                self._complete = False
+            if gone := self._sent.keys() - here.keys():
+                self._check_held()
+                self._announce(dict.fromkeys(gone, ""))
+            for record in (self.local / _RECORD, self.local.with_name(f"{self.local.name}.{_RECORD}")):
+                if record in changed and len(changed) > 1:
+                    self._unfinish(record)
             for path in sorted(changed, key=lambda path: (here[path][1], _counts(path))):  # clocks are coarse
+                self._announce({path: str(here[path][0])})
                 self._put(path, here[path])
-            for path in self._sent.keys() - here.keys():
+            for path in gone:
                 self._check_held()
                 self._remove(path)
+
+    def _unfinish(self, path: Path) -> None:
+        """Makes a finished record one of unfinished work at the URL, before other files are sent: it is sent last.
+
+        Or a kill would leave these without a record, or with that of another run, which a forced one replaces. Then it
+        becomes nobody's, which only `--force` replaces: what is there is a mixture.
+        """
+        there, new = self._there(path), _record(path.read_bytes())
+        old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else None
+        if not (new if old is None else old).get("finished"):
+            return
+        makes = [*(old or {}).get("makes", []), *new.get("makes", [])]
+        nobodys = {} if old is None else {"fingerprint": "", "makes": makes}
+        unfinished = json.dumps((old or new) | {"finished": False} | nobodys).encode()
+        self._announce({path: str(len(unfinished))})
+        self._fs.makedirs(os.path.dirname(there), exist_ok=True)
+        self._fs.pipe_file(there, unfinished)
+        self._fs.invalidate_cache()
+        self._note(path, self._sent.get(path, _NONE))
+
+    def _announce(self, sizes: dict[Path, str]) -> None:
+        """Notes what will be at the URL, "" for nothing: after a kill it is not taken for another machine's change."""
+        notes = self._read_notes() or {}
+        self._write_notes(notes | {path: [*notes.get(path, ["", *_NONE])[:3], size] for path, size in sizes.items()})
+
+    def _note(self, path: Path, state: tuple[int, int]) -> None:
+        """Notes what is at the URL now."""
+        version = version_of(self._fs, self._there(path))
+        self._write_notes((self._read_notes() or {}) | {path: [version, *state]})
 
     def _remove(self, path: Path) -> None:
         if path in self._sent and kind_of(self._fs, self._there(path)):
             self._fs.rm_file(self._there(path))
         self._sent.pop(path, None)
-        self._write_notes({known: note for known, note in self._read_notes().items() if known != path})
+        self._write_notes({known: note for known, note in (self._read_notes() or {}).items() if known != path})
 
     def _put(self, path: Path, state: tuple[int, int]) -> None:
         there = self._there(path)
@@ -111,7 +141,7 @@ class Copy:
         size = self._fs.info(there)["size"]
         if size != state[0]:
             raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; give the command again")
-        self._write_notes(self._read_notes() | {path: [str(self._fs.ukey(there)), *state]})
+        self._note(path, state)
         self._sent[path] = state
 
     def pays(self) -> bool:
@@ -192,10 +222,15 @@ class Copy:
     def _there(self, path: Path) -> str:
         return f"{self._above}/{path.relative_to(self._folder).as_posix()}"
 
-    def _read_notes(self) -> dict[Path, list[Any]]:
-        """Of each file a key that changes when the URL's does, and the state of the copy that is equal to it."""
-        notes = private_path(self._folder, "fetched.json")
-        known = json.loads(notes.read_text()) if notes.exists() else {}
+    def _read_notes(self) -> dict[Path, list[Any]] | None:
+        """Of each file the version at the URL, the state of the copy that is equal to it, and the size announced.
+
+        None: nothing is known.
+        """
+        try:
+            known = json.loads(private_path(self._folder, "fetched.json").read_bytes())
+        except (FileNotFoundError, ValueError):  # a machine that went down may leave it empty
+            return None
         return {self._folder / name: note for name, note in known.items()}
 
     def _write_notes(self, known: dict[Path, list[Any]]) -> None:
@@ -208,6 +243,15 @@ class Copy:
 def _counts(path: Path) -> bool:
     """Whether a file counts on others of its age: a journal, a record, a list of files."""
     return path.suffix in (".json", ".jsonl")
+
+
+def _record(content: bytes) -> dict[str, Any]:
+    """A run record; empty for anything else."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _make_room(path: Path, folder: Path) -> None:

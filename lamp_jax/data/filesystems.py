@@ -8,6 +8,8 @@ from lamp_jax.errors import LampError
 
 _PACKAGES = {"gs": "-e '.[gcs]'", "s3": "s3fs", "ssh": "paramiko", "sftp": "paramiko"}
 _PACKAGES |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs")
+# By how much they say: what file systems call a file's version, a digest of it, or when it was written.
+_VERSIONS = ("generation", "ETag", "etag", "mtime", "LastModified", "last_modified", "modified")
 
 
 def open_place(url: str) -> tuple[Any, str]:
@@ -45,6 +47,16 @@ def kind_of(fs: Any, place: str) -> str | None:
         return fs.info(place)["type"]
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def version_of(fs: Any, place: str) -> str:
+    """What changes when the file at a place does: alike whether the file was listed or looked at alone.
+
+    fsspec's own `ukey` is not: it takes in all that is known, of which a listing tells less.
+    """
+    info = fs.info(place)
+    found = next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), None)
+    return f"{info['size']} {found or fs.ukey(place)}"
 
 
 def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]:

@@ -19,11 +19,12 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from lamp_jax.data import remote
 from lamp_jax.data.files import read_json
+from lamp_jax.data.urls import url_of
 from lamp_jax.errors import LampError
 
 RECORD, STAGED, REPLACED = "run.json", "run.unfinished", "run.replaced"
@@ -94,15 +95,19 @@ def check_distinct(output: Path, beside: Iterable[Path], written: Iterable[Path]
     """Raises LampError if two outputs of a command, or an output and a file of its own, would be at one place."""
     seen: set[str] = set()
     for place in written:
-        real = os.path.join(os.path.realpath(place.parent), place.name)
+        real = url_of(place) or os.path.join(os.path.realpath(place.parent), place.name)
         if real in seen:
             raise LampError(f"{place}: this command would write two files there; give each output a place of its own")
         seen.add(real)
     for path in beside:
-        if directory and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(output)):
+        if directory and _real(path).is_relative_to(_real(output)):
             raise LampError(f"{path}: is inside the output {output}; give it a place outside of that directory")
         if path.is_dir():
             raise LampError(f"{path}: a directory, where this command writes a file; give another place")
+
+
+def _real(path: Path) -> PurePath:
+    return PurePath(url_of(path) or os.path.realpath(path))
 
 
 def check_kind(output: Path, *, directory: bool) -> None:
@@ -143,10 +148,8 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            known = file.read().decode("utf-8", "replace").strip() or "another lamp command"
-            file.close()
-            raise LampError(f"{output}: {known} is writing to it; wait until it ends, or stop it") from None
+            with file:
+                raise _held(output, file) from None
         except OSError:
             pass  # a network file system without locks
         if _is_open_file(path, file):
@@ -168,7 +171,31 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
             file.close()
         raise LampError(f"{path}: cannot be written ({error.strerror}); make room or give another --output") from error
     _locks[path] = file, made
+    if directory:
+        try:
+            _check_parts(output, [lock_path(output, directory=True)] if part else output.glob(f"{_LOCK}-*"))
+        except LampError:
+            unlock([path])
+            raise
     return path
+
+
+def _check_parts(output: Path, others: Iterable[Path]) -> None:
+    """LampError where one command fills a directory alone, and another with others: each has a lock of its own."""
+    for path in others:
+        if path in _locks:
+            continue
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _held(output, file) from None
+
+
+def _held(output: Path, lock: IO[bytes]) -> LampError:
+    lock.seek(0)
+    known = lock.read().decode("utf-8", "replace").strip() or "another lamp command"
+    return LampError(f"{output}: {known} is writing to it; wait until it ends, or stop it")
 
 
 def unlock(paths: Iterable[Path]) -> None:
@@ -269,7 +296,7 @@ def replace_output(output: Path, *, directory: bool) -> bool:
 
 def _exchange(output: Path, staged: Path) -> None:
     """The entries of an output directory give way to those of `staged`; each record is moved last."""
-    output, staged = Path(os.path.abspath(output)), Path(os.path.abspath(staged))  # the working directory may be moved
+    output, staged = output.absolute(), staged.absolute()  # the working directory may be moved
     replaced = output / REPLACED
     if (output / RECORD).exists():
         replaced.mkdir(exist_ok=True)
@@ -283,13 +310,17 @@ def _exchange(output: Path, staged: Path) -> None:
 
 
 def _remove_replaced(replaced: Path) -> None:
-    """Removes an old output that gave way, its record last: without it nobody knows that lamp made it."""
-    if not is_record(_try_record(replaced)):
-        return
-    for path in replaced.iterdir():
+    """Removes an old output that gave way."""
+    if is_record(_try_record(replaced)):
+        _remove_made(replaced)
+
+
+def _remove_made(directory: Path) -> None:
+    """Removes a directory with its record, the record last: without it nobody knows that lamp made the rest."""
+    for path in directory.iterdir():
         if path.name != RECORD:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    shutil.rmtree(replaced)
+    shutil.rmtree(directory)
 
 
 def _try_record(directory: Path) -> Any:
@@ -302,11 +333,12 @@ def _try_record(directory: Path) -> Any:
 def check_staged(output: Path, *, directory: bool) -> None:
     """Raises LampError if something is where a forced run would write or move, and no record of lamp names it."""
     staged = staged_path(output, directory=directory)
-    record = read_record(staged) or {}
-    known = {path for path, _ in beside_of(record, output).values()} if is_record(record) else set()
-    foreign = [staged] if staged.exists() and not is_record(record) else []
-    if directory and is_record(record):
-        foreign = unnamed_files(staged)
+    record = read_record(staged)
+    known = {path for path, _ in beside_of(record or {}, output).values()} if is_record(record) else set()
+    if directory and staged.is_dir() and (record is None or is_record(record)):
+        foreign = unnamed_files(staged)  # none: a kill before its record was there
+    else:
+        foreign = [staged] if staged.exists() and not is_record(record) else []
     if directory and (output / REPLACED).exists() and not is_record(_try_record(output / REPLACED)):
         foreign.append(output / REPLACED)
     for path, _ in beside_of(read_record(output) or {}, output).values():
@@ -343,7 +375,7 @@ def discard(staged: Path) -> None:
         staged_path(path, directory=False).unlink(missing_ok=True)
     if staged.is_dir():
         remote.remove_checkpoints(staged)
-        shutil.rmtree(staged)
+        _remove_made(staged)
     else:
         for path in (staged, record_path(staged), journal_path(staged)):
             path.unlink(missing_ok=True)
@@ -353,11 +385,14 @@ def remove_temporary(output: Path, *, directory: bool) -> None:
     """Removes temporary directories that killed runs left beside an output, or in it. Its lock must be held."""
     own = re.compile(rf"\.{re.escape(output.name)}\.{_DRAWN}\.unfinished")
     found = [path for path in output.parent.iterdir() if own.fullmatch(path.name)] if output.parent.is_dir() else []
+    for folder in (output, output / STAGED) if directory else ():
+        if is_record(_try_record(folder)):
+            found += [path for path in folder.iterdir() if _TEMPORARY_INSIDE.fullmatch(path.name)]
     if directory and is_record(_try_record(output)):
-        found += [path for path in output.iterdir() if _TEMPORARY_INSIDE.fullmatch(path.name)]
         _remove_replaced(output / REPLACED)
-        with contextlib.suppress(OSError):
-            (output / STAGED).rmdir()  # empty: its files were moved, and then came the kill
+        for name in (STAGED, REPLACED):
+            with contextlib.suppress(OSError):
+                (output / name).rmdir()  # empty: its files were moved or removed, and then came the kill
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

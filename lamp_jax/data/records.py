@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import lamp_jax
 from lamp_jax.config import PLACEMENT
+from lamp_jax.data.copies import CHECKPOINTS
 from lamp_jax.data.files import write_json
 from lamp_jax.data.outputs import (
     RECORD,
@@ -27,6 +28,7 @@ from lamp_jax.data.outputs import (
     discard,
     entries,
     is_record,
+    is_temporary,
     journal_path,
     lock_output,
     read_record,
@@ -100,6 +102,7 @@ class Record:
                 discard(self.place)
             if self.directory:
                 self.place.mkdir(parents=True, exist_ok=True)
+        if self.state == "new" or (read_record(self.place) or {}).get("finished"):  # finished: a further output is lost
             write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:
@@ -121,14 +124,19 @@ class Record:
         """Lets other commands claim the output. A record of work that came to nothing is removed."""
         if not is_first():
             return
-        with contextlib.suppress(LampError):
+        with contextlib.suppress(LampError, OSError):
             record = read_record(self.place) or {}
             nothing = not record.get("finished", True) and record.get("fingerprint") == self.contents["fingerprint"]
-            if nothing and not self.part and not _has_begun(self.place, self.directory):
+            if nothing and not self.part and not self._has_begun():
                 self.path.unlink(missing_ok=True)
                 if self.directory and self.staged:
                     self.place.rmdir()
         unlock(self.locks)
+
+    def _has_begun(self) -> bool:
+        """Whether anything is there of which the record must tell."""
+        further = (self.beside(name) for name in self.contents["beside"])
+        return _has_begun(self.place, self.directory) or any(path.exists() for path in further)
 
 
 def claim(
@@ -169,16 +177,16 @@ def claim(
         if not part:
             remove_temporary(output, directory=directory)
 
-    agree(prepare)
     digests: dict[str, str] = {}
 
     def make_fingerprint() -> str:
         digests.update({name: digest(name) for name in inputs})
         # The fingerprint knows inputs by their contents alone: a moved file is the same file.
-        known = [type(options).__name__, with_urls(_without(settings, digests)), sorted(digests.values())]
+        known = [type(options).__name__, with_urls(_by_contents(settings, digests)), sorted(digests.values())]
         return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
 
     try:
+        agree(prepare)
         fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
         found = _Found(output, fingerprint, wanted.real_beside, directory=directory)
         state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))
@@ -252,7 +260,7 @@ class _Wanted:
         if not str(output):
             raise LampError("--output is empty; give a file or directory to write to")
         path = Path(output)
-        path = path.resolve() if path.is_symlink() or path.name in ("", "..") else path
+        path = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
         return cls(path, {name: Path(one) for name, one in (beside or {}).items() if one}, directory, part)
 
     @property
@@ -353,10 +361,10 @@ class _Found:
 
     def _has_all_beside(self, record: Mapping[str, Any]) -> bool:
         """Whether the further outputs are there that a finished command wrote. LampError for one that was changed."""
-        for path, digest in beside_of(record, self.output).values():
-            if digest is None or path not in self.beside.values():
+        for name, (path, digest) in beside_of(record, self.output).items():
+            if digest is None or name not in self.beside:
                 continue
-            if not path.exists():
+            if path != self.beside[name] or not path.exists():
                 return False
             if _file_digest(path) != digest:
                 raise LampError(
@@ -381,7 +389,7 @@ def _record_at(place: Path, directory: bool) -> Path:
 def _has_begun(output: Path, directory: bool) -> bool:
     """Whether anything but the record is there: a command that failed in its checks leaves nothing to keep."""
     if directory:
-        return output.is_dir() and any(entries(output))
+        return output.is_dir() and any(path.is_dir() or not is_temporary(path) for path in entries(output))
     return output.exists() or journal_path(output).exists()
 
 
@@ -394,24 +402,22 @@ def _final_names(value: Any) -> Any:
     return value.replace(f"/{STAGED}/", "/") if isinstance(value, str) else value
 
 
-def _without(settings: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    """The settings with every input's path put aside, and execution-only options."""
+def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
+    """The settings without execution-only options, with each input's digest in place of its path."""
     if isinstance(settings, Mapping):
-        return {key: _without(value, names) for key, value in settings.items() if key not in PLACEMENT}
+        return {key: _by_contents(value, digests) for key, value in settings.items() if key not in PLACEMENT}
     if isinstance(settings, list | tuple):
-        return [_without(value, names) for value in settings]
-    return "(input)" if isinstance(settings, str) and settings in names else settings
+        return [_by_contents(value, digests) for value in settings]
+    return digests.get(settings, settings) if isinstance(settings, str) else settings
 
 
 def _contents(directory: Path) -> Iterator[Path]:
-    """The files that make a directory what it is, in their order.
-
-    Adapters are large, and the checksums of all of them are in another file of their store.
-    """
+    """The files that make a directory what it is, in their order: none of a run's work, nothing hidden (`.git`)."""
     for path in sorted(directory.rglob("*")):
-        staged = path.relative_to(directory).parts[0] in (STAGED, REPLACED)
-        large = path.name == "adapters.bin" or is_segment(path.name)
-        if path.is_file() and not (staged or large or path.name == RECORD or path.name[:1] == "."):
+        *above, name = parts = path.relative_to(directory).parts
+        passing = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
+        large = name == "adapters.bin" or is_segment(name)  # a file beside them has the checksums of all that they hold
+        if path.is_file() and not (passing or large or name == RECORD):
             yield path
 
 

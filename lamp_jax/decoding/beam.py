@@ -93,8 +93,10 @@ def beam_search(
 
 
 def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, max_new_tokens: int) -> _State:
-    # Made from the sources, so that what is split over devices by the batch stays so.
-    places = jnp.broadcast_to(jnp.zeros_like(tokens[:, :1]), (len(tokens), num_beams))
+    # Made from the sources, so that what is split over devices by the batch stays so; by sums, for no slice keeps that
+    # in jax 0.12 where it has a single element, as of one source.
+    zero = jnp.zeros_like(jnp.sum(tokens, axis=1, keepdims=True))
+    places = jnp.broadcast_to(zero, (len(tokens), num_beams))
     blank = jnp.broadcast_to(places[:, :, None], (*places.shape, max_new_tokens)) + model.config.pad_token_id
     zeros = places.astype(jnp.float32)
     return _State(
@@ -106,7 +108,7 @@ def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, ma
         tokens=blank,
         scores=zeros + _NEVER,
         finished=places != 0,
-        open=places[:, 0] == 0,
+        open=jnp.sum(places, axis=1) == 0,
     )
 
 
@@ -124,7 +126,7 @@ def _step(model: T5, cross: CrossCache, state: _State, rules: _Rules) -> _State:
     finished = _pick(jnp.concatenate([state.finished, may_finish], axis=1), places)
 
     live_scores, chosen = jax.lax.top_k(best.sums + jnp.where(ends, _NEVER, 0.0), num_beams)
-    best_possible = live_scores[:, :1] / jnp.asarray(rules.expected)[state.length]
+    best_possible = jnp.max(live_scores, axis=1, keepdims=True) / jnp.asarray(rules.expected)[state.length]
     worst_finished = jnp.where(finished, jnp.min(scores, axis=1, keepdims=True), _NEVER)
     gains = jnp.any(best_possible > worst_finished, axis=1)
     if rules.stop_when_full:

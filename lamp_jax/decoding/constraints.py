@@ -42,9 +42,9 @@ def make_constraint(
     source = jnp.where(mask, source, config.vocab_size)
 
     def constrain(scores: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        start = jnp.full_like(tokens[..., :1], config.decoder_start_token_id)
+        start = jnp.asarray(config.decoder_start_token_id, tokens.dtype)
         tokens = jnp.where(jnp.arange(tokens.shape[-1]) < length, tokens, config.vocab_size)
-        text = jnp.concatenate([start, tokens], axis=-1)
+        text = jax.lax.pad(tokens, start, [(0, 0, 0), (0, 0, 0), (1, 0, 0)])
 
         def change(scores: jax.Array, text: jax.Array, source: jax.Array) -> jax.Array:
             for one in changes:

@@ -32,7 +32,8 @@ def greedy_search(
     """
     config, mask = model.config, model.source_mask(tokens)
     cache, cross = model.start_cache(model.encode(tokens, mask=mask), mask, max_length=max_new_tokens)
-    first = jnp.full_like(tokens[:, 0], config.decoder_start_token_id)
+    # By a sum: in jax 0.12, a slice of a single element (of one source) does not keep how it is split over devices.
+    first = jnp.full_like(jnp.sum(tokens, axis=1), config.decoder_start_token_id)
     rows = jnp.broadcast_to(first[:, None], (len(tokens), max_new_tokens))
     start = _State(jnp.int32(0), jnp.full_like(rows, config.pad_token_id), first, first != first, cache)
 

@@ -224,15 +224,18 @@ def attend_nearby(
     hidden = jnp.swapaxes(padding, 1, 3)  # [B, S, 1, 1], as keys lie
     some_hidden = hidden
     if first == "seen by all":  # beside the block's own keys, and not twice among them
-        some_hidden = jnp.where(jnp.arange(length)[:, None, None] == 0, HIDDEN, hidden)
+        is_first = jnp.arange(length)[:, None, None] == 0
+        some_hidden = jnp.where(is_first, HIDDEN, hidden)
+        # A sum, because jax 0.12 does not keep how a slice of a single element (of one text) is sharded.
+        first_hidden = jnp.sum(jnp.where(is_first, hidden, 0.0), axis=1, keepdims=True)
     own_query = jnp.reshape(_pad(query, 0, blocks * reach - length, 0), (-1, blocks, reach, *query.shape[2:]))
     near_keys, near_values, near_hidden = (
         _with_neighbours(x, reach, fill) for x, fill in ((keys, 0), (values, 0), (some_hidden, HIDDEN))
     )
     if first == "seen by all":
         near_keys, near_values, near_hidden = (
-            jnp.concatenate([jnp.broadcast_to(x[:, None, :1], (*near.shape[:2], 1, *near.shape[3:])), near], axis=2)
-            for x, near in ((keys, near_keys), (values, near_values), (hidden, near_hidden))
+            jnp.concatenate([jnp.broadcast_to(x[:, None], (*near.shape[:2], 1, *near.shape[3:])), near], axis=2)
+            for x, near in ((keys[:, :1], near_keys), (values[:, :1], near_values), (first_hidden, near_hidden))
         )
         band = np.pad(band, ((0, 0), (0, 0), (0, 0), (1, 0)))
 

@@ -162,4 +162,5 @@ class Longformer(Bert):
 
     def score(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, S], padded with NO_TOKEN -> one number for each text [B], float32."""
-        return (project("bf,fo->bo", self.pool(tokens, key=key), self.head, self.rules) + self.head_bias[...])[:, 0]
+        scores = project("bf,fo->bo", self.pool(tokens, key=key), self.head, self.rules) + self.head_bias[...]
+        return jnp.squeeze(scores, axis=1)

@@ -65,8 +65,9 @@ def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
     Labels that are no token (negative) become padding.
     """
     labels = jnp.where(labels < 0, config.pad_token_id, labels)
-    start = jnp.full_like(labels[:, :1], config.decoder_start_token_id)
-    return jnp.concatenate([start, labels[:, :-1]], axis=1)
+    start = jnp.asarray(config.decoder_start_token_id, labels.dtype)
+    # No slices: jax 0.12 forgets how one of a single element is sharded, as of one label.
+    return jax.lax.pad(labels, start, [(0, 0, 0), (1, -1, 0)])
 
 
 def is_end(tokens: jax.Array, config: T5Config) -> jax.Array:

@@ -182,3 +182,37 @@ ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
 def test_traffic_counts_slices_and_nothing_that_stays_in_fast_memory():
     read_y, write_slice = 4 * 4, 4 * 4
     assert costs.traffic(Program(HLO)) == read_y + write_slice
+
+
+COPIED = """HloModule m
+
+%copied (a: f32[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  ROOT %same = f32[8,4]{1,0} copy(%a)
+}
+
+%fused (b: f32[8,4], c: f32[1,4], i: s32[]) -> f32[8,4] {
+  %b = f32[8,4]{1,0} parameter(0)
+  %c = f32[1,4]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %inner = f32[8,4]{1,0} fusion(%b), kind=kLoop, calls=%copied
+  %old = f32[1,4]{1,0} dynamic-slice(%inner, %i, %i), dynamic_slice_sizes={1,4}
+  %sum = f32[1,4]{1,0} add(%c, %old)
+  ROOT %update = f32[8,4]{1,0} dynamic-update-slice(%inner, %sum, %i, %i)
+}
+
+ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
+  %x = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %y = f32[1,4]{1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)S(6)} parameter(2)
+  ROOT %fusion = f32[8,4]{1,0:T(8,128)} fusion(%x, %y, %i), kind=kLoop, calls=%fused
+}
+"""
+
+
+def test_an_array_that_a_fusion_copies_within_is_read_where_it_is_used():
+    """Ironwood's compiler copies caches so: they are changed in place, a row at a time."""
+    read_row, read_y, write_row = 4 * 4, 4 * 4, 4 * 4
+    assert costs.traffic(Program(COPIED)) == read_row + read_y + write_row
+    whole = COPIED.replace("copy(%a)", "negate(%a)")
+    assert costs.traffic(Program(whole)) == 8 * 4 * 4 + read_y + write_row

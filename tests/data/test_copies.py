@@ -1,5 +1,7 @@
 """What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
 
+import itertools
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ from hypothesis import strategies as st
 from lamp_jax.data import remote
 from lamp_jax.data.copies import Copy
 from lamp_jax.data.outputs import check_apart, is_temporary, lock_path
-from lamp_jax.data.records import digest
+from lamp_jax.data.records import claim, digest, guard_outputs
+from lamp_jax.data.urls import private_path
 from lamp_jax.errors import LampError, Preempted
-from tests.bucket import url
+from tests.bucket import Bucket, url
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -290,7 +293,10 @@ def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monke
         patch.setattr(LocalFileSystem, "put_file", put_one)
         with pytest.raises(KeyboardInterrupt):
             remote.leave()
-    assert contents(bucket / "run") == {"a": b"new", "b": b"x"}
+    left = contents(bucket / "run")
+    assert not json.loads(left.pop("run.json"))["finished"]
+    assert left == {"a": b"new", "b": b"x"}
+    kill()
     bring(url(bucket / "run"))
     remote.leave()
     assert contents(bucket / "run") == {"a": b"new", "b": b"x", "run.json": f"{finished} ".encode()}
@@ -345,3 +351,168 @@ def test_an_object_store_without_directories(machine):
     remote.leave()
     assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", "/b/r[1]/.git/config"]
     fs.store.clear()
+
+
+class Listed(Bucket):
+    """As an object store: a listing tells other things of a file than a look at it alone, until it is forgotten."""
+
+    protocol = "listed"
+    listed = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("listed://"))
+
+    def ls(self, path, detail=False, **more):
+        self.listed = True
+        return super().ls(path, detail=detail, **more)
+
+    def info(self, path, **more):
+        found = super().info(path, **more)
+        return found | ({"Key": found["name"]} if self.listed else {"ContentType": "text"})
+
+    def invalidate_cache(self, path=None):
+        self.listed = False
+
+
+fsspec.register_implementation("listed", Listed, clobber=True)
+
+
+@pytest.mark.parametrize("at", [url, lambda path: f"listed:/{path}"])
+@pytest.mark.parametrize("sent", [True, False])
+def test_what_a_killed_command_had_not_sent_is_still_here(machine, bucket, at, sent):
+    out = Path(bring(at(bucket / "run")).output)
+    make_tree(out, [["a"], ["b"]])
+    if sent:
+        remote.publish()
+    make_tree(out, [["c"], ["d"]])
+    made = contents(out)
+    kill()
+    bring(at(bucket / "run"))
+    assert contents(out) == made
+    remote.leave()
+    assert contents(bucket / "run") == made
+
+
+def kill() -> None:
+    """The command ends without sending anything; the system ends its locks."""
+    for copy in remote._copies:
+        copy.release()
+    remote._copies.clear()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, monkeypatch, behind):
+    """Or the results of a forced run, which are complete, would be made again from what is left at the URL."""
+    for number in itertools.count():
+        place = bucket / str(number)
+        out, calls = Path(bring(url(place)).output), itertools.count()
+        make_tree(out, [["a"], ["b"], ["run.unfinished", "b"], ["run.unfinished", "c"], ["p.journal.jsonl"]])
+        (out / "run.json").write_text('{"finished": true}')
+        remote.publish()
+        for name in ("b", "c"):
+            (out / "run.unfinished" / name).rename(out / name)
+        for name in ("a", "p.journal.jsonl"):
+            (out / name).unlink()
+        (out / "run.json").write_text('{"finished": true, "forced": true}')
+        made = contents(out)
+
+        def killing(change, calls=calls, number=number):
+            def changes(*arguments, **more):
+                now = next(calls) == number
+                if not (now and not behind):
+                    change(*arguments, **more)
+                if now:
+                    raise Killed
+
+            return changes
+
+        with monkeypatch.context() as patch:
+            for name in ("put_file", "rm_file", "pipe_file"):
+                patch.setattr(LocalFileSystem, name, killing(getattr(LocalFileSystem, name)))
+            try:
+                remote.leave()
+                break
+            except Killed:
+                kill()
+        bring(url(place))
+        assert contents(out) == made, number
+        remote.leave()
+        assert contents(place) == made, number
+    assert number > 6
+
+
+@dataclass(frozen=True)
+class Train:
+    output: str
+    number: int
+    force: bool = False
+
+
+@guard_outputs
+def train(options: Train, *, directory: bool) -> None:
+    record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt"])
+    if record.state != "done":
+        record.begin()
+        text = f"run{options.number}"
+        for name in ("a.txt", f"{text}.txt") if directory else ("",):
+            (record.place / name).write_text(text)
+        record.finish()
+
+
+@pytest.mark.parametrize("directory", [True, False])
+@pytest.mark.parametrize("force", [True, False])
+def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
+    machine, bucket, monkeypatch, directory, force
+):
+    """The same command goes on. Where there was another run, no other takes the mixture for its own work."""
+
+    def run(number, *, force=False):
+        train(remote.bring(Train(url(place), number, force)), directory=directory)
+        remote.leave()
+
+    for lost_at in itertools.count():
+        place, put, calls = bucket / str(lost_at), LocalFileSystem.put_file, itertools.count()
+        machine("first")
+        if force:
+            run(1)
+
+        def lose(self, path, there, put=put, lost_at=lost_at, calls=calls, **more):
+            if next(calls) == lost_at:
+                raise Killed
+            put(self, path, there, **more)
+
+        lost = False
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFileSystem, "put_file", lose)
+            try:
+                run(2, force=force)
+            except Killed:
+                lost = True
+                kill()
+        machine(f"second{lost_at}")
+        for number in (1, 2) if force and lost else ():
+            with pytest.raises(LampError, match="with other settings or inputs"):
+                run(number)
+            remote.leave()
+        run(2, force=force)
+        if directory:
+            assert contents(place).keys() == {"a.txt", "run2.txt", "run.json"}
+        assert (place / "a.txt" if directory else place).read_text() == "run2"
+        assert json.loads((place / "run.json" if directory else Path(f"{place}.run.json")).read_bytes())["finished"]
+        if not lost:
+            break
+    assert lost_at == (3 if directory else 2)
+
+
+def test_notes_that_a_machine_which_went_down_left_empty_are_no_notes(machine, bucket):
+    out = Path(bring(url(bucket / "run")).output)
+    make_tree(out, [["a"], ["b"]])
+    remote.leave()
+    private_path(out.parent, "fetched.json").write_text("")
+    bring(url(bucket / "run"))
+    assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}

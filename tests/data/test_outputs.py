@@ -1,5 +1,6 @@
 """Output locations: apart from inputs, held by one command, replaced only once new content is complete."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lamp_jax.data import outputs
+from lamp_jax.data import outputs, records, remote
 from lamp_jax.data.outputs import check_apart, unnamed_files
 from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
+from tests.bucket import url
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def test_force_keeps_what_no_record_names(tmp_path):
     write(options, directory=True, text="old")
     assert unnamed_files(output) == []
     forced = replace(options, number=2, force=True)
-    for name in ("thesis.doc", "deep/notes.md", "deeper/a.txt.bak", ".hidden"):
+    for name in ("thesis.doc", "deep/notes.md", "deeper/a.txt.bak", ".hidden", ".mine.77.unfinished/notes.md"):
         (output / name).parent.mkdir(exist_ok=True)
         (output / name).write_text("mine")
         with pytest.raises(LampError, match=f"no record names .*{name}; move it away"):
@@ -387,6 +389,31 @@ sys.stdin.read()
         assert write(Options(str(output)), directory=directory, text="new") == "new"
 
 
+@pytest.mark.parametrize(("held", "wanted"), [("-0", ""), ("", "-0"), ("-0", "-1")])
+def test_a_directory_is_filled_by_one_command_or_by_its_parts(tmp_path, held, wanted):
+    """`--force` of one shard alone would take away what the others write."""
+    holds = """
+import sys
+from pathlib import Path
+from lamp_jax.data.outputs import lock_output
+lock_output(Path(sys.argv[1]), directory=True, part=sys.argv[2], holder="lamp feedback")
+print("held", flush=True)
+sys.stdin.read()
+"""
+    output = tmp_path / "out"
+    words = [sys.executable, "-c", holds, str(output), held]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        if held and wanted:
+            outputs.unlock([outputs.lock_output(output, directory=True, part=wanted, holder="lamp")])
+        else:
+            with pytest.raises(LampError, match=rf"lamp feedback \(process {other.pid} on .*\) is writing to it"):
+                outputs.lock_output(output, directory=True, part=wanted, holder="lamp")
+        other.kill()
+    outputs.unlock([outputs.lock_output(output, directory=True, part=wanted, holder="lamp")])
+    assert not (output / f".lamp.lock{wanted}").exists()
+
+
 def test_an_abandoned_temporary_file_is_removed_by_the_next_write(tmp_path):
     from lamp_jax.data.files import write_json
 
@@ -394,6 +421,187 @@ def test_an_abandoned_temporary_file_is_removed_by_the_next_write(tmp_path):
     (tmp_path / ".b.json.123.unfinished").write_text("half")
     write_json(tmp_path / "a.json", 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.123.unfinished", "a.json"]
+
+
+def test_a_way_up_through_a_link_leads_to_the_links_target(tmp_path, monkeypatch):
+    """And not beside the link, where another output is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scratch" / "runs").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "scratch" / "runs")
+    write(Options("out"), directory=True, text="mine")
+    write(Options("link/../out"), directory=True, text="old")
+    write(Options("link/../out", number=2, force=True), directory=True, text="new")
+    assert set(texts(tmp_path / "out").values()) == {"mine"}
+    assert set(texts(tmp_path / "scratch" / "out").values()) == {"new"}
+    assert write(Options("out"), directory=True, text="never") == "done"
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("directory", [True, False])
+def test_a_command_that_failed_behind_its_further_output_goes_on(tmp_path, directory, force):
+    output, beside = tmp_path / "out", tmp_path / "scores.txt"
+    if force:
+        write(Options(str(output)), directory=directory, text="old", beside=beside)
+
+    @guard_outputs
+    def fail(options):
+        record = claim(options.output, options, inputs=[], directory=directory, beside={"scores": beside})
+        record.begin()
+        record.beside("scores").write_text("half")
+        raise LampError("no room")
+
+    options = Options(str(output), number=2, force=force)
+    with pytest.raises(LampError, match="no room"):
+        fail(options)
+    write(options, directory=directory, text="new", beside=beside)
+    assert set(texts(output).values()) == {"new"}
+    assert beside.read_text() == "new"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_kill_before_the_record_is_there_is_no_foreign_output(tmp_path, force):
+    output = tmp_path / "out"
+    if force:
+        write(Options(str(output)), directory=True, text="old")
+    begun = output / "run.unfinished" if force else output
+    begun.mkdir()
+    (begun / ".run.json.77.unfinished").write_text("{")
+    write(Options(str(output), number=2, force=force), directory=True, text="new")
+    assert set(texts(output).values()) == {"new"}
+    assert not (output / "run.unfinished").exists()
+
+
+def test_a_kill_of_a_forced_run_in_a_temporary_directory_is_completed(tmp_path):
+    """That of a tokenizer, or of a data set."""
+    output = tmp_path / "out"
+    options = Options(str(output), number=2, force=True)
+    write(Options(str(output)), directory=True, text="old")
+    for name in (".tokenizer.a1b2c3d4.unfinished", ".building.unfinished"):
+        record = claim(output, options, inputs=[], directory=True, makes=["*.txt"])
+        record.begin()
+        (record.place / name).mkdir()
+        (record.place / name / "half").write_text("{")
+        write(options, directory=True, text="new")
+        assert set(texts(output).values()) == {"new"}
+        assert not (output / name).exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_failure_in_a_temporary_directory_is_gone_on_from(tmp_path, force):
+    output = tmp_path / "out"
+    if force:
+        write(Options(str(output)), directory=True, text="old")
+
+    @guard_outputs
+    def fail(options):
+        record = claim(options.output, options, inputs=[], directory=True, makes=["*.txt"])
+        record.begin()
+        (record.place / ".building.unfinished").mkdir()
+        (record.place / ".building.unfinished" / "half").write_text("{")
+        raise LampError("no room")
+
+    options = Options(str(output), number=2, force=force)
+    with pytest.raises(LampError, match="no room"):
+        fail(options)
+    write(options, directory=True, text="new")
+    assert texts(output) == {"a.txt": "new", "deep/b.txt": "new"}
+
+
+def test_a_kill_while_old_files_are_removed_is_completed_by_the_next_command(tmp_path, monkeypatch):
+    """Those of an unfinished forced run, and of an output that gave way."""
+    kinds, seen = (os.unlink, os.rmdir), 0
+    for number in itertools.count():
+        output = tmp_path / f"out{number}"
+        write(Options(str(output)), directory=True, text="old")
+        steps = itertools.count(1)
+
+        def fail(steps=steps):
+            if next(steps) == 4:
+                raise LampError("bad input")
+
+        with pytest.raises(LampError):
+            write(Options(str(output), number=2, force=True), directory=True, text="half", until=fail)
+        count = itertools.count()
+
+        def killing(remove, count=count, number=number):
+            def removes(gone, **more):
+                remove(gone, **more)
+                if next(count) == number and "lock" not in str(gone):
+                    raise Killed
+
+            return removes
+
+        forced = Options(str(output), number=3, force=True)
+        with monkeypatch.context() as patch:
+            for remove in kinds:
+                patch.setattr(os, remove.__name__, killing(remove))
+            with contextlib.suppress(Killed):
+                write(forced, directory=True, text="new")
+                if next(count) <= number:
+                    break
+            seen += 1
+        write(forced, directory=True, text="new")
+        assert set(texts(output).values()) == {"new"}, number
+        assert {path.name for path in output.iterdir()} == {"a.txt", "deep", "run.json"}, number
+    assert seen > 8
+
+
+def test_a_kill_while_a_lost_further_output_is_made_again_is_resumed(tmp_path):
+    beside = tmp_path / "scores.txt"
+    options = Options(str(tmp_path / "out.txt"))
+    write(options, directory=False, text="on one device", beside=beside)
+    beside.unlink()
+    steps = itertools.count(1)
+
+    def kill():
+        if next(steps) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(options, directory=False, text="on another", beside=beside, until=kill)
+    assert write(options, directory=False, text="on another", beside=beside) == "unfinished"
+    assert beside.read_text() == "on another"
+
+
+def test_a_further_output_that_is_wanted_elsewhere_is_made_there(tmp_path, monkeypatch):
+    """`--scores s.txt` in another working directory."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        write(Options(str(tmp_path / "out.txt")), directory=False, text="new", beside=Path("s.txt"))
+        assert (tmp_path / name / "s.txt").read_text() == "new"
+        assert write(Options(str(tmp_path / "out.txt")), directory=False, text="never", beside=Path("s.txt")) == "done"
+
+
+def test_a_claim_that_fails_holds_nothing(tmp_path, monkeypatch):
+    def fail(output, *, directory):
+        raise PermissionError(13, "Permission denied", str(output.parent))
+
+    monkeypatch.setattr(records, "remove_temporary", fail)
+    with pytest.raises(PermissionError):
+        write(Options(str(tmp_path / "out")), directory=True, text="new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_itself_is_a_named_error(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for directory in (True, False):
+        with pytest.raises((LampError, OSError), match=f"{tmp_path}/loop"):
+            write(Options(str(tmp_path / "loop")), directory=directory, text="new")
+
+
+@pytest.mark.parametrize("at", [".run.json", ".journal.jsonl", ".unfinished", "/x"])
+def test_outputs_at_urls_are_apart_from_each_other(machine, bucket, at):
+    """Each has a copy of its own, so that their paths here differ."""
+
+    @dataclass(frozen=True)
+    class Rank:
+        output: str
+        scores: str
+
+    options = remote.bring(Rank(url(bucket / "p"), f"{url(bucket / 'p')}{at}"))
+    with pytest.raises(LampError, match=r"would write two files there|is inside the output"):
+        write(Options(options.output), directory=at == "/x", text="new", beside=Path(options.scores))
 
 
 # --- outputs apart from inputs, against a model of the file system

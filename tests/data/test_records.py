@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from lamp_jax.data.journals import Journal, read_journal
-from lamp_jax.data.records import claim
+from lamp_jax.data.records import claim, digest
 from lamp_jax.errors import LampError
 
 HOLDS = """
@@ -75,6 +75,41 @@ def test_a_moved_input_is_the_same_input(options, tmp_path):
     moved = tmp_path / "moved.json"
     moved.write_text("[]")
     assert claimed(replace(options, questions=str(moved))).state == "done"
+
+
+def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
+    @dataclass(frozen=True)
+    class Train:
+        train: str
+        validation: str
+        output: str
+
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    for name in names:
+        with open(name, "w") as file:
+            file.write(name)
+    record = claim(options.output, Train(*names, options.output), inputs=names)
+    record.begin()
+    record.place.write_text("made")
+    record.finish()
+    assert claim(options.output, Train(*names, options.output), inputs=names).state == "done"
+    with pytest.raises(LampError, match="other settings or inputs"):
+        claim(options.output, Train(*names[::-1], options.output), inputs=names[::-1])
+
+
+def test_a_directory_is_the_same_input_without_what_no_command_reads(tmp_path):
+    """A clone's `.git`, and the checkpoints of a training: of what lies at a URL they are no part either."""
+    model = tmp_path / "model"
+    (model / "1_Pooling").mkdir(parents=True)
+    for name in ("config.json", "1_Pooling/config.json"):
+        (model / name).write_text(name)
+    before = digest(str(model))
+    for name in (".git/index", ".cache/huggingface/x", "checkpoints/5/x", "run.unfinished/x", ".gitattributes"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_text(name)
+        assert digest(str(model)) == before, name
+    (model / "1_Pooling" / "config.json").write_text("{}")
+    assert digest(str(model)) != before
 
 
 def test_options_that_change_nothing_do_not_count(options):

@@ -57,6 +57,8 @@ def test_a_table_is_the_same_in_every_file(tmp_path_factory, name, ending, encod
         data = WRITERS[name](rows).encode(encoding)
     except UnicodeEncodeError:
         return
+    if encoding == "shift_jis" and data.decode(encoding) != WRITERS[name](rows):  # a yen sign becomes a backslash
+        return
     path = tmp_path_factory.mktemp("tables") / f"{name}{ending}"
     path.write_bytes(gzip.compress(data) if ending else data)
     names = ("user", "text") if name == "b.csv" else ()
