@@ -28,9 +28,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import T5ForConditionalGeneration
 
-from lamp_jax.adapting import Company
 from lamp_jax.config import Answering, Devices, Lora, Optimization, TrainAdapters
-from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.inputs.batches import Example, fit_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.parts import Block, Learner, Part
@@ -40,7 +38,9 @@ from lamp_jax.models.peft import write_peft
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.models.t5_config import FLAN_T5_SMALL, T5_SMALL, T5Config
 from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, place_batch
+from lamp_jax.training.adapters import Company
 
 DEMO = replace(FLAN_T5_SMALL, vocab_size=1024, d_model=64, d_ff=128, num_layers=2, num_decoder_layers=1, num_heads=2)
 SIZES = {"small": T5_SMALL, "demo": replace(DEMO, d_kv=32)}

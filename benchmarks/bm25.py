@@ -14,9 +14,9 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 
 from lamp_jax.data.files import Question
-from lamp_jax.data.work import available_cores
 from lamp_jax.retrieval.bm25 import rank_bm25
 from lamp_jax.retrieval.scored import best_first
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-3")

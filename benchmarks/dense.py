@@ -26,12 +26,12 @@ from transformers import AutoModel, AutoTokenizer
 
 from lamp_jax.config import Devices
 from lamp_jax.data.files import Question
-from lamp_jax.data.work import available_cores
 from lamp_jax.encoding import open_encoder
 from lamp_jax.inputs.tokenizer import train_text_tokenizer
 from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.weights import save_bert
 from lamp_jax.retrieval.dense import rank_dense
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import open_mesh
 from lamp_jax.tasks.catalog import find_task
 

@@ -22,11 +22,11 @@ from flax import nnx
 from transformers import T5ForConditionalGeneration
 
 from lamp_jax.config import Devices
-from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.beam import beam_search
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5_SMALL
 from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import make_mesh, model_layout, place_batch
 
 SOURCE, NEW, BEAMS = 256, 31, 4

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from lamp_jax.data import old_store
-from lamp_jax.data.adapters import AdapterStore, Entry, Form, create_store, open_store
+from lamp_jax.artifacts import old_store
+from lamp_jax.artifacts.adapters import AdapterStore, Entry, Form, create_store, open_store
 
 BLOCK, READ = 4096, 64
 

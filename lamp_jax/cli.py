@@ -12,11 +12,11 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from lamp_jax import config, processes
-from lamp_jax.data import remote
-from lamp_jax.data.urls import naming_urls, with_urls
+from lamp_jax import config
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.experiments import CLI_STYLE, read_experiment
+from lamp_jax.runs import processes, remote
+from lamp_jax.runs.urls import naming_urls, with_urls
 
 STAGES: dict[str, type] = {
     "demo": config.Demo,
@@ -78,7 +78,7 @@ def _run(stage: str, work: Callable[[], None]) -> None:
     """Does the work, with the other processes that the environment declares."""
     declared = processes.read_declaration(os.environ)
     if declared:
-        from lamp_jax import hosts  # here, not above: it wakes jax
+        from lamp_jax import distributed as hosts  # here, not above: it wakes jax
 
         hosts.start(declared)
     if stage in JOINT and processes.how_many() > 1:

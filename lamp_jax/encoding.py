@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from lamp_jax.artifacts.candidates import Pool
 from lamp_jax.config import Devices, Encoding
-from lamp_jax.data.pools import Pool
-from lamp_jax.hosts import read
+from lamp_jax.distributed import read
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.selection import CandidateReader

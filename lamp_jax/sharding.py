@@ -12,8 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.config import Devices
-from lamp_jax.data.work import available_cores
 from lamp_jax.errors import LampError
+from lamp_jax.runs.workers import available_cores
 
 MeshAxis = Literal["data", "model"]
 MESH_AXES = ("data", "model")

@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lamp_jax.data import remote
+from lamp_jax.runs import remote
 
 
 class Bucket(LocalFileSystem):

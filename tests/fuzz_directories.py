@@ -23,11 +23,11 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from lamp_jax.artifacts.adapters import Entry, create_store
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.feedback import feedback_record, read_feedback, read_retriever_feedback, shard_file
 from lamp_jax.config import Answering, Devices, Lora
-from lamp_jax.data.adapters import Entry, create_store
-from lamp_jax.data.feedback import feedback_record, read_feedback, read_retriever_feedback, shard_file
 from lamp_jax.data.files import Question, write_questions
-from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
 from lamp_jax.data.sources import open_source
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.encoding import open_encoder

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lamp_jax.config import Work
-from lamp_jax.data.checking import check_file
 from lamp_jax.data.files import read_questions
+from lamp_jax.datasets.checking import check_file
 from tests import fuzz_directories
 from tests.fuzz import fuzz
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, Protocol, get_args
 import numpy as np
 
 from lamp_jax.config import Split
-from lamp_jax.data.files import Question, encode, no_records, question_in
-from lamp_jax.data.framing import Framed, Frames, parse_record
+from lamp_jax.data.files import Question, no_records, question_in
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.patches import find_patches
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import encode
+from lamp_jax.runs.json_records import Framed, Frames, parse_record
 from lamp_jax.tasks.catalog import Task
 
 PROFILES = "profiles"

@@ -14,8 +14,8 @@ from lamp_jax.decoding.constraints import make_constraint
 from lamp_jax.decoding.generation import NOTHING, Generation, searches_greedily
 from lamp_jax.decoding.greedy import greedy_search
 from lamp_jax.decoding.labels import score_labels
+from lamp_jax.distributed import read
 from lamp_jax.errors import LampError
-from lamp_jax.hosts import read
 from lamp_jax.inputs.batches import NO_TOKEN, pad_rows
 from lamp_jax.models.lora import Adapters, attach
 from lamp_jax.models.t5 import is_end

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 
 from lamp_jax.config import Answering
-from lamp_jax.data.files import write_json
 from lamp_jax.decoding.generation_names import (
     BEAM_ONLY,
     GENERATION,
@@ -21,6 +20,7 @@ from lamp_jax.models.t5 import end_tokens
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.tensors import CONFIG, find_model, read_json
 from lamp_jax.models.weights import read_t5_config
+from lamp_jax.runs.json_files import write_json
 
 GENERATION_CONFIG = "generation_config.json"
 

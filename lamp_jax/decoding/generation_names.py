@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamp_jax.data.files import glimpse
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import glimpse
 
 
 class Kind(NamedTuple):

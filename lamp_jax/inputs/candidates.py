@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lamp_jax.artifacts.feedback import Metrics, first_pairs, read_feedback
 from lamp_jax.config import TrainRetriever
-from lamp_jax.data.feedback import Metrics, first_pairs, read_feedback
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, plan_epoch

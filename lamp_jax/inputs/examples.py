@@ -7,11 +7,11 @@ from typing import Any, Literal, Protocol
 from lamp_jax.config import Compatibility, Prompting, Retriever
 from lamp_jax.data.files import Question, check_unique
 from lamp_jax.data.sources import QuestionSource
-from lamp_jax.data.work import available_cores
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.retrieval.ranking import RANKERS, RankOptions, apply_ranking
 from lamp_jax.retrieval.recency import dates_of
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.tasks.catalog import Item, Task
 from lamp_jax.tasks.prompts import Prompt, PromptTokenizer, build_prompt
 

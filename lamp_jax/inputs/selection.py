@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
 from lamp_jax.config import SelectorMode
-from lamp_jax.data.files import glimpse, read_json, write_json
-from lamp_jax.data.pools import Candidate, Choice, Pool
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import Candidates
 from lamp_jax.inputs.tokenizer import tokenize
+from lamp_jax.runs.json_files import glimpse, read_json, write_json
 from lamp_jax.tasks.prompts import without_surrogates
 
 SETTINGS = "selector.json"

@@ -11,7 +11,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.byte_tokenizer import byte_backend
 from lamp_jax.inputs.sentencepiece import make_from_sentencepiece
 from lamp_jax.inputs.tokenizer_files import FILES, Found, check_files, check_tokenizer
-from lamp_jax.processes import agree
+from lamp_jax.runs.processes import agree
 from lamp_jax.tasks.prompts import without_surrogates
 
 # Its advice, such as that PyTorch is not installed, is not meant for users of this package.

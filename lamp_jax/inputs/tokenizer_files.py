@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamp_jax.data.files import check_fetched
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import check_fetched
 
 _JSON = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

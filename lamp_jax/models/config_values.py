@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lamp_jax.data.files import glimpse
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import glimpse
 
 _LAYERS, _HEADS, _HEAD_SIZE, _WIDTH, _ROWS = 1000, 2**12, 2**14, 2**20, 2**24
 

@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lamp_jax.config import Lora
-from lamp_jax.data.files import atomic_path, atomic_write, check_fetched
 from lamp_jax.errors import LampError
 from lamp_jax.models.hf_names import t5_places
 from lamp_jax.models.lora import DOWN, UP
 from lamp_jax.models.peft_config import CONFIG, read_peft_form
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import write_tensors
+from lamp_jax.runs.json_files import atomic_path, atomic_write, check_fetched
 
 WEIGHTS, TORCH = "adapter_model.safetensors", "adapter_model.bin"
 

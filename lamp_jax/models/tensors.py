@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lamp_jax.data.files import check_fetched, glimpse
 from lamp_jax.errors import LampError
 from lamp_jax.models.hf_names import Place
+from lamp_jax.runs.json_files import check_fetched, glimpse
 
 WEIGHTS, CONFIG, TORCH = "model.safetensors", "config.json", "pytorch_model.bin"
 INDEX, TORCH_INDEX = f"{WEIGHTS}.index.json", f"{TORCH}.index.json"

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from lamp_jax.config import Storage
-from lamp_jax.data.files import atomic_path, atomic_write
+from lamp_jax.distributed import read
 from lamp_jax.errors import LampError
-from lamp_jax.hosts import read
 from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.hf_names import Place, bert_places, longformer_places, t5_places
 from lamp_jax.models.longformer import Longformer, LongformerConfig
@@ -37,7 +36,8 @@ from lamp_jax.models.tensors import (
     open_checkpoint,
     read_json,
 )
-from lamp_jax.processes import is_first
+from lamp_jax.runs.json_files import atomic_path, atomic_write
+from lamp_jax.runs.processes import is_first
 from lamp_jax.sharding import put
 
 MODEL_FILES = (CONFIG, WEIGHTS)

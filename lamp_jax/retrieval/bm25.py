@@ -25,9 +25,9 @@ import numpy as np
 
 from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.files import Question
-from lamp_jax.data.work import map_in_processes
 from lamp_jax.retrieval.scored import Ranked, best_first
 from lamp_jax.retrieval.texts import documents_of, query_of
+from lamp_jax.runs.workers import map_in_processes
 from lamp_jax.tasks.catalog import Task
 
 Variant = Literal["okapi", "lucene"]

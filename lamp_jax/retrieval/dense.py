@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from lamp_jax.config import CORRECT, Compatibility, Similarity
-from lamp_jax.data.files import Question, read_json, write_json
+from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.scored import Ranked, best_first
 from lamp_jax.retrieval.texts import documents_of, query_of
+from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.tasks.catalog import Task
 
 Embed = Callable[[Sequence[str]], Iterator[tuple[Sequence[int], np.ndarray]]]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lamp_jax.config import Encoding, PoolingMode, Similarity
-from lamp_jax.data.files import read_json, write_json
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval import sentence_transformers
+from lamp_jax.runs.json_files import read_json, write_json
 
 SETTINGS = "retriever.json"
 FILES = (SETTINGS, *sentence_transformers.FILES)

@@ -11,21 +11,16 @@ from typing import NamedTuple
 import msgspec
 
 from lamp_jax.config import CORRECT, Compatibility
-from lamp_jax.data.files import (
-    Question,
-    atomic_write_bytes,
-    check_same_ids,
-    encode,
-    is_id,
-    read_json,
-)
-from lamp_jax.data.framing import BOM, parse_record
-from lamp_jax.data.work import Chunk, available_cores, questions_of
+from lamp_jax.data.chunks import Chunk, questions_of
+from lamp_jax.data.files import Question, check_same_ids, is_id
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.bm25 import Variant, rank_bm25
 from lamp_jax.retrieval.recency import rank_recency
 from lamp_jax.retrieval.sampling import rank_random
 from lamp_jax.retrieval.scored import Ranked
+from lamp_jax.runs.json_files import atomic_write_bytes, encode, read_json
+from lamp_jax.runs.json_records import BOM, parse_record
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.tasks.catalog import Task
 
 Rankings = Mapping[str, Sequence[str]]

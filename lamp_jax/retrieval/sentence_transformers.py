@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lamp_jax.config import PoolingMode
-from lamp_jax.data.files import read_json, write_json
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import read_json, write_json
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 _POOLING = "1_Pooling"

@@ -7,14 +7,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lamp_jax.config import Avocado
-from lamp_jax.data.files import atomic_write
 from lamp_jax.data.layout import PARTS
-from lamp_jax.data.outputs import entries, read_record
-from lamp_jax.data.records import Record, claim, guard_outputs
-from lamp_jax.data.work import count_cores
+from lamp_jax.datasets import avocado
+from lamp_jax.datasets.avocado import Located, Mail
 from lamp_jax.errors import LampError
-from lamp_jax.making import avocado
-from lamp_jax.making.avocado import Located, Mail
+from lamp_jax.runs.json_files import atomic_write
+from lamp_jax.runs.outputs import entries, read_record
+from lamp_jax.runs.records import Record, claim, guard_outputs
+from lamp_jax.runs.workers import count_cores
 
 _MISSING = "missing.txt"
 _FILES = (*(f"{part}_{kind}.json" for part in PARTS for kind in ("questions", "outputs")), _MISSING)

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from lamp_jax.config import Check
-from lamp_jax.data.checking import Checked, check_file
-from lamp_jax.data.files import write_json
-from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.datasets.checking import Checked, check_file
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import write_json
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import find_task
 
 _WIDTH = 16

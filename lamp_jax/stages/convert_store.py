@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lamp_jax.artifacts import old_store
+from lamp_jax.artifacts.adapters import FILES, AdapterStore, Entry, create_store, read_old_form
 from lamp_jax.config import ConvertStore
-from lamp_jax.data import old_store
-from lamp_jax.data.adapters import FILES, AdapterStore, Entry, create_store, read_old_form
-from lamp_jax.data.outputs import read_record
-from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
+from lamp_jax.runs.outputs import read_record
+from lamp_jax.runs.records import claim, guard_outputs
 
 _BLOCK = 2**26
 """Bytes of the users who are appended together."""

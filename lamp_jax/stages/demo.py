@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
-from lamp_jax.data.files import add_outputs, read_json, read_outputs, read_questions, write_questions
-from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.processes import agree
+from lamp_jax.data.files import add_outputs, read_outputs, read_questions, write_questions
+from lamp_jax.runs.json_files import read_json
+from lamp_jax.runs.processes import agree
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task

@@ -7,8 +7,9 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from lamp_jax.config import Demo, Lora, Optimization, Synth, Train, TrainAdapters
-from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_json, write_questions
-from lamp_jax.processes import agree
+from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_questions
+from lamp_jax.runs.json_files import write_json
+from lamp_jax.runs.processes import agree
 from lamp_jax.stages import synth, train_adapters
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task

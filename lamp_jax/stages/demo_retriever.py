@@ -14,12 +14,13 @@ from lamp_jax.config import (
     Train,
     TrainRetriever,
 )
-from lamp_jax.data.files import read_json, read_questions, write_json
+from lamp_jax.data.files import read_questions
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
-from lamp_jax.processes import agree
 from lamp_jax.retrieval.encoders import write_settings
 from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
+from lamp_jax.runs.json_files import read_json, write_json
+from lamp_jax.runs.processes import agree
 from lamp_jax.stages import feedback_items, rank, train_retriever
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task

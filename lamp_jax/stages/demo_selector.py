@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from lamp_jax.artifacts.candidates import Pool, read_pool, write_pool
 from lamp_jax.config import (
     SCRATCH,
     Demo,
@@ -20,10 +21,10 @@ from lamp_jax.config import (
     Train,
     TrainSelector,
 )
-from lamp_jax.data.files import read_json, read_questions
-from lamp_jax.data.pools import Pool, read_pool, write_pool
-from lamp_jax.processes import agree
+from lamp_jax.data.files import read_questions
 from lamp_jax.retrieval import selection
+from lamp_jax.runs.json_files import read_json
+from lamp_jax.runs.processes import agree
 from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
 from lamp_jax.stages.comparison import Against, report
 from lamp_jax.tasks.metrics import Scores, score

@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from lamp_jax.config import Download
 from lamp_jax.data.layout import SITE, TreeFile, benchmark_files
+from lamp_jax.datasets.download import Source, download
+from lamp_jax.datasets.manifest import Ledger, find_fault
 from lamp_jax.errors import LampError
-from lamp_jax.making.download import Source, download
-from lamp_jax.making.ledger import Ledger, find_fault
 from lamp_jax.tasks.catalog import TASKS, find_task
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import lamp_jax
 from lamp_jax.config import Compatibility, Evaluate
-from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs, write_json
-from lamp_jax.data.framing import BOM, parse_record
-from lamp_jax.data.records import claim, guard_outputs
+from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import write_json
+from lamp_jax.runs.json_records import BOM, parse_record
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 from lamp_jax.tasks.metrics import GoldError, OutOfRange, Scores, extra_metrics, score
 from lamp_jax.tasks.significance import confidence_interval

@@ -10,21 +10,21 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from lamp_jax.artifacts.feedback import Kind, feedback_record, shard_file
 from lamp_jax.config import FeedbackItems, FeedbackRetrievers, Prompting, Prompts
-from lamp_jax.data.feedback import Kind, feedback_record, shard_file
 from lamp_jax.data.files import Question
-from lamp_jax.data.journals import Journal, read_journal
-from lamp_jax.data.records import Record
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.decoding.labels import mean_log_probability
+from lamp_jax.distributed import read, stop_if_asked
 from lamp_jax.errors import LampError
-from lamp_jax.hosts import read, stop_if_asked
 from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
-from lamp_jax.processes import agree
+from lamp_jax.runs.journals import Journal, read_journal
+from lamp_jax.runs.processes import agree
+from lamp_jax.runs.records import Record
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score

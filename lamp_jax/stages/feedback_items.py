@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
+from lamp_jax.artifacts.feedback import first_pairs, read_shards, write_reference
 from lamp_jax.config import FeedbackItems, Prompting
-from lamp_jax.data.feedback import first_pairs, read_shards, write_reference
 from lamp_jax.data.files import read_questions
-from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.examples import gold_of
-from lamp_jax.processes import agree
+from lamp_jax.runs.processes import agree
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import check_golds

@@ -9,11 +9,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lamp_jax.config import Merge
-from lamp_jax.data.files import check_same_ids, check_unique, encode, question_record, read_outputs, write_json_list
-from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.data.work import Chunk, map_chunks, questions_of
+from lamp_jax.data.chunks import Chunk, map_chunks, questions_of
+from lamp_jax.data.files import check_same_ids, check_unique, question_record, read_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
+from lamp_jax.runs.json_files import encode, write_json_list
+from lamp_jax.runs.records import claim, guard_outputs
 
 # Every process reads golds and ranking once.
 _golds = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)

@@ -10,12 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from lamp_jax.config import Rank
+from lamp_jax.data.chunks import map_chunks
 from lamp_jax.data.files import Question, check_unique, read_questions
-from lamp_jax.data.outputs import check_apart
-from lamp_jax.data.records import claim, digest, guard_outputs
-from lamp_jax.data.work import map_chunks
 from lamp_jax.errors import LampError
-from lamp_jax.processes import agree, how_many
 from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.retrieval.fusion import fuse_rankings
@@ -27,6 +24,9 @@ from lamp_jax.retrieval.ranking import (
     rank_chunk,
     write_rankings,
 )
+from lamp_jax.runs.outputs import check_apart
+from lamp_jax.runs.processes import agree, how_many
+from lamp_jax.runs.records import claim, digest, guard_outputs
 from lamp_jax.tasks.catalog import Task, find_task
 
 

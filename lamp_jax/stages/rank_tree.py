@@ -10,14 +10,15 @@ from itertools import islice
 from pathlib import Path
 
 from lamp_jax.config import Merge, Part, Rank, Work
+from lamp_jax.data.chunks import cut
 from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
-from lamp_jax.data.records import record_path
-from lamp_jax.data.urls import naming_urls
-from lamp_jax.data.work import count_cores, cut, map_in_processes
 from lamp_jax.errors import LampError
-from lamp_jax.processes import agree
 from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
+from lamp_jax.runs.processes import agree
+from lamp_jax.runs.records import record_path
+from lamp_jax.runs.urls import naming_urls
+from lamp_jax.runs.workers import count_cores, map_in_processes
 from lamp_jax.stages import merge, rank_file
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lamp_jax.artifacts.candidates import Pool, check_same_pool, read_pool
 from lamp_jax.config import Select
-from lamp_jax.data.files import write_json
-from lamp_jax.data.pools import Pool, check_same_pool, read_pool
-from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import CandidateReader, read_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.retrieval import selection
+from lamp_jax.runs.json_files import write_json
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.stages.evaluate import report
 from lamp_jax.tasks.metrics import check_golds, score
 

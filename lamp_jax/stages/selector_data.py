@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.feedback import read_retriever_feedback, read_settings
 from lamp_jax.config import SelectorData
-from lamp_jax.data.feedback import read_retriever_feedback, read_settings
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions
-from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
-from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import read_scores
 from lamp_jax.retrieval.selection import predict_success
 from lamp_jax.retrieval.texts import query_of
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric
 from lamp_jax.tasks.rewards import reward_of

@@ -1,8 +1,8 @@
 """`lamp synth`: the synthetic benchmark as files, with the oracle beside them."""
 
 from lamp_jax.config import Synth
-from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.making.synthetic import FILES, write_benchmark
+from lamp_jax.datasets.synthetic import FILES, write_benchmark
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import find_task
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from lamp_jax.config import Tfds
 from lamp_jax.data.layout import find_parts
 from lamp_jax.data.patches import find_patches
-from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.sources import PROFILES, open_dataset
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import find_task
 
 _BUILDING = ".building.unfinished"
@@ -22,7 +22,7 @@ _BUILDING = ".building.unfinished"
 @guard_outputs
 def run(options: Tfds) -> None:
     # Here, not above: it takes half a second, and other commands have no use for it.
-    from lamp_jax.data.builder import Lamp, Reading, Survey, config_name
+    from lamp_jax.datasets.builder import Lamp, Reading, Survey, config_name
 
     task = find_task(options.task)
     patches = options.compatibility.patches

@@ -13,12 +13,9 @@ from tqdm import tqdm
 
 from lamp_jax.config import SCRATCH, Train
 from lamp_jax.data.files import check_unique
-from lamp_jax.data.records import claim, guard_outputs
 from lamp_jax.data.sources import QuestionSource, content_of, open_source
-from lamp_jax.data.work import available_cores
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import GENERATION_CONFIG, NOTHING, Generation, keep_generation, open_generation
-from lamp_jax.divergence import check_converging
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.examples import ExampleMaker, gold_of, load_examples, make_prompts, past_questions, prompt_examples
@@ -29,15 +26,18 @@ from lamp_jax.inputs.tokenizer import (
     round_up_vocabulary,
     train_tokenizer,
 )
-from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_t5, save_t5
+from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.stages.generate import answer
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds, main_metric, score
+from lamp_jax.training.divergence import check_converging
+from lamp_jax.training.loop import RUN_FILES, Progress, check_learning, fit
 
 FILES = (*MODEL_FILES, GENERATION_CONFIG, *TOKENIZER_FILES, *RUN_FILES)
 """What the output directory holds."""

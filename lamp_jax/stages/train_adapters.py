@@ -11,10 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lamp_jax.adapting import Company, Learned, adapt
-from lamp_jax.config import Lora, TrainAdapters
-from lamp_jax.data import adapters, old_store
-from lamp_jax.data.adapters import (
+from lamp_jax.artifacts import adapters, old_store
+from lamp_jax.artifacts.adapters import (
     EVERYBODY,
     AdapterStore,
     Entry,
@@ -23,24 +21,26 @@ from lamp_jax.data.adapters import (
     create_store,
     open_store,
 )
+from lamp_jax.config import Lora, TrainAdapters
 from lamp_jax.data.files import read_questions
-from lamp_jax.data.journals import Journal
-from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.data.remote import remove_checkpoints
-from lamp_jax.data.urls import with_urls
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.inputs.parts import Learner
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
-from lamp_jax.loop import RUN_FILES, check_optimization
 from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
-from lamp_jax.processes import agree
+from lamp_jax.runs.journals import Journal
+from lamp_jax.runs.processes import agree
+from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.remote import remove_checkpoints
+from lamp_jax.runs.urls import with_urls
 from lamp_jax.sharding import check_divides, model_layout, open_mesh
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
+from lamp_jax.training.adapters import Company, Learned, adapt
+from lamp_jax.training.loop import RUN_FILES, check_optimization
 
 FAILED = "failed.jsonl"
 """Beside a store: whose training came to nothing, and why."""

@@ -13,8 +13,6 @@ import numpy as np
 from flax import nnx
 
 from lamp_jax.config import SCRATCH, TrainRetriever
-from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.divergence import check_converging
 from lamp_jax.encoding import Encoder, TextEncoders, open_reader
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import (
@@ -29,10 +27,8 @@ from lamp_jax.inputs.candidates import (
 )
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
-from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, find_model, load_bert, save_bert
-from lamp_jax.processes import is_first
 from lamp_jax.retrieval.dense import embed_all, similarities
 from lamp_jax.retrieval.encoders import FILES as ENCODER_FILES
 from lamp_jax.retrieval.encoders import (
@@ -44,9 +40,13 @@ from lamp_jax.retrieval.encoders import (
     write_settings,
 )
 from lamp_jax.retrieval.scored import best_first
+from lamp_jax.runs.processes import is_first
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.training.divergence import check_converging
+from lamp_jax.training.loop import RUN_FILES, Progress, check_learning, fit
 
 FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, *ENCODER_FILES)
 """What the output directory holds."""

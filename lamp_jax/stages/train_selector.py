@@ -9,23 +9,23 @@ from typing import Any
 import jax
 from flax import nnx
 
+from lamp_jax.artifacts.candidates import Pool, check_same_pool, read_pool
 from lamp_jax.config import SCRATCH, TrainSelector
-from lamp_jax.data.pools import Pool, check_same_pool, read_pool
-from lamp_jax.data.records import claim, guard_outputs
-from lamp_jax.divergence import check_converging
 from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
 from lamp_jax.inputs.selection import SETTINGS, CandidateReader, SelectorSettings, choice_examples, write_settings
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
-from lamp_jax.loop import RUN_FILES, Progress, check_learning, fit
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_longformer, save_longformer
 from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
+from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
+from lamp_jax.training.divergence import check_converging
+from lamp_jax.training.loop import RUN_FILES, Progress, check_learning, fit
 
 FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, SETTINGS)
 """What the output directory holds."""

@@ -10,15 +10,14 @@ from hypothesis import strategies as st
 from lamp_jax.data.files import (
     Question,
     add_outputs,
-    atomic_write,
     question_record,
-    read_json,
     read_outputs,
     read_questions,
     write_predictions,
     write_questions,
 )
 from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import atomic_write, read_json
 from lamp_jax.tasks.catalog import find_task
 
 ITEM = {"id": "10", "text": "good\u0085film\r\n", "score": "4"}

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.config import Work
-from lamp_jax.data.checking import check_file
-from lamp_jax.data.files import is_id, read_json, read_outputs, read_questions
-from lamp_jax.data.framing import parse_record
+from lamp_jax.data.files import is_id, read_outputs, read_questions
+from lamp_jax.datasets.checking import check_file
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import RankingFile
+from lamp_jax.runs.json_files import read_json
+from lamp_jax.runs.json_records import parse_record
 from lamp_jax.stages import evaluate
 from lamp_jax.tasks.catalog import find_task
 

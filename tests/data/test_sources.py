@@ -12,7 +12,7 @@ from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lamp_jax.data.builder  # noqa: F401 (registers the data set)
+import lamp_jax.datasets.builder  # noqa: F401 (registers the data set)
 from lamp_jax.data.files import Question, read_questions, write_questions
 from lamp_jax.data.sources import JsonSource, LampSource, open_source, put_together, take_apart
 from lamp_jax.errors import LampError

@@ -10,8 +10,8 @@ import optax
 import pytest
 from flax import nnx
 
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
 from lamp_jax.config import REFERENCE, TrainSelector
-from lamp_jax.data.pools import Candidate, Choice, Pool
 from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer

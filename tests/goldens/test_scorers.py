@@ -9,8 +9,8 @@ import json
 
 import pytest
 
+from lamp_jax.artifacts.feedback import read_records
 from lamp_jax.config import REFERENCE, Answering, FeedbackItems, FeedbackRetrievers, Prompting
-from lamp_jax.data.feedback import read_records
 from lamp_jax.stages import feedback_items, feedback_retrievers
 from tests.goldens.cases import CASES
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lamp_jax.data.adapters import open_store
+from lamp_jax.artifacts.adapters import open_store
 from tests.hosts.conftest import wait_for
 
 MODEL = Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft"

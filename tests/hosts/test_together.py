@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp_jax.data.pools import read_pool
+from lamp_jax.artifacts.candidates import read_pool
 from tests.hosts.conftest import losses, train
 
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.data.pools import Candidate, Choice, Pool
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import (
     SETTINGS,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lamp_jax.artifacts.adapters import Entry, Form, create_store, open_store
 from lamp_jax.config import Answering, Lora
-from lamp_jax.data.adapters import Entry, Form, create_store, open_store
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.errors import LampError
 from lamp_jax.models.lora import Adapted, adapter_shapes, adapter_specs, attach, draw_adapter, find_sites

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.config import REFERENCE
-from lamp_jax.data import work
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval import bm25
 from lamp_jax.retrieval.bm25 import SCORERS, best_first, lucene_scores, okapi_scores, rank_bm25
+from lamp_jax.runs import workers
 from lamp_jax.tasks.catalog import MissingMarker, find_task
 
 TWEETS = find_task("LaMP-7")
@@ -149,7 +149,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(monkeypatch, varian
 
 
 def test_little_work_starts_no_process(monkeypatch):
-    monkeypatch.setattr(work, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     assert len(list(rank_bm25(many_questions(), TWEETS, workers=2))) == 60
 
 

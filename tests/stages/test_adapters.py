@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lamp_jax import adapting, cli
+from lamp_jax import cli
+from lamp_jax.artifacts import old_store
+from lamp_jax.artifacts.adapters import EVERYBODY, FORM, AdapterStore, Entry, create_store, open_store
 from lamp_jax.config import Lora
-from lamp_jax.data import old_store
-from lamp_jax.data.adapters import EVERYBODY, FORM, AdapterStore, Entry, create_store, open_store
 from lamp_jax.data.files import read_outputs
-from lamp_jax.loop import RUN_FILES
 from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
 from lamp_jax.stages import generate as stages_generate
 from lamp_jax.stages.train_adapters import FAILED, make_form
+from lamp_jax.training import adapters as adapting
+from lamp_jax.training.loop import RUN_FILES
 from tests.bucket import let_orbax_write, url
 
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")

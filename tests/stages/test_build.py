@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lamp_jax.config import Build, Work
-from lamp_jax.data import work
 from lamp_jax.data.files import read_outputs, read_questions
 from lamp_jax.data.layout import PARTS, find_parts
+from lamp_jax.datasets import histories, splits
 from lamp_jax.errors import LampError
-from lamp_jax.making import histories, splits
+from lamp_jax.runs import workers
 from lamp_jax.stages.build import describe_sizes, run
 from lamp_jax.tasks.catalog import find_task
 
@@ -211,7 +211,7 @@ def test_several_workers_and_small_buckets_give_the_same_bytes(reviews, tmp_path
     run(options)
     monkeypatch.setattr(histories, "_BUCKET_USERS", 3)
     monkeypatch.setattr(histories, "_BUFFERED_BYTES", 1000)
-    monkeypatch.setattr(work, "_BYTES_WORTH_A_PROCESS", 100)
+    monkeypatch.setattr(workers, "_BYTES_WORTH_A_PROCESS", 100)
     for number, who in enumerate((Work(workers=1), Work(workers=3), Work(beam_runner="DirectRunner"))):
         if who.beam_runner != "none":
             pytest.importorskip("apache_beam")

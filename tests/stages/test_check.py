@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lamp_jax.cli import main
-from lamp_jax.making.synthetic import write_benchmark
+from lamp_jax.datasets.synthetic import write_benchmark
 from lamp_jax.tasks.catalog import TASKS, find_task
 
 TASK = find_task("LaMP-3")

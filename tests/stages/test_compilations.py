@@ -16,9 +16,9 @@ import pytest
 from flax import nnx
 
 from lamp_jax import cli
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
 from lamp_jax.config import Answering, Devices, Prompting, Prompts
 from lamp_jax.data.files import Question
-from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.encoding import open_encoder
 from lamp_jax.inputs.batches import choose_buckets, choose_text_buckets, fit_buckets

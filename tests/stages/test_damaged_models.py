@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax import cli
-from lamp_jax.data.pools import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
 from lamp_jax.inputs.selection import SelectorSettings, write_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.tasks.catalog import find_task

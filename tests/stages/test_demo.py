@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.data.adapters import open_store
+from lamp_jax.artifacts.adapters import open_store
 from lamp_jax.data.files import read_outputs
 
 

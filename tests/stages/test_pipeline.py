@@ -10,11 +10,11 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from lamp_jax import cli
-from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.data.files import read_outputs, read_questions
-from lamp_jax.data.journals import Journal
+from lamp_jax.runs.journals import Journal
 from lamp_jax.stages import generate as generate_stage
 from lamp_jax.tasks.catalog import TASKS
+from lamp_jax.training.checkpoints import Checkpoints
 
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 SMALL = ("--max-length", "64", "--num-retrieved", "2", "--batch-size", "8")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.data import work
+from lamp_jax.data import chunks
 from lamp_jax.data.files import read_questions
-from lamp_jax.making.synthetic import write_benchmark
+from lamp_jax.datasets.synthetic import write_benchmark
+from lamp_jax.runs import workers
 from lamp_jax.tasks.catalog import TASKS, find_task
 
 TASK = find_task("LaMP-3")
@@ -22,8 +23,8 @@ def lamp(*words) -> int:
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch) -> Path:
     """60 train and 20 dev questions in many chunks, each worth a process."""
-    monkeypatch.setattr(work, "_CHUNK_BYTES", 2**13)
-    monkeypatch.setattr(work, "_BYTES_WORTH_A_PROCESS", 1)
+    monkeypatch.setattr(chunks, "_CHUNK_BYTES", 2**13)
+    monkeypatch.setattr(workers, "_BYTES_WORTH_A_PROCESS", 1)
     write_benchmark(TASK, tmp_path / "data", questions=60, dev_questions=20, profile_size=6, seed=0)
     return tmp_path / "data"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.data.feedback import read_records
+from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, read_pool, write_pool
+from lamp_jax.artifacts.feedback import read_records
 from lamp_jax.data.files import read_outputs
-from lamp_jax.data.pools import Candidate, Choice, Pool, read_pool, write_pool
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases
 

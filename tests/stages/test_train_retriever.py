@@ -10,7 +10,6 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from lamp_jax import cli
-from lamp_jax.checkpoints import Checkpoints
 from lamp_jax.config import Devices
 from lamp_jax.data.files import read_questions
 from lamp_jax.encoding import open_encoder
@@ -18,6 +17,7 @@ from lamp_jax.models.bert import BertConfig
 from lamp_jax.retrieval.dense import embed_all
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.training.checkpoints import Checkpoints
 
 TASK = find_task("LaMP-2")
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.data import remote
+from lamp_jax.runs import remote
 from lamp_jax.tasks.catalog import find_task
 from tests.bucket import let_orbax_write, url
 from tests.goldens import cases

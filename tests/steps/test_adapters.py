@@ -12,7 +12,6 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.adapting import Company
 from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
 from lamp_jax.config import Learning, Lora, Optimization, TrainAdapters
@@ -24,6 +23,7 @@ from lamp_jax.sharding import RULES, make_mesh
 from lamp_jax.steps.adapters import Part, Users, learning_rate, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.update import TrainState, make_optimizer, make_update
+from lamp_jax.training.adapters import Company
 from tests.models.tiny import GATED, build
 
 CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)

@@ -1,0 +1,1 @@
+"""What one stage leaves for another: feedback, a selector's candidates, the store of adapters."""

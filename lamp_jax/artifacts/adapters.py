@@ -1,0 +1,630 @@
+"""Adapters of many users in one directory, read at random by user id.
+
+`adapters.json` has the form of all adapters and lists the segments: shards, which hold the users in their order, and
+index segments, which find a user's row (see `segments`). An append writes a shard and an index segment, into which
+small ones before are merged, and then replaces the list: killed anywhere, it leaves the store as it was before.
+"""
+
+import contextlib
+import math
+import os
+import re
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, TypeVar
+
+import ml_dtypes
+import numpy as np
+
+from lamp_jax.artifacts import old_store
+from lamp_jax.artifacts.segments import (
+    INDEX,
+    POSTING,
+    ROW,
+    SHARDS,
+    Entry,
+    Index,
+    Kind,
+    Segment,
+    Shard,
+    count_merged,
+    hash_user,
+    is_segment,
+    user_bytes,
+    write_index,
+    write_shard,
+)
+from lamp_jax.artifacts.tensor_files import damaged
+from lamp_jax.config import Lora
+from lamp_jax.errors import LampError
+from lamp_jax.runs.journals import lock
+from lamp_jax.runs.json_files import check_fetched, glimpse, read_json, write_json
+from lamp_jax.runs.processes import agree
+from lamp_jax.runs.remote import Pace
+
+EVERYBODY = "everybody"
+"""The user id of an adapter that all users share who have none of their own."""
+
+FORM = "adapters.json"
+FILES = (FORM, "adapters-*.safetensors", "index-*.safetensors")
+"""Patterns of the names of a store's files."""
+VERSION = 2
+_LOCK = ".adapters.lamp.lock"
+
+_TYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_TENSOR_TYPES = {"float32": "F32", "bfloat16": "BF16"}
+_FORM_KINDS: dict[str, tuple[type, ...]] = {
+    "base": (str,),
+    "base_name": (str,),
+    "rank": (int,),
+    "alpha": (float, int),
+    "targets": (list, tuple),
+    "shapes": (dict,),
+    "dtype": (str,),
+}
+_LIST_KINDS: dict[str, tuple[type, ...]] = {"version": (int,), "segments": (list,), "crc32": (int,)}
+_SEGMENT = re.compile(r"(adapters|index)-(\d{12})-(\d{12})\.safetensors (\d{1,18}) ([0-9a-f]{16})")
+_MOST = 2**63
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all adapters of a store have in common."""
+
+    base: str
+    """Fingerprint of the base model's weights."""
+    base_name: str
+    """How the base model was named: for messages only, never compared."""
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    """Names of projections, in any order."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of each array of one adapter, such as `encoder.attention.query.down`, in the order of the file."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def bytes_per_user(self) -> int:
+        return _TYPES[self.dtype].itemsize * sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def lora(self) -> Lora:
+        """What the adapters add, when they are used."""
+        return Lora(self.rank, self.alpha, self.targets, dropout=0.0)
+
+    def parts(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
+        """Each array's name, its shape, and where it lies among a user's numbers."""
+        start = 0
+        for name, shape in self.shapes.items():
+            stop = start + math.prod(shape)
+            yield name, shape, slice(start, stop)
+            start = stop
+
+
+class Segments(NamedTuple):
+    """The files of a store, in the order of their rows."""
+
+    shards: tuple[Segment, ...] = ()
+    index: tuple[Segment, ...] = ()
+
+    @property
+    def users(self) -> int:
+        return self.shards[-1].stop if self.shards else 0
+
+    @property
+    def names(self) -> set[str]:
+        return {segment.name for segment in (*self.shards, *self.index)}
+
+
+class _Found(NamedTuple):
+    """A user's row in the store, what is known of the adapter, and the checksum of its numbers."""
+
+    row: int
+    entry: Entry
+    checksum: int
+
+
+Value = TypeVar("Value")
+
+
+class AdapterStore:
+    """The adapters of a directory. Made by `create_store` it can be appended to, by `open_store` it is only read.
+
+    Of several processes the first writes, and all append alike; each reads the files for itself. What is read while
+    another command appends is what was there on opening, or a later state.
+    """
+
+    def __init__(self, directory: Path, form: Form, segments: Segments, *, held: Sequence[IO[bytes]] | None = None):
+        self.directory, self.form = directory, form
+        self.entries: Mapping[str, Entry] = _Entries(self)
+        """By user, in the order of the rows."""
+        self.segments = segments
+        self._held, self._pace = held, Pace()
+        self._opened: dict[str, Any] = {}
+
+    def append(self, entries: Sequence[Entry], adapters: Mapping[str, np.ndarray]) -> None:
+        """Adds users, on disk before this returns: `adapters` holds each array of the form with the users in front.
+
+        Numbers of any float type are converted to the form's. Killed, it leaves all of these users or none.
+        Raises LampError, and adds nobody, for users who are there already, for other arrays or shapes than the form's,
+        for numbers that are not finite, and for adapters without effect.
+        """
+        if self._held is None:
+            raise ValueError(f"{self.directory}: opened to be read; create_store opens it to append")
+        self._check_new(entries)
+        numbers = self._joined(len(entries), adapters)
+        self._check_numbers([entry.user for entry in entries], numbers)
+        if entries:
+            self.segments = _parse_segments(agree(lambda: self._write(entries, numbers)), self.directory / FORM)
+
+    def read(self, users: Sequence[str]) -> dict[str, np.ndarray]:
+        """The adapters of these users, in this order: each array of the form [n, *its shape], in the form's type.
+
+        LampError for users who have none, with their number, and for one whose bytes are not those that were written.
+        """
+        records = self._reading(lambda: self._records(users, self._locate(users)))
+        return self.arrays(records)
+
+    def known(self, users: Sequence[str]) -> set[str]:
+        """Those of the users who have an adapter of their own; the same in all processes of a store to append to."""
+
+        def look() -> list[str]:
+            return list(self._reading(lambda: self._locate(users)))
+
+        return set(look() if self._held is None else agree(look))
+
+    def find(self, users: Sequence[str]) -> dict[str, Entry]:
+        """What is known of the adapters of those users who have one."""
+        return {user: found.entry for user, found in self._reading(lambda: self._locate(users)).items()}
+
+    def serving(self, users: Sequence[str | None]) -> list[str | None]:
+        """Whose adapter answers each user's questions: the user's own or else everybody's; None for neither."""
+        known = self.known([EVERYBODY, *(user for user in users if user is not None)])
+        others = EVERYBODY if EVERYBODY in known else None
+        return [None if user is None else user if user in known else others for user in users]
+
+    def read_for(self, users: Sequence[str | None]) -> dict[str, np.ndarray]:
+        """As `read`, the adapter that serves each user; zeros, which change nothing, for None and who has none."""
+        serving = self.serving(users)
+        places = [place for place, user in enumerate(serving) if user is not None]
+        found = self.read([user for user in serving if user is not None])
+        rows = {name: np.zeros((len(users), *values.shape[1:]), values.dtype) for name, values in found.items()}
+        for name, values in found.items():
+            rows[name][places] = values
+        return rows
+
+    def scan(self) -> Iterator[Entry]:
+        """All entries in their order, read shard by shard. LampError for one that is damaged."""
+        row = 0
+        while row < self.segments.users:
+            entries = self._reading(partial(self._entries_from, row))
+            yield from entries
+            row += len(entries)
+
+    def close(self) -> None:
+        for file in self._held or ():
+            (self.directory / _LOCK).unlink(missing_ok=True)
+            file.close()
+        self._held = None
+
+    def check_files(self) -> None:
+        """LampError where a segment is missing, or has another size than it was written with."""
+        self._reading(self._check_sizes)
+
+    def sweep(self) -> None:
+        """Removes what killed appends left: segments that are not listed, and temporary files of segments."""
+        for path in self.directory.iterdir():
+            if is_segment(path.name, temporary=True) and path.name not in self.segments.names:
+                path.unlink()
+
+    def _reading(self, act: Callable[[], Value]) -> Value:
+        """What `act` reads; once more by the newest list of segments, where some have been merged meanwhile."""
+        while True:
+            try:
+                return act()
+            except FileNotFoundError as error:
+                before, self.segments = self.segments, read_segments(self.directory)
+                if before == self.segments:
+                    raise LampError(
+                        f"{error.filename}: no such file; copy the store again, or make it again (--force)"
+                    ) from None
+
+    def _check_sizes(self) -> None:
+        for segment in (*self.segments.shards, *self.segments.index):
+            path = self.directory / segment.name
+            if (size := path.stat().st_size) != segment.size:
+                check_fetched(path)
+                raise LampError(
+                    f"{path}: has {size} of {segment.size} bytes; copy the store again, or make it again (--force)"
+                )
+
+    def _open(self, segment: Segment) -> Any:
+        """The reader of a segment; those of segments that are not listed any more are dropped."""
+        if segment.name not in self._opened:
+            listed = self.segments.names
+            self._opened = {name: opened for name, opened in self._opened.items() if name in listed}
+            self._opened[segment.name] = self._open_anew(segment)
+        return self._opened[segment.name]
+
+    def _open_anew(self, segment: Segment) -> Shard | Index:
+        if segment.kind == INDEX:
+            return Index(self.directory, segment)
+        size = self.form.bytes_per_user // _TYPES[self.form.dtype].itemsize
+        return Shard(self.directory, segment, _TENSOR_TYPES[self.form.dtype], size)
+
+    def _shard_of(self, row: int) -> Shard:
+        shards = self.segments.shards
+        return self._open(shards[bisect_right(shards, row, key=lambda segment: segment.first) - 1])
+
+    def _entries_from(self, row: int) -> list[Entry]:
+        """Those of a row and of the rows behind it in its shard."""
+        shard = self._shard_of(row)
+        return list(shard.entries())[row - shard.segment.first :]
+
+    def _locate(self, users: Iterable[str]) -> dict[str, _Found]:
+        """The rows of those users who have an adapter."""
+        wanted, found = list(dict.fromkeys(users)), {}
+        hashes = np.array([hash_user(user_bytes(user)) for user in wanted], np.uint64)
+        for segment in sorted(self.segments.index, key=lambda segment: -segment.users):
+            left = [place for place, user in enumerate(wanted) if user not in found]
+            if not left:
+                break
+            candidates = [(row, wanted[left[place]]) for place, row in self._open(segment).find(hashes[left])]
+            for (row, user), shard, file in self._visit(candidates):
+                entry = shard.entry(file, row)
+                if entry is None:
+                    raise damaged(shard.file.path, f"the adapter of user {user!r}")
+                if entry[0].user == user:
+                    found[user] = _Found(row, *entry)
+        return found
+
+    def _records(self, users: Sequence[str], found: Mapping[str, _Found]) -> np.ndarray:
+        """[n, bytes of a user] uint8, checked."""
+        unknown = [user for user in users if user not in found]
+        if unknown:
+            raise LampError(
+                f"{self.directory}: no adapter of {len(unknown)} of {len(users)} users ({_first(unknown)}); train or "
+                "import theirs, or leave them out"
+            )
+        records = np.empty((len(users), self.form.bytes_per_user), np.uint8)
+        for (row, place), shard, file in self._visit([(found[user].row, place) for place, user in enumerate(users)]):
+            data = shard.numbers(file, row)  # a map of the file would be fetched from a disk page by page
+            if zlib.crc32(data) != found[users[place]].checksum:
+                raise damaged(shard.file.path, f"the adapter of user {users[place]!r}")
+            records[place] = np.frombuffer(data, np.uint8)
+        return records
+
+    def _visit(self, rows: Iterable[tuple[int, Value]]) -> Iterator[tuple[tuple[int, Value], Shard, IO[bytes]]]:
+        """Rows, each with what belongs to it, in their order, with their shards and the open files of these."""
+        ordered = sorted(rows, key=lambda one: one[0])
+        for shard, group in groupby(ordered, key=lambda one: self._shard_of(one[0])):
+            with shard.file.open() as file:
+                yield from ((one, shard, file) for one in group)
+
+    def arrays(self, records: np.ndarray) -> dict[str, np.ndarray]:
+        """Bytes of users, [n, bytes of a user] uint8, as arrays of the form."""
+        numbers = records.view(_TYPES[self.form.dtype])
+        return {name: numbers[:, part].reshape(len(records), *shape) for name, shape, part in self.form.parts()}
+
+    def _check_new(self, entries: Sequence[Entry]) -> None:
+        known, seen = self.known([entry.user for entry in entries]), set[str]()
+        for entry in entries:
+            if entry.user in known:
+                raise LampError(f"{self.directory}: user {entry.user!r} has an adapter already; leave the user out")
+            if entry.user in seen:
+                raise LampError(f"{self.directory}: user {entry.user!r} is given twice; give each user once")
+            if max(abs(entry.items), abs(entry.updates)) >= _MOST:
+                raise LampError(f"{self.directory}: user {entry.user!r}: {entry.items} items; give less than 2**63")
+            seen.add(entry.user)
+
+    def _joined(self, count: int, adapters: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Arrays [count, ...] -> [count, numbers of a user] in the form's type."""
+        missing = [name for name in self.form.shapes if name not in adapters]
+        extra = [name for name in adapters if name not in self.form.shapes]
+        if missing or extra:
+            parts = [f"{what} {_first(names)}" for what, names in (("without", missing), ("with", extra)) if names]
+            raise LampError(f"{self.directory}: adapters {' and '.join(parts)}; give the arrays of the store's form")
+        size = sum(math.prod(shape) for shape in self.form.shapes.values())
+        numbers = np.empty((count, size), _TYPES[self.form.dtype])
+        for name, shape, part in self.form.parts():
+            values = np.asarray(adapters[name])
+            if values.shape != (count, *shape):
+                raise LampError(
+                    f"{self.directory}: {name} has the shape {list(values.shape)}, where {count} users of the store "
+                    f"have {[count, *shape]}; give adapters of the store's form"
+                )
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is checked
+                numbers[:, part] = values.reshape(count, math.prod(shape))
+        return numbers
+
+    def faults(self, adapters: Mapping[str, np.ndarray]) -> list[str]:
+        """What is wrong with each of these adapters [n, ...], for which `append` would refuse it; else empty."""
+        return self._faults(self._joined(len(next(iter(adapters.values()))), adapters))
+
+    def _faults(self, numbers: np.ndarray) -> list[str]:
+        """Of what will be written, [n, numbers of a user]: rounding may make infinities, and zeros."""
+        faults = [""] * len(numbers)
+        for kind in ("up", "down"):
+            parts = [part for name, _, part in self.form.parts() if name.endswith(f".{kind}")]
+            effect = np.any([(numbers[:, part] != 0).any(axis=1) for part in parts], axis=0) if parts else ()
+            for place in np.flatnonzero(np.logical_not(effect)):
+                faults[place] = f"has no effect: all of its `{kind}` matrices are 0"
+        for place in np.flatnonzero(~np.isfinite(numbers).all(axis=1)):
+            faults[place] = f"has numbers that are not finite as {self.form.dtype}"
+        return faults
+
+    def _check_numbers(self, users: Sequence[str], numbers: np.ndarray) -> None:
+        for user, fault in zip(users, self._faults(numbers), strict=True):
+            if fault:
+                raise LampError(
+                    f"{self.directory}: adapter of user {user!r} {fault}; train it again, or leave the user out"
+                )
+
+    def _write(self, entries: Sequence[Entry], numbers: np.ndarray) -> list[str]:
+        """Appends to the files; the list of segments after that. Those that were merged are removed last."""
+        (shards, index), start, names = self.segments, self.segments.users, self.segments.names
+        many = count_merged(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
+        kept, merged = shards[: len(shards) - many], [self._open(one) for one in shards[len(shards) - many :]]
+        shards = (*kept, write_shard(self.directory, merged, start, entries, numbers))
+        many = count_merged(index, INDEX, len(entries), POSTING.itemsize)
+        kept, merged = index[: len(index) - many], [self._open(one) for one in index[len(index) - many :]]
+        index = (*kept, write_index(self.directory, merged, start, [entry.user for entry in entries]))
+        segments = Segments(shards, index)
+        write_json(self.directory / FORM, _contents(self.form, segments))
+        for name in names - segments.names:
+            (self.directory / name).unlink(missing_ok=True)
+        self._pace.publish()
+        return _listed(segments)
+
+
+class _Entries(Mapping[str, Entry]):
+    """The entries of a store by user, which are read as they are asked for."""
+
+    def __init__(self, store: AdapterStore):
+        self._store = store
+
+    def __len__(self) -> int:
+        return self._store.segments.users
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.user for entry in self._store.scan())
+
+    def __contains__(self, user: object) -> bool:
+        return isinstance(user, str) and bool(self._store.known([user]))
+
+    def __getitem__(self, user: str) -> Entry:
+        return self._store.find([user])[user]
+
+    def values(self) -> ValuesView[Entry]:
+        return _EntryValues(self)
+
+
+class _EntryValues(ValuesView[Entry]):
+    def __iter__(self) -> Iterator[Entry]:
+        return self._mapping._store.scan()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def create_store(directory: str | Path, form: Form) -> AdapterStore:
+    """A store to append to: a new one, or that which is there, if it is of this form (check_form).
+
+    LampError while another command appends to it (nothing is looked at before that is certain), and for one that has
+    lost files, which is left as it is.
+    """
+    directory = Path(directory)
+    held: list[IO[bytes]] = []
+
+    def settle() -> dict[str, Any]:
+        held.append(_hold(directory))
+        return _settle(directory, form)
+
+    def check(store: AdapterStore) -> None:
+        store.check_files()
+        store.sweep()
+
+    store = AdapterStore(directory, form, Segments(), held=held)
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.close)
+        contents = agree(settle)
+        path = directory / FORM
+        store.form, store.segments = _parse_form(contents, path), _parse_segments(contents["segments"], path)
+        agree(lambda: check(store))
+        stack.pop_all()
+    return store
+
+
+def open_store(directory: str | Path) -> AdapterStore:
+    """The store that is there, to read: no file is changed. LampError where there is none, or not all of it."""
+    directory, contents = Path(directory), _read_contents(Path(directory))
+    path = directory / FORM
+    if contents is None:
+        raise LampError(f"{path}: no such file; give the directory of a store, as `lamp train-adapters` makes it")
+    store = AdapterStore(directory, _parse_form(contents, path), _parse_segments(contents["segments"], path))
+    store.check_files()
+    return store
+
+
+def read_store_form(directory: str | Path) -> Form | None:
+    """What the adapters of a store have in common; None where there is no store. LampError for no complete form."""
+    contents = _read_contents(Path(directory))
+    return None if contents is None else _parse_form(contents, Path(directory) / FORM)
+
+
+def read_old_form(directory: str | Path) -> Form:
+    """What the adapters of an earlier version's store have in common. LampError for no complete form."""
+    path = Path(directory) / FORM
+    return _parse_form(read_json(path), path)
+
+
+def read_segments(directory: Path) -> Segments:
+    """The files of a store. LampError where there is no store."""
+    contents = _read_contents(directory)
+    if contents is None:
+        raise LampError(f"{directory / FORM}: no such file; copy the store again, or make it again")
+    return _parse_segments(contents["segments"], directory / FORM)
+
+
+def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") -> None:
+    """LampError, with all that differs and both values, unless adapters of one form are those of the other.
+
+    How the base is named makes no difference, nor does the order of targets and arrays.
+    """
+    problems, remedy = [], "give the store's values, or another store"
+    if store.base != wanted.base:
+        remedy = "give the model that it was made with, or another store"
+        problems.append(
+            f"its base model is {store.base_name}, another one than {wanted.base_name} (their weights differ)"
+        )
+    problems += [
+        f"{name} {here} in the store, {asked} asked for"
+        for name, here, asked in _compared(store, wanted)
+        if here != asked
+    ]
+    if problems:
+        raise LampError(f"{where}: {'; '.join(problems)}; {remedy}")
+
+
+def count_users(users: Collection[str]) -> str:
+    """How many they are, and the first few, as it may stand in a message."""
+    return f"{len(users)} users" + (f" ({_first(users)})" if users else "")
+
+
+def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
+    """What makes a form, but for the base, by name, of both; of many shapes that differ the first few."""
+    for name in ("rank", "alpha", "dtype"):
+        yield name, getattr(store, name), getattr(wanted, name)
+    yield "targets", " ".join(sorted(set(store.targets))), " ".join(sorted(set(wanted.targets)))
+    shapes = [
+        (f"shape of {name}", store.shapes.get(name, "none"), wanted.shapes.get(name, "none"))
+        for name in {**store.shapes, **wanted.shapes}
+    ]
+    yield from [one for one in shapes if one[1] != one[2]][:_SHOWN]
+
+
+def _hold(directory: Path) -> IO[bytes]:
+    """The lock of a store, which is this command's until it is closed. LampError where another command has it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / _LOCK
+    while True:
+        file = lock(path, name=directory)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # the command that had it removed it in between
+
+
+def _settle(directory: Path, form: Form) -> dict[str, Any]:
+    """The contents of the store's `adapters.json`, which is written where there is none."""
+    path, contents = directory / FORM, _read_contents(directory)
+    if contents is not None:
+        check_form(_parse_form(contents, path), form, where=directory)
+        return contents
+    for part in sorted(directory.iterdir()):
+        if is_segment(part.name) or (part.name in old_store.FILES and part.stat().st_size):
+            raise LampError(f"{part}: is there without {FORM}; bring that back, or move this away")
+    contents = _contents(form, Segments())
+    _parse_form(contents, path)
+    write_json(path, contents)
+    return contents
+
+
+def _contents(form: Form, segments: Segments) -> dict[str, Any]:
+    listed = _listed(segments)
+    common = {one.name: getattr(form, one.name) for one in fields(form)} | {"shapes": dict(form.shapes)}
+    return {"version": VERSION, **common, "segments": listed, "crc32": _sum(listed)}
+
+
+def _listed(segments: Segments) -> list[str]:
+    every = (*segments.shards, *segments.index)
+    return [f"{segment.name} {segment.size} {segment.digest}" for segment in every]
+
+
+def _sum(listed: Sequence[str]) -> int:
+    return zlib.crc32("\n".join(listed).encode())
+
+
+def _read_contents(directory: Path) -> dict[str, Any] | None:
+    """The contents of a store's `adapters.json`, None where there is none. LampError for another version's."""
+    path = directory / FORM
+    if not path.exists():
+        return None
+    contents = read_json(path)
+    _check_kinds(contents, _FORM_KINDS, str(path))
+    if "version" not in contents and old_store.is_old(directory):
+        raise LampError(
+            f"{directory}: a store of an earlier version of lamp; make one of this version of it: "
+            f"lamp convert-store --store {directory} --output NEW"
+        )
+    _check_kinds(contents, _LIST_KINDS, str(path))
+    if contents["version"] != VERSION:
+        raise LampError(f"{path}: of version {contents['version']}, and this lamp knows {VERSION}; use a newer lamp")
+    if not all(isinstance(one, str) for one in contents["segments"]) or _sum(contents["segments"]) != contents["crc32"]:
+        raise damaged(path, "the list of segments")
+    return contents
+
+
+def _parse_segments(listed: Sequence[str], path: Path) -> Segments:
+    """The segments that are listed. LampError unless those of each kind hold all users."""
+    found: dict[str, list[Segment]] = {SHARDS.name: [], INDEX.name: []}
+    for one in listed:
+        match = _SEGMENT.fullmatch(one)
+        if match is None:
+            raise damaged(path, f"the segment {glimpse(one)}")
+        name, first, stop, size, digest = match.groups()
+        kind: Kind = {SHARDS.name: SHARDS, INDEX.name: INDEX}[name]
+        before = found[name][-1].stop if found[name] else 0
+        segment = Segment(kind, int(first), int(stop), int(size), digest)
+        if not before == segment.first < segment.stop:
+            raise damaged(path, "the list of segments")
+        found[name].append(segment)
+    segments = Segments(*(tuple(found[kind.name]) for kind in (SHARDS, INDEX)))
+    if segments.users != (segments.index[-1].stop if segments.index else 0):
+        raise damaged(path, "the list of segments")
+    return segments
+
+
+def _parse_form(contents: Any, path: Path) -> Form:
+    _check_kinds(contents, _FORM_KINDS, str(path))
+    targets, shapes, dtype = contents["targets"], contents["shapes"], contents["dtype"]
+    sizes = [size for shape in shapes.values() for size in (shape if isinstance(shape, list | tuple) else (None,))]
+    for name, right in (
+        ("targets", all(type(target) is str for target in targets)),
+        ("shapes", bool(shapes) and all(type(size) is int and size > 0 for size in sizes)),
+        ("dtype", dtype in _TYPES),
+        ("rank", contents["rank"] >= 1),
+        ("alpha", 0 < contents["alpha"] < math.inf),
+    ):
+        if not right:
+            raise _not_whole(str(path), name, contents[name])
+    return Form(
+        base=contents["base"],
+        base_name=contents["base_name"],
+        rank=contents["rank"],
+        alpha=float(contents["alpha"]),
+        targets=tuple(targets),
+        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        dtype=dtype,
+    )
+
+
+def _check_kinds(contents: Any, kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
+    if not isinstance(contents, dict):
+        raise LampError(f"{where}: expected an object, found {glimpse(contents)}; copy the store again")
+    for name, allowed in kinds.items():
+        if name not in contents:
+            raise LampError(f"{where}: without {name!r}; copy the store again, or make it again")
+        if type(contents[name]) not in allowed:
+            raise _not_whole(where, name, contents[name])
+
+
+def _not_whole(where: str, name: str, value: Any) -> LampError:
+    return LampError(f"{where}: {name!r} cannot be {glimpse(value)}; copy the store again, or make it again")
+
+
+def _first(names: Collection[str]) -> str:
+    return ", ".join(islice(names, _SHOWN)) + (", ..." if len(names) > _SHOWN else "")

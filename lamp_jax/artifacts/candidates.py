@@ -1,0 +1,148 @@
+"""What a selector chooses from: for each question one candidate a retriever, in one JSON file with the pool's names."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import read_json, write_json
+from lamp_jax.tasks.catalog import Task, find_task
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the generator made of one retriever's items, and what that is worth."""
+
+    prompt: str
+    output: str
+    reward: float | None = None
+    """Higher is better; None where the gold is not known."""
+    predictors: Mapping[str, float] = field(default_factory=dict)
+    """Predictions of the retrieval's success, by name; of those that were asked for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question and its candidates by retriever, in the pool's order; one may be missing."""
+
+    id: str
+    input: str
+    gold: str | None
+    candidates: Mapping[str, Candidate]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The questions of one task with their candidates."""
+
+    task: Task
+    metric: str
+    """The metric of the rewards."""
+    names: tuple[str, ...]
+    """The retrievers, in their order."""
+    choices: Sequence[Choice]
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether every candidate has a reward."""
+        return all(one.reward is not None for choice in self.choices for one in choice.candidates.values())
+
+    def restrict(self, names: Sequence[str], path: str | Path) -> "Pool":
+        """The pool of some of its retrievers. LampError, with the file, for one that is not in it."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise LampError(f"{path}: no retriever {', '.join(unknown)} in its pool of {', '.join(self.names)}")
+        names = tuple(dict.fromkeys(names))
+        choices = [
+            replace(choice, candidates={name: choice.candidates[name] for name in names if name in choice.candidates})
+            for choice in self.choices
+        ]
+        return replace(self, names=names, choices=_checked(choices, path))
+
+
+def write_pool(path: str | Path, pool: Pool) -> None:
+    """The JSON file, whole or not at all."""
+    write_json(
+        path,
+        {
+            "task": pool.task.name,
+            "metric": pool.metric,
+            "pool": list(pool.names),
+            "questions": [
+                {
+                    "id": choice.id,
+                    "input": choice.input,
+                    "gold": choice.gold,
+                    "candidates": {name: vars(choice.candidates[name]) for name in choice.candidates},
+                }
+                for choice in pool.choices
+            ],
+        },
+    )
+
+
+def read_pool(path: str | Path) -> Pool:
+    """A file of `lamp selector-data`. LampError, with the file and the question, for any other content."""
+    content = read_json(path)
+    kinds = {"task": str, "metric": str, "pool": list, "questions": list}
+    if not isinstance(content, dict) or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
+        raise LampError(f"{path}: no candidates; make them with `lamp selector-data`")
+    try:
+        task = find_task(content["task"])
+    except LampError as error:
+        raise LampError(f"{path}: {error}") from error
+    names = tuple(map(str, content["pool"]))
+    choices: dict[str, Choice] = {}
+    for number, record in enumerate(content["questions"]):
+        where = f"{path}, question {record.get('id', number)!r}" if isinstance(record, dict) else f"{path}, {number}"
+        choice = _choice(record, names, where)
+        if choice.id in choices:
+            raise LampError(f"{where}: this id occurs twice; make the file again")
+        choices[choice.id] = choice
+    return Pool(task, content["metric"], names, _checked(list(choices.values()), path))
+
+
+def check_same_pool(one: Pool, other: Pool, left: str | Path, right: str | Path) -> None:
+    """LampError, with both, unless two files have the same task, metric and pool."""
+    for what, mine, theirs in (
+        ("task", one.task.name, other.task.name),
+        ("metric", one.metric, other.metric),
+        ("pool", ", ".join(one.names), ", ".join(other.names)),
+    ):
+        if mine != theirs:
+            raise LampError(f"{left} and {right} differ in their {what}: {mine} and {theirs}; make them alike")
+
+
+def _choice(record: Any, names: Sequence[str], where: str) -> Choice:
+    try:
+        given = {name: _candidate(record["candidates"][name]) for name in record["candidates"]}
+        if not (type(record["id"]) is type(record["input"]) is str and isinstance(record["gold"], str | None)):
+            raise TypeError("its id and input are texts, its gold is a text or null")
+        choice = Choice(record["id"], record["input"], record["gold"], {n: given[n] for n in names if n in given})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LampError(f"{where}: not a question of `lamp selector-data` ({error}); make it again") from error
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise LampError(f"{where}: {', '.join(unknown)} is not in the pool of {', '.join(names)}; make it again")
+    return choice
+
+
+def _candidate(values: Mapping[str, Any]) -> Candidate:
+    """TypeError for what is none."""
+    one = Candidate(**values)
+    numbers = [*one.predictors.values(), *([] if one.reward is None else [one.reward])]
+    if not (type(one.prompt) is type(one.output) is str and all(type(value) in (int, float) for value in numbers)):
+        raise TypeError("a candidate has a prompt and an output, and its reward and predictors are numbers")
+    return one
+
+
+def _checked(choices: Sequence[Choice], path: str | Path) -> Sequence[Choice]:
+    if not choices:
+        raise LampError(f"{path}: no questions; make it with `lamp selector-data`")
+    empty = [choice.id for choice in choices if not choice.candidates]
+    if empty:
+        raise LampError(f"{path}: {len(empty)} questions have no candidate ({', '.join(empty[:_SHOWN])})")
+    return choices

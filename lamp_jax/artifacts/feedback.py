@@ -1,0 +1,273 @@
+"""What a generator makes of single profile items, or of whole retrievers: one JSON record a line, in shards.
+
+And the public code's file of items.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lamp_jax.data.files import Question
+from lamp_jax.errors import LampError
+from lamp_jax.runs.journals import read_journal
+from lamp_jax.runs.json_files import glimpse, read_json, write_json
+from lamp_jax.tasks.catalog import Task, find_task
+
+Metrics = Mapping[str, float]
+Kind = Literal["items", "retrievers"]
+"""What stands in the prompts: each question's first items, each alone; or the first items of each retriever."""
+
+_SHOWN = 5
+_MOST_SHARDS = 100_000
+
+
+class Pair(NamedTuple):
+    """A question and one of its items: `rank` is the item's place in the profile, from 0."""
+
+    question: Question
+    rank: int
+
+    @property
+    def item_id(self) -> str:
+        return str(self.question.profile[self.rank]["id"])
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """How the pair's record begins."""
+        return {"question": self.question.id, "item": self.item_id, "rank": self.rank}
+
+    @property
+    def reference_key(self) -> str:
+        """The pair's name in the public code's file."""
+        return f"{self.question.id}-{self.item_id}"
+
+
+def first_pairs(questions: Iterable[Question], profile_size: int) -> Iterator[Pair]:
+    """Every question with each of its first `profile_size` items, in their order; an id counts where it is first."""
+    for question in questions:
+        seen: set[str] = set()
+        for rank in range(min(profile_size, len(question.profile))):
+            pair = Pair(question, rank)
+            if pair.item_id not in seen:
+                seen.add(pair.item_id)
+                yield pair
+
+
+def feedback_record(
+    kind: Kind, names: Mapping[str, Any], prompt: str, output: str | None, metrics: Metrics
+) -> dict[str, Any]:
+    """One line of a feedback file; `output` is what was generated, None where nothing was.
+
+    Prompts are kept where they are few: a selector reads them.
+    """
+    kept = {"prompt": prompt} if kind == "retrievers" else {}
+    return {**names, **kept, "output": output, "metrics": dict(metrics)}
+
+
+def shard_file(kind: Kind, shard: int, shards: int) -> str:
+    """The name of one shard's file in a feedback directory."""
+    return f"{kind}-{shard}-of-{shards}.jsonl"
+
+
+def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
+    """The settings with which finished feedback was made. LampError for anything else."""
+    path = Path(directory) / "run.json"
+    run = read_json(path)
+    if not isinstance(run, dict) or run.get("stage") != f"feedback{kind}":
+        made = f"made by `lamp {run.get('stage')}`" if isinstance(run, dict) else "not a run record"
+        raise LampError(f"{path}: {made}; give a directory of `lamp feedback {kind}`")
+    if not run.get("finished"):
+        raise LampError(f"{directory}: not finished; give the `lamp feedback {kind}` command again, for every shard")
+    settings = run.get("settings")
+    needed: dict[str, type] = {"task": str, "shards": int} | ({"pool": list} if kind == "retrievers" else {})
+    if not isinstance(settings, dict):
+        raise LampError(f"{path}: 'settings' is {glimpse(settings)}, expected an object; make the feedback again")
+    for name, expected in needed.items():
+        if type(settings.get(name)) is not expected:
+            found = glimpse(settings.get(name))
+            raise LampError(
+                f"{path}: the setting {name!r} is {found}, not {expected.__name__}; make the feedback again"
+            )
+    if kind == "retrievers" and not (settings["pool"] and all(isinstance(one, str) for one in settings["pool"])):
+        raise LampError(f"{path}: the setting 'pool' is {glimpse(settings['pool'])}; make the feedback again")
+    if not 1 <= settings["shards"] <= _MOST_SHARDS:
+        raise LampError(f"{path}: the setting 'shards' is {settings['shards']}; make the feedback again")
+    return settings
+
+
+def read_records(directory: str | Path, kind: Kind) -> Iterator[dict[str, Any]]:
+    """The records of a feedback directory, shard after shard. LampError where a shard is missing or not finished."""
+    yield from read_shards(directory, kind, read_settings(directory, kind)["shards"])
+
+
+def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict[str, Any]]:
+    """As read_records, of feedback whose record is not finished yet."""
+    for shard in range(shards):
+        path = Path(directory) / shard_file(kind, shard, shards)
+        if not path.exists():
+            raise LampError(f"{path}: no such file, though the run was finished; copy the whole directory")
+        for number, record in enumerate(read_journal(path), 1):
+            _check_record(record, kind, f"{path}, line {number}")
+            yield record
+
+
+def _check_record(record: Any, kind: Kind, where: str) -> None:
+    """LampError, naming the field, for a line that `feedback_record` would not have written."""
+    if not isinstance(record, dict):
+        raise LampError(f"{where}: expected an object, found {glimpse(record)}; make the feedback again")
+    for name, fits in _FIELDS[kind].items():
+        if not fits(record.get(name)):
+            found = glimpse(record[name]) if name in record else "nothing"
+            raise LampError(f"{where}: {name!r} cannot be {found}; make the feedback again")
+
+
+def _is_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        type(number) in (int, float) and math.isfinite(number) for number in value.values()
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_FIELDS: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
+    "items": {
+        "question": _is_text,
+        "item": _is_text,
+        "rank": lambda value: type(value) is int and value >= 0,
+        "output": lambda value: value is None or _is_text(value),
+        "metrics": _is_metrics,
+    },
+    "retrievers": {
+        "question": _is_text,
+        "retriever": _is_text,
+        "prompt": _is_text,
+        "output": _is_text,
+        "metrics": _is_metrics,
+    },
+}
+"""What the fields of a line may be."""
+
+
+def read_feedback(
+    sources: Sequence[str | Path], task: Task, questions: Sequence[Question], *, profile_size: int
+) -> dict[str, list[Metrics]]:
+    """For each question the metrics of its first `profile_size` items, in the profile's order.
+
+    A source is a directory of `lamp feedback items`, or the public code's JSON file `{"qid-pid": {metric: value}}`.
+    Raises LampError for another task's feedback, for pairs that are there twice or (with their count, the first ids
+    and the command that makes them) not at all.
+    """
+    by_pair: dict[tuple[str, str], Metrics] = {}
+    by_key: dict[str, Metrics] = {}
+    for source in sources:
+        if Path(source).is_dir():
+            _add_records(by_pair, source, task)
+        else:
+            found_here = _read_reference(source)
+            for key in by_key.keys() & found_here.keys():
+                raise LampError(f"{source}: {key!r}: there twice, in another file too; give each run once")
+            by_key |= found_here
+    pairs = list(first_pairs(questions, profile_size))
+    if by_key:
+        _check_keys(pairs)
+    found: dict[str, list[Metrics]] = {question.id: [] for question in questions}
+    missing = []
+    for pair in pairs:
+        places = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
+        metrics = [one for one in places if one is not None]
+        if len(metrics) == 2:
+            raise LampError(f"{pair.reference_key!r}: there twice, in a directory and in a file; give each run once")
+        if metrics:
+            found[pair.question.id].append(metrics[0])
+        else:
+            missing.append(pair.reference_key)
+    if missing:
+        raise LampError(
+            f"{', '.join(map(str, sources))}: no feedback for {len(missing)} of {len(pairs)} question-item pairs "
+            f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); make it with `lamp feedback "
+            f"items --task {task.name} --profile-size {profile_size}` on the same questions, or give --profile-size"
+        )
+    return found
+
+
+def read_retriever_feedback(
+    directory: str | Path, task: Task, questions: Iterable[Question]
+) -> tuple[list[str], dict[str, dict[str, dict[str, Any]]]]:
+    """The retrievers' names in their order, and for each question the record of each: `lamp feedback retrievers`' work.
+
+    LampError for another task's feedback, and where a question has none, or not that of every retriever.
+    """
+    settings = read_settings(directory, "retrievers")
+    _check_task(settings, directory, task)
+    pool = [entry.partition("=")[0] for entry in settings["pool"]]
+    found: dict[str, dict[str, dict[str, Any]]] = {question.id: {} for question in questions}
+    for record in read_records(directory, "retrievers"):
+        of_question = found.get(record["question"])
+        if of_question is None:
+            continue
+        if record["retriever"] in of_question:
+            raise LampError(
+                f"{directory}: question {record['question']!r}, retriever {record['retriever']!r}: there twice; make "
+                "the feedback again"
+            )
+        of_question[record["retriever"]] = record
+    for name in pool:
+        missing = [key for key, records in found.items() if name not in records]
+        if missing:
+            raise LampError(
+                f"{directory}: no feedback of {name!r} for {len(missing)} of {len(found)} questions "
+                f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); give the questions on "
+                f"which it was made, or make it again with `lamp feedback retrievers --task {task.name}`"
+            )
+    return pool, found
+
+
+def write_reference(path: str | Path, questions: Sequence[Question], records: Iterable[Mapping[str, Any]]) -> None:
+    """The public code's file. LampError where two pairs would have one name there."""
+    by_id = {question.id: question for question in questions}
+    records = list(records)
+    _check_keys([Pair(by_id[record["question"]], record["rank"]) for record in records])
+    write_json(path, {f"{one['question']}-{one['item']}": _as_they_say(one["metrics"]) for one in records})
+
+
+def _as_they_say(metrics: Metrics) -> dict[str, float]:
+    """The public code writes `mae`, but `rouge-L`."""
+    return {"mae" if name == "MAE" else name: value for name, value in metrics.items()}
+
+
+def _add_records(by_pair: dict[tuple[str, str], Metrics], directory: str | Path, task: Task) -> None:
+    _check_task(read_settings(directory, "items"), directory, task)
+    for record in read_records(directory, "items"):
+        pair = record["question"], record["item"]
+        if pair in by_pair:
+            raise LampError(f"{directory}: question {pair[0]!r}, item {pair[1]!r}: there twice; give each run once")
+        by_pair[pair] = record["metrics"]
+
+
+def _check_task(settings: Mapping[str, Any], directory: str | Path, task: Task) -> None:
+    made_for = find_task(settings["task"])
+    if made_for != task:
+        raise LampError(
+            f"{directory}: feedback of {made_for.name}, where {task.name} is trained; give that of one task"
+        )
+
+
+def _read_reference(path: str | Path) -> dict[str, Metrics]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(metrics, dict) for metrics in content.values()):
+        raise LampError(f'{path}: expected {{"question-item": {{metric: value}}}}, as the public code writes it')
+    return content
+
+
+def _check_keys(pairs: Iterable[Pair]) -> None:
+    seen: dict[str, Pair] = {}
+    for pair in pairs:
+        other = seen.setdefault(pair.reference_key, pair)
+        if (other.question.id, other.rank) != (pair.question.id, pair.rank):
+            raise LampError(
+                f"{pair.reference_key!r} would stand for two pairs: question {other.question.id!r}, item "
+                f"{other.item_id!r} and question {pair.question.id!r}, item {pair.item_id!r}; rename one"
+            )

@@ -1,0 +1,104 @@
+"""Stores of adapters of the first version, which are read to be converted.
+
+`users.jsonl` has a line for each user, and `adapters.bin` the users' numbers in the same order, without a gap.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamp_jax.artifacts.segments import Entry
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import glimpse
+
+USERS, NUMBERS = FILES = ("users.jsonl", "adapters.bin")
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "user": (str,),
+    "items": (int,),
+    "updates": (int,),
+    "loss": (float, int, type(None)),
+    "crc32": (int,),
+}
+
+
+def is_old(directory: Path) -> bool:
+    """Whether a directory with a form and without a list of segments is a store of the first version."""
+    return any((directory / name).exists() for name in FILES)
+
+
+def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[Entry, np.ndarray]]:
+    """Each user with the numbers, [size] uint8, from the row `first` on.
+
+    Users of a cut-off append, without a complete line or without numbers, are left out. LampError for a line that is
+    none, and for numbers that are not those that were written.
+    """
+    path = directory / NUMBERS
+    complete = path.stat().st_size // size if path.exists() else 0
+    if not complete:
+        return
+    with open(directory / USERS, "rb") as lines, open(path, "rb") as numbers:
+        numbers.seek(first * size)
+        for row, line in enumerate(lines):
+            if row >= complete or not line.endswith(b"\n"):
+                return
+            if row < first:
+                continue
+            entry, checksum = _parse_line(line, f"{directory / USERS}, line {row + 1}")
+            record = np.frombuffer(numbers.read(size), np.uint8)
+            if zlib.crc32(record.data) != checksum:
+                raise LampError(
+                    f"{path}: the adapter of user {entry.user!r} is damaged; copy the store again, or make it again"
+                )
+            yield entry, record
+
+
+def append_users(directory: Path, entries: Sequence[Entry], numbers: np.ndarray) -> None:
+    """Appends users with their numbers [n, ...], as the first version did: for tests and measurements."""
+    with open(directory / NUMBERS, "ab") as file:
+        file.write(numbers.view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    sums = [zlib.crc32(row.data) for row in numbers.view(np.uint8)]
+    lines = [vars(entry) | {"crc32": checksum} for entry, checksum in zip(entries, sums, strict=True)]
+    with open(directory / USERS, "ab") as file:
+        file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_entries(directory: Path) -> Iterator[Entry]:
+    """All users who are named, with or without their numbers."""
+    with open(directory / USERS, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            yield _parse_line(line, f"{directory / USERS}, line {number}")[0]
+
+
+def count_lines(directory: Path) -> int:
+    """Users who are named, the last of whom may be broken off."""
+    path = directory / USERS
+    if not path.exists():
+        return 0
+    with open(path, "rb") as lines:
+        return sum(1 for _ in lines)
+
+
+def _parse_line(line: bytes, where: str) -> tuple[Entry, int]:
+    try:
+        contents: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise LampError(f"{where}: not whole JSON ({error}); copy the store again, or make it again") from None
+    if not isinstance(contents, dict):
+        raise LampError(f"{where}: expected an object, found {glimpse(contents)}; copy the store again")
+    for name, allowed in _KINDS.items():
+        if type(contents.get(name)) not in allowed:
+            found = glimpse(contents[name]) if name in contents else "nothing"
+            raise LampError(f"{where}: {name!r} cannot be {found}; copy the store again, or make it again")
+    loss = contents["loss"]
+    entry = Entry(contents["user"], contents["items"], contents["updates"], None if loss is None else float(loss))
+    return entry, contents["crc32"]

@@ -1,0 +1,295 @@
+"""Segments of a store of adapters: immutable files of consecutive users, merged as the store grows.
+
+Shards hold the users' ids, what is known of their adapters, and the numbers of these. Index segments hold the users'
+rows in the store, sorted by hashes of their ids. Every row and every chunk of an index has a checksum.
+"""
+
+import hashlib
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lamp_jax.artifacts.tensor_files import DTYPES, TensorFile, Wanted, damaged, write_tensors
+
+ROW = np.dtype(
+    [("end", "<u8"), ("items", "<i8"), ("updates", "<i8"), ("loss", "<f8"), ("numbers", "<u4"), ("crc32", "<u4")]
+)
+"""A user in the tensor `rows` of a shard: the end of the id in the tensor `users`; what an `Entry` holds, NaN for no
+loss; checksums of the numbers, and of the id with all before."""
+POSTING = np.dtype([("hash", "<u8"), ("row", "<u4")])
+"""A user in the tensor `postings` of an index segment."""
+CHUNK = 256
+"""Postings that have a checksum together."""
+_PACKED, _CHECKED = struct.Struct("<QqqdII"), slice(8, 36)
+_NAME = re.compile(r"(adapters|index)-\d{12}-\d{12}\.safetensors")
+_TEMPORARY = re.compile(rf"\.{_NAME.pattern}\.\d+\.unfinished")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of one user's adapter."""
+
+    user: str
+    items: int
+    """Examples it was trained on."""
+    updates: int
+    loss: float | None
+    """Mean of the last epoch, nats a token; None for an imported one."""
+
+
+class Kind(NamedTuple):
+    """How segments of a kind are named and merged."""
+
+    name: str
+    fan_in: int
+    """The number of segments of one level that become one of the next; a level has so many times the users."""
+    bytes: int
+    """The size above which segments are not merged."""
+
+
+SHARDS, INDEX = Kind("adapters", 16, 2**27), Kind("index", 4, 2**26)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file of the users of the rows from `first` to `stop`."""
+
+    kind: Kind
+    first: int
+    stop: int
+    size: int
+    """Bytes of the file."""
+    digest: str
+    """Of a shard: of all but the numbers, whose checksums it holds. Of an index: of the fences and checksums."""
+
+    @cached_property
+    def name(self) -> str:
+        return f"{self.kind.name}-{self.first:012}-{self.stop:012}.safetensors"
+
+    @property
+    def users(self) -> int:
+        return self.stop - self.first
+
+
+def is_segment(name: str, *, temporary: bool = False) -> bool:
+    """Whether a file's name is that of a segment, or of one that is not written to its end."""
+    return bool(_NAME.fullmatch(name) or (temporary and _TEMPORARY.fullmatch(name)))
+
+
+def count_merged(segments: Sequence[Segment], kind: Kind, users: int, row_bytes: int) -> int:
+    """How many of the last segments become one with `users` new users, of so many bytes each.
+
+    Smaller ones do, and those of the same level where they are `fan_in` together: so segments are few, levels never
+    rise along the list, and a user is written about as often as there are levels.
+    """
+    merged = 0
+    while True:
+        level = _level(kind, users)
+        last = segments[: len(segments) - merged]
+        same = next((place for place, one in enumerate(reversed(last)) if _level(kind, one.users) >= level), len(last))
+        if not same:
+            same = kind.fan_in - 1
+            if len(last) < same or any(_level(kind, one.users) != level for one in last[-same:]):
+                return merged
+        users += sum(one.users for one in last[-same:])
+        if users * row_bytes > kind.bytes:
+            return merged
+        merged += same
+
+
+def _level(kind: Kind, users: int) -> int:
+    """The digits of a number of users to the base `fan_in`."""
+    level = 0
+    while users:
+        users, level = users // kind.fan_in, level + 1
+    return level
+
+
+def user_bytes(user: str) -> bytes:
+    return user.encode("utf-8", "surrogatepass")
+
+
+def hash_user(user: bytes) -> int:
+    """64 bits of an id, by which the index is sorted."""
+    return int.from_bytes(hashlib.blake2b(user, digest_size=8).digest(), "little")
+
+
+# --- shards
+
+
+class Shard:
+    """The users of a shard, read one at a time. LampError for one whose bytes are not those that were written."""
+
+    def __init__(self, directory: Path, segment: Segment, dtype: str, size: int):
+        wanted: Wanted = {
+            "numbers": (dtype, (segment.users, size)),
+            "rows": ("U8", (segment.users, ROW.itemsize)),
+            "users": ("U8", (None,)),
+        }
+        self.segment, self.file = segment, TensorFile(directory / segment.name, wanted)
+
+    def entry(self, file: Any, row: int) -> tuple[Entry, int] | None:
+        """The user of a row of the store, with the checksum of the numbers; None for a damaged row."""
+        place = row - self.segment.first
+        rows = self.file.read(file, "rows", max(place - 1, 0), place + 1)
+        start, stop = _end(rows) if place else 0, _end(rows[-ROW.itemsize :])
+        if not start <= stop <= self.file.length("users"):
+            return None
+        return _entry(self.file.read(file, "users", start, stop), rows[-ROW.itemsize :])
+
+    def numbers(self, file: Any, row: int) -> bytes:
+        place = row - self.segment.first
+        return self.file.read(file, "numbers", place, place + 1)
+
+    def entries(self) -> Iterator[Entry]:
+        """All users in their order."""
+        with self.file.open() as file:
+            rows = self.file.read(file, "rows", 0, self.segment.users)
+            users = self.file.read(file, "users", 0, self.file.length("users"))
+        start = 0
+        for place in range(self.segment.users):
+            row = rows[place * ROW.itemsize : (place + 1) * ROW.itemsize]
+            stop = _end(row)
+            found = _entry(users[start:stop], row) if start <= stop <= len(users) else None
+            if found is None:
+                raise damaged(self.file.path, f"the user of row {self.segment.first + place}")
+            yield found[0]
+            start = stop
+
+
+def write_shard(
+    directory: Path, merged: Sequence[Shard], first: int, entries: Sequence[Entry], numbers: np.ndarray
+) -> Segment:
+    """Writes the users of other shards and new ones behind them, with numbers [n, size], as one shard."""
+    first = merged[0].segment.first if merged else first
+    kept = [np.array(shard.file.map("rows", DTYPES["U8"])).view(ROW)[:, 0] for shard in merged]
+    ids = [user_bytes(entry.user) for entry in entries]
+    rows, users = [*kept, _rows(entries, ids, numbers)], [shard.file.map("users", DTYPES["U8"]) for shard in merged]
+    users.append(np.frombuffer(b"".join(ids), np.uint8))
+    before = 0
+    for part, names in zip(rows, users, strict=True):
+        part["end"] += np.uint64(before)
+        before += len(names)
+    packed = [part.view(np.uint8).reshape(len(part), ROW.itemsize) for part in rows]
+    stop = first + sum(map(len, rows))
+    name = Segment(SHARDS, first, stop, 0, "").name
+    mapped = [shard.file.map("numbers", numbers.dtype) for shard in merged]
+    size = write_tensors(directory / name, {"numbers": [*mapped, numbers], "rows": packed, "users": users})
+    return Segment(SHARDS, first, stop, size, _digest([*packed, *users]))
+
+
+def _rows(entries: Sequence[Entry], ids: Sequence[bytes], numbers: np.ndarray) -> np.ndarray:
+    rows = np.zeros(len(entries), ROW)
+    rows["end"] = np.cumsum([len(one) for one in ids])
+    rows["items"] = [entry.items for entry in entries]
+    rows["updates"] = [entry.updates for entry in entries]
+    rows["loss"] = [np.nan if entry.loss is None else entry.loss for entry in entries]
+    rows["numbers"] = [zlib.crc32(row.data) for row in numbers.view(np.uint8)]
+    rows["crc32"] = [_checksum(user, row.tobytes()) for user, row in zip(ids, rows, strict=True)]
+    return rows
+
+
+def _end(row: bytes) -> int:
+    return int.from_bytes(row[:8], "little")
+
+
+def _entry(user: bytes, row: bytes) -> tuple[Entry, int] | None:
+    """A user and the checksum of the numbers; None for a damaged row."""
+    _, items, updates, loss, numbers, checksum = _PACKED.unpack(row)
+    if _checksum(user, row) != checksum:
+        return None
+    return Entry(user.decode("utf-8", "surrogatepass"), items, updates, None if loss != loss else loss), numbers
+
+
+def _checksum(user: bytes, row: bytes) -> int:
+    return zlib.crc32(row[_CHECKED], zlib.crc32(user))
+
+
+# --- the index
+
+
+class Index:
+    """The rows of users by the hashes of their ids, in a file of which only the fences are in memory.
+
+    A fence is the first hash of a chunk. LampError for a chunk whose bytes are not those that were written.
+    """
+
+    def __init__(self, directory: Path, segment: Segment):
+        chunks = -(-segment.users // CHUNK)
+        wanted: Wanted = {
+            "fences": ("U64", (chunks,)),
+            "postings": ("U32", (segment.users, POSTING.itemsize // 4)),
+            "crc32": ("U32", (chunks,)),
+        }
+        self.segment, self._file = segment, TensorFile(directory / segment.name, wanted)
+        with self._file.open() as file:
+            self._fences = np.frombuffer(self._file.read(file, "fences", 0, chunks), "<u8")
+            self._sums = np.frombuffer(self._file.read(file, "crc32", 0, chunks), "<u4")
+        if _digest([self._fences, self._sums]) != segment.digest:
+            raise damaged(self._file.path)
+
+    def find(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Rows with one of these hashes, each with the place of the hash; a row may be another user's of equal hash."""
+        firsts = np.maximum(np.searchsorted(self._fences, hashes, "left") - 1, 0).tolist()
+        stops = np.searchsorted(self._fences, hashes, "right").tolist()
+        read, postings = -1, b""
+        with self._file.open() as file:
+            for place in np.argsort(hashes).tolist():  # each chunk is read once
+                wanted = hashes[place].tobytes()
+                for chunk in range(firsts[place], stops[place]):
+                    if chunk != read:
+                        read, postings = chunk, self._chunk(file, chunk)
+                    for row in _rows_of(wanted, postings):
+                        yield place, row
+
+    def _chunk(self, file: Any, chunk: int) -> bytes:
+        stop = min((chunk + 1) * CHUNK, self.segment.users)
+        data = self._file.read(file, "postings", chunk * CHUNK, stop)
+        if zlib.crc32(data) != self._sums[chunk]:
+            raise damaged(self._file.path)
+        return data
+
+    def postings(self) -> np.ndarray:
+        """All of them, sorted."""
+        with self._file.open() as file:
+            return np.frombuffer(b"".join(self._chunk(file, chunk) for chunk in range(len(self._sums))), POSTING)
+
+
+def _rows_of(wanted: bytes, postings: bytes) -> Iterator[int]:
+    """The rows of postings with this hash."""
+    place = postings.find(wanted)
+    while place >= 0:
+        if place % POSTING.itemsize == 0:
+            yield int.from_bytes(postings[place + 8 : place + 12], "little")
+        place = postings.find(wanted, place + 1)
+
+
+def write_index(directory: Path, merged: Sequence[Index], first: int, users: Sequence[str]) -> Segment:
+    """Writes the users of other index segments and new ones, whose rows begin with `first`, as one index segment."""
+    new = np.zeros(len(users), POSTING)
+    new["hash"] = [hash_user(user_bytes(user)) for user in users]
+    new["row"] = np.arange(first, first + len(users))
+    postings = np.concatenate([*(index.postings() for index in merged), new])
+    postings = postings[np.argsort(postings["hash"], kind="stable")]
+    fences = np.ascontiguousarray(postings["hash"][::CHUNK])
+    chunks = (postings[start : start + CHUNK] for start in range(0, len(postings), CHUNK))
+    sums = np.array([zlib.crc32(chunk.view(np.uint8).data) for chunk in chunks], "<u4")
+    first, stop = (merged[0].segment.first if merged else first), first + len(users)
+    name = Segment(INDEX, first, stop, 0, "").name
+    words = postings.view("<u4").reshape(len(postings), POSTING.itemsize // 4)
+    size = write_tensors(directory / name, {"fences": [fences], "postings": [words], "crc32": [sums]})
+    return Segment(INDEX, first, stop, size, _digest([fences, sums]))
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return found.hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""Files of tensors in the safetensors format: written completely or not at all, read at any place."""
+
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import atomic_write_bytes, check_fetched
+
+DTYPES = {
+    "F32": np.dtype("<f4"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "U8": np.dtype("u1"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
+"""The type and the shape of each tensor; None is any size."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Sequence[np.ndarray]]) -> int:
+    """Writes tensors, each of them given as arrays to concatenate along the first axis. Returns the file's bytes.
+
+    Types of more bytes come first in `tensors`, so that every tensor is aligned.
+    """
+    header, start = {}, 0
+    for name, arrays in tensors.items():
+        stop = start + sum(array.nbytes for array in arrays)
+        shape = [sum(map(len, arrays)), *arrays[0].shape[1:]]
+        header[name] = {"dtype": _NAMES[arrays[0].dtype], "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write_bytes(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in (array for arrays in tensors.values() for array in arrays):
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+    return 8 + len(text) + start
+
+
+def damaged(path: Path, what: str = "") -> LampError:
+    return LampError(f"{path}: {what or 'the file'} is damaged; copy the store again, or make it again")
+
+
+class TensorFile:
+    """A file that `write_tensors` wrote. LampError unless it has the tensors that are wanted, and all their bytes.
+
+    It is closed between readings, so that any number of them costs no file handle. FileNotFoundError where it is gone.
+    """
+
+    def __init__(self, path: Path, wanted: Wanted):
+        self.path = path
+        with self.open() as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= size else b""
+        try:
+            header = json.loads(text)
+            self._tensors = {name: _place(header[name], *kind, size - 8 - length) for name, kind in wanted.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            check_fetched(path)
+            raise damaged(path) from None
+        self._start = 8 + length
+
+    def open(self) -> IO[bytes]:
+        return open(self.path, "rb", buffering=0)
+
+    def length(self, name: str) -> int:
+        """The size of a tensor's first axis."""
+        return self._tensors[name][2][0]
+
+    def read(self, file: IO[bytes], name: str, start: int, stop: int) -> bytes:
+        """The bytes of a tensor from `start` to `stop` along the first axis. LampError where they are not there."""
+        place, width, _ = self._tensors[name]
+        data = os.pread(file.fileno(), (stop - start) * width, self._start + place + start * width)
+        if len(data) != (stop - start) * width:
+            raise damaged(self.path)
+        return data
+
+    def map(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        """A tensor as an array that is read as it is used."""
+        place, _, shape = self._tensors[name]
+        if not all(shape):
+            return np.empty(shape, dtype)
+        return np.memmap(self.path, dtype, "r", self._start + place, shape)
+
+
+def _place(found: Any, dtype: str, shape: Sequence[int | None], size: int) -> tuple[int, int, tuple[int, ...]]:
+    """A tensor's first byte, bytes of each step along the first axis, and shape. ValueError for another tensor."""
+    start, stop = found["data_offsets"]
+    sizes = tuple(found["shape"])
+    fits = [type(one) is int and one >= 0 and one == (one if wanted is None else wanted)
+            for one, wanted in zip(sizes, shape, strict=True)]  # fmt: skip
+    if found["dtype"] != dtype or not all(fits) or type(start) is not int or type(stop) is not int:
+        raise ValueError("another tensor")
+    width = DTYPES[dtype].itemsize * int(np.prod(sizes[1:], dtype=np.int64))
+    if not 0 <= start <= stop <= size or stop - start != sizes[0] * width:
+        raise ValueError("bytes are missing")
+    return start, width, sizes

@@ -1,0 +1,70 @@
+"""Chunks of a LaMP file's records, which workers parse apart from each other."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lamp_jax.config import Work
+from lamp_jax.data.files import Question, no_records, question_in
+from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_records import Framed, Frames
+from lamp_jax.runs.workers import map_pieces
+from lamp_jax.tasks.catalog import Task
+
+Result = TypeVar("Result")
+
+_CHUNK_BYTES = 2**21
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring records of one file: `ends[i]` and `starts[i]` are record `first + i`'s bytes."""
+
+    path: str
+    first: int
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def read(self) -> Iterator[Framed]:
+        """Its records, unparsed."""
+        with open(self.path, "rb") as file:
+            file.seek(self.starts[0])
+            content = file.read(self.ends[-1] - self.starts[0])
+        for number, (start, end) in enumerate(zip(self.starts, self.ends, strict=True), self.first):
+            yield Framed(number, start, content[start - self.starts[0] : end - self.starts[0]])
+
+
+def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES) -> Iterator[Question]:
+    """The questions that a chunk's records are. LampError as stream_questions, but for ids that occur twice."""
+    return (question_in(framed, chunk.path, task=task, patches=patches) for framed in chunk.read())
+
+
+def cut(path: str | Path) -> Iterator[Chunk]:
+    """The chunks of a file, in its order; LampError, behind the whole records, where it breaks off or is no list."""
+    starts: list[int] = []
+    ends: list[int] = []
+    number, broken = -1, None
+    try:
+        for number, offset, raw in Frames(path):
+            starts.append(offset)
+            ends.append(offset + len(raw))
+            if ends[-1] - starts[0] >= _CHUNK_BYTES:
+                yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
+                starts, ends = [], []
+    except LampError as error:
+        broken = error
+    if starts:
+        yield Chunk(str(path), number + 1 - len(starts), tuple(starts), tuple(ends))
+    if broken:
+        raise broken
+    if number < 0:
+        raise no_records(path)
+
+
+def map_chunks(function: Callable[[Chunk], Result], path: str | Path, work: Work) -> Iterator[Result]:
+    """`function` of every chunk of a file, in the file's order. See map_pieces."""
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    return map_pieces(function, cut(path), work, size=size)

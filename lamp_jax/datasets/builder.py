@@ -1,0 +1,281 @@
+"""How LaMP files become the TensorFlow dataset `lamp`: three passes over them, each distinct profile written once.
+
+    import lamp_jax.datasets.builder  # registers it
+    builder = tfds.builder("lamp/lamp_3_time", data_dir=OUT, source=TREE)
+    builder.download_and_prepare()
+
+Question i of a file is record i of its part, and `profile` is the number of a record of the split `profiles`.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from operator import length_hint
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.writer import ExampleWriter
+from tensorflow_datasets.proto import tf_example_pb2
+from tqdm import tqdm
+
+from lamp_jax.config import Part, Split, Work
+from lamp_jax.data.chunks import Chunk, cut, questions_of
+from lamp_jax.data.files import check_same_ids, check_unique, question_in, read_outputs
+from lamp_jax.data.layout import find_parts
+from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.data.sources import PROFILES, put_together, take_apart, task_config, to_bytes
+from lamp_jax.errors import LampError
+from lamp_jax.runs.records import digest
+from lamp_jax.runs.workers import map_pieces
+from lamp_jax.tasks.catalog import TASKS, Task
+
+# TFDS holds one shard in memory while it writes it. Small records cost more than their bytes: they lie scattered over
+# the memory in which whole questions were parsed.
+_SHARD_BYTES, _SHARD_RECORDS = 2**26, 2**11
+_DIGEST_BYTES = 16
+_FIELDS = {
+    "id": "id of the question",
+    "input": "what is asked",
+    "output": "the gold; missing where it is not known",
+    "user_id": "JSON, a text or a whole number; missing where it is not known",
+    "order": "JSON: for each profile item, in the question's order, its place in `items`",
+    "item_ids": "JSON: ids of the profile items, in the question's order",
+    "items": "JSON: a profile's items without their ids, sorted",
+}
+_PROFILE = "number of the record in the split `profiles` that holds the profile"
+Example = dict[str, Any]
+Shard = Callable[[], Iterator[tuple[int, Example]]]
+
+
+def config_name(task: Task, split: Split) -> str:
+    """The name of a task's data set: `lamp_3_time`."""
+    return f"{task_config(task)}_{split}"
+
+
+_CONFIGS: dict[str, tuple[Task, Split]] = {
+    config_name(task, split): (task, split) for task in TASKS.values() for split in get_args(Split)
+}
+
+
+class Lamp(tfds.core.ShardBasedBuilder):
+    """One task's questions, in the order of their files, and their distinct profiles.
+
+    `source`, a tree of `lamp download` or `lamp build`, is needed to prepare the data set, not to read it; or a Survey
+    of one. Preparing mends known defects (`patches`) and is done by whom `work` says: TFDS's own Beam options are not
+    for this builder. LampError, with the file and the id, for bad files before anything is written.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's form)
+        tfds.core.BuilderConfig(name=name, description=f"{task.name}, {split} split")
+        for name, (task, split) in _CONFIGS.items()
+    ]
+    url_infos = {}  # noqa: RUF012 (nothing is downloaded; TFDS would look for a list of checksums beside this file)
+
+    def __init__(
+        self,
+        *,
+        source: "str | Path | Survey" = "",
+        patches: Iterable[str] = ALL_PATCHES,
+        work: Work | None = None,
+        file_format: str = "array_record",
+        **told: Any,
+    ):
+        super().__init__(file_format=file_format, **told)
+        self._source, self._patches, self._work = source, tuple(patches), work or Work()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        self._facts = tfds.core.MetadataDict()
+        features: dict[str, Any] = {name: tfds.features.Text(doc=doc, optional=True) for name, doc in _FIELDS.items()}
+        features["profile"] = tfds.features.Scalar(np.int64, doc=_PROFILE, optional=True)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="LaMP questions, each distinct profile once. Records of the split `profiles` have `items`, all "
+            "others the rest. `lamp_jax.data.sources.LampSource` puts them together.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=self._facts,
+        )
+
+    def _example_writer(self) -> ExampleWriter:
+        return _SortedWriter(super()._example_writer().file_format)
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Shard]]:
+        task, split = _CONFIGS[str(self.builder_config_name)]
+        survey = self._source
+        if not survey:
+            raise LampError(f"{self.info.full_name}: give source=TREE, a tree of `lamp download` or `lamp build`")
+        if not isinstance(survey, Survey):
+            survey = Survey(survey, Reading(task, split, self._patches, self._work))
+        self._facts.update(survey.facts())
+        return survey.shards()
+
+
+class _SortedWriter(ExampleWriter):
+    """Writes each example's features in the order of their names.
+
+    TFDS 4.9.10 writes them in the order of protobuf's map, which differs from process to process, so that no two runs
+    would write the same bytes.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        return super().write(path, ((key, _sort_features(example)) for key, example in examples))
+
+
+def _sort_features(example: bytes) -> bytes:
+    parsed = tf_example_pb2.Example.FromString(example)  # pyright: ignore[reportAttributeAccessIssue] (generated)
+    return parsed.SerializeToString(deterministic=True)
+
+
+class Reading(NamedTuple):
+    """Which files of a tree are read, how, and by whom."""
+
+    task: Task
+    split: Split
+    patches: tuple[str, ...]
+    work: Work
+
+
+class Seen(NamedTuple):
+    """What the first pass sees of a question."""
+
+    id: str
+    digest: bytes  # of its profile
+    items_size: int
+    record_size: int
+
+
+@dataclass
+class SurveyedPart:
+    """A part: its files, the chunks of its questions, the number of each one's profile, and bytes of its records."""
+
+    questions: Path
+    outputs: Path | None
+    chunks: list[Chunk] = field(default_factory=list)
+    numbers: array = field(default_factory=lambda: array("q"))
+    size: int = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes of the questions' file."""
+        return self.questions.stat().st_size
+
+    def cut(self) -> Iterator[Chunk]:
+        """Its chunks, kept as they are found."""
+        for chunk in cut(self.questions):
+            self.chunks.append(chunk)
+            yield chunk
+
+
+class Survey:
+    """What the first pass finds in a tree's files; the two other passes write it.
+
+    Making one raises LampError, with the file and the id, for bad files.
+    """
+
+    def __init__(self, source: str | Path, reading: Reading):
+        self._reading = reading
+        self._parts: dict[Part, SurveyedPart] = {}
+        self._numbers: dict[bytes, int] = {}  # of profiles, by their digests
+        self._new: list[tuple[Chunk, list[int]]] = []  # records whose profile no record before them has
+        self._size = 0  # of the distinct profiles
+        for name, (questions, outputs) in find_parts(source, reading.task, reading.split).items():
+            self._parts[name] = part = SurveyedPart(questions, outputs)
+            self._survey(part, f"{name}, survey")
+
+    def _survey(self, part: SurveyedPart, what: str) -> None:
+        ids: list[str] = []
+        for place, seen in enumerate(self._map(survey_chunk, part.cut(), what, part.length)):
+            self._number(part.chunks[place], seen, part)
+            ids += [one.id for one in seen]
+        check_unique(ids, set(), part.questions)
+        if part.outputs is not None:
+            golds = read_outputs(part.outputs).by_id
+            check_same_ids(ids, golds, left=str(part.questions), right=str(part.outputs))
+
+    def _number(self, chunk: Chunk, seen: list[Seen], part: SurveyedPart) -> None:
+        new = []
+        for record, one in enumerate(seen, chunk.first):
+            if one.digest not in self._numbers:
+                self._numbers[one.digest] = len(self._numbers)
+                self._size += one.items_size
+                new.append(record)
+            part.numbers.append(self._numbers[one.digest])
+            part.size += one.record_size
+        if new:
+            self._new.append((chunk, new))
+
+    def facts(self) -> dict[str, Any]:
+        """What is recorded of the files, as JSON."""
+        task, split, patches, _ = self._reading
+        paths = [path for part in self._parts.values() for path in (part.questions, part.outputs) if path]
+        sources = {path.name: {"bytes": path.stat().st_size, "sha256": digest(str(path))} for path in paths}
+        return {"task": task.name, "split": split, "patches": list(patches), "sources": sources}
+
+    def shards(self) -> dict[str, list[Shard]]:
+        """For each split what its shards hold; to be read in this order, each once."""
+        shards = {
+            name: _shards(self._examples(name), len(part.numbers), part.size) for name, part in self._parts.items()
+        }
+        return {**shards, PROFILES: _shards(self._profiles(), len(self._numbers), self._size)}
+
+    def _examples(self, name: Part) -> Iterator[Example]:
+        part = self._parts[name]
+        golds = read_outputs(part.outputs).by_id if part.outputs else None
+        examples = chain.from_iterable(self._map(examples_of, part.chunks, name, part.length))
+        for (question_id, example), number in zip(examples, part.numbers, strict=True):
+            output = example["output"] if golds is None else to_bytes(golds[question_id])
+            yield {**example, "output": output, "profile": number, "items": None}
+
+    def _profiles(self) -> Iterator[Example]:
+        missing = dict.fromkeys((*_FIELDS, "profile"))
+        for items in chain.from_iterable(self._map(profiles_of, self._new, PROFILES, self._size)):
+            yield {**missing, "items": items}
+
+    def _map(self, function: Callable[..., list], pieces: Iterable, what: str, size: int) -> Iterator[list]:
+        results = map_pieces(partial(function, reading=self._reading), pieces, self._reading.work, size=size)
+        return iter(tqdm(results, what, length_hint(pieces) or None, unit=" chunks", disable=None))
+
+
+def survey_chunk(chunk: Chunk, *, reading: Reading) -> list[Seen]:
+    """What the first pass sees of a chunk's questions. LampError for one that would not come back as it is."""
+    found = []
+    for question in questions_of(chunk, task=reading.task, patches=reading.patches):
+        example, items = take_apart(question)
+        if put_together(example, items) != question:
+            where = f"{chunk.path}, question {question.id!r}"
+            raise LampError(f"{where}: holds a number that would not come back exactly; write it as a text")
+        size = sum(len(value) for value in example.values() if value)
+        found.append(Seen(question.id, hashlib.blake2b(items, digest_size=_DIGEST_BYTES).digest(), len(items), size))
+    return found
+
+
+def examples_of(chunk: Chunk, *, reading: Reading) -> list[tuple[str, Example]]:
+    """Ids and records of a chunk's questions, but for the numbers of their profiles."""
+    questions = questions_of(chunk, patches=reading.patches)
+    return [(question.id, take_apart(question).example) for question in questions]
+
+
+def profiles_of(piece: tuple[Chunk, list[int]], *, reading: Reading) -> list[bytes]:
+    """The profiles of a chunk's records of these numbers."""
+    chunk, numbers = piece
+    wanted = set(numbers)
+    framed = (one for one in chunk.read() if one.number in wanted)
+    return [take_apart(question_in(one, chunk.path, patches=reading.patches)).items for one in framed]
+
+
+def _shards(examples: Iterator[Example], count: int, size: int) -> list[Shard]:
+    """`examples`, `count` of them and `size` bytes, cut into shards of equal numbers."""
+    shards = min(count, 1 + max(size // _SHARD_BYTES, count // _SHARD_RECORDS))
+    ends = [count * (shard + 1) // shards for shard in range(shards)]
+    numbered = enumerate(examples)
+    cuts: list[Shard] = [
+        partial(islice, numbered, end - start) for start, end in zip([0, *ends], ends[:-1], strict=False)
+    ]
+    # The last one reads to the end, so that the processes behind it are told to stop.
+    return [*cuts, lambda: numbered]

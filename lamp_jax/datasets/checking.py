@@ -1,0 +1,442 @@
+"""What is in a LaMP file and what is wrong with it: tallied by chunks, and every finding that there may be."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from lamp_jax.config import Work
+from lamp_jax.data.chunks import Chunk, cut
+from lamp_jax.data.dates import parse_date
+from lamp_jax.data.files import is_id, is_text
+from lamp_jax.data.layout import benchmark_files
+from lamp_jax.data.patches import PATCHES
+from lamp_jax.datasets.findings import EXAMPLES, FINDINGS, Tally, hash_bytes, hash_text
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import encode, glimpse
+from lamp_jax.runs.json_records import BOM, Framed, Frames, parse_record
+from lamp_jax.runs.workers import map_pieces
+from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task
+
+Form = Literal["questions", "outputs", "predictions", "ranking"]
+
+_LOOKED_AT = 200  # first records, which tell form and task
+_HEAD = 2**20
+
+
+_OUTPUT_FIELDS: Mapping[str, Callable[[Any], bool]] = {"id": is_id, "output": is_text}
+_QUESTION_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "id": is_id,
+    "input": lambda value: isinstance(value, str),
+    "profile": lambda value: isinstance(value, list),
+    "user_id": lambda value: value is None or is_id(value),
+}
+_NO_JSON = {
+    "is not JSON": "nan",
+    "not UTF-8": "encoding",
+    "occurs twice": "key twice",
+}  # words of parse_record's errors
+_ODD_TEXTS = (  # a finding, bytes of which a record that has it holds one, and what its text then holds
+    ("surrogate", (rb"\ud", rb"\uD", b"\xed"), re.compile("[\ud800-\udfff]")),
+    (
+        "line separator",
+        (b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9", rb"\u00", rb"\u202", rb"\f"),
+        re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One record, and the tally to which findings about it go."""
+
+    value: dict[str, Any]
+    framed: Framed
+    where: str
+    tally: Tally
+
+    def find(self, name: str, item: Mapping[str, Any] | None = None) -> None:
+        self.tally.find(name, self.where if item is None else f"{self.where}, item {glimpse(item['id'])}")
+
+    def check_texts(self) -> None:
+        for name, signs, pattern in _ODD_TEXTS:
+            if any(sign in self.framed.raw for sign in signs):
+                parts = (self.value, *_objects(self.value.get("profile")))
+                if any(isinstance(text, str) and pattern.search(text) for part in parts for text in part.values()):
+                    self.find(name)
+
+    def has_fields(self, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
+        """Whether its fields are as they must be."""
+        bad = [name for name, fits in fields.items() if not fits(self.value.get(name))]
+        for name in bad:
+            found = glimpse(self.value[name]) if name in self.value else "nothing"
+            self.tally.find("bad field", f"{self.where}: {name!r}, found {found}")
+        return not bad
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file's facts, by name, and its findings: name, severity, count, meaning and examples of each."""
+
+    file: str
+    form: str
+    task: str | None
+    facts: dict[str, Any]
+    findings: list[dict[str, Any]]
+
+    @property
+    def errors(self) -> int:
+        return sum(finding["count"] for finding in self.findings if finding["severity"] == "error")
+
+
+def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Checked:
+    """What is in a file of questions, outputs, predictions or rankings; without `task`, its own is told.
+
+    A record that is no good is a finding, and so is a file that breaks off, or is not there: nothing is raised.
+    """
+    start = _read_start(path)
+    head, envelope = _look(path, whole=not _is_list(start))
+    form = _tell_form(path, start, head)
+    tally = Tally()
+    if form == "ranking":
+        task = None
+        _tally_ranking(path, tally)
+    else:
+        task = task or tell_task(path, head, envelope)
+        if task is None:
+            tally.find("unknown task", "")
+        _tally_records(path, tally, partial(tally_chunk, form=form, task=task), work=work)
+        _compare_records(path, tally)
+        _compare_count(path, tally, task)
+    if start.startswith(BOM):
+        tally.find("byte order mark", "")
+    name = "merged questions" if form == "questions" and tally.facts["with gold"] else form
+    return Checked(str(path), name, task and task.name, _facts(path, form, tally), _found(tally))
+
+
+def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Task | None:
+    """The task of a file: of most of its first records' inputs; or of the envelope, or the path, that name LaMP_N.
+
+    LaMP-2's two tasks have one name: the fields of items and the labels tell. None where nothing tells.
+    """
+    inputs = [record["input"] for record in head if isinstance(record.get("input"), str)]
+    for task in TASKS.values():
+        if 2 * sum(one.startswith(task.template.partition("{")[0]) for one in inputs) >= len(inputs) > 0:
+            return task
+    named = envelope.get("task") if isinstance(envelope, dict) else None
+    numbers = re.findall(r"LaMP[_-](\d)(?!\d)", f"{Path(path).absolute().as_posix()} {named or ''}")
+    tasks = [task for task in TASKS.values() if numbers and task.number == int(numbers[-1])]
+    in_path = [f"/{task.folder}/" in Path(path).absolute().as_posix() for task in tasks]
+    # Of equals the longest folder, which is `LaMP_2/new` where that is in the path.
+    ranks = [(_fit(task, head), there * len(task.folder)) for task, there in zip(tasks, in_path, strict=True)]
+    return tasks[ranks.index(max(ranks))] if tasks else None
+
+
+def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
+    """The tally of a chunk's records."""
+    tally = Tally()
+    for framed in chunk.read():
+        tally.facts["records"] += 1
+        value = _parse(framed, tally)
+        if value is not None:
+            named = is_id(value.get("id"))
+            where = f"question {glimpse(value['id'])}" if named else f"record {framed.number}, byte {framed.offset}"
+            record = _Record(value, framed, where, tally)
+            record.check_texts()
+            _check_question(record, task) if form == "questions" else _check_output(record, form, task)
+    return tally
+
+
+def _read_start(path: str | Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read, which is reported when it is tallied."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(_HEAD)
+    except OSError:
+        return b""
+
+
+def _is_list(start: bytes) -> bool:
+    return start.removeprefix(BOM).lstrip()[:1] == b"["
+
+
+def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
+    """The first records of a file, those that are objects; and its envelope, where the `whole` file is read."""
+    frames = Frames(path)
+    head: list[dict[str, Any]] = []
+    try:
+        for framed in frames:
+            if framed.number < _LOOKED_AT:
+                record = _parse(framed, Tally())
+                head += [] if record is None else [record]
+            elif not whole:
+                break
+    except LampError:
+        pass  # The tally meets it again, and reports it.
+    return head, frames.envelope
+
+
+def _tell_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -> Form:
+    before_list = start.removeprefix(BOM).lstrip().partition(b"[")[0]
+    if before_list.startswith(b"{") and b'"golds"' not in before_list:
+        return "ranking"
+    asking = sum("profile" in record or "input" in record for record in head)
+    if 2 * asking >= len(head):
+        return "questions"
+    # Both have one form. A prediction may be anything, a gold may not.
+    return "outputs" if re.search("output|gold", Path(path).name) else "predictions"
+
+
+def _fit(task: Task, head: Sequence[dict[str, Any]]) -> int:
+    """How many items have the task's fields, and how many golds are of its labels."""
+    items = [item for record in head for item in _objects(record.get("profile"))]
+    return sum(task.target in item for item in items) + sum(record.get("output") in task.labels for record in head)
+
+
+def _objects(profile: Any) -> list[dict[str, Any]]:
+    return [item for item in profile if isinstance(item, dict)] if isinstance(profile, list) else []
+
+
+def _tally_records(path: str | Path, tally: Tally, count: Callable[[Chunk], Tally], *, work: Work) -> None:
+    broken: list[LampError] = []
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    for part in map_pieces(count, _whole_chunks(path, broken), work, size=size):
+        tally += part
+    for error in broken:
+        tally.find("broken file", str(error))
+
+
+def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
+    """The chunks of a file; where it breaks off, the error is put down."""
+    try:
+        yield from cut(path)
+    except LampError as error:
+        broken.append(error)
+
+
+def _parse(framed: Framed, tally: Tally) -> dict[str, Any] | None:
+    """The record, or None where it is no JSON object, which is a finding."""
+    where = f"record {framed.number}, byte {framed.offset}"
+    try:
+        value = parse_record(framed.raw)
+    except ValueError as error:
+        name = next((name for words, name in _NO_JSON.items() if words in str(error)), "broken record")
+        return tally.find(name, f"{where}: {error}")
+    return value if isinstance(value, dict) else tally.find("no object", where)
+
+
+def _check_output(record: _Record, form: Form, task: Task | None) -> None:
+    if record.has_fields(_OUTPUT_FIELDS):
+        record.tally.see_record(record.value["id"], record.framed, 0)
+        if task is not None and task.labels and str(record.value["output"]) not in task.labels:
+            record.find("unknown gold" if form == "outputs" else "unknown answer")
+
+
+def _check_question(record: _Record, task: Task | None) -> None:
+    if not record.has_fields(_QUESTION_FIELDS):
+        return
+    profile, gold, facts = record.value["profile"], record.value.get("output"), record.tally.facts
+    if gold is not None and not is_text(gold):
+        record.tally.find("bad field", f"{record.where}: 'output', found {glimpse(gold)}")
+        gold = None
+    items = _tally_items(record)
+    if not profile:
+        record.find("empty profile")
+    facts["with user_id"] += record.value.get("user_id") is not None
+    facts["with gold"] += gold is not None
+    _check_dates(record, items)
+    mended = _mend(record) if len(items) == len(profile) else record.value
+    if task is not None:
+        if gold is not None and task.labels and str(gold) not in task.labels:
+            record.find("unknown gold")
+        query = _find_query(record, mended["input"], task)
+        fields = task.fields
+        for item in items:
+            _check_item(record, item, task, fields=fields, query=query)
+
+
+def _mend(record: _Record) -> dict[str, Any]:
+    """The record as the readers have it."""
+    value = record.value
+    for patch in PATCHES.values():
+        if patch.found(value):
+            record.tally.find("mended", f"{record.where}: {patch.name}")
+            value = patch.mend(value)
+    return value
+
+
+def _tally_items(record: _Record) -> list[dict[str, Any]]:
+    """The items that have an id."""
+    items: list[dict[str, Any]] = []
+    ids, contents = set(), set()
+    for place, item in enumerate(record.value["profile"]):
+        if not isinstance(item, dict) or not is_id(item.get("id")):
+            record.tally.find("bad item", f"{record.where}, place {place} of the profile")
+            continue
+        key, content = hash_text(item["id"]), _hash_content(item)
+        for name, seen, found in (("item id twice", ids, key), ("same item", contents, content)):
+            if found in seen:
+                record.find(name, item)
+            seen.add(found)
+        if any(map(_is_big, item.values())):
+            record.find("big number", item)
+        record.tally.items.extend((key, content))
+        items.append(item)
+    record.tally.see_record(record.value["id"], record.framed, len(items))
+    return items
+
+
+def _check_dates(record: _Record, items: Sequence[Mapping[str, Any]]) -> None:
+    dated = [item for item in items if "date" in item]
+    record.tally.facts["items with dates"] += len(dated)
+    if 0 < len(dated) < len(items):
+        record.find("some dates")
+    dates = []
+    for item in dated:
+        try:
+            dates.append((parse_date(item["date"]), str(item["date"])))
+        except ValueError:
+            record.find("bad date", item)
+    record.tally.see_dates(dates)
+
+
+def _find_query(record: _Record, asked: str, task: Task) -> str | None:
+    try:
+        return task.query(asked)
+    except MissingMarker:
+        return record.find("no marker")
+
+
+def _check_item(
+    record: _Record, item: Mapping[str, Any], task: Task, *, fields: Sequence[str], query: str | None
+) -> None:
+    texts = {name: item.get(name) for name in fields}
+    if not all(map(is_text, texts.values())):
+        return record.find("missing text", item)
+    if not all(str(text).strip() for text in texts.values()):
+        record.find("empty text", item)
+    # LaMP-1's labels are no field of its items.
+    if "{text}" in task.template and task.labels and str(texts[task.target]) not in task.labels:
+        record.find("unknown label", item)
+    if query and texts[task.source] == query:
+        record.find("query in profile", item)
+
+
+def _compare_records(path: str | Path, tally: Tally) -> None:
+    """Finds ids of questions that are there twice, and ids of items whose content differs between questions."""
+    records = np.array(tally.records, np.uint64).reshape(-1, 4)
+    items = np.array(tally.items, np.uint64).reshape(-1, 2)
+    twice = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
+    for place in twice[:EXAMPLES].tolist():
+        tally.find("id twice", f"question {glimpse(_read_again(path, records[place])['id'])}", times=0)
+    tally.counts["id twice"] += len(twice)
+    owner = np.repeat(np.arange(len(records)), records[:, 3].astype(np.int64))
+    first = _find_first(items[:, 0])
+    shared = np.flatnonzero((items[:, 1] != items[first, 1]) & (owner != owner[first]))
+    for place in shared[:EXAMPLES].tolist():
+        question = _read_again(path, records[owner[place]])
+        item_id = next(one["id"] for one in _objects(question["profile"]) if _is_id(one.get("id"), items[place, 0]))
+        tally.find("shared id", f"question {glimpse(question['id'])}, item {glimpse(item_id)}", times=0)
+    tally.counts["shared id"] += len(shared)
+
+
+def _find_first(keys: np.ndarray) -> np.ndarray:
+    """For each key the place where it occurs first."""
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    return first[which]
+
+
+def _read_again(path: str | Path, row: np.ndarray) -> Any:
+    start, end = map(int, row[1:3])
+    with open(path, "rb") as file:
+        file.seek(start)
+        return parse_record(file.read(end - start))
+
+
+def _compare_count(path: str | Path, tally: Tally, task: Task | None) -> None:
+    """Finds a count other than the published one, where the path is that of a downloaded tree."""
+    if task is None:
+        return
+    parts = Path(path).absolute().parts
+    # The time split first: its paths end as the user split's do.
+    files = [file for split in ("time", "user") for file in benchmark_files(task, split)]
+    file = next((file for file in files if parts[-len(file.path.parts) :] == file.path.parts), None)
+    if file is not None and file.count not in (None, tally.facts["records"]):
+        tally.find("other count", f"{tally.facts['records']} records, {file.count} published")
+
+
+def _tally_ranking(path: str | Path, tally: Tally) -> None:
+    try:
+        content = Path(path).read_bytes().removeprefix(BOM)
+        msgspec.json.decode(content, type=dict[str, msgspec.Raw])  # as rankings are read, but for ids that are twice
+        pairs = json.loads(content, object_pairs_hook=tuple)
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        return tally.find("broken file", f"{path}: {error}")
+    if not pairs:
+        tally.find("broken file", f"{path}: holds no rankings")
+    seen: set[str] = set()
+    for question_id, item_ids in pairs:
+        where = f"question {glimpse(question_id)}"
+        tally.facts["records"] += 1
+        if question_id in seen:
+            tally.find("id twice", where)
+        seen.add(question_id)
+        if not isinstance(item_ids, list) or not all(map(_is_item_id, item_ids)):
+            tally.find("no item ids", where)
+            continue
+        tally.records.extend((0, 0, 0, len(item_ids)))
+        if not item_ids:
+            tally.find("empty profile", where)
+        if len({str(item_id) for item_id in item_ids}) < len(item_ids):
+            tally.find("item id twice", where)
+
+
+def _facts(path: str | Path, form: Form, tally: Tally) -> dict[str, Any]:
+    """What the file holds, by name."""
+    facts: dict[str, Any] = {"records": tally.facts["records"]}
+    sizes = np.array(tally.records, np.int64).reshape(-1, 4)[:, 3]
+    if form in ("questions", "ranking") and len(sizes):
+        facts["items"] = int(sizes.sum())
+        facts["profile sizes"] = {
+            "min": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "mean": float(sizes.mean()),
+            "max": int(sizes.max()),
+        }
+    if form == "questions":
+        facts |= {name: tally.facts[name] for name in ("with gold", "with user_id", "items with dates")}
+    if tally.dates:
+        facts["dates"] = {"first": tally.dates[0][1], "last": tally.dates[1][1]}
+    return facts | {"bytes": os.path.getsize(path) if os.path.exists(path) else 0}
+
+
+def _found(tally: Tally) -> list[dict[str, Any]]:
+    return [
+        {**asdict(row), "count": tally.counts[row.name], "examples": [one for one in tally.examples[row.name] if one]}
+        for row in FINDINGS.values()
+        if tally.counts[row.name]
+    ]
+
+
+def _hash_content(item: Mapping[str, Any]) -> int:
+    """Of an item but for its id; in every process the same."""
+    return hash_bytes(encode(sorted([pair for pair in item.items() if pair[0] != "id"])))
+
+
+def _is_id(value: object, key: np.uint64) -> bool:
+    return is_id(value) and hash_text(value) == int(key)
+
+
+def _is_big(value: object) -> bool:
+    return isinstance(value, int | float) and not -(2**63) <= value < 2**64
+
+
+def _is_item_id(value: object) -> bool:
+    return is_id(value) and not _is_big(value)

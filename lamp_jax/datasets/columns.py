@@ -1,0 +1,187 @@
+"""Which columns, of which tables, make the fields of a profile item: what `--map` and `--join` say, checked."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lamp_jax.config import Build
+from lamp_jax.datasets.tables import Row, Text, Unusable, check_encoding, columns_of, read_lookup, read_rows, text_of
+from lamp_jax.errors import LampError
+from lamp_jax.tasks.catalog import Task, find_task
+
+_HOLE = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")
+
+
+class _Hole(NamedTuple):
+    before: str
+    column: str
+    joint: str | None
+
+
+class Pattern(NamedTuple):
+    """A text over the columns of a row: each hole's literal text and column in turn, then what stands at the end."""
+
+    holes: tuple[_Hole, ...]
+    after: str = ""
+
+    @classmethod
+    def of_column(cls, column: str) -> "Pattern":
+        return cls((_Hole("", column, None),))
+
+    @property
+    def columns(self) -> list[str]:
+        return [hole.column for hole in self.holes]
+
+    @property
+    def column(self) -> str | None:
+        """Of a pattern that is one column and nothing else, that column."""
+        return self.columns[0] if self == Pattern.of_column(self.columns[0]) else None
+
+    def fill(self, row: Row) -> str:
+        """The text; "" where all the columns are empty."""
+        filled, empty = "", True
+        for before, column, joint in self.holes:
+            text = text_of(row.get(column)) if joint is None else text_of(row.get(column), joint="|")
+            empty = empty and not text.strip()
+            filled += before + (text if joint is None else text.replace("|", joint))
+        return "" if empty else filled + self.after
+
+
+def parse_pattern(text: str) -> Pattern:
+    """`review`, the column of this name; or, with braces, a text over columns: `{title}. Genres: {genres|, }.`
+
+    In `{column|joint}` the bars in the column's value are replaced by `joint`, and the texts of a list are joined by
+    it (elsewhere by a comma). `{{` and `}}` are braces. LampError for other braces, and for braces without a column.
+    """
+    if "{" not in text and "}" not in text:
+        return Pattern.of_column(text)
+    holes: list[_Hole] = []
+    before, end = "", 0
+    for match in _HOLE.finditer(text):
+        before += _literal(text, end, match.start())
+        end = match.end()
+        if match[1] is None:
+            before += match[0][0]
+        else:
+            holes.append(_Hole(before, match[1], match[2]))
+            before = ""
+    after = before + _literal(text, end, len(text))
+    if not holes:
+        raise LampError(f"the pattern {text!r} names no column; write {{column}} where its value shall stand")
+    return Pattern(tuple(holes), after)
+
+
+def _literal(text: str, start: int, end: int) -> str:
+    if set(text[start:end]) & set("{}"):
+        raise LampError(f"the pattern {text!r} has a brace without its partner; a brace itself is written {{{{ or }}}}")
+    return text[start:end]
+
+
+def parse_map(entries: Iterable[str], task: Task) -> dict[str, Pattern]:
+    """The fields that `--map` names. LampError for an entry that is not FIELD=COLUMN, or has no such field."""
+    known = ["user", *task.fields, "date", "input"] + ["reference"] * task.cites
+    patterns: dict[str, Pattern] = {}
+    for entry in entries:
+        name, found, text = entry.partition("=")
+        if not found or not text:
+            raise LampError(f"--map {entry}: write FIELD=COLUMN, or FIELD='a text with {{COLUMN}}s'")
+        if name not in known:
+            raise LampError(f"--map {entry}: no field {name!r}; the fields of {task.name} are {', '.join(known)}")
+        if name in patterns:
+            raise LampError(f"--map {entry}: {name!r} is mapped twice; leave one out")
+        patterns[name] = parse_pattern(text)
+    return patterns
+
+
+class Join(NamedTuple):
+    """A table whose columns are added to rows: its rows by the text in the column `key`."""
+
+    path: str
+    key: str
+    columns: Collection[str]
+    rows: Mapping[str, Row]
+
+    def add_to(self, row: Row) -> Row:
+        key = text_of(row.get(self.key))
+        partner = self.rows.get(key)
+        if partner is None:
+            there = next(iter(self.rows), None)
+            example = f"{self.key} {key!r}" + ("" if there is None else f", the table has {there!r} and others")
+            raise Unusable(f"no partner in {Path(self.path).name}", example)
+        return {**row, **partner}
+
+
+def split_join(entry: str) -> tuple[str, str]:
+    """The file and the column that an entry of `--join` names. LampError where it is not FILE:COLUMN."""
+    path, _, key = entry.rpartition(":")
+    if not path or not key:
+        raise LampError(f"--join {entry}: write FILE:COLUMN, as movies.csv:movieId")
+    return path, key
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Where the fields of items are found: the rows, the tables to join, and each field's pattern over the columns."""
+
+    path: str
+    columns: Collection[str]
+    joins: tuple[Join, ...]
+    patterns: Mapping[str, Pattern]
+    text: Text
+
+    def rows(self) -> Iterator[Row]:
+        """The rows as they are in the file, without the joined columns."""
+        return read_rows(self.path, self.columns, self.text)
+
+
+def open_histories(options: Build) -> Histories:
+    """Where the fields of a command's items are found; the tables to join are in memory.
+
+    Raises LampError, with the columns that there are, where one is missing, or is in two tables.
+    """
+    task = find_task(options.task)
+    tables = [split_join(entry) for entry in options.join]
+    check_encoding(options.encoding)
+    texts = {options.histories: Text(options.encoding, options.columns)}
+    texts |= {path: Text(options.encoding) for path, _ in tables}
+    columns = {name: columns_of(name, text) for name, text in texts.items()}
+    available = {column for some in columns.values() for column in some}
+    patterns = _complete(parse_map(options.map, task), options, task, columns=available)
+    wanted = {column for pattern in patterns.values() for column in pattern.columns} | {key for _, key in tables}
+    owners = dict.fromkeys(columns[options.histories], options.histories)
+    joins: list[Join] = []
+    for path, key in tables:
+        _check_key(path, key, columns[path], owners)
+        added = wanted.intersection(columns[path]) - {key}
+        if clash := sorted(added & owners.keys()):
+            raise LampError(f"{path}: the column {clash[0]!r} is in {owners[clash[0]]} too; rename it in one of them")
+        owners |= dict.fromkeys(added, path)
+        joins.append(Join(path, key, added, read_lookup(path, key, added, texts[path])))
+    return Histories(options.histories, wanted, tuple(joins), patterns, texts[options.histories])
+
+
+def _complete(
+    mapped: Mapping[str, Pattern], options: Build, task: Task, *, columns: Collection[str]
+) -> dict[str, Pattern]:
+    """The patterns of all fields: those not mapped have columns of their own names. LampError for a missing column."""
+    names = ["user", *task.fields]
+    names += ["date"] * (options.split == "time" or "date" in columns)
+    names += ["reference"] * task.cites
+    names += ["input"] * (task.source == task.target)  # whose own text would be the answer
+    patterns = {name: Pattern.of_column(name) for name in names} | {**mapped}
+    for name, pattern in patterns.items():
+        if missing := [column for column in pattern.columns if column not in columns]:
+            remedy = "correct its --map" if name in mapped else f"name its column with --map {name}=COLUMN"
+            raise LampError(
+                f"{options.histories}: {name!r} needs a column {missing[0]!r}, and there is none; {remedy}; "
+                f"the columns are {', '.join(sorted(columns))}"
+            )
+    return patterns
+
+
+def _check_key(path: str, key: str, columns: Collection[str], owners: Collection[str]) -> None:
+    for where, there in ((path, columns), ("the rows to which it is joined", owners)):
+        if key not in there:
+            raise LampError(f"--join {path}:{key}: no column {key!r} in {where}, which has {', '.join(there)}")

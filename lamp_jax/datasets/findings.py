@@ -1,0 +1,108 @@
+"""What a check may find in a LaMP file, each with its remedy, and how findings are tallied."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal
+
+from lamp_jax.data.dates import Date
+from lamp_jax.runs.json_records import Framed
+
+Severity = Literal["error", "warning", "note"]
+
+EXAMPLES = 3
+"""Places that are kept of each finding."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a file may hold: `error` if some stage would refuse it. `meaning` ends in the remedy."""
+
+    name: str
+    severity: Severity
+    meaning: str
+
+
+_ROWS = (
+    Finding("broken file", "error", "not a whole JSON file of this form; what follows is not checked: make it again"),
+    Finding("broken record", "error", "not JSON; mend the record, or make the file again"),
+    Finding("nan", "error", "NaN and Infinity are not JSON; write a number or leave the field out"),
+    Finding("encoding", "error", "bytes that are not UTF-8; write the file as UTF-8"),
+    Finding("key twice", "error", "an object with a key twice, of which readers keep either; remove one"),
+    Finding("no object", "error", "a record that is no JSON object; remove it"),
+    Finding("bad field", "error", "a field that every record has is missing or of a wrong type; add it"),
+    Finding("bad item", "error", "a profile item that is no object with an 'id', a text or a whole number; add one"),
+    Finding("missing text", "error", "a field that the task needs is missing or no text; is it a file of this task?"),
+    Finding("id twice", "error", "a question id that occurred before; remove or rename one"),
+    Finding("no marker", "error", "an input without its task's form, so that no query can be read from it; mend it"),
+    Finding("bad date", "error", "a date that cannot be read; write 2007, 2007-05, 2007-05-31 or an ISO time stamp"),
+    Finding("some dates", "error", "a profile in which some items have a date and others none; add or remove them"),
+    Finding("unknown gold", "error", "a gold that is none of the task's labels; mend it, or give --task"),
+    Finding("no item ids", "error", "a value of a ranking that is no list of item ids; rank the questions again"),
+    Finding("unknown answer", "warning", "a prediction that is none of the task's labels; it counts as wrong"),
+    Finding("unknown task", "warning", "neither inputs nor name tell the task: checked without it; give --task"),
+    Finding("other count", "warning", "another number of records than was published; is the file whole?"),
+    Finding("byte order mark", "warning", "the file begins with one; other programs may refuse it: write without"),
+    Finding("empty profile", "warning", "nothing to personalize from; the bare input is what will be read"),
+    Finding("empty text", "warning", "an empty field that the task reads; remove the item or fill it in"),
+    Finding("unknown label", "warning", "a profile item whose label is none of the task's; mend or remove it"),
+    Finding("same item", "warning", "an item that its profile holds already, but for the id; remove one"),
+    Finding("item id twice", "warning", "an item id that the profile or ranking holds already; rename one"),
+    Finding("shared id", "warning", "an item id that has other content in an earlier question; do not join by item id"),
+    Finding("query in profile", "warning", "the query is itself an item of the profile, answer included; remove it"),
+    Finding("surrogate", "warning", "half of a surrogate pair in a text; kept as it is, but other programs refuse it"),
+    Finding(
+        "line separator", "warning", "U+0085, U+2028 or the like in a text; do not read such lines by splitlines()"
+    ),
+    Finding("big number", "warning", "a number beyond 64 bits, of which digits are lost; write it as a text"),
+    Finding("mended", "note", "a known defect of a published file, mended on reading"),
+)
+FINDINGS = {finding.name: finding for finding in _ROWS}
+
+
+@dataclass
+class Tally:
+    """What was counted in some neighbouring records of a file. Tallies are added in the file's order."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    facts: Counter[str] = field(default_factory=Counter)
+    dates: tuple[tuple[Date, str], ...] = ()
+    """The first and the last."""
+    records: array = field(default_factory=lambda: array("Q"))
+    """Of every sound record: hash of its id, its first byte and its end in the file, number of its items."""
+    items: array = field(default_factory=lambda: array("Q"))
+    """Of every item of those: hash of its id, hash of its content."""
+
+    def find(self, name: str, where: str, *, times: int = 1) -> None:
+        self.counts[name] += times
+        self.examples[name] = [*self.examples.get(name, ()), where][:EXAMPLES]
+
+    def see_dates(self, dates: Iterable[tuple[Date, str]]) -> None:
+        found = sorted((*self.dates, *dates))
+        self.dates = (found[0], found[-1]) if found else ()
+
+    def see_record(self, record_id: object, framed: Framed, items: int) -> None:
+        self.records.extend((hash_text(record_id), framed.offset, framed.offset + len(framed.raw), items))
+
+    def __iadd__(self, other: "Tally") -> "Tally":
+        self.counts += other.counts
+        self.facts += other.facts
+        for name, examples in other.examples.items():
+            self.examples[name] = [*self.examples.get(name, ()), *examples][:EXAMPLES]
+        self.see_dates(other.dates)
+        self.records += other.records
+        self.items += other.items
+        return self
+
+
+def hash_text(text: object) -> int:
+    """64 bits of a text."""
+    return hash_bytes(str(text).encode("utf-8", "surrogatepass"))
+
+
+def hash_bytes(content: bytes) -> int:
+    """64 bits of some bytes, in every process the same."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")

@@ -1,0 +1,399 @@
+"""How rows become histories of users: what of a row is read, what is dropped, and how all rows are put in order.
+
+The rows come in any order and need not fit into memory. They are spilled to files, buckets, each of which holds the
+histories of neighbouring users, numbered as they first appear.
+"""
+
+import hashlib
+import heapq
+import itertools
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lamp_jax.config import Build
+from lamp_jax.data.files import is_id
+from lamp_jax.datasets.columns import Histories, open_histories
+from lamp_jax.datasets.dates import read_date
+from lamp_jax.datasets.tables import Row, Unusable
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import encode
+from lamp_jax.runs.json_records import parse_record
+from lamp_jax.runs.workers import count_processes, map_in_processes
+from lamp_jax.tasks.catalog import Task, find_task
+
+User = str | int
+
+_ROUND = {"up": math.ceil, "down": math.floor, "nearest": lambda number: math.floor(number + 0.5)}
+_BUCKET_USERS = 256
+_BATCH_ROWS = 1024
+_BUFFERED_BYTES = 2**27
+_MOST_REFERENCES = 10_000
+_SHOWN_ROWS = 5
+_SHOWN_LETTERS = 60
+
+
+class Entry(NamedTuple):
+    """One item of a history: by what it is ordered, its fields, and what a question about it takes beside them."""
+
+    order: tuple[float, ...]
+    item: dict[str, str]
+    asked: dict[str, str]
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """By what an item is the same as another: its moment, however that is written, and `undated`.
+
+        A day without a time is the same as its midnight, which other tables make of it.
+        """
+        known = len(self.order)
+        while known and not self.order[known - 1]:
+            known -= 1
+        return (self.order[:known], *self.undated)
+
+    @property
+    def undated(self) -> tuple[Any, ...]:
+        """By what an item is the same as another of another date: all its texts, but for white space."""
+        texts = [*self.item.items(), *self.asked.items()]
+        return tuple((name, " ".join(text.split())) for name, text in texts if name != "date")
+
+    @property
+    def askable(self) -> bool:
+        """Whether it can be a target; else it is good for profiles alone."""
+        return all(self.asked.values())
+
+
+class History(NamedTuple):
+    """A user's items, the oldest first; those of one time in the order of the file."""
+
+    user: User
+    entries: list[Entry]
+    dropped: int = 0
+    """Items that are left out, since it holds them before."""
+
+
+class Bucket(NamedTuple):
+    """The file with the histories of these users, the first of whom has this number."""
+
+    path: Path
+    first: int
+    users: tuple[User, ...]
+
+    def histories(self, *, duplicates: str = "keep") -> Iterator[History]:
+        """The history of each user, which is empty where no row of theirs was usable.
+
+        Without items that the history holds before, unless `duplicates` is "keep". Where some items have no date, none
+        has one.
+        """
+        lines: defaultdict[int, list[bytes]] = defaultdict(list)
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                for line in file:
+                    number, _, record = line.partition(b" ")
+                    lines[int(number)].append(record)
+        for number, user in enumerate(self.users, self.first):
+            entries = [_parse_entry(record) for record in lines.pop(number, ())]
+            if not all("date" in entry.item for entry in entries):
+                entries = [_undated(entry) for entry in entries]
+            kept = entries if duplicates == "keep" else _distinct(entries)
+            yield History(user, sorted(kept, key=lambda entry: entry.order), len(entries) - len(kept))
+
+
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    """The first of those with the same content."""
+    found: dict[tuple[Any, ...], Entry] = {}
+    for entry in entries:
+        found.setdefault(entry.content, entry)
+    return list(found.values())
+
+
+def _undated(entry: Entry) -> Entry:
+    return Entry((), {name: text for name, text in entry.item.items() if name != "date"}, entry.asked)
+
+
+def _parse_entry(record: bytes) -> Entry:
+    order, item, asked = parse_record(record)
+    return Entry(tuple(order), item, asked)
+
+
+@dataclass
+class Dropped:
+    """How many rows were dropped for one reason, and the numbers of the first of them; the first row is 1."""
+
+    count: int = 0
+    first_rows: list[int] = field(default_factory=list)
+    example: str = ""
+    """Of the first row: what in it was of no use."""
+
+    @property
+    def described(self) -> str:
+        example = f"; {self.example}" if self.example else ""
+        return f"{self.count} (first rows {', '.join(map(str, self.first_rows))}{example})"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For the report."""
+        return {"count": self.count, "first_rows": self.first_rows}
+
+    def add(self, row: int, example: str = "") -> None:
+        self.example = example if self.count == 0 else self.example
+        self.count += 1
+        if len(self.first_rows) < _SHOWN_ROWS:
+            self.first_rows.append(row)
+
+
+@dataclass
+class Gathered:
+    """What became of the rows. `references` are drawn from those of all users (LaMP-1)."""
+
+    rows: int = 0
+    dropped: defaultdict[str, Dropped] = field(default_factory=lambda: defaultdict(Dropped))
+    undated: Dropped = field(default_factory=Dropped)
+    """Rows that are kept without their date, which cannot be read and is not needed."""
+    buckets: list[Bucket] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> int:
+        return self.rows - sum(dropped.count for dropped in self.dropped.values())
+
+    @property
+    def users(self) -> int:
+        return sum(len(bucket.users) for bucket in self.buckets)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all histories."""
+        return sum(os.path.getsize(bucket.path) for bucket in self.buckets if bucket.path.exists())
+
+
+def gather(rows: Iterable[Row], *, folder: Path, options: Build) -> Gathered:
+    """The rows of the histories as buckets in `folder`. LampError where there is no row, or no usable one."""
+    found, users = Gathered(), _Users()
+    spill, reservoir = _Spill(folder), Reservoir(_MOST_REFERENCES, seed=options.seed)
+    for read in itertools.chain.from_iterable(_read_all(rows, options)):
+        found.rows += 1
+        place = None if read.user is None else users.number_of(read.user)
+        if place is None or read.reason:
+            found.dropped[read.reason].add(found.rows, read.example)
+            continue
+        if read.no_date:
+            found.undated.add(found.rows, read.no_date)
+        spill.add(place, read.record)
+        if read.reference:
+            reservoir.offer(read.reference)
+    spill.flush()
+    _check_kept(found, options.histories)
+    found.buckets = spill.buckets(users.all)
+    found.references = reservoir.texts
+    return found
+
+
+class _Users:
+    """Users by their numbers: as they are first written, so that 1 and "1" are one user, as everywhere."""
+
+    def __init__(self):
+        self.all: list[User] = []
+        self._numbers: dict[str, int] = {}
+
+    def number_of(self, user: User) -> int:
+        number = self._numbers.setdefault(str(user), len(self.all))
+        if number == len(self.all):
+            self.all.append(user)
+        return number
+
+
+class _Read(NamedTuple):
+    """What a row is: whose (None where it does not say), and the encoded item, or the reason why it is none."""
+
+    user: User | None
+    record: bytes = b""
+    reason: str = ""
+    reference: str = ""
+    example: str = ""
+    no_date: str = ""
+    """A date that cannot be read, of a row that needs none."""
+
+
+def _read_all(rows: Iterable[Row], options: Build) -> Iterator[list[_Read]]:
+    """The rows, read by all cores of this machine, in their order."""
+    _reader.cache_clear()  # the tables to join may have changed
+    rest = iter(rows)
+    batches = iter(lambda: list(itertools.islice(rest, _BATCH_ROWS)), [])
+    processes = count_processes(options.work, os.path.getsize(options.histories))
+    return map_in_processes(partial(_read_batch, options=options), batches, processes=processes)
+
+
+def _read_batch(rows: Iterable[Row], *, options: Build) -> list[_Read]:
+    return [_read_row(row, _reader(options)) for row in rows]
+
+
+def _read_row(row: Row, reader: "RowReader") -> _Read:
+    user = None
+    try:
+        user = reader.user(row)
+        entry, no_date = reader.entry(row)
+    except Unusable as reason:
+        return _Read(user, reason=str(reason), example=reason.example)
+    except LampError as error:
+        raise LampError(f"{reader.path}: {error}") from None
+    return _Read(user, encode([*entry]), reference=entry.asked.get("reference", ""), no_date=no_date)
+
+
+@lru_cache(maxsize=1)
+def _reader(options: Build) -> "RowReader":
+    """Each process opens the tables to join once."""
+    return RowReader(open_histories(options), options)
+
+
+def _check_kept(found: Gathered, path: str) -> None:
+    if not found.rows:
+        raise LampError(f"{path}: holds no rows")
+    if not found.kept:
+        reasons = "; ".join(f"{reason}: {rows.described}" for reason, rows in found.dropped.items())
+        raise LampError(f"{path}: none of its {found.rows} rows is usable; {reasons}")
+
+
+class RowReader:
+    """Reads users and items from the rows of a source. Its methods raise Unusable."""
+
+    def __init__(self, source: Histories, options: Build):
+        self._options, self._task = options, find_task(options.task)
+        self.path, self._joins = source.path, source.joins
+        self._form = options.date_form
+        self._needs_date = options.split == "time" or options.targets == "last"
+        self._user = source.patterns["user"]
+        self._user_column = self._user.column
+        homes = [join.path for join in source.joins if set(self._user.columns) & set(join.columns)]
+        self._user_is_joined = bool(homes)
+        # Whole numbers, some of which are missing, are floats in the parquet files of pandas.
+        self._floats_are_users = all(path.lower().endswith(".parquet") for path in homes or [source.path])
+        self._patterns = {name: pattern for name, pattern in source.patterns.items() if name != "user"}
+        self._fields = self._task.fields
+        self._needed = [self._task.source] if self._task.cites else [self._task.source, self._task.target]
+
+    def user(self, row: Row) -> User:
+        """Whose a row is, str or int as it is there."""
+        if self._user_is_joined:
+            row = self._join(row)
+        value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            raise Unusable("no user")
+        if isinstance(value, str | int) and is_id(value):
+            return value
+        if type(value) is float and value.is_integer() and self._floats_are_users:
+            return int(value)
+        if isinstance(value, str):
+            raise Unusable("half a surrogate pair in the user")
+        kind = type(value).__name__
+        raise Unusable(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
+
+    def entry(self, row: Row) -> tuple[Entry, str]:
+        """The item that a row, with its joined columns, is; and its date, if that cannot be read and is not needed."""
+        row = self._join(row)
+        texts = {name: pattern.fill(row) for name, pattern in self._patterns.items()}
+        item = {name: texts[name] for name in self._fields}
+        for name in self._needed:
+            if not item[name].strip():
+                raise Unusable(f"no {name}")
+        if self._task.labels and not self._task.cites:
+            target = self._task.target
+            item[target] = read_label(item[target], self._task, rounding=self._options.round_scores)
+        order: tuple[float, ...] = ()
+        no_date = ""
+        if "date" in texts:
+            try:
+                order, item["date"] = read_date(texts["date"], form=self._form, format=self._options.date_format)
+            except (Unusable, LampError):
+                if self._needs_date:
+                    raise
+                no_date = texts["date"] or "(empty)"
+        asked = {name: texts[name].strip() for name in ("input", "reference") if name in texts}
+        return Entry(order, item, asked), no_date
+
+    def _join(self, row: Row) -> Row:
+        for join in self._joins:
+            row = join.add_to(row)
+        return row
+
+
+def read_label(text: str, task: Task, *, rounding: str) -> str:
+    """The label of the task that a value is: "4" for "4.0", and with `rounding` "up" for 3.5. Raises Unusable."""
+    label = text.strip()
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        if rounding == "no" and not number.is_integer():
+            raise Unusable(f"{task.target} between two labels (see --round-scores)")
+        label = str(int(number) if rounding == "no" else _ROUND[rounding](number))
+    if label not in task.labels:
+        raise Unusable(f"{task.target} is no label of {task.name}")
+    return label
+
+
+class _Spill:
+    """Lines that are appended to the buckets' files, many at a time, so that few files are open at once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._lines: defaultdict[int, list[bytes]] = defaultdict(list)
+        self._size = 0
+
+    def add(self, user: int, record: bytes) -> None:
+        """Adds a record to the history of the user with this number."""
+        self._lines[user // _BUCKET_USERS].append(b"%d %b\n" % (user, record))
+        self._size += len(record)
+        if self._size > _BUFFERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        for bucket, lines in self._lines.items():
+            with open(self._path(bucket), "ab") as file:
+                file.writelines(lines)
+        self._lines.clear()
+        self._size = 0
+
+    def buckets(self, users: Sequence[User]) -> list[Bucket]:
+        """The buckets of all users, who are listed by number."""
+        starts = range(0, len(users), _BUCKET_USERS)
+        return [
+            Bucket(self._path(number), start, tuple(users[start : start + _BUCKET_USERS]))
+            for number, start in enumerate(starts)
+        ]
+
+    def _path(self, bucket: int) -> Path:
+        return self._folder / f"{bucket}.jsonl"
+
+
+class Reservoir:
+    """Texts drawn from those that were offered: which ones depends on neither their order nor their frequency."""
+
+    def __init__(self, size: int, *, seed: int):
+        self._size, self._seed = size, seed
+        self._heap: list[tuple[int, str]] = []  # the largest draw first, by its negative
+        self._kept: set[str] = set()
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for _, text in sorted(self._heap, reverse=True)]
+
+    def offer(self, text: str) -> None:
+        if text in self._kept:
+            return
+        self._kept.add(text)
+        heapq.heappush(self._heap, (-stable_hash(self._seed, text), text))
+        if len(self._heap) > self._size:
+            self._kept.remove(heapq.heappop(self._heap)[1])
+
+
+def stable_hash(*parts: object) -> int:
+    """64 bits by what the parts are as text, the same in every process."""
+    text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

@@ -1,0 +1,73 @@
+"""What a tree knows of its files: `download.json` records each that was whole, and says what is wrong with one now."""
+
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lamp_jax.data.files import read_outputs, stream_questions
+from lamp_jax.data.layout import Kind, TreeFile
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import read_json, write_json
+from lamp_jax.runs.records import digest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What `download.json` says of a file that was whole. No `url`: it was found in its place."""
+
+    url: str | None
+    size: int
+    sha256: str
+    records: int
+    etag: str | None
+
+
+class Ledger:
+    """`download.json` of a tree: an entry for each file that was whole. Threads may share it, processes may not."""
+
+    def __init__(self, root: Path):
+        self.path = root / "download.json"
+        self._lock = threading.Lock()
+        self._entries = self._read()
+
+    def find(self, file: TreeFile) -> Entry | None:
+        return self._entries.get(str(file.path))
+
+    def record(self, file: TreeFile, entry: Entry) -> None:
+        with self._lock:
+            self._entries[str(file.path)] = entry
+            write_json(self.path, {path: asdict(self._entries[path]) for path in sorted(self._entries)})
+
+    def _read(self) -> dict[str, Entry]:
+        if not self.path.exists():
+            return {}
+        try:
+            return {path: Entry(**entry) for path, entry in read_json(self.path).items()}
+        except (AttributeError, TypeError):
+            raise LampError(
+                f"{self.path}: not as `lamp download` writes it; remove it, then `lamp download` checks the files again"
+            ) from None
+
+
+def examine(path: Path, kind: Kind, *, url: str | None = None, etag: str | None = None) -> Entry:
+    """The entry of a file that was read from beginning to end. LampError where it is no whole file of its kind."""
+    records = sum(1 for _ in stream_questions(path)) if kind == "questions" else len(read_outputs(path).by_id)
+    return Entry(url, path.stat().st_size, digest(str(path)), records, etag)
+
+
+def find_fault(file: TreeFile, root: Path, ledger: Ledger) -> str:
+    """What is wrong with a file of the tree, against its entry; "" for nothing."""
+    path, entry = root / file.path, ledger.find(file)
+    if not path.is_file():
+        return "missing"
+    if entry is None:
+        return "not recorded: `lamp download` checks and records it"
+    if path.stat().st_size != entry.size:
+        return f"{path.stat().st_size} bytes, but {entry.size} were recorded"
+    if digest(str(path)) != entry.sha256:
+        return "changed: its SHA-256 is not the recorded one"
+    try:
+        examine(path, file.kind)
+    except LampError as error:
+        return str(error)
+    return ""

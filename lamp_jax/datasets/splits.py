@@ -1,0 +1,233 @@
+"""Which items of a user's history become questions of train, dev and test, what their profiles are, and their files."""
+
+import contextlib
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, product
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from lamp_jax.config import Build, Part
+from lamp_jax.data.files import Question, question_record
+from lamp_jax.data.layout import PARTS, Kind, TreeFile
+from lamp_jax.datasets.histories import Bucket, Gathered, History, User, stable_hash
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import atomic_write, atomic_write_bytes, encode
+from lamp_jax.runs.workers import map_pieces
+from lamp_jax.tasks.catalog import Task, find_task
+
+_KINDS: tuple[Kind, ...] = ("questions", "outputs")
+_FILES = tuple(product(PARTS, _KINDS))
+FILES = (*(f"{part}_{kind}.json" for part, kind in _FILES), "report.json")
+"""What `write_parts` writes."""
+_COPIED_BYTES = 2**20
+
+
+class Target(NamedTuple):
+    """An item that is asked about: its place in the history, and those of its profile's items."""
+
+    part: Part
+    place: int
+    profile: Sequence[int]
+
+
+@dataclass
+class Survey:
+    """What the histories give: the sizes of all profiles, and what gives no question, for which reason."""
+
+    sizes: dict[Part, Counter[int]] = field(default_factory=lambda: {part: Counter() for part in PARTS})
+    dropped_targets: Counter[str] = field(default_factory=Counter)
+    idle_users: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    """Items that a history holds before: `equal` ones, and those `at another date`."""
+
+    @property
+    def questions(self) -> dict[Part, int]:
+        return {part: sizes.total() for part, sizes in self.sizes.items()}
+
+    @property
+    def profile_items(self) -> int:
+        return sum(size * count for sizes in self.sizes.values() for size, count in sizes.items())
+
+    @classmethod
+    def total(cls, surveys: Iterable["Survey"]) -> "Survey":
+        total = cls()
+        for one in surveys:
+            for part, sizes in one.sizes.items():
+                total.sizes[part].update(sizes)
+            total.dropped_targets.update(one.dropped_targets)
+            total.idle_users.update(one.idle_users)
+            total.duplicates.update(one.duplicates)
+        return total
+
+
+def find_targets(history: History, options: Build) -> list[Target]:
+    """The items of a history that are asked about, the oldest first, however small their profiles are.
+
+    `--split time`: of those that can be asked about, the last is the test target, the one before it the dev target,
+    those before that train targets. `--split user`: all targets are of the user's part.
+    """
+    askable = [place for place, entry in enumerate(history.entries) if entry.askable]
+    if options.split == "time":
+        roles: tuple[Part, ...] = ("train",) * options.targets_per_user + ("dev", "test")
+        places = askable[-len(roles) :]
+        chosen = zip(roles[len(roles) - len(places) :], places, strict=True)
+        return [Target(part, place, _newest(range(place), options)) for part, place in chosen]
+    part = part_of(history.user, options)
+    if options.targets == "last":
+        places = askable[-options.targets_per_user :]
+        return [Target(part, place, _newest(range(place), options)) for place in places]
+    rng = random.Random(stable_hash(options.seed, "targets", history.user))
+    places = sorted(rng.sample(askable, min(options.targets_per_user, len(askable))))
+    others = range(len(history.entries))
+    return [Target(part, place, _newest([other for other in others if other != place], options)) for place in places]
+
+
+def _newest(places: Sequence[int], options: Build) -> Sequence[int]:
+    return places[-options.max_profile :]  # all of them for 0
+
+
+def part_of(user: User, options: Build) -> Part:
+    """The part of all of a user's questions (`--split user`). It depends on the user and the seed alone."""
+    drawn = stable_hash(options.seed, "part", user) / 2**64
+    if drawn < options.test_share:
+        return "test"
+    return "dev" if drawn < options.test_share + options.dev_share else "train"
+
+
+def survey(buckets: Sequence[Bucket], options: Build, *, size: int) -> list[Survey]:
+    """What the histories of each bucket give; `size` bytes are in all of them."""
+    return list(map_pieces(partial(_survey_bucket, options=options), buckets, options.work, size=size))
+
+
+def _survey_bucket(bucket: Bucket, *, options: Build) -> Survey:
+    found = Survey()
+    for history in bucket.histories(duplicates=options.duplicates):
+        distinct = len({entry.content for entry in history.entries})
+        found.duplicates["equal"] += history.dropped + len(history.entries) - distinct
+        found.duplicates["at another date"] += distinct - len({entry.undated for entry in history.entries})
+        targets = find_targets(history, options)
+        kept = _keep(targets, options)
+        if len(kept) < len(targets):
+            found.dropped_targets[f"fewer than {options.min_profile} profile items"] += len(targets) - len(kept)
+        if not history.entries:
+            found.idle_users["no usable row"] += 1
+        elif not targets:
+            found.idle_users["no row that can be a target"] += 1
+        elif not kept:
+            found.idle_users["too few items"] += 1
+        for target in kept:
+            found.sizes[target.part][len(target.profile)] += 1
+    return found
+
+
+def _keep(targets: Iterable[Target], options: Build) -> list[Target]:
+    return [target for target in targets if len(target.profile) >= options.min_profile]
+
+
+def write_parts(
+    output: Path, gathered: Gathered, surveys: Sequence[Survey], *, options: Build, report: Mapping[str, Any]
+) -> None:
+    """Questions and outputs of each part that has any, and `report.json`: all of them whole, or none."""
+    task, total = find_task(options.task), Survey.total(surveys)
+    write = partial(_write_bucket, options=options, references=gathered.references)
+    pieces = zip(gathered.buckets, _starts(surveys), strict=True)
+    size = gathered.size // gathered.kept * total.profile_items
+    with contextlib.ExitStack() as stack:
+        files: dict[tuple[Part, Kind], IO[bytes]] = {}
+        for part, kind in _FILES:
+            if total.questions[part]:
+                path = output / TreeFile(task, options.split, part, kind).name
+                files[part, kind] = stack.enter_context(atomic_write_bytes(path))
+                files[part, kind].write(_opening(kind, task))
+        for written in map_pieces(write, pieces, options.work, size=size):
+            for key, path in written.items():
+                if key in files:
+                    _append(files[key], path)
+                path.unlink()
+        for (_, kind), file in files.items():
+            file.write(b"\n]\n" if kind == "questions" else b"\n]}\n")
+        json.dump(report, stack.enter_context(atomic_write(output / "report.json")), ensure_ascii=False, indent=1)
+
+
+def _starts(surveys: Iterable[Survey]) -> Iterator[dict[Part, int]]:
+    """For each bucket the numbers, in their parts, of its first questions."""
+    starts = dict.fromkeys(PARTS, 0)
+    for found in surveys:
+        yield dict(starts)
+        for part, count in found.questions.items():
+            starts[part] += count
+
+
+def _opening(kind: Kind, task: Task) -> bytes:
+    return b"[" if kind == "questions" else b'{"task": %b, "golds": [' % encode(task.official_name)
+
+
+def _append(whole: IO[bytes], path: Path) -> None:
+    with open(path, "rb") as file:
+        shutil.copyfileobj(file, whole, _COPIED_BYTES)
+
+
+def _write_bucket(
+    piece: tuple[Bucket, Mapping[Part, int]], *, options: Build, references: Sequence[str]
+) -> dict[tuple[Part, Kind], Path]:
+    """Writes the members of the lists that the histories of a bucket give, commas included. Returns their files."""
+    bucket, numbers = piece[0], dict(piece[1])
+    task = find_task(options.task)
+    written: dict[tuple[Part, Kind], Path]
+    written = {(part, kind): bucket.path.with_suffix(f".{part}.{kind}") for part, kind in _FILES}
+    with contextlib.ExitStack() as stack:
+        files = {key: stack.enter_context(open(path, "wb")) for key, path in written.items()}
+        for history in bucket.histories(duplicates=options.duplicates):
+            asker = Asker(task, history, references, options.seed)
+            for target in _keep(find_targets(history, options), options):
+                question = asker.ask(target, number=numbers[target.part])
+                comma = b",\n" if numbers[target.part] else b"\n"
+                numbers[target.part] += 1
+                record = question_record(replace(question, output=None))
+                files[target.part, "questions"].write(comma + encode(record))
+                files[target.part, "outputs"].write(comma + encode({"id": question.id, "output": question.output}))
+    return written
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How the items of a history become questions. `references` are those of all users (LaMP-1)."""
+
+    task: Task
+    history: History
+    references: Sequence[str]
+    seed: int
+
+    def ask(self, target: Target, *, number: int) -> Question:
+        """The question, and its gold, about an item; it has this number in its part."""
+        key = f"{self.task.number - 1}{PARTS.index(target.part)}{number}"
+        items = (self.history.entries[place].item for place in target.profile)
+        profile = tuple({"id": f"{key}{place}", **item} for place, item in enumerate(items))
+        entry = self.history.entries[target.place]
+        text = entry.asked.get("input", entry.item[self.task.source])
+        if self.task.cites:
+            asked, gold = self._offer_references(text, entry.asked["reference"])
+        else:
+            asked, gold = self.task.input_for(text), entry.item[self.task.target]
+        return Question(key, asked, profile, self.history.user, gold)
+
+    def _offer_references(self, title: str, right: str) -> tuple[str, str]:
+        """LaMP-1's input and gold: the right reference beside one that the user never cites, in a drawn order."""
+        rng = random.Random(stable_hash(self.seed, "reference", self.history.user, title, right))
+        own = {entry.asked["reference"] for entry in self.history.entries}
+        start = rng.randrange(len(self.references))
+        wrong = next((ref for ref in chain(self.references[start:], self.references[:start]) if ref not in own), None)
+        if wrong is None:
+            raise LampError(
+                f"user {self.history.user!r}: cites all the papers that others cite, so that there is no wrong "
+                "reference to offer; leave this user out, or give more users' histories"
+            )
+        place = rng.randrange(2)
+        pair = (right, wrong) if place == 0 else (wrong, right)
+        return self.task.template.format(title=title, ref1=pair[0], ref2=pair[1]), self.task.labels[place]

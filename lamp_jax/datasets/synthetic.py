@@ -1,0 +1,326 @@
+"""A benchmark in LaMP's format whose oracle is known: which profile items are right, and which retriever finds them.
+
+Every user has their own answer to a topic, which only their own profile tells. Users come in four groups, and for
+each of them another retriever is best (`GROUPS`). The question alone says nothing about group or answer, beyond
+what people in general think of its topic (`Lexicon.prior`).
+"""
+
+import contextlib
+import datetime
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from lamp_jax.data.files import Question, question_record
+from lamp_jax.datasets.lexicon import DIALECTS, LEXICON, STYLES, TOPICS
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_files import atomic_write
+from lamp_jax.tasks.catalog import Task
+
+Split = Literal["train", "dev"]
+SPLITS: tuple[Split, ...] = ("train", "dev")
+SMALLEST_DEV = 200
+
+ProfileSize = int | tuple[int, int]
+"""Items of a profile: from half to one and a half times a number; or from a smallest to a largest number, of which the
+logarithm is drawn, so that there are as many profiles of 2 to 4 items as of 50 to 100.
+"""
+
+_MISLABELLED = 0.06  # of the items that would carry the gold: real users are not consistent
+_INTERESTS = 5  # topics of a user beside the one that is asked about
+_WEEK = 7
+_PROMPT_ITEMS = 4
+_FIRST_DAY = datetime.date(2010, 1, 1)
+
+
+class OracleEntry(NamedTuple):
+    """What is known of a question: ids of the items that carry its gold, the user's group, the retriever for it."""
+
+    items: tuple[str, ...]
+    group: str
+    best: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """A part of a profile whose items are alike.
+
+    `share` is its part of the profile; `asked` the probability that an item is on the topic that is asked about;
+    `dialect` the item's, against the question's; `life` the part of the user's life (0 to 1) in which it was written.
+    `answer` is what the items carry: the gold; one of two wrong answers that this user is fond of (rival, former);
+    this user's answer to the item's topic (by topic); any other one (neither is the gold, nor the rival).
+    """
+
+    share: float
+    answer: Literal["gold", "rival", "former", "by topic", "any"]
+    asked: float = 0.0
+    dialect: Literal["same", "other", "either"] = "either"
+    life: tuple[float, float] = (0.0, 1.0)
+
+
+class Group(NamedTuple):
+    """Users whom one retriever serves best. `turns` of every 20 users are of this group."""
+
+    best: str
+    turns: int
+    strands: tuple[Strand, ...]
+
+
+# The shares are balanced for a reader who takes the most frequent answer among 4 items (without items, what people in
+# general think). Of 100 users it serves about 25 without items, 39 with random ones, 44 with recent ones, 56 with
+# BM25's, and all with the best choice for each. No group gives itself away by one prompt: 2 or 3 like answers among 4
+# come from right items met at random, and from misled users' items.
+GROUPS = {
+    # The right items have the question's words. Their synonyms mislead who knows them.
+    "topical": Group(
+        "bm25",
+        10,
+        (
+            Strand(0.40, "gold", asked=1, dialect="same", life=(0.15, 1.0)),
+            Strand(0.26, "rival", asked=1, dialect="other"),
+            Strand(0.34, "by topic"),
+        ),
+    ),
+    # Taste moves on, whatever the topic. What is on the question's topic is mostly of former times.
+    "drifting": Group(
+        "recency",
+        3,
+        (
+            Strand(0.40, "gold", asked=0.2, life=(0.6, 1.0)),
+            Strand(0.20, "rival", asked=0.35, life=(0.4, 0.6)),
+            Strand(0.20, "former", asked=0.35, life=(0.2, 0.4)),
+            Strand(0.20, "any", asked=0.35, life=(0.0, 0.2)),
+        ),
+    ),
+    # The right items say it in synonyms. What shares words with the question, fillers, is on other topics.
+    "hidden": Group(
+        "dense",
+        3,
+        (
+            Strand(0.40, "gold", asked=1, dialect="other", life=(0.0, 0.6)),
+            Strand(0.34, "by topic", dialect="same"),
+            Strand(0.26, "by topic", dialect="other"),
+        ),
+    ),
+    # The gold is what everybody thinks, and none of the user's items says so. (Of two references nobody thinks
+    # anything: without items the reader guesses.)
+    "misled": Group("none", 4, (Strand(0.50, "rival", asked=0.4), Strand(0.50, "any", asked=0.4))),
+}
+_TURNS = [name for name, group in GROUPS.items() for _ in range(group.turns)]
+_STRIDE = 7  # prime to 20: groups take turns, and any 20 questions in a row hold each in its share
+
+
+@dataclass(frozen=True, slots=True)
+class _User:
+    group: Group
+    topic: int  # that is asked about
+    dialect: int  # of the question
+    answers: dict[str, int]  # the gold, and two wrong ones: rival and former
+    others: tuple[int, ...]  # all answers but gold and rival
+    by_topic: dict[int, int]  # the user's wrong answers to other topics
+
+
+def usual_dev_questions(questions: int) -> int:
+    """How many dev questions go with so many train questions."""
+    return max(SMALLEST_DEV, questions // 10)
+
+
+def generate(
+    task: Task, *, questions: int, profile_size: ProfileSize, seed: int, split: Split, words: int = 0
+) -> Iterator[tuple[Question, OracleEntry]]:
+    """Questions with their golds (`output`), each of another user, and what is known of them, one at a time.
+
+    Question i depends on (task, profile_size, seed, split, words, i) alone. Texts are short; with `words` they are as
+    long. Profiles are in random order; item ids are question id + index, so they collide between questions.
+    """
+    smallest, largest = (profile_size, profile_size) if isinstance(profile_size, int) else profile_size
+    if questions < 1 or not 1 <= smallest <= largest:
+        raise LampError(f"{questions} questions with {profile_size} profile items: give at least 1 of both")
+    if split not in SPLITS:
+        raise LampError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    sizes = {"profile_size": profile_size, "words": words}
+    return (_generate_one(task, index, seed=seed, split=split, **sizes) for index in range(questions))
+
+
+def _generate_one(
+    task: Task, index: int, *, profile_size: ProfileSize, seed: int, split: Split, words: int
+) -> tuple[Question, OracleEntry]:
+    rng = random.Random(f"{task.name} {profile_size} {seed} {split} {index}")
+    name = _TURNS[index * _STRIDE % len(_TURNS)]
+    user = _draw_user(task, rng, GROUPS[name])
+    asked, output = _ask(task, rng, user, words=words)
+    place = SPLITS.index(split)
+    key = f"{task.number - 1}{place}{index}"
+    profile, right = _draw_profile(task, rng, user, size=_draw_size(rng, profile_size), key=key, words=words)
+    user_id = len(SPLITS) * index + place
+    return Question(key, asked, profile, user_id, output), OracleEntry(right, name, user.group.best)
+
+
+def _draw_size(rng: random.Random, profile_size: ProfileSize) -> int:
+    if isinstance(profile_size, int):
+        return rng.randint((profile_size + 1) // 2, profile_size + profile_size // 2)
+    return round(math.exp(rng.uniform(*map(math.log, profile_size))))
+
+
+def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
+    answers = range(_answer_count(task))
+    topic, *interests = rng.sample(range(TOPICS), 1 + _INTERESTS)
+    gold, rival, former = rng.sample(answers, 3)
+    if group.best == "none" and not task.cites:
+        gold = LEXICON.prior[topic] % len(answers)
+        rival, former = rng.sample([answer for answer in answers if answer != gold], 2)
+    others = tuple(answer for answer in answers if answer not in (gold, rival))
+    return _User(
+        group=group,
+        topic=topic,
+        dialect=rng.randrange(DIALECTS),
+        answers={"gold": gold, "rival": rival, "former": former},
+        others=others,
+        by_topic={interest: rng.choice(others) for interest in interests},
+    )
+
+
+def _draw_profile(
+    task: Task, rng: random.Random, user: _User, *, size: int, key: str, words: int
+) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
+    """Profile items in random order, and the ids of the right ones: those that carry the gold."""
+    strands = _spread(user.group.strands, size)
+    rng.shuffle(strands)
+    days = _days(rng, [rng.uniform(*strand.life) for strand in strands])
+    items, right = [], []
+    for place, (strand, day) in enumerate(zip(strands, days, strict=True)):
+        topic = user.topic if rng.random() < strand.asked else rng.choice(tuple(user.by_topic))
+        answer = _draw_answer(rng, user, strand, topic)
+        dialect = _draw_dialect(rng, user, strand)
+        fields = _item_fields(task, rng, topic=topic, dialect=dialect, answer=answer, words=words)
+        items.append(fields | {"id": f"{key}{place}", "date": day})
+        if answer == user.answers["gold"]:
+            right.append(f"{key}{place}")
+    return tuple(items), tuple(right)
+
+
+def _spread(strands: tuple[Strand, ...], size: int) -> list[Strand]:
+    """`size` strands by their shares; of the first at least as many as a prompt holds, unless the profile is tiny."""
+    first, *others = strands
+    spread = [first] * max(round(first.share * size), min(_PROMPT_ITEMS, size // 2), 1)
+    start, room = len(spread), size - len(spread)
+    for share, strand in zip(itertools.accumulate(strand.share for strand in others), others, strict=True):
+        end = start + round(room * share / (1 - first.share))
+        spread += [strand] * (end - len(spread))
+    return spread
+
+
+def _days(rng: random.Random, moments: list[float]) -> list[str]:
+    """A date for each moment of a life (0 to 1), in their order; no two alike, so that recency has no ties."""
+    days = [""] * len(moments)
+    for week, place in enumerate(sorted(range(len(moments)), key=moments.__getitem__)):
+        days[place] = (_FIRST_DAY + datetime.timedelta(days=_WEEK * week + rng.randrange(_WEEK))).isoformat()
+    return days
+
+
+def _draw_answer(rng: random.Random, user: _User, strand: Strand, topic: int) -> int:
+    if strand.answer == "any" or (strand.answer == "gold" and rng.random() < _MISLABELLED):
+        return rng.choice(user.others)
+    return user.by_topic[topic] if strand.answer == "by topic" else user.answers[strand.answer]
+
+
+def _draw_dialect(rng: random.Random, user: _User, strand: Strand) -> int:
+    if strand.dialect == "either":
+        return rng.randrange(DIALECTS)
+    return user.dialect if strand.dialect == "same" else DIALECTS - 1 - user.dialect
+
+
+# What an answer is, by the task's row: one of its labels; without labels a style of writing; with references, which
+# have no labels of their own, the topic that the user writes about and cites.
+
+
+def _answer_count(task: Task) -> int:
+    return TOPICS if task.cites else len(task.labels) or STYLES
+
+
+def _ask(task: Task, rng: random.Random, user: _User, *, words: int) -> tuple[str, str]:
+    """The question's input and its gold."""
+    gold = user.answers["gold"]
+    if task.cites:
+        topics = user.topic, gold, user.answers["rival"]
+        title, *pair = (LEXICON.describe(rng, topic=topic, dialect=user.dialect) for topic in topics)
+        place = rng.randrange(2)
+        return task.template.format(title=title, ref1=pair[place], ref2=pair[1 - place]), task.labels[place]
+    text = LEXICON.describe(rng, topic=user.topic, dialect=user.dialect, words=words)
+    return task.input_for(text), _express(task, gold, text)
+
+
+def _item_fields(
+    task: Task, rng: random.Random, *, topic: int, dialect: int, answer: int, words: int
+) -> dict[str, str]:
+    if task.cites:
+        return {field: LEXICON.describe(rng, topic=answer, dialect=dialect, words=words) for field in task.fields}
+    text = LEXICON.describe(rng, topic=topic, dialect=dialect, words=words)
+    return {field: LEXICON.headline(text) for field in task.fields} | {
+        task.source: text,
+        task.target: _express(task, answer, text),
+    }
+
+
+def _express(task: Task, answer: int, text: str) -> str:
+    """The answer to `text`: a label, or the text (its headline) in a style."""
+    if task.labels:
+        return task.labels[answer]
+    return " ".join((*LEXICON.styles[answer], text if task.source == task.target else LEXICON.headline(text)))
+
+
+FILES = ("train_questions.json", "train_outputs.json", "dev_questions.json", "dev_outputs.json", "oracle.json")
+"""What `write_benchmark` writes."""
+
+
+def write_benchmark(
+    task: Task,
+    output_dir: str | Path,
+    *,
+    questions: int,
+    profile_size: ProfileSize,
+    seed: int,
+    dev_questions: int = 0,
+    words: int = 0,
+) -> None:
+    """`{train,dev}_{questions,outputs}.json` and `oracle.json` in `output_dir`, streamed, all of them or none.
+
+    `oracle.json` is `{question id: {"items": [...], "group": ..., "best": ...}}` over both splits. The same arguments
+    give the same bytes.
+    """
+    counts: dict[Split, int] = {"train": questions, "dev": dev_questions or usual_dev_questions(questions)}
+    folder = Path(output_dir)
+    with contextlib.ExitStack() as stack:
+        oracle = _JsonWriter(stack.enter_context(atomic_write(folder / "oracle.json")), "{", "}")
+        for split, count in counts.items():
+            asked = _JsonWriter(stack.enter_context(atomic_write(folder / f"{split}_questions.json")), "[", "]")
+            file = stack.enter_context(atomic_write(folder / f"{split}_outputs.json"))
+            golds = _JsonWriter(file, f'{{"task": "{task.official_name}", "golds": [', "]}")
+            sizes = {"questions": count, "profile_size": profile_size, "words": words}
+            for question, known in generate(task, seed=seed, split=split, **sizes):
+                asked.add(question_record(replace(question, output=None)))
+                golds.add({"id": question.id, "output": question.output})
+                oracle.add(known._asdict(), key=question.id)
+            asked.end()
+            golds.end()
+        oracle.end()
+
+
+class _JsonWriter:
+    """A long JSON list or object, one member a line."""
+
+    def __init__(self, file: IO[str], opening: str, closing: str):
+        self._file, self._closing, self._before = file, closing, opening + "\n"
+
+    def add(self, value: Any, *, key: str | None = None) -> None:
+        name = "" if key is None else f"{json.dumps(key)}: "
+        self._file.write(self._before + name + json.dumps(value))
+        self._before = ",\n"
+
+    def end(self) -> None:
+        self._file.write(f"\n{self._closing}\n")

@@ -1,0 +1,277 @@
+"""Rows of csv, JSON-lines and parquet files, compressed or not, as mappings from column to value, few at a time."""
+
+import codecs
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_records import BOM, Frames, parse_record
+
+Row = Mapping[str, Any]
+
+_LONGEST_FIELD = 2**24
+_LEADING_ROWS = 1000
+_BATCH_ROWS = 4096
+_BLOCK = 2**16
+_UTF8_NAMES = {"utf-8", "utf-8-sig"}
+# Python has these for names of hosts and for its own source.
+_OF_NO_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}
+
+
+class Unusable(Exception):  # noqa: N818 (it says why a row is dropped)
+    """Why nothing can be made of a row, and of what in it: `example` is for messages."""
+
+    def __init__(self, reason: str, example: str = ""):
+        super().__init__(reason)
+        self.example = example
+
+
+class Text(NamedTuple):
+    """How the bytes of a table become rows: their encoding and, of a csv without a header, its columns' names."""
+
+    encoding: str = "utf-8"
+    names: tuple[str, ...] = ()
+
+
+UTF8 = Text()
+
+
+def check_encoding(encoding: str) -> None:
+    """LampError for what is no encoding of files that Python knows."""
+    try:
+        known = codecs.lookup(encoding).name not in _OF_NO_FILES
+        "".encode(encoding)  # LookupError for what makes bytes of bytes, such as hex
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise LampError(
+            f"--encoding {encoding!r}: no encoding of files that Python knows; give utf-8, latin-1, cp1252 or another"
+        )
+
+
+def columns_of(path: str | Path, text: Text = UTF8) -> tuple[str, ...]:
+    """The columns of a table; those of JSON lines are the keys of the first 1000 rows.
+
+    Raises LampError where there is no such file, or one in none of the forms.
+    """
+    return _form_of(path).columns(Path(path), text)
+
+
+def read_rows(path: str | Path, columns: Collection[str], text: Text = UTF8) -> Iterator[Row]:
+    """The rows, with these columns at least where they have them. LampError, with the row, where one is broken."""
+    return _form_of(path).rows(Path(path), columns, text)
+
+
+def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text = UTF8) -> dict[str, Row]:
+    """These columns of all rows, by the text in the column `key`. LampError where a text occurs twice."""
+    found: dict[str, Row] = {}
+    for number, row in enumerate(read_rows(path, {key, *columns}, text), 1):
+        try:
+            name = text_of(row.get(key))
+        except Unusable as reason:
+            raise LampError(f"{path}, row {number}: {key} is {reason}") from None
+        if name in found:
+            raise LampError(f"{path}, row {number}: {key} {name!r} occurs twice; a table to join has a row for each")
+        found[name] = {column: row.get(column) for column in columns}
+    return found
+
+
+def text_of(value: Any, *, joint: str = ", ") -> str:
+    """A value as text; "" for none and for NaN. The texts of a list are joined. Raises Unusable for other nests."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return ""
+    if isinstance(value, list):
+        return joint.join(map(text_of, value))
+    if isinstance(value, dict | bytes):
+        raise Unusable(f"a value of type {type(value).__name__}, which is no text")
+    return str(value)
+
+
+class _Form(NamedTuple):
+    columns: Callable[[Path, Text], tuple[str, ...]]
+    rows: Callable[[Path, Collection[str], Text], Iterator[Row]]
+
+
+def _form_of(path: str | Path) -> _Form:
+    name = Path(path).name.lower()
+    form = next((form for ending, form in _FORMS.items() if name.endswith(ending)), None)
+    if form is None:
+        raise LampError(f"{path}: rows are read from files named {', '.join(_FORMS)}; write it as one of them")
+    if not Path(path).is_file():
+        raise LampError(f"{path}: no such file")
+    return form
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file's bytes, decompressed where its name ends in `.gz`. LampError where what is compressed is cut off."""
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LampError(f"{path}: not a complete gzip file ({error}); download or make it again") from None
+
+
+def _csv_columns(path: Path, text: Text) -> tuple[str, ...]:
+    first = tuple(next(_csv_lines(path, text), ()))
+    header = text.names or first
+    if not first:
+        raise LampError(f"{path}: empty; its first line names the columns, or --columns does")
+    if len(set(header)) < len(header):
+        where = "--columns" if text.names else path
+        remedy = "rename one" if text.names else "rename one; a file without a header needs --columns NAME NAME ..."
+        raise LampError(f"{where}: two columns have one name, among {', '.join(header)}; {remedy}")
+    return header
+
+
+def _csv_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+    header = _csv_columns(path, text)
+    for number, values in enumerate(islice(_csv_lines(path, text), 0 if text.names else 1, None), 1):
+        if len(values) != len(header):
+            raise LampError(
+                f"{path}, row {number}: {len(values)} values for {len(header)} columns; "
+                "a text with a comma, a quotation mark or a line break stands in quotation marks"
+            )
+        yield dict(zip(header, values, strict=True))
+
+
+def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
+    """Header and rows. A row may be of several lines of the file; empty lines are passed over."""
+    csv.field_size_limit(_LONGEST_FIELD)
+    tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
+    number = 1 if text.names else 0  # of the row, as the header is one too
+    try:
+        with _opened(path) as file:
+            lines = io.TextIOWrapper(file, encoding=_with_mark(text.encoding), newline="")
+            for line in filter(None, csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)):
+                yield line
+                number += 1
+    except UnicodeError as error:
+        where = f"soon after row {number - 1}" if number > 1 else "in the first lines"
+        raise _undecodable(path, where, text, error) from None
+    except csv.Error as error:
+        where = f"row {number}" if number else "header"
+        raise LampError(f"{path}, {where}: {error}; is a quotation mark not doubled, or not closed?") from None
+
+
+def _with_mark(encoding: str) -> str:
+    """UTF-8 may begin with a byte order mark."""
+    return "utf-8-sig" if codecs.lookup(encoding).name in _UTF8_NAMES else encoding
+
+
+def _undecodable(path: Path, where: str, text: Text, error: UnicodeError) -> LampError:
+    name = "UTF-8" if codecs.lookup(text.encoding).name in _UTF8_NAMES else text.encoding
+    return LampError(f"{path}, {where}: not {name} ({error}); write it as UTF-8, or give --encoding, such as latin-1")
+
+
+def _jsonl_columns(path: Path, text: Text) -> tuple[str, ...]:
+    rows = islice(_jsonl_rows(path, (), text), _LEADING_ROWS)
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    if not columns:
+        raise LampError(f"{path}: holds no rows")
+    return columns
+
+
+def _jsonl_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+    if text.names:
+        raise LampError(f"{path}: --columns names the columns of a csv or tsv; rows of JSON name theirs, leave it out")
+    number = 0
+    try:
+        with _opened(path) as file, _in_utf8(file, text.encoding) as content:
+            if path.name.lower().removesuffix(".gz").endswith(".json") and _is_list(path, text):
+                for number, _, record in Frames(path, content):
+                    yield _object(record, f"{path}, row {number + 1}")
+                return
+            for number, line in enumerate(content, 1):
+                if line := line.removeprefix(BOM).strip():
+                    yield _object(line, f"{path}, line {number}")
+    except UnicodeError as error:
+        raise _undecodable(path, f"soon after row {number}" if number else "in the first rows", text, error) from None
+
+
+def _is_list(path: Path, text: Text) -> bool:
+    with _opened(path) as file, _in_utf8(file, text.encoding) as content:
+        return content.read(_BLOCK).removeprefix(BOM).lstrip()[:1] == b"["
+
+
+def _in_utf8(file: Any, encoding: str) -> io.BufferedReader:
+    """The text that is in a file, in UTF-8. What is in UTF-8 there stays as it is, for JSON to judge."""
+    raw = file if codecs.lookup(encoding).name in _UTF8_NAMES else _InUtf8(io.TextIOWrapper(file, encoding, newline=""))
+    return io.BufferedReader(raw, _BLOCK)
+
+
+class _InUtf8(io.RawIOBase):
+    """A text as its bytes in UTF-8."""
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text, self._rest = text, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or self._text.read(_BLOCK).encode("utf-8", "surrogatepass")
+        taken, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+
+def _object(line: bytes, where: str) -> Row:
+    """The row that an object is."""
+    try:
+        row = parse_record(line)
+    except ValueError as error:
+        remedy = "; another encoding is given by --encoding" if "UTF-8" in str(error) else ""
+        raise LampError(f"{where}: not whole JSON ({error}); each line is one object{remedy}") from None
+    if not isinstance(row, dict):
+        remedy = "; a list is read from a file named .json or .json.gz" if isinstance(row, list) else ""
+        raise LampError(f"{where}: each line is one object; found {repr(row)[:40]}{remedy}")
+    return row
+
+
+def _parquet_columns(path: Path, text: Text) -> tuple[str, ...]:
+    with _complete_parquet(path):
+        return tuple(_open_parquet(path).schema_arrow.names)
+
+
+def _parquet_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+    with _complete_parquet(path):
+        file = _open_parquet(path)
+        wanted = [name for name in file.schema_arrow.names if name in columns]
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
+            yield from batch.to_pylist()
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise LampError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
+    # Not all of a row group at once, which may be the whole file.
+    return ParquetFile(path, pre_buffer=False, memory_map=True)
+
+
+@contextmanager
+def _complete_parquet(path: Path) -> Iterator[None]:
+    """LampError where pyarrow finds that a file is cut off or damaged, for which it has errors of many types."""
+    try:
+        yield
+    except (OSError, ValueError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno:  # such as a file that may not be read
+            raise
+        raise LampError(f"{path}: not a whole parquet file ({error}); make it again") from None
+
+
+_CSV, _JSONL = _Form(_csv_columns, _csv_rows), _Form(_jsonl_columns, _jsonl_rows)
+_FORMS = {".parquet": _Form(_parquet_columns, _parquet_rows)}
+_FORMS |= {f"{ending}{gz}": _CSV for ending in (".csv", ".tsv") for gz in ("", ".gz")}
+_FORMS |= {f"{ending}{gz}": _JSONL for ending in (".jsonl", ".ndjson", ".json") for gz in ("", ".gz")}

@@ -1,0 +1,79 @@
+"""How several processes of one command meet, read arrays that all of them hold, and stop together."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import jax
+import numpy as np
+from jax._src import distributed  # the store of small values behind jax.distributed has no other door
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamp_jax.errors import LampError, Preempted
+from lamp_jax.runs import processes
+from lamp_jax.runs.processes import Company, Declaration
+
+_HEAR_MILLISECONDS = 1000  # between looks at whether the user has pressed Ctrl-C
+_SHUTDOWN_SECONDS = 10  # for processes that failed; those that end well have waited for each other before
+
+
+def start(declared: Declaration) -> None:
+    """Meets the other processes, once; must happen before jax starts. LampError where they do not come."""
+    if processes.how_many() > 1:
+        return
+    said = {"coordinator_address": declared.address, "num_processes": declared.number, "process_id": declared.index}
+    try:
+        jax.distributed.initialize(**(said if declared.address else {}), shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        where = declared.address or f"{processes.FIND}=all"
+        raise LampError(f"{where}: the processes did not find each other ({error})") from None
+    state = distributed.global_state
+    client = state.client
+    if client is None or not state.num_processes or state.num_processes < 2:
+        return
+
+    def hear(name: str) -> str:
+        while True:
+            try:
+                return client.blocking_key_value_get_bytes(name, _HEAR_MILLISECONDS).decode()
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+
+    def tell(name: str, value: str) -> None:
+        client.key_value_set_bytes(name, value.encode())
+
+    processes.join(Company(state.num_processes, state.process_id, tell, hear))
+
+
+def read(values: jax.Array) -> np.ndarray:
+    """All of an array, in every process, also where others hold parts of it; then all processes must ask."""
+    if not (values.is_fully_addressable or values.is_fully_replicated):
+        values = jax.sharding.reshard(values, NamedSharding(values.sharding.mesh, P()))  # pyright: ignore[reportAttributeAccessIssue]
+    return np.asarray(values)
+
+
+@contextmanager
+def watch() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop behind this step, because SIGTERM came: to be asked once a step, by all processes alike.
+
+    All of them get the same answer, though each has its signal at another time or only one has any.
+    """
+    if processes.how_many() > 1:  # jax has its own handler
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    asked = threading.Event()
+    with processes.on_sigterm(asked.set):
+        yield lambda step: asked.is_set()
+
+
+_stops = count()  # jax stops at the number behind the largest that any process has named: none may be left out
+
+
+def stop_if_asked() -> None:
+    """Preempted, behind the same batch in all processes, where SIGTERM came; one process alone is stopped at once."""
+    if processes.how_many() > 1 and multihost_utils.reached_preemption_sync_point(next(_stops)):
+        raise Preempted

@@ -1,0 +1,269 @@
+"""Copies of what lies at URLs: fetched, and sent where a command writes to them."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs.filesystems import kind_of, naming_url, open_place, version_of, walk
+from lamp_jax.runs.urls import WRITTEN, copy_path, is_private, private_path, url_of
+
+CHECKPOINTS = "checkpoints"
+_RECORD = "run.json"
+_PARTS = ("train", "dev", "test")  # of a data set of `lamp tfds`
+_LITTLE, _SHARE = 2**26, 0.25  # bytes that are sent whenever they changed; growth of more that pays for sending it
+_NONE = (-1, 0)  # the state of a file that is not there
+_TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
+"""Names of files that are renamed or removed when they are complete, and of locks; see `outputs`."""
+
+
+class Copy:
+    """A local copy of what lies at a URL: a file with those that belong to it by its name, or a directory."""
+
+    def __init__(self, url: str, kind: str, part: str = ""):
+        self.url, self.kind = url, kind
+        self._fs, self._remote = open_place(url)
+        self._above = self._remote.rpartition("/")[0]
+        self.local = copy_path(url, kind, part)
+        self._folder = self.local.parent
+        self._lock: IO[bytes] | None = None
+        self._sent: dict[Path, tuple[int, int]] = {}
+
+    def fetch(self) -> None:
+        """Brings what is there, unless the same was brought or sent before; what is not there any more goes here too.
+
+        Where nothing has changed there, what a killed command had not sent yet is still here, and is sent later. What
+        is written is held by this command from now on until `release`: LampError where another one has it.
+        """
+        with naming_url(self.url, "read"), contextlib.ExitStack() as stack:
+            self._hold()
+            stack.callback(self.release)
+            self._fs.invalidate_cache()
+            there = {self._here(remote): remote for remote in self._find()}
+            keys, known = {path: version_of(self._fs, remote) for path, remote in there.items()}, self._read_notes()
+            if self.kind == WRITTEN and known is not None and self._is_ahead(keys, known):
+                self._sent = {path: (note[1], note[2]) for path, note in known.items()}
+            else:
+                self._replace(there, keys, known or {})
+            if self.kind == WRITTEN:
+                stack.pop_all()
+
+    def _is_ahead(self, keys: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
+        """Whether the copy has all that is at the URL, where nothing was changed but by this copy."""
+        return keys.keys() <= known.keys() and all(
+            (keys.get(path, "") == note[0] or keys.get(path, "").partition(" ")[0] in note[3:])
+            and (path.exists() or note[3:] == [""])
+            for path, note in known.items()
+        )
+
+    def _replace(self, there: dict[Path, str], keys: dict[Path, str], known: dict[Path, list[Any]]) -> None:
+        """Makes the copy equal to what is at the URL."""
+        for path in [path for path in self._files() if path not in there]:
+            path.unlink()
+        for path, remote in there.items():
+            note = known.get(path, ["", 0, 0])
+            if keys[path] != note[0] or not path.is_file() or _state(path) != (note[1], note[2]):
+                _make_room(path, self._folder)
+                unfinished = private_path(self._folder, "part")
+                self._fs.get_file(remote, str(unfinished))
+                os.replace(unfinished, path)
+                note = [keys[path], *_state(path)]
+            known[path], self._sent[path] = note[:3], (note[1], note[2])
+        self._write_notes({path: known[path] for path in there})
+
+    def send(self) -> None:
+        """Sends what has changed since it was fetched or sent; removes there what was removed here.
+
+        What was written first goes first, so that numbers are there before the lines that count on them.
+        """
+        with naming_url(self.url, "written", "; the same command sends what is missing"):
+            here = self._states()
+            changed = [path for path, state in here.items() if self._sent.get(path) != state]
+            if gone := self._sent.keys() - here.keys():
+                self._check_held()
+                self._announce(dict.fromkeys(gone, ""))
+            for record in (self.local / _RECORD, self.local.with_name(f"{self.local.name}.{_RECORD}")):
+                if record in changed and len(changed) > 1:
+                    self._unfinish(record)
+            for path in sorted(changed, key=lambda path: (here[path][1], _counts(path))):  # clocks are coarse
+                self._announce({path: str(here[path][0])})
+                self._put(path, here[path])
+            for path in gone:
+                self._check_held()
+                self._remove(path)
+
+    def _unfinish(self, path: Path) -> None:
+        """Makes a finished record one of unfinished work at the URL, before other files are sent: it is sent last.
+
+        Or a kill would leave these without a record, or with that of another run, which a forced one replaces. Then it
+        becomes nobody's, which only `--force` replaces: what is there is a mixture.
+        """
+        there, new = self._there(path), _record(path.read_bytes())
+        old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else None
+        if not (new if old is None else old).get("finished"):
+            return
+        makes = [*(old or {}).get("makes", []), *new.get("makes", [])]
+        nobodys = {} if old is None else {"fingerprint": "", "makes": makes}
+        unfinished = json.dumps((old or new) | {"finished": False} | nobodys).encode()
+        self._announce({path: str(len(unfinished))})
+        self._fs.makedirs(os.path.dirname(there), exist_ok=True)
+        self._fs.pipe_file(there, unfinished)
+        self._fs.invalidate_cache()
+        self._note(path, self._sent.get(path, _NONE))
+
+    def _announce(self, sizes: dict[Path, str]) -> None:
+        """Notes what will be at the URL, "" for nothing: after a kill it is not taken for another machine's change."""
+        notes = self._read_notes() or {}
+        self._write_notes(notes | {path: [*notes.get(path, ["", *_NONE])[:3], size] for path, size in sizes.items()})
+
+    def _note(self, path: Path, state: tuple[int, int]) -> None:
+        """Notes what is at the URL now."""
+        version = version_of(self._fs, self._there(path))
+        self._write_notes((self._read_notes() or {}) | {path: [version, *state]})
+
+    def _remove(self, path: Path) -> None:
+        if path in self._sent and kind_of(self._fs, self._there(path)):
+            self._fs.rm_file(self._there(path))
+        self._sent.pop(path, None)
+        self._write_notes({known: note for known, note in (self._read_notes() or {}).items() if known != path})
+
+    def _put(self, path: Path, state: tuple[int, int]) -> None:
+        there = self._there(path)
+        self._fs.makedirs(os.path.dirname(there), exist_ok=True)
+        self._fs.put_file(str(path), there)
+        self._fs.invalidate_cache()
+        size = self._fs.info(there)["size"]
+        if size != state[0]:
+            raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; give the command again")
+        self._note(path, state)
+        self._sent[path] = state
+
+    def pays(self) -> bool:
+        """Whether what has changed is worth sending: all of it, for objects in a bucket cannot be appended to.
+
+        Files that have only grown wait, unless they are small, until they have grown by a quarter: so all that is sent
+        of them is a few times their last size. They wait together, because one may count on another.
+        """
+        here = self._states()
+        changed = [path for path, state in here.items() if self._sent.get(path) != state]
+        size, before = (sum(of[path][0] for path in changed if path in of) for of in (here, self._sent))
+        grown = all(path in self._sent and here[path][0] > self._sent[path][0] for path in changed)
+        return not grown or self._sent.keys() > here.keys() or size <= _LITTLE or size - before >= _SHARE * before
+
+    def release(self) -> None:
+        """Lets other commands of this machine have the copy."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _hold(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(private_path(self._folder, "lock"), "ab")  # noqa: SIM115 (open for as long as it is locked)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if self.kind == WRITTEN else 0))
+        except BlockingIOError:
+            self.release()
+            raise LampError(
+                f"{self.url}: another lamp command of this machine is writing to it; wait until it ends, or stop it"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
+
+    def _check_held(self) -> None:
+        """LampError where somebody removed the copy: nothing that is missing in it may be removed at the URL."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._lock and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
+                return
+        raise LampError(f"{self.url}: its copy in {self._folder} was removed meanwhile; give the command again")
+
+    def _states(self) -> dict[Path, tuple[int, int]]:
+        return {path: _state(path) for path in self._files()}
+
+    def _files(self) -> Iterator[Path]:
+        for path in self._folder.rglob("*"):
+            if path.is_file() and self._belongs(path):
+                yield path
+
+    def _find(self) -> Iterator[str]:
+        """The files that are at the URL, and of what is written those beside it that a stage may read or write."""
+        places, name = [self._remote], self.local.name
+        if self.kind == WRITTEN and kind_of(self._fs, self._remote) != "directory":
+            ends = ("", ".run.json", ".journal.jsonl")
+            beside = [f"{name}{staged}{end}" for staged in ("", ".unfinished") for end in ends]
+            beside += [Path(name).with_suffix(".scores.json").name + end for end in ("", ".unfinished")]
+            places = [self._there(self._folder / one) for one in dict.fromkeys(beside)]
+        elif name in _PARTS and kind_of(self._fs, self._remote) is None:  # DATA_SET/train, of a directory's files
+            alone = kind_of(self._fs, f"{self._above}/dataset_info.json")
+            places = [self._above if alone else f"{self._above}/lamp"]
+        for place in places:
+            for remote in walk(self._fs, place):
+                if self._belongs(self._here(remote)):
+                    yield remote
+
+    def _belongs(self, path: Path) -> bool:
+        """Whether a file of the copy's folder is one of the URL's: no checkpoint and nothing temporary."""
+        parts = path.relative_to(self._folder).parts
+        others = parts[1:] if parts[0] == self.local.name else parts
+        return not (
+            is_private(parts[0])
+            or CHECKPOINTS in parts[1:-1]
+            or (self.kind == WRITTEN and any(_TEMPORARY.fullmatch(part) for part in others))
+        )
+
+    def _here(self, remote: str) -> Path:
+        return self._folder / remote.removeprefix(self._above).lstrip("/")
+
+    def _there(self, path: Path) -> str:
+        return f"{self._above}/{path.relative_to(self._folder).as_posix()}"
+
+    def _read_notes(self) -> dict[Path, list[Any]] | None:
+        """Of each file the version at the URL, the state of the copy that is equal to it, and the size announced.
+
+        None: nothing is known.
+        """
+        try:
+            known = json.loads(private_path(self._folder, "fetched.json").read_bytes())
+        except (FileNotFoundError, ValueError):  # a machine that went down may leave it empty
+            return None
+        return {self._folder / name: note for name, note in known.items()}
+
+    def _write_notes(self, known: dict[Path, list[Any]]) -> None:
+        named = {path.relative_to(self._folder).as_posix(): note for path, note in known.items()}
+        unfinished = private_path(self._folder, "fetched.unfinished")
+        unfinished.write_text(json.dumps(named))
+        os.replace(unfinished, private_path(self._folder, "fetched.json"))
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file counts on others of its age: a journal, a record, a list of files."""
+    return path.suffix in (".json", ".jsonl")
+
+
+def _record(content: bytes) -> dict[str, Any]:
+    """A run record; empty for anything else."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _make_room(path: Path, folder: Path) -> None:
+    """Makes the directory of a copied file; what is of another kind than at the URL gives way."""
+    for above in path.parents:
+        if above != folder and above.is_relative_to(folder) and above.is_file():
+            above.unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,147 @@
+"""Files that are written whole or not at all, and JSON in them."""
+
+import contextlib
+import fcntl
+import glob
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs.json_records import unique_keys
+from lamp_jax.runs.processes import is_first
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`value` as JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+
+
+def encode(value: Any) -> bytes:
+    """`value` as JSON in UTF-8, on one line. Lone surrogates, which occur in tweets, are written as they were read."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def write_json_list(path: str | Path, records: Iterable[bytes]) -> int:
+    """A JSON list of records that are JSON, one a line, streamed, whole or not at all. Returns their number."""
+    count = 0
+    with atomic_write_bytes(path) as file:
+        file.write(b"[")
+        for count, record in enumerate(records, start=1):
+            file.write(b"\n" if count == 1 else b",\n")
+            file.write(record)
+        file.write(b"\n]\n")
+    return count
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[IO[str]]:
+    """A text file that is moved into place when the block ends, and vanishes when it fails. The first process's."""
+    with atomic_write_bytes(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogatepass", newline="", write_through=True)
+        try:
+            yield text
+        finally:
+            text.detach()
+
+
+@contextlib.contextmanager
+def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
+    """As atomic_write, a file of bytes."""
+    if not is_first():  # of several processes all have the same to say
+        with open(os.devnull, "wb") as nothing:
+            yield nothing
+        return
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open_temporary(path) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename is None and error.errno:  # such as "No space left on device"
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A path for a library that writes a file by its name; the file is moved to `path` when the block ends.
+
+    It vanishes when the block fails. Called by the process that writes, not by all.
+    """
+    path = Path(path)
+    with atomic_write_bytes(path) as file:
+        yield Path(file.name)
+
+
+def _open_temporary(path: Path) -> IO[bytes]:
+    """The file that will become `path`, locked while it is open. What killed runs left of the same name is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        if not left.is_dir():
+            _remove_abandoned(left)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    while True:
+        file = open(temporary, "wb")  # noqa: SIM115 (the caller closes it)
+        with contextlib.suppress(OSError):  # a network file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if temporary.exists():
+            return file
+        file.close()  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Removes a temporary file, unless the process that writes it lives and so holds its lock."""
+    try:
+        with open(temporary, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            temporary.unlink()
+    except OSError:
+        return
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def check_fetched(path: str | Path) -> None:
+    """LampError for a git-lfs pointer, which a clone without git-lfs leaves in place of a large file."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise LampError(
+                f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` there, or download it again"
+            )
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file. Raises LampError with the file and the byte where it breaks off."""
+    check_fetched(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="surrogatepass")  # as atomic_write writes
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except FileNotFoundError:
+        raise LampError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise LampError(f"{path}: a directory, where a JSON file is expected") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of 5000 digits; nested too deeply
+        raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
+
+
+def glimpse(value: Any) -> str:
+    """A value as it may stand in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

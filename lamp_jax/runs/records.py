@@ -1,0 +1,431 @@
+"""Run records: what made an output. By its record the same command finds its work done, resumes it, or refuses."""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import lamp_jax
+from lamp_jax.artifacts.segments import is_segment
+from lamp_jax.config import PLACEMENT
+from lamp_jax.errors import LampError
+from lamp_jax.runs.copies import CHECKPOINTS
+from lamp_jax.runs.json_files import write_json
+from lamp_jax.runs.outputs import (
+    RECORD,
+    REPLACED,
+    STAGED,
+    beside_of,
+    check_apart,
+    check_distinct,
+    check_kind,
+    check_replaceable,
+    check_staged,
+    discard,
+    entries,
+    is_record,
+    is_temporary,
+    journal_path,
+    lock_output,
+    read_record,
+    record_path,
+    relative_to_output,
+    remove_temporary,
+    replace_output,
+    staged_path,
+    unlock,
+)
+from lamp_jax.runs.processes import agree, compare, is_first
+from lamp_jax.runs.urls import with_urls
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+State = Literal["new", "unfinished", "done"]
+Options = TypeVar("Options")
+Run = TypeVar("Run", bound=Callable[..., Any])
+
+_claims: list[list["Record"]] = []
+"""The records of each `guard_outputs` that is running, the innermost last."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The claim of one command on one output. Of several processes all have it; the first reads and writes.
+
+    `state` is what the command found: nothing, its own unfinished work, or its own finished output. The command writes
+    to `place`: the output itself or, where `--force` replaces one, a location beside it.
+    """
+
+    output: Path
+    contents: Mapping[str, Any]
+    state: State
+    directory: bool
+    staged: bool
+    part: str = ""
+    locks: Sequence[Path] = ()
+
+    @property
+    def place(self) -> Path:
+        return staged_path(self.output, directory=self.directory) if self.staged else self.output
+
+    @property
+    def path(self) -> Path:
+        return _record_at(self.place, self.directory)
+
+    @property
+    def journal(self) -> Path:
+        """Where a long stage appends what it has finished so far."""
+        return journal_path(self.place)
+
+    def beside(self, name: str) -> Path:
+        """Where to write a further output file, by its name in `claim`'s `beside`."""
+        path, _ = beside_of(self.contents, self.output)[name]
+        return staged_path(path, directory=False) if self.staged else path
+
+    def redirect(self, options: Options) -> Options:
+        """The options with `place` as their `output`."""
+        return replace(options, output=str(self.place))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def begin(self) -> None:
+        """Writes the record of unfinished work. Called once the command's checks have passed, before it writes."""
+        agree(self._begin)
+
+    def _begin(self) -> None:
+        if self.state == "new":
+            if self.staged:
+                discard(self.place)
+            if self.directory:
+                self.place.mkdir(parents=True, exist_ok=True)
+        if self.state == "new" or (read_record(self.place) or {}).get("finished"):  # finished: a further output is lost
+            write_json(self.path, with_urls({**self.contents, "finished": False}))
+
+    def finish(self, **facts: Any) -> None:
+        """Marks the output as complete; `facts` (counts, metrics) are kept in the record. A forced run replaces the old
+        output now."""
+        agree(lambda: self._finish(facts))
+
+    def _finish(self, facts: Mapping[str, Any]) -> None:
+        written = {name: self.beside(name) for name in self.contents["beside"]}
+        digests = {name: _file_digest(path) for name, path in written.items() if path.is_file()}
+        sums = {"output_sha256": _output_digest(self.place), "beside_sha256": digests}
+        complete = {**self.contents, "finished": True, **sums, **facts}
+        write_json(self.path, with_urls(complete))
+        self.journal.unlink(missing_ok=True)
+        if self.staged:
+            replace_output(self.output, directory=self.directory)
+
+    def release(self) -> None:
+        """Lets other commands claim the output. A record of work that came to nothing is removed."""
+        if not is_first():
+            return
+        with contextlib.suppress(LampError, OSError):
+            record = read_record(self.place) or {}
+            nothing = not record.get("finished", True) and record.get("fingerprint") == self.contents["fingerprint"]
+            if nothing and not self.part and not self._has_begun():
+                self.path.unlink(missing_ok=True)
+                if self.directory and self.staged:
+                    self.place.rmdir()
+        unlock(self.locks)
+
+    def _has_begun(self) -> bool:
+        """Whether anything is there of which the record must tell."""
+        further = (self.beside(name) for name in self.contents["beside"])
+        return _has_begun(self.place, self.directory) or any(path.exists() for path in further)
+
+
+def claim(
+    output: str | Path,
+    options: Any,
+    *,
+    inputs: Iterable[str],
+    reads: Iterable[str] = (),
+    ignore: Iterable[str] = (),
+    directory: bool = False,
+    makes: Sequence[str] = (),
+    beside: Mapping[str, str | Path] | None = None,
+    part: str = "",
+    force: bool | None = None,
+) -> Record:
+    """Claims `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub names).
+
+    `reads` are further inputs, whose contents do not tell two commands apart. `ignore` names options that do not change
+    what is written (`output`, `force` and execution-only options never do). `makes` are the patterns of the file names
+    that a directory will hold, with `name/` for the output directory of another command. `beside` are further output
+    files, by a name. `part` names one of several commands that fill a directory together. `force` is the options' own
+    unless it is given.
+
+    Two commands are the same if their settings and the contents of their inputs are. Raises LampError if an output is,
+    contains or is inside an input; while another command writes to it; and if another output is at its place, which
+    with `options.force` is replaced once the new one is complete, provided that a record of lamp names all of it.
+    """
+    wanted = _Wanted.of(output, beside, directory=directory, part=part)
+    output, inputs = wanted.output, list(dict.fromkeys(inputs))
+    stage = type(options).__name__.lower()
+    settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
+    force = getattr(options, "force", False) if force is None else force
+    locks: list[Path] = []
+
+    def prepare() -> None:
+        wanted.check([*inputs, *reads])
+        locks.extend(wanted.lock(f"lamp {stage}"))
+        if not part:
+            remove_temporary(output, directory=directory)
+
+    digests: dict[str, str] = {}
+
+    def make_fingerprint() -> str:
+        digests.update({name: digest(name) for name in inputs})
+        # The fingerprint knows inputs by their contents alone: a moved file is the same file.
+        known = [type(options).__name__, with_urls(_by_contents(settings, digests)), sorted(digests.values())]
+        return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
+
+    try:
+        agree(prepare)
+        fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
+        found = _Found(output, fingerprint, wanted.real_beside, directory=directory)
+        state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))
+    except BaseException:
+        unlock(locks)
+        raise
+    contents = {
+        "stage": stage,
+        "settings": _final_names(settings),
+        "inputs": {_final_names(name): value for name, value in digests.items()},
+        "version": lamp_jax.__version__,
+        "fingerprint": fingerprint,
+        "makes": list(makes),
+        "beside": {name: relative_to_output(path, output) for name, path in wanted.beside.items()},
+    }
+    record = Record(output, contents, state, directory, staged, part, locks)
+    if _claims:
+        _claims[-1].append(record)
+    return record
+
+
+def guard_outputs(run: Run) -> Run:
+    """Decorates a stage: what it claims is released when it ends, and an error of the disk names the output."""
+
+    @functools.wraps(run)
+    def guarded(*arguments: Any, **named: Any) -> Any:
+        claims: list[Record] = []
+        _claims.append(claims)
+        try:
+            return run(*arguments, **named)
+        except OSError as error:
+            if error.filename is None and error.errno in _DISK and claims:
+                raise LampError(f"{claims[-1].output}: cannot be written ({error.strerror}); {_REMEDY}") from error
+            raise
+        finally:
+            _claims.pop()
+            for record in reversed(claims):
+                record.release()
+
+    return guarded  # pyright: ignore[reportReturnType]
+
+
+_REMEDY = "make room or give another --output; the same command goes on"
+
+
+def digest(name: str) -> str:
+    """SHA-256 of a file, or of a directory's files with their names; a hub name stands for itself."""
+    path = Path(name)
+    if path.is_file():
+        return _file_digest(path)
+    if path.is_dir():
+        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _contents(path)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"name {name}"
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The outputs that a command wants to write."""
+
+    output: Path
+    beside: Mapping[str, Path]
+    directory: bool
+    part: str
+
+    @classmethod
+    def of(
+        cls, output: str | Path, beside: Mapping[str, str | Path] | None, *, directory: bool, part: str
+    ) -> "_Wanted":
+        """By the options; those that are empty ask for no output. LampError for an empty `output`."""
+        if not str(output):
+            raise LampError("--output is empty; give a file or directory to write to")
+        path = Path(output)
+        path = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
+        return cls(path, {name: Path(one) for name, one in (beside or {}).items() if one}, directory, part)
+
+    @property
+    def real_beside(self) -> dict[str, Path]:
+        """The further files by paths that are the same for all ways to name them, whether they are there or not."""
+        return {name: Path(os.path.realpath(path.parent), path.name) for name, path in self.beside.items()}
+
+    def check(self, inputs: Iterable[str]) -> None:
+        """LampError where an output cannot be: at, above or inside an input, at another's place, already in work."""
+        written = self._written()
+        check_distinct(self.output, self.beside.values(), written, directory=self.directory)
+        check_apart(written, inputs)
+        check_kind(self.output, directory=self.directory)
+        if any((one.output, one.part) == (self.output, self.part) for claims in _claims for one in claims):
+            raise LampError(f"{self.output}: this process is writing to it; wait until that command ends")
+
+    def lock(self, holder: str) -> list[Path]:
+        """Holds all outputs, or none: LampError where another process has one."""
+        held = [lock_output(self.output, directory=self.directory, part=self.part, holder=holder)]
+        try:
+            for path in self.beside.values() if not self.part else ():  # of several parts, any may write it
+                held.append(lock_output(path, directory=False, holder=holder))
+        except BaseException:
+            unlock(held)
+            raise
+        return held
+
+    def _written(self) -> list[Path]:
+        """All paths that the command may write."""
+        further = list(self.beside.values())
+        places = [self.output, *further, *(staged_path(path, directory=False) for path in further)]
+        if not self.directory:
+            staged = staged_path(self.output, directory=False)
+            places.append(staged)
+            places += [at(place) for place in (self.output, staged) for at in (record_path, journal_path)]
+        return places
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is at the place of an output, whose lock is held."""
+
+    output: Path
+    fingerprint: str
+    beside: Mapping[str, Path]
+    directory: bool
+
+    def state(self) -> State:
+        """Without `--force`. LampError for an output of another command, of other settings, or of nobody."""
+        replace_output(self.output, directory=self.directory)  # of a forced run that was killed at its end
+        record, path = read_record(self.output), record_path(self.output)
+        if record is None:
+            if existing := self._existing():
+                raise LampError(f"{existing}: exists, and no record says how it was made; move it away")
+            return "new"
+        if not is_record(record):
+            raise LampError(f"{path}: not a run record of lamp; move it away, or give another --output")
+        self._check_beside(record)
+        if not _has_begun(self.output, self.directory):
+            return "new"
+        if record["fingerprint"] != self.fingerprint:
+            raise LampError(
+                f"{self.output}: exists with other settings or inputs ({path} lists them); "
+                "give another --output, or --force to start over"
+            )
+        if not record.get("finished"):
+            return "unfinished"
+        if record.get("output_sha256") != _output_digest(self.output):
+            raise LampError(
+                f"{self.output}: was changed after it was made; move it away, or give --force to make it again"
+            )
+        return "done" if self._has_all_beside(record) else "unfinished"
+
+    def forced_state(self) -> tuple[State, bool]:
+        """With `--force`, and whether the new output is to be written beside the old one."""
+        if replace_output(self.output, directory=self.directory):
+            record = read_record(self.output) or {}
+            if record.get("fingerprint") == self.fingerprint:
+                return "done", False  # what this very command had made before it was killed
+        record, existing = read_record(self.output), self._existing()
+        if record is None:
+            if existing:
+                raise LampError(f"{existing}: no record says that lamp made it, so --force keeps it; move it away")
+            return "new", False
+        check_replaceable(self.output, record)
+        self._check_beside(record)
+        if not existing:
+            return "new", False
+        check_staged(self.output, directory=self.directory)
+        staged = read_record(staged_path(self.output, directory=self.directory)) or {}
+        return "unfinished" if staged.get("fingerprint") == self.fingerprint else "new", True
+
+    def _existing(self) -> Path | None:
+        """The first of the outputs that is there."""
+        if _has_begun(self.output, self.directory):
+            return self.output
+        return next((path for path in self.beside.values() if path.exists()), None)
+
+    def _has_all_beside(self, record: Mapping[str, Any]) -> bool:
+        """Whether the further outputs are there that a finished command wrote. LampError for one that was changed."""
+        for name, (path, digest) in beside_of(record, self.output).items():
+            if digest is None or name not in self.beside:
+                continue
+            if path != self.beside[name] or not path.exists():
+                return False
+            if _file_digest(path) != digest:
+                raise LampError(
+                    f"{path}: was changed after it was made with {self.output}; move it away, or give --force to make "
+                    "both again"
+                )
+        return True
+
+    def _check_beside(self, record: Mapping[str, Any]) -> None:
+        """LampError for a further output file that is there and that the record does not name."""
+        known = {path for path, _ in beside_of(record, self.output).values()}
+        for path in self.beside.values():
+            if path.exists() and path not in known:
+                raise LampError(f"{path}: exists, and the record of {self.output} does not name it; move it away")
+
+
+def _record_at(place: Path, directory: bool) -> Path:
+    """`record_path` of a place that may not be there yet."""
+    return place / RECORD if directory else record_path(place)
+
+
+def _has_begun(output: Path, directory: bool) -> bool:
+    """Whether anything but the record is there: a command that failed in its checks leaves nothing to keep."""
+    if directory:
+        return output.is_dir() and any(path.is_dir() or not is_temporary(path) for path in entries(output))
+    return output.exists() or journal_path(output).exists()
+
+
+def _final_names(value: Any) -> Any:
+    """Settings with the names that files will have once a forced run (of `lamp demo`) has replaced its output."""
+    if isinstance(value, Mapping):
+        return {key: _final_names(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_final_names(one) for one in value]
+    return value.replace(f"/{STAGED}/", "/") if isinstance(value, str) else value
+
+
+def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
+    """The settings without execution-only options, with each input's digest in place of its path."""
+    if isinstance(settings, Mapping):
+        return {key: _by_contents(value, digests) for key, value in settings.items() if key not in PLACEMENT}
+    if isinstance(settings, list | tuple):
+        return [_by_contents(value, digests) for value in settings]
+    return digests.get(settings, settings) if isinstance(settings, str) else settings
+
+
+def _contents(directory: Path) -> Iterator[Path]:
+    """The files that make a directory what it is, in their order: none of a run's work, nothing hidden (`.git`)."""
+    for path in sorted(directory.rglob("*")):
+        *above, name = parts = path.relative_to(directory).parts
+        passing = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
+        large = name == "adapters.bin" or is_segment(name)  # a file beside them has the checksums of all that they hold
+        if path.is_file() and not (passing or large or name == RECORD):
+            yield path
+
+
+def _output_digest(output: Path) -> str:
+    """A directory's own outputs may be large and move on (logs); its record vouches for it."""
+    return _file_digest(output) if output.is_file() else "directory"
+
+
+def _file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,182 @@
+"""Work directories at URLs (`gs://bucket/run`): a stage works on a local copy, whose changes are sent there.
+
+Only what a command writes is sent; of its inputs nothing is ever changed. `file://` URLs are local paths, without a
+copy. Through fsspec, so that any of its file systems will do; a bucket needs its package (gs:// needs gcsfs).
+Checkpoints are not copied: orbax writes them where they belong, all hosts together.
+"""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs import processes
+from lamp_jax.runs.copies import CHECKPOINTS, Copy
+from lamp_jax.runs.filesystems import naming_url, open_place, remove_tree, walk
+from lamp_jax.runs.urls import READ, WRITTEN, is_url, split_url, url_of
+
+INPUTS = frozenset({"adapters", "all", "archives", "data", "directory", "encoder", "feedback", "files", "golds"})
+INPUTS |= {"golds_zip", "histories", "ids", "join", "merged", "model", "outputs", "pool", "predictions"}
+INPUTS |= {"predictions_zip", "questions", "ranking", "rankings", "scores", "selector", "store", "tokenizer", "train"}
+INPUTS |= {"validation", "validation_feedback"}
+"""Options, of whatever stage, that name what is read; without those of OUTPUTS."""
+OUTPUTS = frozenset({"output", "embeddings_cache", "export_reference", "Rank.scores", "ImportAdapter.store"})
+"""Options that name what is written; `STAGE.OPTION` where another stage reads what the same option names."""
+
+_NATIVE = ("gs://", "s3://")  # where orbax can write
+_PAUSE = 30.0  # seconds between looks at what a growing file has gained
+_copies: list[Copy] = []
+
+
+def bring(options: Any) -> Any:
+    """The options with a local copy's path for each URL; what lies there has been fetched.
+
+    LampError, in all processes, where a file system's package is missing, or a place cannot be reached.
+    """
+    stage, shards = type(options).__name__, getattr(options, "shards", 1)
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    part = str(options.shard) if shards > 1 else ""
+    kinds = {
+        name: WRITTEN if {name, f"{stage}.{name}"} & OUTPUTS else READ
+        for name in values
+        if {name, f"{stage}.{name}"} & (OUTPUTS | INPUTS)
+    }
+
+    for name in kinds:  # every URL is looked at before anything is fetched
+        values[name] = _change(values[name], lambda url: url, name)
+
+    def fetch() -> str:
+        for name, kind in kinds.items():
+            values[name] = _change(values[name], partial(_copy, kind=kind, part=part), name)
+        return ""
+
+    processes.compare("work directories at URLs", fetch)
+    return dataclasses.replace(options, **{name: values[name] for name in kinds})
+
+
+def bring_input(name: str) -> str:
+    """The path of a copy of what a URL names, which is only read; other names as they are."""
+    return _change(name, partial(_copy, kind=READ, part=""), "")
+
+
+def _change(value: Any, act: Callable[[str], str], option: str) -> Any:
+    """An option's value with what `act` gives for each URL in it; `file://` URLs become local paths."""
+    if isinstance(value, tuple):
+        return tuple(_change(one, act, option) for one in value)
+    column = ""
+    if isinstance(value, str) and option == "join":  # FILE:COLUMN
+        value, colon, name = value.rpartition(":")
+        column = colon + name
+    found = split_url(value) if isinstance(value, str) else None
+    if found:
+        name, place = found
+        value = name + (act(place) if is_url(place) else place)
+    return value + column if column else value
+
+
+def publish() -> None:
+    """Sends what has changed, where that pays. Before a checkpoint, so that none is newer than what belongs to it.
+
+    A store of adapters that waits is older than a checkpoint of its run: users that it lacks are then trained again.
+    """
+    for copy in _written():
+        if copy.pays():
+            copy.send()
+
+
+class Pace:
+    """`publish`, but no more often than every half minute: for files that grow line by line."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+
+    def publish(self) -> None:
+        if _copies and time.monotonic() - self._last > _PAUSE:
+            publish()
+            self._last = time.monotonic()
+
+
+def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
+    """Raises LampError if a URL that will be written is an input's, or one of them is below the other."""
+    places = [url for path in written if (url := url_of(path))]
+    for url in filter(None, map(url_of, inputs)):
+        for place in places:
+            if place == url:
+                raise LampError(f"{place}: is also an input; give another output")
+            if url.startswith(f"{place}/"):
+                raise LampError(f"{place}: contains the input {url}; give an output that is not above an input")
+            if place.startswith(f"{url}/"):
+                raise LampError(f"{place}: is inside the input {url}; give an output outside of it")
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Removes the checkpoints of a run's directory, here or at its URL; none is no error."""
+    shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    if url := url_of(output / CHECKPOINTS, WRITTEN):
+        with naming_url(url, "removed"):
+            remove_tree(*open_place(url))
+
+
+def move_checkpoints(source: Path, target: Path) -> None:
+    """Moves the checkpoints of one run's directory to another of the same copy, at its URL. Local ones stay.
+
+    Those that are at the target give way. None at the source is no error: they may have been moved before.
+    """
+    before, after = (url_of(path / CHECKPOINTS, WRITTEN) for path in (source, target))
+    if not (before and after):
+        return
+    with naming_url(after, "written"):
+        (fs, old), (_, new) = open_place(before), open_place(after)
+        fs.invalidate_cache()  # checkpoints are not written through it
+        if found := list(walk(fs, old)):
+            remove_tree(fs, new)
+            for remote in found:
+                there = new + remote.removeprefix(old)
+                fs.makedirs(os.path.dirname(there), exist_ok=True)
+                fs.cp_file(remote, there)
+            remove_tree(fs, old)
+
+
+def checkpoint_place(path: Path) -> str:
+    """Where a run's checkpoints belong: at its URL, or where it says. LampError for a URL that is none of orbax's."""
+    url = url_of(path, WRITTEN)
+    if url and not url.startswith(_NATIVE):
+        known = ", ".join(_NATIVE)
+        raise LampError(f"{url}: checkpoints can be written to {known} only; give another --output")
+    return url or str(path.absolute())
+
+
+def leave() -> None:
+    """Sends all that has changed and forgets all copies. LampError where something could not be sent."""
+    errors = []
+    try:
+        for copy in _written():
+            try:
+                copy.send()
+            except LampError as error:
+                errors.append(str(error))
+    finally:
+        for copy in _copies:
+            copy.release()
+        _copies.clear()
+    if errors:
+        raise LampError("\n".join(errors))
+
+
+def _written() -> list[Copy]:
+    return [copy for copy in _copies if copy.kind == WRITTEN] if processes.is_first() else []
+
+
+def _copy(url: str, *, kind: str, part: str) -> str:
+    for copy in _copies:
+        if (copy.url, copy.kind) == (url, kind):
+            return str(copy.local)
+    copy = Copy(url, kind, part if kind == WRITTEN else "")
+    copy.fetch()
+    _copies.append(copy)
+    return str(copy.local)

@@ -1,0 +1,1 @@
+"""The training loops, their checkpoints, and what ends them."""

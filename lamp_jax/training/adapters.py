@@ -1,0 +1,220 @@
+"""The training of many users' adapters: block after block of users, each from the first update to the last."""
+
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from lamp_jax.config import TrainAdapters
+from lamp_jax.distributed import read, watch
+from lamp_jax.errors import Preempted
+from lamp_jax.inputs import parts
+from lamp_jax.inputs.parts import Block, Learner, fit_shapes, make_blocks
+from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
+from lamp_jax.models.t5 import T5
+from lamp_jax.runs.processes import agree, is_first
+from lamp_jax.runs.remote import CHECKPOINTS
+from lamp_jax.sharding import on_cpu, own_rows, place_batch, put, shards
+from lamp_jax.steps.adapters import AdapterState, Part, Users, make_adapter_update, start_users
+from lamp_jax.training.checkpoints import Checkpoints
+from lamp_jax.training.loop import Log, NoLog
+
+_FEW_LAYERS = 4  # a CPU copies all that a loop over layers keeps; without one a program takes longer to compile
+_SAVE_SECONDS = 600.0  # between the checkpoints of users who are still learning
+
+
+class Learned(NamedTuple):
+    """What users who are done have learned."""
+
+    learners: Sequence[Learner]
+    adapters: dict[str, np.ndarray]
+    """[n, ...]"""
+    losses: np.ndarray
+    """[n]: mean of the last epoch, nats a token; NaN for who has diverged."""
+
+
+class Start(NamedTuple):
+    """Where a block's parts begin."""
+
+    made: tuple[int, ...] = ()
+    """Each learner's updates before the first of the parts; none at all if it is empty."""
+    part: int = 0
+    """How many of the parts are computed."""
+
+
+class Company:
+    """All users of a run and the base that they share, on the current mesh."""
+
+    def __init__(self, options: TrainAdapters, model: T5, learners: Sequence[Learner]):
+        self.options, self.rules, self.devices = options, model.rules, shards(model.rules.batch)
+        self.shapes, self._specs = adapter_shapes(model, options.lora), adapter_specs(model, options.lora)
+        if on_cpu() and model.config.num_layers + model.config.num_decoder_layers <= _FEW_LAYERS:
+            model.loop = "unrolled"
+        graph, self._base = nnx.split(model)
+        shared = options.shared != "no"
+        self._update = make_adapter_update(
+            graph, options.learning, options.lora, seed=options.seed, shared=shared, rules=self.rules
+        )
+        room = -(-min(options.users_per_step, len(learners)) // self.devices) * self.devices
+        batch = options.learning.batch_size
+        most = -(-batch // self.devices) if shared else room // self.devices * batch
+        rows = (row for one in learners for row in one.examples)
+        shapes = fit_shapes(rows, tokens=options.tokens_per_device, most=most)
+        self.blocks = [
+            Block(users, room, shapes, options.learning, options.seed, self.devices, shared)
+            for users in make_blocks(learners, room, options.learning)
+        ]
+        self.computed, self.real = 0, 0  # tokens, and those of them that are no padding, of this process
+
+    def start(self, block: Block) -> AdapterState:
+        """The state before a block's first update; a user's first values depend on the seed and the user's id alone."""
+        adapters = {name: np.zeros((block.size, *shape), np.float32) for name, shape in self.shapes.items()}
+        for place, learner in zip(block.places, block.learners, strict=True):
+            rng = np.random.default_rng([self.options.seed, learner.key])
+            for name, values in draw_adapter(rng, self.shapes).items():
+                adapters[name][slice(None) if block.shared else place] = values
+        placed = {name: put(values, self._specs[name]) for name, values in adapters.items()}
+        return start_users(placed, self.options.learning, self.rules)
+
+    def form(self, block: Block) -> AdapterState:
+        """The shapes and layouts of a block's state; whole on every device where its users do not divide over them."""
+        mesh, divides = jax.sharding.get_mesh(), block.size % self.devices == 0
+
+        def place(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec if divides else P()))
+
+        def start() -> AdapterState:
+            shapes = {name: (self.devices, *shape) for name, shape in self.shapes.items()}
+            adapters = {
+                name: jnp.zeros(one, jnp.float32, out_sharding=self._specs[name]) for name, one in shapes.items()
+            }
+            return start_users(adapters, self.options.learning, self.rules)
+
+        return jax.tree.map(
+            lambda leaf: place((block.size, *leaf.shape[1:]), leaf.dtype, leaf.sharding.spec), jax.eval_shape(start)
+        )
+
+    def move(self, state: AdapterState, old: Block, block: Block) -> AdapterState:
+        """A block's state on another number of devices, without what was computed of updates that are not complete."""
+        sources, places = (slice(None) if one.shared else one.places for one in (old, block))
+
+        def move(values: jax.Array, form: jax.ShapeDtypeStruct) -> jax.Array:
+            if values.shape == form.shape:
+                return values
+            found = np.zeros(form.shape, form.dtype)
+            found[places] = read(values)[:1] if block.shared else read(values)[sources]
+            return put(found, form.sharding.spec)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+        state = jax.tree.map(move, state, self.form(block))
+        gradient = jax.tree.map(jnp.zeros_like, state.gradient)
+        return state._replace(gradient=gradient, partial=jnp.zeros_like(state.partial))
+
+    def compute(self, state: AdapterState, block: Block, part: parts.Part, where: tuple[int, int, int]) -> AdapterState:
+        """One part of a block; `where` is a number of its own among all parts of a run, for dropout."""
+        users = (block.totals, block.warmups, part.ends, part.counts)
+        arrays = block.fill(part, own_rows)
+        self.computed += arrays.source.size + arrays.target.size
+        self.real += np.count_nonzero(arrays.source >= 0) + np.count_nonzero(arrays.target >= 0)
+        placed = Users(*(put(values, self.rules.spec("batch")) for values in users))
+        rows = Part(*place_batch(tuple(arrays), rules=self.rules))
+        return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(part.ends.any()))
+
+    def finish(self, state: AdapterState, block: Block) -> Learned:
+        """What a block's users have learned."""
+        adapters = {name: read(values)[block.places] for name, values in state.adapters.items()}
+        losses = read(state.loss) / np.maximum(block.counted, 1)
+        return Learned(block.learners, adapters, losses[block.places])
+
+    @property
+    def padding(self) -> float:
+        """The share of padding in all tokens that were computed."""
+        return 1 - self.real / self.computed if self.computed else 0.0
+
+
+def adapt(
+    output: Path,
+    company: Company,
+    *,
+    known: Callable[[Sequence[str]], Container[str]],
+    keep: Callable[[Learned], None],
+) -> None:
+    """Trains the users that are not `known`, and gives those of each block to `keep`; logs and checkpoints in `output`.
+
+    `known` gives those of some users who need no training. A block that was stopped goes on behind its newest
+    checkpoint. Preempted, with all on disk, where SIGTERM ended it.
+    """
+    users = sum(len(block.learners) for block in company.blocks)
+    with (
+        watch() as must_stop,
+        closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
+        closing(Log(output) if is_first() else NoLog()) as log,
+        tqdm(total=users, desc="adapters", unit="user", disable=None) as bar,
+    ):
+        made, stops = 0, map(must_stop, count(1))  # asked about numbers that follow each other
+        for number, block in enumerate(company.blocks):
+            made += sum(learner.updates(block.learning) for learner in block.learners)
+            done = known([learner.user for learner in block.learners])
+            if all(learner.user in done for learner in block.learners):
+                bar.update(len(block.learners))
+            else:
+                learned, stop = _learn(company, number, checkpoints, stops, bar)
+                keep(learned)
+                losses = learned.losses[np.isfinite(learned.losses)]
+                log.write(made, {"padding": company.padding} | ({"loss": float(losses.mean())} if len(losses) else {}))
+                if stop and number + 1 < len(company.blocks):
+                    raise Preempted
+
+
+def _learn(
+    company: Company, number: int, checkpoints: Checkpoints, stops: Iterator[bool], bar: tqdm
+) -> tuple[Learned, bool]:
+    """Trains a block, and says whether to stop behind it."""
+    block = company.blocks[number]
+    state, start = _resume(checkpoints, company, number)
+    left, stop, saved, steps = len(block.learners), False, time.monotonic(), count(checkpoints.step + 1)
+    for place, part in enumerate(block.parts(start.made)):
+        bar.update(left - part.left)
+        left = part.left
+        if place < start.part:
+            continue
+        state = company.compute(state, block, part, (number, sum(start.made), place))
+        stop = next(stops)
+        if left and (stop or _is_due(saved)):
+            progress = {"block": number, "users": block.size, "devices": block.devices, "part": place + 1}
+            # Numbered as they come: how many parts there are depends on the mesh.
+            checkpoints.save(next(steps), state, {**progress, "made": start.made})
+            saved = time.monotonic()
+        if left and stop:
+            raise Preempted
+    return company.finish(state, block), stop
+
+
+def _resume(checkpoints: Checkpoints, company: Company, number: int) -> tuple[AdapterState, Start]:
+    """A block's state and where its parts begin: those of the newest checkpoint, if it is of this block."""
+    block, progress = company.blocks[number], checkpoints.progress
+    if progress is None or progress["block"] != number:
+        return company.start(block), Start()
+    old = replace(block, size=progress["users"], devices=progress["devices"])
+    restored = checkpoints.restore(company.form(old))
+    assert restored is not None  # its progress was there
+    state, start = restored[0], Start(tuple(progress["made"]), progress["part"])
+    if old.devices != block.devices:  # other parts
+        state = company.move(state, old, block)
+        start = Start(tuple(read(state.step)[block.places].tolist()))
+    print(f"going on with block {number + 1} of {len(company.blocks)}")
+    return state, start
+
+
+def _is_due(saved: float) -> bool:
+    return agree(lambda: time.monotonic() - saved > _SAVE_SECONDS)

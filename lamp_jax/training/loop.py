@@ -1,0 +1,286 @@
+"""The one training loop: updates, evaluations, the best and the last state, on one screen."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from lamp_jax.config import Learning, Optimization
+from lamp_jax.distributed import watch
+from lamp_jax.errors import LampError, Preempted
+from lamp_jax.inputs.batches import Batches, read_ahead
+from lamp_jax.runs.processes import is_first
+from lamp_jax.runs.remote import CHECKPOINTS
+from lamp_jax.sharding import Rules, place_batch
+from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_update, start
+from lamp_jax.training.checkpoints import Checkpoints
+from lamp_jax.training.divergence import DIVERGED, DivergedError, Unread, check, end_diverged, norm_of
+
+_LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
+
+WAIT, UPDATE = "wait for data", "update"
+"""What a profiler's trace calls the two parts of a step."""
+
+
+RUN_FILES = (DIVERGED, "metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
+"""What `fit` writes to a run's directory, beside the best model."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, beside its arrays: updates made, best validation score so far, evaluations since then."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    since_best: int = 0
+
+
+def check_optimization(learning: Optimization) -> None:
+    """LampError for numbers with which no update can be computed."""
+    for name, fits, wanted in (
+        ("batch_size", learning.batch_size >= 1, "1 or more"),
+        ("epochs", 0 < learning.epochs < math.inf, "more than 0, and finite"),
+        ("learning_rate", 0 <= learning.learning_rate < math.inf, "0 or more, and finite"),
+        ("warmup_ratio", 0 <= learning.warmup_ratio <= 1, "from 0 to 1"),
+        ("weight_decay", 0 <= learning.weight_decay < math.inf, "0 or more, and finite"),
+        ("clip", learning.clip > 0, "more than 0"),
+    ):
+        if not fits:
+            raise LampError(f"--{name.replace('_', '-')} {getattr(learning, name)}: must be {wanted}")
+
+
+def check_learning(learning: Learning, mesh: Mesh) -> None:
+    """LampError for numbers with which no update can be computed; a batch divides into its parts, they over devices."""
+    check_optimization(learning)
+    if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
+        raise LampError(
+            f"--batch-size {learning.batch_size} does not divide into --accumulation {learning.accumulation}"
+        )
+    part, shards = learning.batch_size // learning.accumulation, mesh.shape["data"]
+    if part % shards:
+        step = learning.accumulation * shards
+        below = learning.batch_size // step * step
+        fitting = [size for size in (below, below + step) if size]
+        raise LampError(
+            f"--batch-size {learning.batch_size} in {learning.accumulation} parts (--accumulation) is {part} a part, "
+            f"which does not divide over {shards} data shards; use --batch-size {' or '.join(map(str, fitting))}, "
+            "another --accumulation, or another mesh (--data-parallel, --model-parallel)"
+        )
+
+
+def fit(
+    output: Path,
+    params: Any,
+    loss_sum: LossSum,
+    batches: Batches,
+    learning: Learning,
+    *,
+    seed: int,
+    rules: Rules,
+    evaluate: Callable[[Any], Mapping[str, float]],
+    higher_is_better: bool,
+    keep_best: Callable[[Any], None],
+) -> Progress:
+    """Learns the parameters on the current mesh; `train` with checkpoints and logs in `output`.
+
+    A run that stands there goes on behind its newest checkpoint. `evaluate` and `keep_best` take the parameters.
+    Preempted, with all on disk, where SIGTERM ended it. LampError where numbers were not finite: nothing is kept of the
+    updates behind the last checkpoint, and `check_converging` says so to the next command.
+    """
+    total_steps = math.ceil(learning.epochs * len(batches))
+    optimizer = make_optimizer(learning, total_steps)
+    update = make_update(loss_sum, optimizer, seed=seed, accumulation=learning.accumulation, rules=rules)
+    state, progress = start(params, optimizer), Progress()
+    shapes: set[tuple[int, ...]] = set()  # each of them is one compilation
+
+    def update_on_devices(state: TrainState, batch: Sequence[np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
+        shapes.add(batch[0].shape)
+        return update(state, place_batch(tuple(batch), rules=rules))
+
+    with (
+        watch() as must_stop,  # around the others: until all is on disk
+        closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
+        closing(Log(output, every=learning.log_every) if is_first() else NoLog()) as log,
+    ):
+        if restored := checkpoints.restore(jax.tree.map(abstract, state)):
+            state, progress = restored[0], Progress(**restored[1])
+            print(f"{output}: going on after step {progress.step} of {total_steps}")
+        kept = progress
+
+        def save(step: int, state: TrainState, progress: dict[str, Any]) -> None:
+            nonlocal kept
+            checkpoints.save(step, state, progress)
+            kept = Progress(**progress)
+
+        try:
+            _, progress = train(
+                state,
+                progress,
+                update=update_on_devices,
+                batches=read_ahead(batches, progress.step, total_steps),
+                total_steps=total_steps,
+                evaluate_every=max(1, round(learning.evaluate_every * len(batches))),
+                measure=lambda state: norm_of(state.params),
+                evaluate=lambda state: evaluate(state.params),
+                higher_is_better=higher_is_better,
+                keep_best=lambda state: keep_best(state.params),
+                save=save,
+                patience=learning.patience,
+                log=log,
+                must_stop=must_stop,
+            )
+        except DivergedError as error:
+            raise end_diverged(output, error, learning, saved=kept.step, best=kept.best_step) from None
+    print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
+    return progress
+
+
+def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    """What a checkpoint is read as: an array's shape, type and layout."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def train(
+    state: Any,
+    progress: Progress,
+    *,
+    update: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]],
+    batches: Iterable[Any],
+    total_steps: int,
+    evaluate_every: int,
+    measure: Callable[[Any], Mapping[str, Any]] = lambda state: {},
+    evaluate: Callable[[Any], Mapping[str, float]],
+    higher_is_better: bool,
+    keep_best: Callable[[Any], None],
+    save: Callable[[int, Any, dict[str, Any]], None],
+    patience: int,
+    log: "Log",
+    must_stop: Callable[[int], bool] = lambda step: False,
+) -> tuple[Any, Progress]:
+    """Runs updates `progress.step + 1` to `total_steps` over `batches` (which begin at `progress.step`).
+
+    After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where its "validation" is the best so
+    far, `save`. Ends early after `patience` evaluations without a better score (0: never). Where a step `must_stop` the
+    run, it is saved too, and Preempted raised, unless it was the last. Before anything is kept, all losses so far, what
+    `measure` finds in the state and what `evaluate` finds must be finite: DivergedError, with the first step at which
+    they are not.
+    """
+    unread = Unread()
+
+    def check_all(step: int, state: Any) -> None:
+        unread.look()
+        check(step, measure(state))
+
+    with tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None) as bar:
+        for batch in _marked(batches):
+            if progress.step >= total_steps or 0 < patience <= progress.since_best:
+                break
+            step = progress.step + 1
+            with jax.profiler.StepTraceAnnotation(UPDATE, step_num=step):
+                state, metrics = update(state, batch)
+            progress = replace(progress, step=step)
+            bar.update()
+            unread.add(step, metrics)
+            log.step(step, metrics, bar)
+            evaluated = step % evaluate_every == 0 or step == total_steps
+            if evaluated:
+                check_all(step, state)
+                found = evaluate(state)
+                check(step, found)
+                score = found["validation"]
+                better = progress.best is None or (score > progress.best if higher_is_better else score < progress.best)
+                if better:
+                    keep_best(state)
+                since = progress.since_best + 1
+                progress = Progress(step, score, step) if better else replace(progress, since_best=since)
+                save(step, state, asdict(progress))
+                log.write(step, {**found, "best": progress.best, "best_step": progress.best_step})
+            if must_stop(step) and step < total_steps:
+                if not evaluated:
+                    check_all(step, state)
+                    save(step, state, asdict(progress))
+                raise Preempted
+    return state, progress
+
+
+def _marked(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; in a trace it can be seen how long each was waited for."""
+    numbered = iter(batches)
+    while True:
+        with jax.profiler.TraceAnnotation(WAIT):
+            batch = next(numbered, None)
+        if batch is None:
+            return
+        yield batch
+
+
+class Log:
+    """Numbers of a run: to the terminal, to `metrics.jsonl` and to TensorBoard, all in one directory."""
+
+    def __init__(self, directory: Path, *, every: float = 5.0):
+        """An update's numbers are noted after `every` seconds."""
+        from tensorboardX import SummaryWriter
+
+        self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+        self._board = SummaryWriter(str(directory / "tensorboard"))
+        self._every, self._last, self._last_line = every, time.monotonic(), time.monotonic()
+
+    def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
+        """Notes an update's metrics, not too often: reading them waits for the device."""
+        now = time.monotonic()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        values = {name: float(value) for name, value in metrics.items()}
+        self._note(step, values)
+        bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        if bar.disable and now - self._last_line > _LINE_SECONDS:
+            self._last_line = now
+            _show(f"step {step} of {bar.total}", values)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Notes values that the reader should see."""
+        _show(f"step {step}", values)
+        self._note(step, values)
+
+    def _note(self, step: int, values: dict[str, Any]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class NoLog(Log):
+    """The log of a process that is not the first."""
+
+    def __init__(self):
+        pass
+
+    def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
+        pass
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _show(where: str, values: dict[str, Any]) -> None:
+    tqdm.write(f"{where}: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()), file=sys.stderr)

@@ -1,0 +1,94 @@
+"""What the environment says of other processes, and how they agree."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from lamp_jax.errors import LampError
+from lamp_jax.runs import processes
+from lamp_jax.runs.processes import Declaration, agree, compare, on_sigterm, read_declaration
+
+WHOLE = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+
+
+def test_three_variables_or_one_declare_several_processes():
+    assert read_declaration(WHOLE) == Declaration("10.0.0.1:1234", 4, 3)
+    assert read_declaration({"LAMP_HOSTS": "all"}) == Declaration()
+    assert read_declaration({}) is None
+    assert read_declaration({**WHOLE, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "several processes need JAX_PROCESS_ID too"),
+        (
+            {"JAX_NUM_PROCESSES": "", "JAX_COORDINATOR_ADDRESS": ""},
+            "need JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES",
+        ),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_NUM_PROCESSES=4, JAX_PROCESS_ID=4: processes are numbered from 0"),
+        ({"JAX_PROCESS_ID": "-1"}, "whole numbers from 0 on"),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "JAX_COORDINATOR_ADDRESS=10.0.0.1: give HOST:PORT"),
+        ({"LAMP_HOSTS": "2"}, "LAMP_HOSTS=2: say LAMP_HOSTS=all"),
+    ],
+)
+def test_half_a_declaration_is_an_error_that_names_the_variables(said, message):
+    with pytest.raises(LampError, match=message):
+        read_declaration({**WHOLE, **said})
+
+
+def test_one_process_agrees_with_itself():
+    value = object()  # nothing is written down, so it need not be JSON's
+    assert agree(lambda: value) is value
+    assert compare("anything", lambda: "x") == "x"
+
+
+PROGRAM = """
+import sys
+from lamp_jax.runs import processes
+from lamp_jax.errors import LampError
+index, asked = int(sys.argv[1]), []
+def tell(name, value):
+    print(name, value, flush=True)
+def hear(name):
+    found = [line.split(" ", 1) for line in iter(sys.stdin.readline, "")]
+    return dict(found)[name].strip()
+processes.join(processes.Company(2, index, tell, hear))
+def ask():
+    asked.append(1)
+    if sys.argv[2] == "error":
+        raise LampError("no such place")
+    return {"state": "new", "nested": processes.agree(lambda: 7)}
+try:
+    said = processes.agree(ask)
+except LampError as error:
+    said = error
+print(said, len(asked), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("case", "said"), [("value", "{'state': 'new', 'nested': 7}"), ("error", "no such place")])
+def test_the_first_alone_asks_and_all_have_its_answer_or_its_error(case, said):
+    def run(index, heard):
+        words = [sys.executable, "-c", PROGRAM, str(index), case]
+        return subprocess.run(words, input=heard, capture_output=True, text=True, check=True)
+
+    first = run(0, "")
+    assert first.stderr.strip() == f"{said} 1"
+    assert run(1, first.stdout).stderr.strip() == f"{said} 0"
+
+
+def test_sigterm_acts_within_the_block_only():
+    before, asked = signal.getsignal(signal.SIGTERM), threading.Event()
+    with on_sigterm(asked.set):
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.is_set()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_process_alone_is_the_first():
+    assert processes.is_first()
+    assert processes.how_many() == 1
