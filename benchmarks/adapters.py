@@ -28,7 +28,6 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import T5ForConditionalGeneration
 
-from lamp_jax.config import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.inputs.batches import Example, fit_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.parts import Block, Learner, Part
@@ -38,6 +37,7 @@ from lamp_jax.models.peft import write_peft
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.models.t5_config import FLAN_T5_SMALL, T5_SMALL, T5Config
 from lamp_jax.models.weights import load_t5, save_t5
+from lamp_jax.options import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, place_batch
 from lamp_jax.training.adapters import Company

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import jax
 
-from lamp_jax.config import SCRATCH, Answering, Learning, Merge, Prompting, Train
 from lamp_jax.data.sources import JsonSource
 from lamp_jax.datasets.synthetic import write_benchmark
 from lamp_jax.inputs.examples import ExampleMaker, load_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.options import SCRATCH, Answering, Learning, Merge, Prompting, Train
 from lamp_jax.stages import merge, train
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.training.loop import UPDATE, WAIT

@@ -5,7 +5,7 @@ epochs in batches of 16. 64 users learn at a time, each chip's 8 in parts of abo
 -XXL split the base over the chips: `--sharding fsdp --storage bfloat16 --remat full`.
 """
 
-from lamp_jax.config import Devices, Lora, Optimization, TrainAdapters
+from lamp_jax.options import Devices, Lora, Optimization, TrainAdapters
 
 experiment = TrainAdapters(
     task="LaMP-3",

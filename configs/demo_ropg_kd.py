@@ -3,7 +3,7 @@
 `lamp demo --stages retriever` makes the files that it reads.
 """
 
-from lamp_jax.config import Demo
+from lamp_jax.options import Demo
 from lamp_jax.stages.demo import training
 from lamp_jax.stages.demo_retriever import trainings
 

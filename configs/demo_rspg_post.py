@@ -3,7 +3,7 @@
 `lamp demo --stages selector` makes the files that it reads.
 """
 
-from lamp_jax.config import Demo
+from lamp_jax.options import Demo
 from lamp_jax.stages.demo_selector import trainings
 
 experiment = trainings(Demo())["post"]

@@ -3,7 +3,7 @@
 `lamp merge` makes the file; paths are relative to where `lamp` runs.
 """
 
-from lamp_jax.config import Devices, FeedbackItems
+from lamp_jax.options import Devices, FeedbackItems
 
 experiment = FeedbackItems(
     task="LaMP-3",

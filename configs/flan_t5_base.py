@@ -4,7 +4,7 @@ The public code's optimizer settings (AdamW at 5e-5, linear schedule with 5 % wa
 beam 4) with 512 tokens and batches of 64. `lamp merge` makes the files; paths are relative to where `lamp` runs.
 """
 
-from lamp_jax.config import Devices, Learning, Train
+from lamp_jax.options import Devices, Learning, Train
 
 experiment = Train(
     task="LaMP-3",

@@ -4,7 +4,7 @@ Parameters and optimizer are split over the chips (FSDP), layers are computed ag
 and to ask for feedback, split the model's axes instead: `--sharding tensor --model-parallel 8`.
 """
 
-from lamp_jax.config import Devices, Learning, Train
+from lamp_jax.options import Devices, Learning, Train
 
 experiment = Train(
     task="LaMP-3",

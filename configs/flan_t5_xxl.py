@@ -5,7 +5,7 @@ the chips tell each other less; layers are computed again in the backward pass. 
 split the model's axes alone: `--sharding tensor --model-parallel 16`.
 """
 
-from lamp_jax.config import Devices, Learning, Train
+from lamp_jax.options import Devices, Learning, Train
 
 experiment = Train(
     task="LaMP-3",

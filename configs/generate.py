@@ -4,7 +4,7 @@
 --batch-size 4`.
 """
 
-from lamp_jax.config import Devices, Generate
+from lamp_jax.options import Devices, Generate
 
 experiment = Generate(
     task="LaMP-3",

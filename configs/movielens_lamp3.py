@@ -4,7 +4,7 @@
 One pass over all prompts and more would overfit: 0.8 epochs, the best checkpoint by the dev file.
 """
 
-from lamp_jax.config import Answering, Learning, Prompting, Scratch, Train
+from lamp_jax.options import Answering, Learning, Prompting, Scratch, Train
 
 experiment = Train(
     task="LaMP-3",

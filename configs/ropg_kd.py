@@ -5,7 +5,7 @@ questions an update, dates in the documents. `lamp feedback items` makes the fee
 Contriever's ranking; paths are relative to where `lamp` runs.
 """
 
-from lamp_jax.config import Learning, TrainRetriever
+from lamp_jax.options import Learning, TrainRetriever
 
 experiment = TrainRetriever(
     task="LaMP-3",

@@ -5,7 +5,7 @@ questions an update, 1,024 tokens. `lamp selector-data` makes the files; for RSP
 relative to where `lamp` runs.
 """
 
-from lamp_jax.config import Learning, TrainSelector
+from lamp_jax.options import Learning, TrainSelector
 
 experiment = TrainSelector(
     train="runs/LaMP_3/train_candidates.json",

@@ -14,36 +14,11 @@ import tyro
 
 from lamp_jax import config
 from lamp_jax.errors import LampError, Preempted
-from lamp_jax.experiments import CLI_STYLE, read_experiment
+from lamp_jax.options import STAGES
+from lamp_jax.options.pages import CLI_STYLE, read_experiment
 from lamp_jax.runs import processes, remote
 from lamp_jax.runs.urls import naming_urls, with_urls
 
-STAGES: dict[str, type] = {
-    "demo": config.Demo,
-    "download": config.Download,
-    "avocado": config.Avocado,
-    "build": config.Build,
-    "check": config.Check,
-    "tfds": config.Tfds,
-    "rank": config.Rank,
-    "merge": config.Merge,
-    "prompts": config.Prompts,
-    "train": config.Train,
-    "generate": config.Generate,
-    "feedback items": config.FeedbackItems,
-    "train-adapters": config.TrainAdapters,
-    "export-adapter": config.ExportAdapter,
-    "import-adapter": config.ImportAdapter,
-    "convert-store": config.ConvertStore,
-    "train-retriever": config.TrainRetriever,
-    "feedback retrievers": config.FeedbackRetrievers,
-    "selector-data": config.SelectorData,
-    "train-selector": config.TrainSelector,
-    "select": config.Select,
-    "evaluate": config.Evaluate,
-    "compile": config.Compile,
-    "synth": config.Synth,
-}
 JOINT = {"demo", "rank", "train", "train-adapters", "generate", "train-retriever", "train-selector", "select"}
 JOINT |= {"feedback items", "feedback retrievers"}
 """Stages that several processes work on together, and that go on where SIGTERM stopped them. Others are one's work."""

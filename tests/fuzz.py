@@ -19,11 +19,11 @@ from typing import Any
 
 from lamp_jax.artifacts.candidates import read_pool
 from lamp_jax.artifacts.feedback import read_feedback
-from lamp_jax.config import Merge, Work
 from lamp_jax.data.chunks import cut
 from lamp_jax.data.files import Question, read_outputs, read_questions
 from lamp_jax.datasets.checking import check_file
 from lamp_jax.errors import LampError
+from lamp_jax.options import Merge, Work
 from lamp_jax.retrieval.ranking import RankingFile, RankOptions, rank_chunk, read_scores
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.json_records import parse_record

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lamp_jax.config import Build
 from lamp_jax.datasets.tables import Row, Text, Unusable, check_encoding, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Build
 from lamp_jax.tasks.catalog import Task, find_task
 
 _HOLE = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")

@@ -16,12 +16,12 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lamp_jax.config import Build
 from lamp_jax.data.files import is_id
 from lamp_jax.datasets.columns import Histories, open_histories
 from lamp_jax.datasets.dates import read_date
 from lamp_jax.datasets.tables import Row, Unusable
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Build
 from lamp_jax.runs.json_files import encode
 from lamp_jax.runs.json_records import parse_record
 from lamp_jax.runs.workers import count_processes, map_in_processes

@@ -12,11 +12,12 @@ from itertools import chain, product
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from lamp_jax.config import Build, Part
+from lamp_jax.config import Part
 from lamp_jax.data.files import Question, question_record
 from lamp_jax.data.layout import PARTS, Kind, TreeFile
 from lamp_jax.datasets.histories import Bucket, Gathered, History, User, stable_hash
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Build
 from lamp_jax.runs.json_files import atomic_write, atomic_write_bytes, encode
 from lamp_jax.runs.workers import map_pieces
 from lamp_jax.tasks.catalog import Task, find_task

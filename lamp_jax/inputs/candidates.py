@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lamp_jax.artifacts.feedback import Metrics, first_pairs, read_feedback
-from lamp_jax.config import TrainRetriever
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, plan_epoch
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.inputs.reader import TextReader
+from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import Task

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lamp_jax.config import Avocado
 from lamp_jax.data.layout import PARTS
 from lamp_jax.datasets import avocado
 from lamp_jax.datasets.avocado import Located, Mail
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Avocado
 from lamp_jax.runs.json_files import atomic_write
 from lamp_jax.runs.outputs import entries, read_record
 from lamp_jax.runs.records import Record, claim, guard_outputs

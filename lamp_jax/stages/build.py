@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lamp_jax.config import Build
 from lamp_jax.datasets.columns import open_histories, split_join
 from lamp_jax.datasets.dates import check_date_format
 from lamp_jax.datasets.histories import Gathered, gather
 from lamp_jax.datasets.splits import FILES, Survey, survey, write_parts
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Build
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.runs.workers import count_cores
 from lamp_jax.tasks.catalog import find_task

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from lamp_jax.config import Check
 from lamp_jax.datasets.checking import Checked, check_file
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Check
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import find_task

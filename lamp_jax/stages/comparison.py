@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from lamp_jax.config import Retriever, Train
+from lamp_jax.config import Retriever
 from lamp_jax.data.files import Question, write_predictions
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
+from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import atomic_write, write_json
 from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.stages.generate import answer, open_adapters, read_adapters

@@ -7,11 +7,11 @@ import jax
 
 from lamp_jax.compiler.chips import find_chip, open_topology
 from lamp_jax.compiler.report import GIB, Report, count_products, describe, measure
-from lamp_jax.compiler.steps import STEPS
-from lamp_jax.config import Compile
 from lamp_jax.errors import LampError
-from lamp_jax.experiments import override, read_experiment
+from lamp_jax.options.demo import Compile
+from lamp_jax.options.pages import override, read_experiment
 from lamp_jax.sharding import make_mesh
+from lamp_jax.stages.compile_steps import STEPS
 
 _REMEDIES = (
     "--sharding fsdp (parameters over the data axis) or fsdp+tensor with --model-parallel",

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from lamp_jax.artifacts import old_store
 from lamp_jax.artifacts.adapters import FILES, AdapterStore, Entry, create_store, read_old_form
-from lamp_jax.config import ConvertStore
 from lamp_jax.errors import LampError
+from lamp_jax.options.adapters import ConvertStore
 from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.records import claim, guard_outputs
 

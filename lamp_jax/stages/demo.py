@@ -3,8 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamp_jax.config import SCRATCH, Answering, Demo, Learning, Prompting, Retriever, Scratch, Synth, Train
+from lamp_jax.config import SCRATCH, Answering, Learning, Prompting, Retriever
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions, write_questions
+from lamp_jax.options.data import Synth
+from lamp_jax.options.demo import Demo
+from lamp_jax.options.generator import Scratch, Train
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import agree
 from lamp_jax.runs.records import claim, guard_outputs

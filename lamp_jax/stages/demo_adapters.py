@@ -6,8 +6,12 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from lamp_jax.config import Demo, Lora, Optimization, Synth, Train, TrainAdapters
+from lamp_jax.config import Lora, Optimization
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_questions
+from lamp_jax.options.adapters import TrainAdapters
+from lamp_jax.options.data import Synth
+from lamp_jax.options.demo import Demo
+from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.processes import agree
 from lamp_jax.stages import synth, train_adapters

@@ -3,20 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamp_jax.config import (
-    SCRATCH,
-    Answering,
-    Demo,
-    FeedbackItems,
-    Learning,
-    Rank,
-    ScratchEncoder,
-    Train,
-    TrainRetriever,
-)
+from lamp_jax.config import SCRATCH, Answering, Learning, ScratchEncoder
 from lamp_jax.data.files import read_questions
 from lamp_jax.inputs.candidates import read_judged
 from lamp_jax.models.weights import save_bert
+from lamp_jax.options.demo import Demo
+from lamp_jax.options.feedback import FeedbackItems
+from lamp_jax.options.generator import Train
+from lamp_jax.options.retrieval import Rank
+from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.encoders import write_settings
 from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
 from lamp_jax.runs.json_files import read_json, write_json

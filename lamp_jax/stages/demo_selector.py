@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from lamp_jax.artifacts.candidates import Pool, read_pool, write_pool
-from lamp_jax.config import (
-    SCRATCH,
-    Demo,
-    FeedbackRetrievers,
-    Learning,
-    Merge,
-    Rank,
-    ScratchSelector,
-    Select,
-    SelectorData,
-    SelectorMode,
-    Train,
-    TrainSelector,
-)
+from lamp_jax.config import SCRATCH, Learning, SelectorMode
 from lamp_jax.data.files import read_questions
+from lamp_jax.options.demo import Demo
+from lamp_jax.options.feedback import FeedbackRetrievers
+from lamp_jax.options.generator import Train
+from lamp_jax.options.retrieval import Merge, Rank
+from lamp_jax.options.selector import ScratchSelector, Select, SelectorData, TrainSelector
 from lamp_jax.retrieval import selection
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import agree

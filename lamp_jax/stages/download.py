@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from lamp_jax.config import Download
 from lamp_jax.data.layout import SITE, TreeFile, benchmark_files
 from lamp_jax.datasets.download import Source, download
 from lamp_jax.datasets.manifest import Ledger, find_fault
 from lamp_jax.errors import LampError
+from lamp_jax.options.data import Download
 from lamp_jax.tasks.catalog import TASKS, find_task
 
 

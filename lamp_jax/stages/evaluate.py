@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lamp_jax
-from lamp_jax.config import Compatibility, Evaluate
+from lamp_jax.config import Compatibility
 from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs
 from lamp_jax.errors import LampError
+from lamp_jax.options.generator import Evaluate
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.json_records import BOM, parse_record
 from lamp_jax.runs.records import claim, guard_outputs

@@ -1,9 +1,9 @@
 """`lamp export-adapter`: one user's adapter of a store as a directory that Hugging Face's peft loads."""
 
 from lamp_jax.artifacts.adapters import FORM, open_store
-from lamp_jax.config import ExportAdapter
 from lamp_jax.models.peft import FILES, write_peft
 from lamp_jax.models.weights import read_t5_config
+from lamp_jax.options.adapters import ExportAdapter
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.runs.remote import bring_input
 from lamp_jax.runs.urls import with_urls

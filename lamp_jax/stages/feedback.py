@@ -11,7 +11,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from lamp_jax.artifacts.feedback import Kind, feedback_record, shard_file
-from lamp_jax.config import FeedbackItems, FeedbackRetrievers, Prompting, Prompts
+from lamp_jax.config import Prompting
 from lamp_jax.data.files import Question
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
@@ -22,6 +22,8 @@ from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
+from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
+from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.journals import Journal, read_journal
 from lamp_jax.runs.processes import agree
 from lamp_jax.runs.records import Record

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from lamp_jax.artifacts.feedback import first_pairs, read_shards, write_reference
-from lamp_jax.config import FeedbackItems, Prompting
+from lamp_jax.config import Prompting
 from lamp_jax.data.files import read_questions
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.examples import gold_of
+from lamp_jax.options.feedback import FeedbackItems
 from lamp_jax.runs.processes import agree
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part

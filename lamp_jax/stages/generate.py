@@ -12,7 +12,6 @@ from flax import nnx
 from tqdm import tqdm
 
 from lamp_jax.artifacts.adapters import AdapterStore, check_form, count_users, open_store
-from lamp_jax.config import Generate
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
@@ -22,6 +21,7 @@ from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
+from lamp_jax.options.generator import Generate
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.records import claim, guard_outputs

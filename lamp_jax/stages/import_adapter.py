@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from lamp_jax.artifacts.adapters import Entry, create_store, read_store_form
-from lamp_jax.config import ImportAdapter
 from lamp_jax.models.peft import read_form, read_peft
 from lamp_jax.models.weights import read_t5_config
+from lamp_jax.options.adapters import ImportAdapter
 from lamp_jax.runs.outputs import check_apart
 from lamp_jax.stages.train_adapters import make_form
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lamp_jax.config import Merge
 from lamp_jax.data.chunks import Chunk, map_chunks, questions_of
 from lamp_jax.data.files import check_same_ids, check_unique, question_record, read_outputs
 from lamp_jax.errors import LampError
+from lamp_jax.options.retrieval import Merge
 from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
 from lamp_jax.runs.json_files import encode, write_json_list
 from lamp_jax.runs.records import claim, guard_outputs

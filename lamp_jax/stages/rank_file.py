@@ -9,10 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lamp_jax.config import Rank
 from lamp_jax.data.chunks import map_chunks
 from lamp_jax.data.files import Question, check_unique, read_questions
 from lamp_jax.errors import LampError
+from lamp_jax.options.retrieval import Rank
 from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.retrieval.fusion import fuse_rankings

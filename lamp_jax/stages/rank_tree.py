@@ -9,11 +9,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from lamp_jax.config import Merge, Part, Rank, Work
+from lamp_jax.config import Part, Work
 from lamp_jax.data.chunks import cut
 from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
 from lamp_jax.errors import LampError
+from lamp_jax.options.retrieval import Merge, Rank
 from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
 from lamp_jax.runs.processes import agree
 from lamp_jax.runs.records import record_path

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lamp_jax.artifacts.candidates import Pool, check_same_pool, read_pool
-from lamp_jax.config import Select
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import CandidateReader, read_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.options.selector import Select
 from lamp_jax.retrieval import selection
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.records import claim, guard_outputs

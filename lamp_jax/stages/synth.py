@@ -1,7 +1,7 @@
 """`lamp synth`: the synthetic benchmark as files, with the oracle beside them."""
 
-from lamp_jax.config import Synth
 from lamp_jax.datasets.synthetic import FILES, write_benchmark
+from lamp_jax.options.data import Synth
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import find_task
 

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lamp_jax.config import Tfds
 from lamp_jax.data.layout import find_parts
 from lamp_jax.data.patches import find_patches
 from lamp_jax.data.sources import PROFILES, open_dataset
+from lamp_jax.options.data import Tfds
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.tasks.catalog import find_task
 

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.config import SCRATCH, Train
+from lamp_jax.config import SCRATCH
 from lamp_jax.data.files import check_unique
 from lamp_jax.data.sources import QuestionSource, content_of, open_source
 from lamp_jax.decoding.answers import Answerer
@@ -29,6 +29,7 @@ from lamp_jax.inputs.tokenizer import (
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_t5, save_t5
+from lamp_jax.options.generator import Train
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, own_rows

@@ -21,7 +21,7 @@ from lamp_jax.artifacts.adapters import (
     create_store,
     open_store,
 )
-from lamp_jax.config import Lora, TrainAdapters
+from lamp_jax.config import Lora
 from lamp_jax.data.files import read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
@@ -31,6 +31,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
 from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
+from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.processes import agree
 from lamp_jax.runs.records import claim, guard_outputs

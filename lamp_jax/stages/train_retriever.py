@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lamp_jax.config import SCRATCH, TrainRetriever
+from lamp_jax.config import SCRATCH
 from lamp_jax.encoding import Encoder, TextEncoders, open_reader
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import (
@@ -29,6 +29,7 @@ from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, find_model, load_bert, save_bert
+from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.dense import embed_all, similarities
 from lamp_jax.retrieval.encoders import FILES as ENCODER_FILES
 from lamp_jax.retrieval.encoders import (

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from lamp_jax.artifacts.candidates import Pool, check_same_pool, read_pool
-from lamp_jax.config import SCRATCH, TrainSelector
+from lamp_jax.config import SCRATCH
 from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
@@ -19,6 +19,7 @@ from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_toke
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_longformer, save_longformer
+from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
 from lamp_jax.runs.records import claim, guard_outputs

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax import losses
-from lamp_jax.config import TrainRetriever
 from lamp_jax.models.bert import Bert
+from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.steps.update import LossSum
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax import losses
-from lamp_jax.config import TrainSelector
 from lamp_jax.models.longformer import Longformer
+from lamp_jax.options.selector import TrainSelector
 from lamp_jax.steps.update import LossSum
 
 

@@ -21,10 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp_jax.config import Download
 from lamp_jax.data.layout import TreeFile, benchmark_files
 from lamp_jax.datasets.download import Outcome, Source, download
 from lamp_jax.errors import LampError
+from lamp_jax.options import Download
 from lamp_jax.stages import download as stage
 from lamp_jax.tasks.catalog import TASKS, BySplit
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.config import Build
 from lamp_jax.datasets import histories
 from lamp_jax.datasets.columns import open_histories, parse_map, parse_pattern, split_join
 from lamp_jax.datasets.histories import Reservoir, gather, read_date, read_label
 from lamp_jax.datasets.tables import Unusable, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.errors import LampError
+from lamp_jax.options import Build
 from lamp_jax.tasks.catalog import find_task
 
 REVIEWS = find_task("LaMP-3")

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp_jax.config import Build
 from lamp_jax.data.files import read_outputs, stream_questions
 from lamp_jax.data.layout import PARTS
 from lamp_jax.datasets.histories import Entry, History
 from lamp_jax.datasets.splits import Asker, Survey, find_targets, part_of
 from lamp_jax.errors import LampError
+from lamp_jax.options import Build
 from lamp_jax.stages.build import run
 from lamp_jax.tasks.catalog import TASKS, find_task
 

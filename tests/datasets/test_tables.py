@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamp_jax.config import Build, Work
 from lamp_jax.datasets import tables
 from lamp_jax.datasets.tables import Text, columns_of, read_rows
 from lamp_jax.errors import LampError
+from lamp_jax.options import Build, Work
 from lamp_jax.runs import json_records as framing
 from lamp_jax.stages.build import run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lamp_jax.config import CORRECT, REFERENCE, Evaluate
 from lamp_jax.data.files import read_outputs
+from lamp_jax.options import CORRECT, REFERENCE, Evaluate
 from lamp_jax.stages.evaluate import run
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import extra_metrics, score

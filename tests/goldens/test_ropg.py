@@ -17,7 +17,6 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.config import REFERENCE, Encoding, TrainRetriever
 from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.candidates import Judged, make_candidates, read_judged
 from lamp_jax.inputs.reader import TextReader
@@ -26,6 +25,7 @@ from lamp_jax.losses import reinforce_loss
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import bert_places
 from lamp_jax.models.weights import hf_tensors, load_bert
+from lamp_jax.options import REFERENCE, Encoding, TrainRetriever
 from lamp_jax.stages.train_retriever import choose_baselines, choose_form, find_start
 from lamp_jax.steps.retriever import choose_objective, score_candidates
 from lamp_jax.tasks.catalog import find_task

@@ -9,12 +9,12 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.config import CORRECT, REFERENCE, Encoding, TrainRetriever
 from lamp_jax.inputs.candidates import CandidateBatches, Judged, make_candidates
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.weights import load_bert
+from lamp_jax.options import CORRECT, REFERENCE, Encoding, TrainRetriever
 from lamp_jax.stages.train_retriever import choose_form, find_start
 from lamp_jax.steps.retriever import choose_objective, score_candidates
 from lamp_jax.tasks.catalog import find_task

@@ -11,13 +11,13 @@ import pytest
 from flax import nnx
 
 from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
-from lamp_jax.config import REFERENCE, TrainSelector
 from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import longformer_places
 from lamp_jax.models.weights import hf_tensors, load_longformer
+from lamp_jax.options import REFERENCE, TrainSelector
 from lamp_jax.steps.selector import score_texts, selector_loss
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import main_metric

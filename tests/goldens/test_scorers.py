@@ -10,7 +10,7 @@ import json
 import pytest
 
 from lamp_jax.artifacts.feedback import read_records
-from lamp_jax.config import REFERENCE, Answering, FeedbackItems, FeedbackRetrievers, Prompting
+from lamp_jax.options import REFERENCE, Answering, FeedbackItems, FeedbackRetrievers, Prompting
 from lamp_jax.stages import feedback_items, feedback_retrievers
 from tests.goldens.cases import CASES
 

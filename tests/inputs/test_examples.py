@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.config import CORRECT, REFERENCE, Prompting, Prompts
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.examples import (
@@ -20,6 +19,7 @@ from lamp_jax.inputs.examples import (
     retrieved_items,
 )
 from lamp_jax.inputs.tokenizer import train_tokenizer
+from lamp_jax.options import CORRECT, REFERENCE, Prompting, Prompts
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-3")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lamp_jax.config import Avocado, Work
 from lamp_jax.data.files import read_outputs, read_questions
 from lamp_jax.errors import LampError
+from lamp_jax.options import Avocado, Work
 from lamp_jax.stages.avocado import run
 from lamp_jax.tasks.catalog import find_task
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lamp_jax.config import Build, Work
 from lamp_jax.data.files import read_outputs, read_questions
 from lamp_jax.data.layout import PARTS, find_parts
 from lamp_jax.datasets import histories, splits
 from lamp_jax.errors import LampError
+from lamp_jax.options import Build, Work
 from lamp_jax.runs import workers
 from lamp_jax.stages.build import describe_sizes, run
 from lamp_jax.tasks.catalog import find_task

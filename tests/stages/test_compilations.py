@@ -17,7 +17,6 @@ from flax import nnx
 
 from lamp_jax import cli
 from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
-from lamp_jax.config import Answering, Devices, Prompting, Prompts
 from lamp_jax.data.files import Question
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.encoding import open_encoder
@@ -25,6 +24,7 @@ from lamp_jax.inputs.batches import choose_buckets, choose_text_buckets, fit_buc
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.weights import load_t5
+from lamp_jax.options import Answering, Devices, Prompting, Prompts
 from lamp_jax.retrieval.dense import embed_all
 from lamp_jax.sharding import make_mesh, model_layout
 from lamp_jax.stages.generate import answer

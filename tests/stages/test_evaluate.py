@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from lamp_jax.config import CORRECT, REFERENCE, Evaluate
 from lamp_jax.errors import LampError
+from lamp_jax.options import CORRECT, REFERENCE, Evaluate
 from lamp_jax.stages.evaluate import run
 
 NEWS = {"250": "politics", "251": "crime"}

@@ -15,13 +15,13 @@ import pytest
 
 from lamp_jax import cli
 from lamp_jax.artifacts.feedback import first_pairs, read_feedback
-from lamp_jax.config import Prompting, Prompts
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.examples import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.models.weights import load_t5
+from lamp_jax.options import Prompting, Prompts
 from lamp_jax.runs.journals import read_journal
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases

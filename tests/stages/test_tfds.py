@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.config import Prompting, Train
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions
 from lamp_jax.data.sources import LampSource, open_source
 from lamp_jax.datasets.synthetic import write_benchmark
 from lamp_jax.inputs.examples import ExampleMaker, load_examples
 from lamp_jax.inputs.tokenizer import train_tokenizer
+from lamp_jax.options import Prompting, Train
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-3")
@@ -98,7 +98,7 @@ def test_a_killed_command_leaves_nothing_that_looks_whole_and_is_made_anew(comma
     program = f"""
 import os
 from lamp_jax import cli
-from lamp_jax.config import Prompting, Train
+from lamp_jax.options import Prompting, Train
 from lamp_jax.datasets import builder
 builder.profiles_of = lambda *_, **__: os._exit(9)
 cli.main({[str(word) for word in command]!r})

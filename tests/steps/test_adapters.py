@@ -14,11 +14,11 @@ from flax import nnx
 
 from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
-from lamp_jax.config import Learning, Lora, Optimization, TrainAdapters
 from lamp_jax.inputs.batches import Example, pad_rows
 from lamp_jax.inputs.parts import Learner
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.options import Learning, Lora, Optimization, TrainAdapters
 from lamp_jax.sharding import RULES, make_mesh
 from lamp_jax.steps.adapters import Part, Users, learning_rate, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss

@@ -10,12 +10,12 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.config import Answering, Learning, TrainRetriever, TrainSelector
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.errors import LampError
 from lamp_jax.models.bert import NO_TOKEN, Bert
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.options import Answering, Learning, TrainRetriever, TrainSelector
 from lamp_jax.sharding import RULES, Rules, make_mesh, place_batch
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss, score_candidates

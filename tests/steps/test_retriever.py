@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from lamp_jax import losses
-from lamp_jax.config import CORRECT, TrainRetriever
 from lamp_jax.models.bert import NO_TOKEN
+from lamp_jax.options import CORRECT, TrainRetriever
 from lamp_jax.sharding import RULES, make_mesh, place_batch
 from lamp_jax.steps.retriever import choose_objective, retriever_loss, score_candidates
 from lamp_jax.steps.update import make_update, start

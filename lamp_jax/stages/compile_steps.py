@@ -11,18 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.config import (
-    SCRATCH,
-    Answering,
-    FeedbackItems,
-    FeedbackRetrievers,
-    Generate,
-    Learning,
-    Train,
-    TrainAdapters,
-    TrainRetriever,
-    TrainSelector,
-)
+from lamp_jax.config import SCRATCH, Answering, Learning
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.decoding.generation import NOTHING, read_generation
 from lamp_jax.decoding.labels import mean_log_probability
@@ -34,6 +23,11 @@ from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.lora import adapter_shapes, adapter_specs
 from lamp_jax.models.t5_config import SIZES, T5Config
 from lamp_jax.models.weights import CONFIG, abstract_t5, read_config, read_t5_config
+from lamp_jax.options.adapters import TrainAdapters
+from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
+from lamp_jax.options.generator import Generate, Train
+from lamp_jax.options.retriever import TrainRetriever
+from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import LONGEST, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.sharding import Rules, check_divides, model_layout, shards
 from lamp_jax.steps.adapters import Part, Users, make_adapter_update, start_users
