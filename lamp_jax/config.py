@@ -257,3 +257,42 @@ class Work:
 Ranker = Literal["bm25", "recency", "random", "dense", "rrf"]
 
 Part = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ropg:
+    """How a retriever learns from feedback on items (arXiv 2404.05970, section 4.1)."""
+
+    method: Literal["kd", "rl"] = "kd"
+    """Learn the softmax of the rewards (ROPG-KD), or raise the expected reward (ROPG-RL)."""
+    reward: Literal["metric", "likelihood"] = "metric"
+    """Which part of the feedback is the reward: the task's metric (LaMP-3: Eq. 8), or the gold's log-probability."""
+    profile_size: int = 16
+    """Items of each question, from the first on."""
+    use_date: bool = True
+    """Whether documents end in ` date: ...`; stored beside the encoder, so that ranking does the same."""
+    score_temperature: float = 1.0
+    """`kd`: what scores are divided by."""
+    reward_temperature: float = 1.0
+    """`kd`: what rewards are divided by."""
+    gradient: Literal["sampled", "expected"] = "sampled"
+    """`rl`: REINFORCE with sampled items, or the exact expectation over all items."""
+    sampled_items: int = 1
+    """`rl`: items drawn for a question, without replacement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTraining:
+    """How users' adapters are trained."""
+
+    shared: Literal["no", "profiles", "questions"] = "no"
+    """One adapter for everybody instead: of all users' profiles, or of the questions and golds without profiles (a
+    model that knows the task and no user)."""
+    users_per_step: int = 64
+    """Users who learn at the same time, over all devices."""
+    tokens_per_device: int = 4096
+    """Tokens, padding included, that a device computes at once; an update is computed in as many parts as it takes."""
+    lora: Lora = Lora()
+    learning: Optimization = Optimization(epochs=30.0)
+    seed: int = 0
+    """Seed of the adapters' first values, of the order of examples, of dropout and of where LaMP-7's tweets are cut."""

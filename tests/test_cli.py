@@ -3,6 +3,7 @@
 import pytest
 
 from lamp_jax import cli, config
+from lamp_jax.options import Rank, Train
 from lamp_jax.options.pages import override, read_experiment
 
 RANK = ["rank", "--task", "LaMP-3", "--questions", "q.json", "--output", "r.json"]
@@ -11,7 +12,7 @@ RANK = ["rank", "--task", "LaMP-3", "--questions", "q.json", "--output", "r.json
 def test_options_and_defaults():
     stage, options = cli.parse([*RANK, "--ranker", "recency", "--use-date"])
     assert stage == "rank"
-    assert options == options.Rank("r.json", "LaMP-3", "q.json", ranker="recency", use_date=True)
+    assert options == Rank("r.json", "LaMP-3", "q.json", ranker="recency", use_date=True)
 
 
 def test_reference_sets_every_switch_and_each_can_be_set_alone():
@@ -69,7 +70,7 @@ def test_compile_takes_a_page_and_behind_two_dashes_options_of_its_experiment(tm
     words = ["compile", str(page), "--topology", "v5e:2x4", "--", "--epochs", "1", "--sharding", "fsdp"]
     _, options = cli.parse(words)
     assert (options.config, options.topology) == (str(page), "v5e:2x4")
-    experiment = override(read_experiment(str(page), options.Train), options.options)
+    experiment = override(read_experiment(str(page), Train), options.options)
     assert (experiment.learning.epochs, experiment.devices.sharding, experiment.train) == (1.0, "fsdp", "a.json")
 
 

@@ -12,7 +12,6 @@ FLOORS = {
     "": 0,
     "errors": 0,
     "config": 0,
-    "experiments": 1,
     "runs": 1,
     "tasks": 2,
     "data": 3,
@@ -29,8 +28,9 @@ FLOORS = {
     "steps": 10,
     "training": 11,
     "compiler": 11,
-    "stages": 12,
-    "cli": 13,
+    "options": 12,
+    "stages": 13,
+    "cli": 14,
 }
 WATERLINE = 6
 DEVICE_LIBRARIES = {"jax", "flax", "optax", "orbax", "jaxlib", "chex"}

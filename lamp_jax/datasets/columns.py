@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from lamp_jax.datasets.form import BenchmarkForm
 from lamp_jax.datasets.tables import Row, Text, Unusable, check_encoding, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.errors import LampError
-from lamp_jax.options.data import Build
 from lamp_jax.tasks.catalog import Task, find_task
 
 _HOLE = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")
@@ -136,7 +136,7 @@ class Histories:
         return read_rows(self.path, self.columns, self.text)
 
 
-def open_histories(options: Build) -> Histories:
+def open_histories(options: BenchmarkForm) -> Histories:
     """Where the fields of a command's items are found; the tables to join are in memory.
 
     Raises LampError, with the columns that there are, where one is missing, or is in two tables.
@@ -163,7 +163,7 @@ def open_histories(options: Build) -> Histories:
 
 
 def _complete(
-    mapped: Mapping[str, Pattern], options: Build, task: Task, *, columns: Collection[str]
+    mapped: Mapping[str, Pattern], options: BenchmarkForm, task: Task, *, columns: Collection[str]
 ) -> dict[str, Pattern]:
     """The patterns of all fields: those not mapped have columns of their own names. LampError for a missing column."""
     names = ["user", *task.fields]

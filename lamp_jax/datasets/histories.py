@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from lamp_jax.data.files import is_id
 from lamp_jax.datasets.columns import Histories, open_histories
 from lamp_jax.datasets.dates import read_date
+from lamp_jax.datasets.form import BenchmarkForm
 from lamp_jax.datasets.tables import Row, Unusable
 from lamp_jax.errors import LampError
-from lamp_jax.options.data import Build
 from lamp_jax.runs.json_files import encode
 from lamp_jax.runs.json_records import parse_record
 from lamp_jax.runs.workers import count_processes, map_in_processes
@@ -172,7 +172,7 @@ class Gathered:
         return sum(os.path.getsize(bucket.path) for bucket in self.buckets if bucket.path.exists())
 
 
-def gather(rows: Iterable[Row], *, folder: Path, options: Build) -> Gathered:
+def gather(rows: Iterable[Row], *, folder: Path, options: BenchmarkForm) -> Gathered:
     """The rows of the histories as buckets in `folder`. LampError where there is no row, or no usable one."""
     found, users = Gathered(), _Users()
     spill, reservoir = _Spill(folder), Reservoir(_MOST_REFERENCES, seed=options.seed)
@@ -220,7 +220,7 @@ class _Read(NamedTuple):
     """A date that cannot be read, of a row that needs none."""
 
 
-def _read_all(rows: Iterable[Row], options: Build) -> Iterator[list[_Read]]:
+def _read_all(rows: Iterable[Row], options: BenchmarkForm) -> Iterator[list[_Read]]:
     """The rows, read by all cores of this machine, in their order."""
     _reader.cache_clear()  # the tables to join may have changed
     rest = iter(rows)
@@ -229,7 +229,7 @@ def _read_all(rows: Iterable[Row], options: Build) -> Iterator[list[_Read]]:
     return map_in_processes(partial(_read_batch, options=options), batches, processes=processes)
 
 
-def _read_batch(rows: Iterable[Row], *, options: Build) -> list[_Read]:
+def _read_batch(rows: Iterable[Row], *, options: BenchmarkForm) -> list[_Read]:
     return [_read_row(row, _reader(options)) for row in rows]
 
 
@@ -246,7 +246,7 @@ def _read_row(row: Row, reader: "RowReader") -> _Read:
 
 
 @lru_cache(maxsize=1)
-def _reader(options: Build) -> "RowReader":
+def _reader(options: BenchmarkForm) -> "RowReader":
     """Each process opens the tables to join once."""
     return RowReader(open_histories(options), options)
 
@@ -262,7 +262,7 @@ def _check_kept(found: Gathered, path: str) -> None:
 class RowReader:
     """Reads users and items from the rows of a source. Its methods raise Unusable."""
 
-    def __init__(self, source: Histories, options: Build):
+    def __init__(self, source: Histories, options: BenchmarkForm):
         self._options, self._task = options, find_task(options.task)
         self.path, self._joins = source.path, source.joins
         self._form = options.date_form

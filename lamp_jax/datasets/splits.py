@@ -15,9 +15,9 @@ from typing import IO, Any, NamedTuple
 from lamp_jax.config import Part
 from lamp_jax.data.files import Question, question_record
 from lamp_jax.data.layout import PARTS, Kind, TreeFile
+from lamp_jax.datasets.form import BenchmarkForm
 from lamp_jax.datasets.histories import Bucket, Gathered, History, User, stable_hash
 from lamp_jax.errors import LampError
-from lamp_jax.options.data import Build
 from lamp_jax.runs.json_files import atomic_write, atomic_write_bytes, encode
 from lamp_jax.runs.workers import map_pieces
 from lamp_jax.tasks.catalog import Task, find_task
@@ -67,7 +67,7 @@ class Survey:
         return total
 
 
-def find_targets(history: History, options: Build) -> list[Target]:
+def find_targets(history: History, options: BenchmarkForm) -> list[Target]:
     """The items of a history that are asked about, the oldest first, however small their profiles are.
 
     `--split time`: of those that can be asked about, the last is the test target, the one before it the dev target,
@@ -89,11 +89,11 @@ def find_targets(history: History, options: Build) -> list[Target]:
     return [Target(part, place, _newest([other for other in others if other != place], options)) for place in places]
 
 
-def _newest(places: Sequence[int], options: Build) -> Sequence[int]:
+def _newest(places: Sequence[int], options: BenchmarkForm) -> Sequence[int]:
     return places[-options.max_profile :]  # all of them for 0
 
 
-def part_of(user: User, options: Build) -> Part:
+def part_of(user: User, options: BenchmarkForm) -> Part:
     """The part of all of a user's questions (`--split user`). It depends on the user and the seed alone."""
     drawn = stable_hash(options.seed, "part", user) / 2**64
     if drawn < options.test_share:
@@ -101,12 +101,12 @@ def part_of(user: User, options: Build) -> Part:
     return "dev" if drawn < options.test_share + options.dev_share else "train"
 
 
-def survey(buckets: Sequence[Bucket], options: Build, *, size: int) -> list[Survey]:
+def survey(buckets: Sequence[Bucket], options: BenchmarkForm, *, size: int) -> list[Survey]:
     """What the histories of each bucket give; `size` bytes are in all of them."""
     return list(map_pieces(partial(_survey_bucket, options=options), buckets, options.work, size=size))
 
 
-def _survey_bucket(bucket: Bucket, *, options: Build) -> Survey:
+def _survey_bucket(bucket: Bucket, *, options: BenchmarkForm) -> Survey:
     found = Survey()
     for history in bucket.histories(duplicates=options.duplicates):
         distinct = len({entry.content for entry in history.entries})
@@ -127,12 +127,12 @@ def _survey_bucket(bucket: Bucket, *, options: Build) -> Survey:
     return found
 
 
-def _keep(targets: Iterable[Target], options: Build) -> list[Target]:
+def _keep(targets: Iterable[Target], options: BenchmarkForm) -> list[Target]:
     return [target for target in targets if len(target.profile) >= options.min_profile]
 
 
 def write_parts(
-    output: Path, gathered: Gathered, surveys: Sequence[Survey], *, options: Build, report: Mapping[str, Any]
+    output: Path, gathered: Gathered, surveys: Sequence[Survey], *, options: BenchmarkForm, report: Mapping[str, Any]
 ) -> None:
     """Questions and outputs of each part that has any, and `report.json`: all of them whole, or none."""
     task, total = find_task(options.task), Survey.total(surveys)
@@ -175,7 +175,7 @@ def _append(whole: IO[bytes], path: Path) -> None:
 
 
 def _write_bucket(
-    piece: tuple[Bucket, Mapping[Part, int]], *, options: Build, references: Sequence[str]
+    piece: tuple[Bucket, Mapping[Part, int]], *, options: BenchmarkForm, references: Sequence[str]
 ) -> dict[tuple[Part, Kind], Path]:
     """Writes the members of the lists that the histories of a bucket give, commas included. Returns their files."""
     bucket, numbers = piece[0], dict(piece[1])

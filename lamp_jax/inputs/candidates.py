@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from lamp_jax.artifacts.feedback import Metrics, first_pairs, read_feedback
+from lamp_jax.config import Compatibility, Ropg
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, plan_epoch
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.inputs.reader import TextReader
-from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.tasks.catalog import Task
@@ -31,23 +31,28 @@ class Judged:
     gold: str
 
 
-def read_judged(options: TrainRetriever, task: Task, path: str, feedback: Sequence[str]) -> list[Judged]:
+def read_judged(
+    ropg: Ropg, task: Task, path: str, feedback: Sequence[str], *, compatibility: Compatibility
+) -> list[Judged]:
     """The questions of a file with the rewards of their first items. LampError for what is missing or no number."""
     questions = read_questions(path, task=task)
-    metrics = read_feedback(feedback, task, questions, profile_size=options.profile_size)
-    return [_judge(options, task, question, metrics[question.id], path) for question in questions if question.profile]
+    metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
+    judge = partial(_judge, ropg, task, path, compatibility)
+    return [judge(question, metrics[question.id]) for question in questions if question.profile]
 
 
-def _judge(options: TrainRetriever, task: Task, question: Question, metrics: Sequence[Metrics], path: str) -> Judged:
+def _judge(
+    ropg: Ropg, task: Task, path: str, compatibility: Compatibility, question: Question, metrics: Sequence[Metrics]
+) -> Judged:
     gold = gold_of(question, path)
     try:
-        rewards = [reward_of(task, one, gold, kind=options.reward) for one in metrics]
-        documents = documents_of(question, task, use_date=options.use_date)
-        query = query_of(question, task, compatibility=options.compatibility)
+        rewards = [reward_of(task, one, gold, kind=ropg.reward) for one in metrics]
+        documents = documents_of(question, task, use_date=ropg.use_date)
+        query = query_of(question, task, compatibility=compatibility)
     except LampError as error:
         remedy = "; train without dates: --no-use-date" if "'date'" in str(error) else ""
         raise LampError(f"{path}, question {question.id!r}: {error}{remedy}") from error
-    first = tuple(documents[pair.rank] for pair in first_pairs([question], options.profile_size))
+    first = tuple(documents[pair.rank] for pair in first_pairs([question], ropg.profile_size))
     return Judged(question.id, query, first, np.array(rewards, np.float32), gold)
 
 
@@ -95,7 +100,13 @@ class Candidates:
 
 
 def make_candidates(
-    options: TrainRetriever, task: Task, judged: Sequence[Judged], reader: TextReader, baselines: Sequence[float]
+    ropg: Ropg,
+    task: Task,
+    judged: Sequence[Judged],
+    reader: TextReader,
+    baselines: Sequence[float],
+    *,
+    compatibility: Compatibility,
 ) -> list[Candidates]:
     """The questions as token ids, each with its baseline.
 
@@ -107,8 +118,8 @@ def make_candidates(
     examples = []
     for one, baseline in zip(judged, baselines, strict=True):
         documents, rewards = [tokens[text] for text in one.documents], one.rewards
-        if options.compatibility.ropg == "padded":
-            missing = options.profile_size - len(documents)
+        if compatibility.ropg == "padded":
+            missing = ropg.profile_size - len(documents)
             worth = baseline + (worst_error(one.gold) if task.metric == "mae" else 0.0)
             documents = documents + [tokens[""]] * missing
             rewards = np.concatenate([rewards, np.full(missing, worth, np.float32)])

@@ -5,12 +5,12 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from lamp_jax.config import Lora, Optimization, Profiles, Storage
+from lamp_jax.config import AdapterTraining, Profiles, Storage
 from lamp_jax.options.shared import Compatible, Computes, Writes
 
 
 @dataclass(frozen=True)
-class TrainAdapters(Writes, Compatible, Computes):
+class TrainAdapters(AdapterTraining, Writes, Compatible, Computes):
     """Train one LoRA adapter per user on the user's own profile, many users at once over one frozen model."""
 
     task: str
@@ -23,25 +23,14 @@ class TrainAdapters(Writes, Compatible, Computes):
     """Model directory or hub name of the base, which stays as it is."""
     profiles: Profiles = "single"
     """What a user with several questions learns."""
-    shared: Literal["no", "profiles", "questions"] = "no"
-    """One adapter for everybody instead: of all users' profiles, or of the questions and golds without profiles (a
-    model that knows the task and no user)."""
-    users_per_step: int = 64
-    """Users who learn at the same time, over all devices."""
-    tokens_per_device: int = 4096
-    """Tokens, padding included, that a device computes at once; an update is computed in as many parts as it takes."""
     max_length: int = 512
     """Longest input, in tokens, `</s>` included."""
     target_length: int = 512
     """Longest answer, in tokens, `</s>` included."""
-    lora: Lora = Lora()
-    learning: Optimization = Optimization(epochs=30.0)
     keep: Literal["float32", "bfloat16"] = "float32"
     """Type of the adapters in the store."""
     storage: Storage = "float32"
     """How the base's matrices lie in memory."""
-    seed: int = 0
-    """Seed of the adapters' first values, of the order of examples, of dropout and of where LaMP-7's tweets are cut."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """The command that trains a retriever on feedback."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from lamp_jax.config import Encoding, Learning, ScratchEncoder
+from lamp_jax.config import Encoding, Learning, Ropg, ScratchEncoder
 from lamp_jax.options.shared import Compatible, Computes, Writes
 
 
 @dataclass(frozen=True)
-class TrainRetriever(Writes, Compatible, Computes):
+class TrainRetriever(Ropg, Writes, Compatible, Computes):
     """Train a dense retriever on a generator's feedback: ROPG-KD or ROPG-RL."""
 
     task: str
@@ -19,8 +18,6 @@ class TrainRetriever(Writes, Compatible, Computes):
     """Directories of `lamp feedback items`, or files of the public code's form."""
     output: str
     """Directory of the run: a Hugging Face encoder directory, beside it logs and the checkpoint for resuming."""
-    method: Literal["kd", "rl"] = "kd"
-    """Learn the softmax of the rewards (ROPG-KD), or raise the expected reward (ROPG-RL)."""
     encoder: str = "facebook/contriever"
     """Model directory or hub name to start from; `scratch` for a new encoder of the size below."""
     scratch: ScratchEncoder = ScratchEncoder()
@@ -30,26 +27,12 @@ class TrainRetriever(Writes, Compatible, Computes):
     """Their feedback."""
     held_out: float = 0.1
     """Share of the questions that is held out where there is no validation file."""
-    reward: Literal["metric", "likelihood"] = "metric"
-    """Which part of the feedback is the reward: the task's metric (LaMP-3: Eq. 8), or the gold's log-probability."""
-    profile_size: int = 16
-    """Items of each question, from the first on."""
     reward_at: int = 4
     """The best checkpoint has the highest mean reward of the K items that it ranks first."""
-    use_date: bool = True
-    """Whether documents end in ` date: ...`; stored beside the encoder, so that ranking does the same."""
     max_length: int | None = None
     """Longest query and document, in tokens, special tokens included; not given: as the encoder's files say, 512 for a
     new encoder and with `--ropg padded` (the public code's two lengths)."""
     encoding: Encoding = Encoding()
-    score_temperature: float = 1.0
-    """`kd`: what scores are divided by."""
-    reward_temperature: float = 1.0
-    """`kd`: what rewards are divided by."""
-    gradient: Literal["sampled", "expected"] = "sampled"
-    """`rl`: REINFORCE with sampled items, or the exact expectation over all items."""
-    sampled_items: int = 1
-    """`rl`: items drawn for a question, without replacement."""
     learning: Learning = Learning(learning_rate=1e-5, weight_decay=0.0, batch_size=64, accumulation=8)
     seed: int = 0
     """Seed of initialisation, dropout, sampled items, order of questions and of what is held out."""

@@ -95,7 +95,7 @@ def retriever_step(experiment: TrainRetriever, candidates: int) -> Step:
         found = find_encoder(experiment.encoder, Path(experiment.encoder))
     settings = choose_settings(found, experiment.encoding, max_length=length, longest=LONGEST, positions=config.longest)
     batch = _candidate_batch(experiment.learning, 1, experiment.profile_size, settings.longest, rules)
-    loss = retriever_loss(graph, choose_objective(experiment), settings)
+    loss = retriever_loss(graph, choose_objective(experiment, compatibility=experiment.compatibility), settings)
     return _update(loss, params, batch, experiment.learning, rules)
 
 
@@ -109,7 +109,8 @@ def selector_step(experiment: TrainSelector, candidates: int) -> Step:
         experiment,
     )
     batch = _candidate_batch(experiment.learning, 0, candidates, experiment.max_length or 1024, rules)
-    return _update(selector_loss(graph, experiment), params, batch, experiment.learning, rules)
+    loss = selector_loss(graph, temperature=experiment.temperature, compatibility=experiment.compatibility)
+    return _update(loss, params, batch, experiment.learning, rules)
 
 
 def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:

@@ -129,7 +129,13 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
     """The encoder that both trainings start from, in a directory of its own."""
     if agree((directory / "model.safetensors").exists):
         return
-    judged = read_judged(training, find_task(training.task), training.questions, training.feedback)
+    judged = read_judged(
+        training,
+        find_task(training.task),
+        training.questions,
+        training.feedback,
+        compatibility=training.compatibility,
+    )
     start = train_retriever.find_start(training)
     settings = train_retriever.choose_form(training, start)
     tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), start, judged)

@@ -66,9 +66,10 @@ def run(options: TrainRetriever) -> None:
     check_converging(record.place)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
-    judged = read_judged(options, task, options.questions, options.feedback)
+    read = partial(read_judged, options, task, compatibility=options.compatibility)
+    judged = read(options.questions, options.feedback)
     if options.validation:
-        train, validation = judged, read_judged(options, task, options.validation, options.validation_feedback)
+        train, validation = judged, read(options.validation, options.validation_feedback)
     else:
         train, validation = hold_out(judged, options.held_out, seed=options.seed)
     telling = [one for one in train if np.ptp(one.rewards) > 0] if options.compatibility.ropg == "masked" else train
@@ -111,7 +112,14 @@ def train_retriever(
     graph, params = nnx.split(model)
     encoders = TextEncoders(graph, reader)
     before = _evaluate(options, validation, encoders, params)
-    examples = make_candidates(options, task, train, reader, choose_baselines(options, train, encoders, params))
+    examples = make_candidates(
+        options,
+        task,
+        train,
+        reader,
+        choose_baselines(options, train, encoders, params),
+        compatibility=options.compatibility,
+    )
     batches = CandidateBatches(
         examples,
         batch_size=options.learning.batch_size,
@@ -137,7 +145,7 @@ def train_retriever(
     progress = fit(
         output,
         params,
-        retriever_loss(graph, choose_objective(options), settings, reader.skips),
+        retriever_loss(graph, choose_objective(options, compatibility=options.compatibility), settings, reader.skips),
         batches,
         options.learning,
         seed=options.seed,

@@ -107,7 +107,7 @@ def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tup
     progress = fit(
         output,
         params,
-        selector_loss(graph, options),
+        selector_loss(graph, temperature=options.temperature, compatibility=options.compatibility),
         batches,
         options.learning,
         seed=options.seed,

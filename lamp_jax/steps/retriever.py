@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax import losses
+from lamp_jax.config import Compatibility, Ropg
 from lamp_jax.models.bert import Bert
-from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.steps.update import LossSum
 
@@ -17,25 +17,25 @@ Objective = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], ja
 """(scores [B, N], rewards [B, N], mask [B, N], baseline [B], key) -> the loss of each question [B]."""
 
 
-def choose_objective(options: TrainRetriever) -> Objective:
-    """The loss that the options name; with `ropg="padded"` in their compatibility, the public code's."""
-    if options.method == "kd" and options.compatibility.ropg == "padded":
+def choose_objective(ropg: Ropg, *, compatibility: Compatibility) -> Objective:
+    """The loss that `ropg` names; with `compatibility.ropg="padded"` the public code's."""
+    if ropg.method == "kd" and compatibility.ropg == "padded":
         # One temperature for both, as there; padding has a mask like any other item and so counts.
-        temperature = options.score_temperature
+        temperature = ropg.score_temperature
         return lambda scores, rewards, mask, baseline, key: jnp.where(
             jnp.any(mask, axis=-1), losses.kd_loss_of_probabilities(scores, rewards, temperature=temperature), 0.0
         )
-    if options.method == "kd":
+    if ropg.method == "kd":
         temperatures = {
-            "score_temperature": options.score_temperature,
-            "reward_temperature": options.reward_temperature,
+            "score_temperature": ropg.score_temperature,
+            "reward_temperature": ropg.reward_temperature,
         }
         return lambda scores, rewards, mask, baseline, key: losses.kd_loss(scores, rewards, mask, **temperatures)
-    if options.gradient == "expected":
+    if ropg.gradient == "expected":
         return lambda scores, rewards, mask, baseline, key: losses.expected_reward_loss(scores, rewards, mask, baseline)
 
     def reinforce(scores, rewards, mask, baseline, key):
-        items = losses.sample_items(key, scores, mask, count=min(options.sampled_items, scores.shape[-1]))
+        items = losses.sample_items(key, scores, mask, count=min(ropg.sampled_items, scores.shape[-1]))
         return losses.reinforce_loss(scores, rewards, mask, baseline, items)
 
     return reinforce

@@ -7,19 +7,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax import losses
+from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.models.longformer import Longformer
-from lamp_jax.options.selector import TrainSelector
 from lamp_jax.steps.update import LossSum
 
 
-def selector_loss(graph: nnx.GraphDef, options: TrainSelector) -> LossSum:
-    """The losses of a `CandidateBatch`'s questions, Eq. 5 to 7, and how many of them have candidates."""
+def selector_loss(graph: nnx.GraphDef, *, temperature: float = 1.0, compatibility: Compatibility = CORRECT) -> LossSum:
+    """The losses of a `CandidateBatch`'s questions, Eq. 5 to 7, and how many of them have candidates.
+
+    `temperature` divides scores and rewards.
+    """
 
     def loss_sum(params, batch, key):
         tokens, rewards, mask, _ = batch
         scores = score_texts(nnx.merge(graph, params), tokens, key=key)
-        temperature = options.temperature
-        if options.compatibility.selector_temperature == "loss":
+        if compatibility.selector_temperature == "loss":
             loss = losses.kl_of_scaled_log_probabilities(scores, rewards, mask, temperature=temperature)
         else:
             loss = losses.kd_loss(scores, rewards, mask, score_temperature=temperature, reward_temperature=temperature)

@@ -16,13 +16,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from lamp_jax.config import AdapterTraining
 from lamp_jax.distributed import read, watch
 from lamp_jax.errors import Preempted
 from lamp_jax.inputs import parts
 from lamp_jax.inputs.parts import Block, Learner, fit_shapes, make_blocks
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
 from lamp_jax.models.t5 import T5
-from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.runs.processes import agree, is_first
 from lamp_jax.runs.remote import CHECKPOINTS
 from lamp_jax.sharding import on_cpu, own_rows, place_batch, put, shards
@@ -56,7 +56,7 @@ class Start(NamedTuple):
 class Company:
     """All users of a run and the base that they share, on the current mesh."""
 
-    def __init__(self, options: TrainAdapters, model: T5, learners: Sequence[Learner]):
+    def __init__(self, options: AdapterTraining, model: T5, learners: Sequence[Learner]):
         self.options, self.rules, self.devices = options, model.rules, shards(model.rules.batch)
         self.shapes, self._specs = adapter_shapes(model, options.lora), adapter_specs(model, options.lora)
         if on_cpu() and model.config.num_layers + model.config.num_decoder_layers <= _FEW_LAYERS:

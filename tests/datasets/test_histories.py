@@ -187,11 +187,13 @@ def test_a_bad_join_is_refused(entry):
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_csv(tmp_path / "a.csv", [["who", "text", "score", "date"], ["1", "x", "4", "2020"]])
     with pytest.raises(LampError, match=r"'user' needs a column 'user'.*--map user=COLUMN.*date, score, text, who"):
-        open_histories(Build(path, "LaMP-3", ""))
+        open_histories(Build(path, "LaMP-3", output=""))
     with pytest.raises(LampError, match=r"'user' needs a column 'whom'.*correct its --map"):
-        open_histories(Build(path, "LaMP-3", "", map=("user=whom",)))
+        open_histories(Build(path, "LaMP-3", output="", map=("user=whom",)))
     with pytest.raises(LampError, match=r"'date' needs a column 'date'"):
-        open_histories(Build(write_jsonl(tmp_path / "a.jsonl", [{"user": 1, "text": "", "score": 1}]), "LaMP-3", ""))
+        open_histories(
+            Build(write_jsonl(tmp_path / "a.jsonl", [{"user": 1, "text": "", "score": 1}]), "LaMP-3", output="")
+        )
 
 
 def test_the_user_split_needs_no_dates(tmp_path):
@@ -230,14 +232,14 @@ def test_a_join_that_tells_nothing_is_refused(tmp_path):
     rows = write_jsonl(tmp_path / "a.jsonl", ROWS)
     twice = write_csv(tmp_path / "m.csv", [["user", "x"], ["u1", "1"], ["u1", "2"]])
     with pytest.raises(LampError, match=r"m\.csv, row 2: user 'u1' occurs twice"):
-        open_histories(Build(rows, "LaMP-3", "", join=(f"{twice}:user",)))
+        open_histories(Build(rows, "LaMP-3", output="", join=(f"{twice}:user",)))
     with pytest.raises(LampError, match=r"no column 'id' in .*m\.csv, which has user, x"):
-        open_histories(Build(rows, "LaMP-3", "", join=(f"{twice}:id",)))
+        open_histories(Build(rows, "LaMP-3", output="", join=(f"{twice}:id",)))
     with pytest.raises(LampError, match=r"no column 'x' in the rows to which it is joined"):
-        open_histories(Build(rows, "LaMP-3", "", join=(f"{twice}:x",)))
+        open_histories(Build(rows, "LaMP-3", output="", join=(f"{twice}:x",)))
     clash = write_csv(tmp_path / "c.csv", [["user", "text"], ["u1", "1"]])
     with pytest.raises(LampError, match=r"c\.csv: the column 'text' is in .*a\.jsonl too"):
-        open_histories(Build(rows, "LaMP-3", "", join=(f"{clash}:user",)))
+        open_histories(Build(rows, "LaMP-3", output="", join=(f"{clash}:user",)))
     with pytest.raises(LampError, match=r"n\.jsonl, row 1: k is a value of type dict"):
         read_lookup(write_jsonl(tmp_path / "n.jsonl", [{"k": {}}]), "k", [])
 

@@ -19,7 +19,7 @@ from lamp_jax.options import Build
 from lamp_jax.stages.build import run
 from lamp_jax.tasks.catalog import TASKS, find_task
 
-TIME = Build("", "LaMP-3", "")
+TIME = Build("", "LaMP-3", output="")
 USER = replace(TIME, split="user")
 
 

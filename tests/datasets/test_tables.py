@@ -91,7 +91,7 @@ def test_a_long_list_is_read_in_parts(tmp_path, monkeypatch, name, encoding):
 def test_what_is_no_encoding_of_files_is_refused(tmp_path, encoding):
     (tmp_path / "a.csv").write_text("user,text,score,date\nu,x,1,2020\n")
     with pytest.raises(LampError, match=r"--encoding .*; give utf-8, latin-1"):
-        run(Build(str(tmp_path / "a.csv"), "LaMP-3", str(tmp_path / "out"), encoding=encoding))
+        run(Build(str(tmp_path / "a.csv"), "LaMP-3", output=str(tmp_path / "out"), encoding=encoding))
 
 
 def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
@@ -133,7 +133,7 @@ def build(tmp_path: Path, rows: list[dict], **changes) -> tuple[dict, list[dict]
     """The report, and all questions."""
     path, output = tmp_path / "rows.jsonl", tmp_path / f"out{len(list(tmp_path.iterdir()))}"
     path.write_text("\n".join(map(json.dumps, rows)))
-    options = Build(str(path), "LaMP-3", str(output), work=Work(workers=1))
+    options = Build(str(path), "LaMP-3", output=str(output), work=Work(workers=1))
     run(replace(options, **changes))
     questions = [one for file in sorted(output.glob("*_questions.json")) for one in json.loads(file.read_text())]
     return json.loads((output / "report.json").read_text()), questions

@@ -110,7 +110,7 @@ def score(task, batch):
 def loss_of(entry, gold, sample):
     """Scores [B, N] -> the mean loss; `gold` is the matrix of rewards, or the gains of the sampled items."""
     if entry["kind"].startswith("kd"):
-        objective = choose_objective(options_of(entry))
+        objective = choose_objective(options_of(entry), compatibility=options_of(entry).compatibility)
         return lambda scores: jnp.mean(objective(scores, gold, jnp.ones_like(gold, bool), _UNUSED, _UNUSED))
     items = jnp.array(sample)
 
@@ -142,7 +142,9 @@ def examples_of(entry, judged, **changes):
     options = options_of(entry, **changes)
     baselines = choose_baselines(options, judged, _UNUSED, _UNUSED)
     reader = TextReader(load_its_tokenizer(), choose_form(options, find_start(options)))
-    return make_candidates(options, find_task(options.task), judged, reader, baselines)
+    return make_candidates(
+        options, find_task(options.task), judged, reader, baselines, compatibility=options.compatibility
+    )
 
 
 def lengths_of(case):
@@ -197,7 +199,8 @@ def read_run(entry, folder):
     path.write_text(json.dumps(questions_of(str(entry["task"]), numbers)))
     task = find_task(f"LaMP-{entry['task']}")
     given = {"profile_size": entry["ctx"], **lengths_of(entry)}
-    judged = read_judged(options_of(entry, **given), task, str(path), [str(FOLDER / f"scores_{entry['task']}.json")])
+    options, feedback = options_of(entry, **given), [str(FOLDER / f"scores_{entry['task']}.json")]
+    judged = read_judged(options, task, str(path), feedback, compatibility=options.compatibility)
     examples = iter(examples_of(entry, judged, **given))
     longest = max(entry.get(name, 0) for name in ("max", "query_max", "doc_max"))
     for batch in entry["batches"]:

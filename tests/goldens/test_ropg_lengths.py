@@ -93,7 +93,9 @@ def test_loss_and_gradient_are_pytorchs(compatibility, lengths, pooling):
     )
     judged = list(make_judged())
     reader = TextReader(load_tokenizer(BERT), choose_form(options, find_start(options)))
-    examples = make_candidates(options, find_task("LaMP-2"), judged, reader, [0.0] * len(judged))
+    examples = make_candidates(
+        options, find_task("LaMP-2"), judged, reader, [0.0] * len(judged), compatibility=options.compatibility
+    )
     assert max(len(one.texts[0]) for one in examples) == lengths[0]
     assert max(len(text) for one in examples for text in one.documents) == lengths[1]
     longest = reader.settings.longest
@@ -103,7 +105,8 @@ def test_loss_and_gradient_are_pytorchs(compatibility, lengths, pooling):
 
     def loss(params):
         scores = score_candidates(nnx.merge(graph, params), tokens, reader.settings, reader.skips)
-        return jnp.mean(choose_objective(options)(scores, rewards, mask, baseline, jax.random.key(0)))
+        objective = choose_objective(options, compatibility=options.compatibility)
+        return jnp.mean(objective(scores, rewards, mask, baseline, jax.random.key(0)))
 
     with jax.default_matmul_precision("highest"):
         found, gradient = jax.jit(jax.value_and_grad(loss))(params)

@@ -90,7 +90,7 @@ def batch(chosen, length):
 @functools.cache
 def programs(folder, temperature):
     graph, params = read_model(folder)
-    loss = selector_loss(graph, options(temperature=temperature))
+    loss = selector_loss(graph, temperature=temperature, compatibility=options().compatibility)
 
     def mean(params, rows):
         total, count = loss(params, rows, None)

@@ -190,7 +190,9 @@ def test_sizes_are_described_by_their_middle():
 def reviews(tmp_path):
     """Options to build of reviews by 40 users, and their rows."""
     rows = rows_of(40)
-    return Build(write_jsonl(tmp_path / "rows.jsonl", rows), "LaMP-3", str(tmp_path / "out"), targets_per_user=2), rows
+    return Build(
+        write_jsonl(tmp_path / "rows.jsonl", rows), "LaMP-3", output=str(tmp_path / "out"), targets_per_user=2
+    ), rows
 
 
 def test_csv_jsonl_and_parquet_give_the_same_files(reviews, tmp_path):
@@ -288,7 +290,7 @@ def test_lamp1_asks_which_of_two_papers_an_author_cites(tmp_path):
     options = Build(
         write_jsonl(tmp_path / "a.jsonl", rows),
         "LaMP-1",
-        str(tmp_path / "out"),
+        output=str(tmp_path / "out"),
         map=("user=author",),
         targets_per_user=9,
     )
@@ -315,7 +317,7 @@ def test_lamp7_asks_to_put_a_paraphrase_as_the_user_wrote_it(tmp_path):
         for n in range(1, 6)
     ]
     path = write_csv(tmp_path / "a.csv", rows)
-    options = Build(path, "LaMP-7", str(tmp_path / "out"), map=("text=tweet", "input=plain"))
+    options = Build(path, "LaMP-7", output=str(tmp_path / "out"), map=("text=tweet", "input=plain"))
     run(options)
     parts = read_parts(tmp_path / "out", "LaMP-7")
     assert {part: [(q.input.rpartition(": ")[2], q.output) for q in found] for part, found in parts.items()} == {
@@ -330,7 +332,9 @@ def test_lamp7_asks_to_put_a_paraphrase_as_the_user_wrote_it(tmp_path):
 
 def test_another_text_may_stand_in_the_question(tmp_path):
     rows = [{"user": 1, "text": "long", "title": f"short {n}", "score": 1, "date": 2000 + n} for n in range(3)]
-    options = Build(write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", str(tmp_path / "out"), map=("input=title",))
+    options = Build(
+        write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", output=str(tmp_path / "out"), map=("input=title",)
+    )
     run(options)
     assert read_parts(tmp_path / "out")["test"][0].input == REVIEWS.input_for("short 2")
 
@@ -368,7 +372,7 @@ def test_nothing_appears_where_the_work_fails(reviews, tmp_path, monkeypatch):
 def test_too_few_items_are_an_error_before_anything_is_written(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", rows_of(3, most=1))
     with pytest.raises(LampError, match=r"gives no question; users: 3 too few items"):
-        run(Build(path, "LaMP-3", str(tmp_path / "out")))
+        run(Build(path, "LaMP-3", output=str(tmp_path / "out")))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
 
 
@@ -411,7 +415,7 @@ def test_no_profile_holds_a_later_item_however_the_zone_is_written(tmp_path):
         for form in forms
         for hour in (28, 26)
     ]
-    run(Build(write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", str(tmp_path / "out")))
+    run(Build(write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", output=str(tmp_path / "out")))
     for question in read_parts(tmp_path / "out")["test"]:
         assert question.input.endswith("22")
         assert [item["text"] for item in question.profile] == ["18", "19", "20", "21"]

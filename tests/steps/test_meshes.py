@@ -15,7 +15,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.models.bert import NO_TOKEN, Bert
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.t5 import T5, decoder_inputs
-from lamp_jax.options import Answering, Learning, TrainRetriever, TrainSelector
+from lamp_jax.options import CORRECT, Answering, Learning, TrainRetriever, TrainSelector
 from lamp_jax.sharding import RULES, Rules, make_mesh, place_batch
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss, score_candidates
@@ -114,8 +114,10 @@ def loss_of(kind: str, graph: nnx.GraphDef) -> Any:
     if kind == "generator":
         return generator_loss(graph)
     if kind == "selector":
-        return selector_loss(graph, SELECTOR)
-    return retriever_loss(graph, choose_objective(replace(RETRIEVER, method=kind, sampled_items=2)))
+        return selector_loss(graph, temperature=SELECTOR.temperature)
+    return retriever_loss(
+        graph, choose_objective(replace(RETRIEVER, method=kind, sampled_items=2), compatibility=CORRECT)
+    )
 
 
 class Learned(NamedTuple):

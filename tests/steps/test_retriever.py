@@ -52,7 +52,7 @@ def compiled(accumulation=1):
         graph, params = nnx.split(model)
         # Not Adam, which makes much of a gradient that is 0 but for rounding (the keys' biases).
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.2))
-        loss = retriever_loss(graph, choose_objective(KD))
+        loss = retriever_loss(graph, choose_objective(KD, compatibility=CORRECT))
         update = make_update(loss, optimizer, seed=0, accumulation=accumulation, rules=model.rules)
         return start(params, optimizer), update
 
@@ -139,12 +139,15 @@ def loss_on(mesh, rules, objective):
 
 @cache
 def on_one_device():
-    return loss_on(make_mesh(devices=jax.devices()[:1]), "data", choose_objective(KD))
+    return loss_on(make_mesh(devices=jax.devices()[:1]), "data", choose_objective(KD, compatibility=CORRECT))
 
 
 @pytest.mark.parametrize(("shape", "rules"), [((8, 1), "data"), ((4, 2), "tensor"), ((2, 4), "fsdp+tensor")])
 def test_a_mesh_gives_one_devices_loss(shape, rules):
-    (found, gradient), (expected, wanted) = loss_on(make_mesh(*shape), rules, choose_objective(KD)), on_one_device()
+    (found, gradient), (expected, wanted) = (
+        loss_on(make_mesh(*shape), rules, choose_objective(KD, compatibility=CORRECT)),
+        on_one_device(),
+    )
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, wanted)
 
@@ -155,7 +158,9 @@ def objective_of(seed=0, **changes) -> Any:
     scores = random.normal(size=(8, 4)).astype(np.float32)
     _, rewards, mask, baseline = make_batch()
     given: Any = tuple(map(jnp.asarray, (scores, rewards, mask, baseline)))
-    return np.asarray(choose_objective(replace(KD, **changes))(*given, jax.random.key(seed))), given
+    options = replace(KD, **changes)
+    objective = choose_objective(options, compatibility=options.compatibility)
+    return np.asarray(objective(*given, jax.random.key(seed))), given
 
 
 def test_kd_has_its_two_temperatures():
