@@ -51,7 +51,9 @@ EVERYBODY = "everybody"
 """The user id of an adapter that all users share who have none of their own."""
 
 FORM = "adapters.json"
-FILES = (FORM, "adapters-*.safetensors", "index-*.safetensors")
+CHECKED = ("adapters-*.safetensors", "index-*.safetensors")
+"""Files of which another, `FORM`, has the checksums."""
+FILES = (FORM, *CHECKED)
 """Patterns of the names of a store's files."""
 VERSION = 2
 _LOCK = ".adapters.lamp.lock"

@@ -8,11 +8,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lamp_jax
-from lamp_jax.artifacts.segments import is_segment
 from lamp_jax.config import PLACEMENT
 from lamp_jax.errors import LampError
 from lamp_jax.runs.copies import CHECKPOINTS
@@ -149,6 +149,7 @@ def claim(
     directory: bool = False,
     makes: Sequence[str] = (),
     beside: Mapping[str, str | Path] | None = None,
+    checked: Sequence[str] = (),
     part: str = "",
     force: bool | None = None,
 ) -> Record:
@@ -157,8 +158,9 @@ def claim(
     `reads` are further inputs, whose contents do not tell two commands apart. `ignore` names options that do not change
     what is written (`output`, `force` and execution-only options never do). `makes` are the patterns of the file names
     that a directory will hold, with `name/` for the output directory of another command. `beside` are further output
-    files, by a name. `part` names one of several commands that fill a directory together. `force` is the options' own
-    unless it is given.
+    files, by a name. `checked` are the patterns of large files of input directories, the checksums of whose contents
+    are in a file beside them. `part` names one of several commands that fill a directory together. `force` is the
+    options' own unless it is given.
 
     Two commands are the same if their settings and the contents of their inputs are. Raises LampError if an output is,
     contains or is inside an input; while another command writes to it; and if another output is at its place, which
@@ -180,10 +182,10 @@ def claim(
     digests: dict[str, str] = {}
 
     def make_fingerprint() -> str:
-        digests.update({name: digest(name) for name in inputs})
+        digests.update({name: digest(name, checked=checked) for name in inputs})
         # The fingerprint knows inputs by their contents alone: a moved file is the same file.
         known = [type(options).__name__, with_urls(_by_contents(settings, digests)), sorted(digests.values())]
-        return hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(known, default=str, sort_keys=True).encode()).hexdigest()
 
     try:
         agree(prepare)
@@ -232,13 +234,16 @@ def guard_outputs(run: Run) -> Run:
 _REMEDY = "make room or give another --output; the same command goes on"
 
 
-def digest(name: str) -> str:
-    """SHA-256 of a file, or of a directory's files with their names; a hub name stands for itself."""
+def digest(name: str, *, checked: Sequence[str] = ()) -> str:
+    """SHA-256 of a file, or of a directory's files with their names; a hub name stands for itself.
+
+    Files of a directory whose names match a pattern of `checked` are left out.
+    """
     path = Path(name)
     if path.is_file():
         return _file_digest(path)
     if path.is_dir():
-        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _contents(path)]
+        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _contents(path, checked)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"name {name}"
 
@@ -411,13 +416,13 @@ def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
     return digests.get(settings, settings) if isinstance(settings, str) else settings
 
 
-def _contents(directory: Path) -> Iterator[Path]:
+def _contents(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
     """The files that make a directory what it is, in their order: none of a run's work, nothing hidden (`.git`)."""
     for path in sorted(directory.rglob("*")):
         *above, name = parts = path.relative_to(directory).parts
         passing = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
-        large = name == "adapters.bin" or is_segment(name)  # a file beside them has the checksums of all that they hold
-        if path.is_file() and not (passing or large or name == RECORD):
+        passing = passing or name == RECORD or any(fnmatchcase(name, pattern) for pattern in checked)
+        if path.is_file() and not passing:
             yield path
 
 

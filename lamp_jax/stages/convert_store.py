@@ -20,7 +20,9 @@ _BLOCK = 2**26
 @guard_outputs
 def run(options: ConvertStore) -> None:
     store = Path(options.store)
-    record = claim(options.output, options, inputs=[options.store], directory=True, makes=FILES)
+    record = claim(
+        options.output, options, inputs=[options.store], directory=True, makes=FILES, checked=[old_store.NUMBERS]
+    )
     if record.state == "done":
         return print(f"{options.output}: already converted")
     form = read_old_form(store)

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.artifacts.adapters import AdapterStore, check_form, count_users, open_store
+from lamp_jax.artifacts.adapters import CHECKED, AdapterStore, check_form, count_users, open_store
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
@@ -40,7 +40,7 @@ def run(options: Generate) -> None:
     task = find_task(options.task)
     inputs = [name for name in (options.questions, options.golds, options.model, options.adapters) if name]
     beside = {"scores": Path(options.output).with_suffix(".scores.json")}
-    record = claim(options.output, options, inputs=inputs, beside=beside)
+    record = claim(options.output, options, inputs=inputs, beside=beside, checked=CHECKED)
     if record.state == "done":
         return print(f"{options.output}: already generated")
     questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)

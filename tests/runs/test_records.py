@@ -270,3 +270,14 @@ def test_opening_a_journal_changes_nothing_and_a_broken_one_can_be_opened_again(
     path.write_bytes(b'"a"\n"hal')
     Journal(path).close()
     assert path.read_bytes() == b'"a"\n"hal'
+
+
+def test_files_whose_checksums_are_beside_them_are_left_out_of_a_directory(tmp_path):
+    for name in ("list.json", "rows-0.bin", "rows-1.bin"):
+        (tmp_path / name).write_text(name)
+    before, whole = digest(str(tmp_path), checked=["rows-*.bin"]), digest(str(tmp_path))
+    (tmp_path / "rows-1.bin").write_text("other")
+    assert digest(str(tmp_path), checked=["rows-*.bin"]) == before
+    assert digest(str(tmp_path)) != whole
+    (tmp_path / "list.json").write_text("other")
+    assert digest(str(tmp_path), checked=["rows-*.bin"]) != before
