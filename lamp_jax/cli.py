@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LampError as error:
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # nobody reads any more what is printed, as in `lamp rank --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        return 128 + signal.SIGPIPE
     except OSError as error:  # no room, no permission, no such place, no network: it names which
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1

@@ -1,5 +1,9 @@
 """How a command line becomes options."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from lamp_jax import cli, config
@@ -95,3 +99,10 @@ def test_a_bad_config_page_is_named(tmp_path, capsys):
 def test_an_unknown_task_is_answered_with_the_list(capsys):
     assert cli.main(["rank", "--task", "LaMP-9", "--questions", "q.json", "--output", "r.json"]) == 1
     assert "choose one of LaMP-1, LaMP-2" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    words = f"{sys.executable} -m lamp_jax.cli rank --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert int(done.stdout) in (0, 128 + signal.SIGPIPE)  # 0: all was written before the reader went
