@@ -69,7 +69,7 @@ def _run(stage: str, work: Callable[[], None]) -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has its own handler, for those who ask it
         if not processes.is_first():
             print(f"lamp: {stage} is one process's work; waiting for the first", file=sys.stderr)
-        processes.agree(work)
+        processes.on_first(work)
 
 
 def _work(run: Callable[[Any], None], options: Any) -> None:

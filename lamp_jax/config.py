@@ -116,7 +116,7 @@ class Answering:
 
 @dataclass(frozen=True)
 class Devices:
-    """How a run lies on its devices. All but `dtype` (see PLACEMENT) may be another when a run is resumed."""
+    """How a run lies on its devices. All but `dtype` (see EXECUTION_ONLY) may be another when a run is resumed."""
 
     data_parallel: int = -1
     """Size of the mesh's data axis; -1 takes all devices that the model axis leaves."""
@@ -133,8 +133,8 @@ class Devices:
     """`full` recomputes each layer in the backward pass: more time, less memory."""
 
 
-PLACEMENT = frozenset({"data_parallel", "model_parallel", "cpu_devices", "sharding", "remat", "log_every"})
-"""Options that say where a result is computed and what is told of it, not which: they tell no two commands apart."""
+EXECUTION_ONLY = frozenset({"data_parallel", "model_parallel", "cpu_devices", "sharding", "remat", "log_every"})
+"""Execution-only options, which change where a result is computed or what is logged: excluded from the fingerprint."""
 
 
 @dataclass(frozen=True)

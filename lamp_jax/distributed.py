@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.runs import processes
-from lamp_jax.runs.processes import Company, Declaration
+from lamp_jax.runs.processes import Declaration, ProcessGroup
 
-_HEAR_MILLISECONDS = 1000  # between looks at whether the user has pressed Ctrl-C
+_GET_MILLISECONDS = 1000  # between looks at whether the user has pressed Ctrl-C
 _SHUTDOWN_SECONDS = 10  # for processes that failed; those that end well have waited for each other before
 
 
@@ -35,18 +35,18 @@ def start(declared: Declaration) -> None:
     if client is None or not state.num_processes or state.num_processes < 2:
         return
 
-    def hear(name: str) -> str:
+    def get(name: str) -> str:
         while True:
             try:
-                return client.blocking_key_value_get_bytes(name, _HEAR_MILLISECONDS).decode()
+                return client.blocking_key_value_get_bytes(name, _GET_MILLISECONDS).decode()
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
 
-    def tell(name: str, value: str) -> None:
+    def put(name: str, value: str) -> None:
         client.key_value_set_bytes(name, value.encode())
 
-    processes.join(Company(state.num_processes, state.process_id, tell, hear))
+    processes.join(ProcessGroup(state.num_processes, state.process_id, put, get))
 
 
 def read(values: jax.Array) -> np.ndarray:

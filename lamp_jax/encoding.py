@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.artifacts.candidates import Pool
+from lamp_jax.artifacts.candidates import CandidateSet
 from lamp_jax.config import Devices, Encoding
 from lamp_jax.distributed import read
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
@@ -102,7 +102,7 @@ def _embedder(graph: nnx.GraphDef, settings: EncoderSettings, skip: int) -> Call
 
 def candidate_scorer(
     graph: nnx.GraphDef, reader: CandidateReader, *, batch_tokens: int | None = None
-) -> Callable[[Any, Pool], dict[tuple[str, str], float]]:
+) -> Callable[[Any, CandidateSet], dict[tuple[str, str], float]]:
     """(parameters, pool) -> a selector's score of every candidate, by question's id and retriever's name.
 
     `graph` is a Longformer's.
@@ -114,7 +114,7 @@ def candidate_scorer(
 
     encoder = Encoder(score, reader, choose_text_buckets(reader.settings.max_length), batch_tokens)
 
-    def score_pool(params: Any, pool: Pool) -> dict[tuple[str, str], float]:
+    def score_pool(params: Any, pool: CandidateSet) -> dict[tuple[str, str], float]:
         names = [(choice.id, name) for choice in pool.choices for name in choice.candidates]
         candidates = [one for choice in pool.choices for one in choice.candidates.values()]
         scores: dict[tuple[str, str], float] = {}

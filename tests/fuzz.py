@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamp_jax.artifacts.candidates import read_pool
+from lamp_jax.artifacts.candidates import read_candidates
 from lamp_jax.artifacts.feedback import read_feedback
 from lamp_jax.data.chunks import cut
 from lamp_jax.data.files import Question, read_outputs, read_questions
@@ -209,7 +209,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         ),
         "scores": Kind(_json({"1": [2.5, 1, 0], "2": []}), {"read_scores": read_scores, "read_json": read_json}),
         "feedback file": Kind(_json({f"1-1{place}": {"mae": 0.5} for place in range(2)}), {"read_feedback": _feedback}),
-        "candidates": Kind(_json(_POOL), {"read_pool": read_pool}),
+        "candidates": Kind(_json(_POOL), {"read_candidates": read_candidates}),
     }
     return kinds
 

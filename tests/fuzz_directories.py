@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax.artifacts.adapters import Entry, create_store
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.artifacts.feedback import feedback_record, read_feedback, read_retriever_feedback, shard_file
 from lamp_jax.config import Answering, Devices, Lora
 from lamp_jax.data.files import Question, write_questions
@@ -79,8 +79,8 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
     """Every kind of directory, sound, in the folder, and beside them what commands read with them."""
     write_questions(folder / "questions.json", QUESTIONS)
     candidates = {name: Candidate("a prompt", "4", float(name == "bm25"), {}) for name in ("none", "bm25")}
-    choices = [Choice(one.id, one.input, "4", candidates) for one in QUESTIONS]
-    write_pool(folder / "pool.json", Pool(TASK, "mae", ("none", "bm25"), choices))
+    choices = [QuestionCandidates(one.id, one.input, "4", candidates) for one in QUESTIONS]
+    write_candidates(folder / "pool.json", CandidateSet(TASK, "mae", ("none", "bm25"), choices))
     models = _make_models(folder)
     stores, feedback = _make_adapters(folder), _make_feedback(folder)
     return models | stores | feedback | {"data set": _make_data_set(folder)}

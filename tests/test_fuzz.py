@@ -28,10 +28,10 @@ def test_the_fuzz_reports_what_it_is_for(tmp_path, monkeypatch):
     def read(path):
         raise KeyError(path)
 
-    monkeypatch.setattr("tests.fuzz.read_pool", read)
+    monkeypatch.setattr("tests.fuzz.read_candidates", read)
     counts, failures = fuzz(60, 0, tmp_path)
     kept = list(tmp_path.glob("outputs-*.json"))
-    assert len(kept) == len(failures) == counts["candidates, read_pool: FAILED"] > 0
+    assert len(kept) == len(failures) == counts["candidates, read_candidates: FAILED"] > 0
     assert all("KeyError" in failure for failure in failures)
 
 

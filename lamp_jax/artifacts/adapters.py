@@ -44,7 +44,7 @@ from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
 from lamp_jax.runs.journals import lock
 from lamp_jax.runs.json_files import check_fetched, glimpse, read_json, write_json
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.remote import Pace
 
 EVERYBODY = "everybody"
@@ -163,7 +163,7 @@ class AdapterStore:
         numbers = self._joined(len(entries), adapters)
         self._check_numbers([entry.user for entry in entries], numbers)
         if entries:
-            self.segments = _parse_segments(agree(lambda: self._write(entries, numbers)), self.directory / FORM)
+            self.segments = _parse_segments(on_first(lambda: self._write(entries, numbers)), self.directory / FORM)
 
     def read(self, users: Sequence[str]) -> dict[str, np.ndarray]:
         """The adapters of these users, in this order: each array of the form [n, *its shape], in the form's type.
@@ -179,7 +179,7 @@ class AdapterStore:
         def look() -> list[str]:
             return list(self._reading(lambda: self._locate(users)))
 
-        return set(look() if self._held is None else agree(look))
+        return set(look() if self._held is None else on_first(look))
 
     def find(self, users: Sequence[str]) -> dict[str, Entry]:
         """What is known of the adapters of those users who have one."""
@@ -432,10 +432,10 @@ def create_store(directory: str | Path, form: Form) -> AdapterStore:
     store = AdapterStore(directory, form, Segments(), held=held)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        contents = agree(settle)
+        contents = on_first(settle)
         path = directory / FORM
         store.form, store.segments = _parse_form(contents, path), _parse_segments(contents["segments"], path)
-        agree(lambda: check(store))
+        on_first(lambda: check(store))
         stack.pop_all()
     return store
 

@@ -1,4 +1,4 @@
-"""What a selector chooses from: for each question one candidate a retriever, in one JSON file with the pool's names."""
+"""Selector candidates: of each question one for each retriever, in a JSON file with the retrievers' names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class QuestionCandidates:
     """A question and its candidates by retriever, in the pool's order; one may be missing."""
 
     id: str
@@ -35,7 +35,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Pool:
+class CandidateSet:
     """The questions of one task with their candidates."""
 
     task: Task
@@ -43,14 +43,14 @@ class Pool:
     """The metric of the rewards."""
     names: tuple[str, ...]
     """The retrievers, in their order."""
-    choices: Sequence[Choice]
+    choices: Sequence[QuestionCandidates]
 
     @property
     def rewarded(self) -> bool:
         """Whether every candidate has a reward."""
         return all(one.reward is not None for choice in self.choices for one in choice.candidates.values())
 
-    def restrict(self, names: Sequence[str], path: str | Path) -> "Pool":
+    def restrict(self, names: Sequence[str], path: str | Path) -> "CandidateSet":
         """The pool of some of its retrievers. LampError, with the file, for one that is not in it."""
         unknown = [name for name in names if name not in self.names]
         if unknown:
@@ -63,7 +63,7 @@ class Pool:
         return replace(self, names=names, choices=_checked(choices, path))
 
 
-def write_pool(path: str | Path, pool: Pool) -> None:
+def write_candidates(path: str | Path, pool: CandidateSet) -> None:
     """The JSON file, whole or not at all."""
     write_json(
         path,
@@ -84,7 +84,7 @@ def write_pool(path: str | Path, pool: Pool) -> None:
     )
 
 
-def read_pool(path: str | Path) -> Pool:
+def read_candidates(path: str | Path) -> CandidateSet:
     """A file of `lamp selector-data`. LampError, with the file and the question, for any other content."""
     content = read_json(path)
     kinds = {"task": str, "metric": str, "pool": list, "questions": list}
@@ -95,17 +95,17 @@ def read_pool(path: str | Path) -> Pool:
     except LampError as error:
         raise LampError(f"{path}: {error}") from error
     names = tuple(map(str, content["pool"]))
-    choices: dict[str, Choice] = {}
+    choices: dict[str, QuestionCandidates] = {}
     for number, record in enumerate(content["questions"]):
         where = f"{path}, question {record.get('id', number)!r}" if isinstance(record, dict) else f"{path}, {number}"
         choice = _choice(record, names, where)
         if choice.id in choices:
             raise LampError(f"{where}: this id occurs twice; make the file again")
         choices[choice.id] = choice
-    return Pool(task, content["metric"], names, _checked(list(choices.values()), path))
+    return CandidateSet(task, content["metric"], names, _checked(list(choices.values()), path))
 
 
-def check_same_pool(one: Pool, other: Pool, left: str | Path, right: str | Path) -> None:
+def check_same_pool(one: CandidateSet, other: CandidateSet, left: str | Path, right: str | Path) -> None:
     """LampError, with both, unless two files have the same task, metric and pool."""
     for what, mine, theirs in (
         ("task", one.task.name, other.task.name),
@@ -116,12 +116,13 @@ def check_same_pool(one: Pool, other: Pool, left: str | Path, right: str | Path)
             raise LampError(f"{left} and {right} differ in their {what}: {mine} and {theirs}; make them alike")
 
 
-def _choice(record: Any, names: Sequence[str], where: str) -> Choice:
+def _choice(record: Any, names: Sequence[str], where: str) -> QuestionCandidates:
     try:
         given = {name: _candidate(record["candidates"][name]) for name in record["candidates"]}
         if not (type(record["id"]) is type(record["input"]) is str and isinstance(record["gold"], str | None)):
             raise TypeError("its id and input are texts, its gold is a text or null")
-        choice = Choice(record["id"], record["input"], record["gold"], {n: given[n] for n in names if n in given})
+        candidates = {name: given[name] for name in names if name in given}
+        choice = QuestionCandidates(record["id"], record["input"], record["gold"], candidates)
     except (KeyError, TypeError, AttributeError) as error:
         raise LampError(f"{where}: not a question of `lamp selector-data` ({error}); make it again") from error
     unknown = [name for name in given if name not in names]
@@ -139,7 +140,7 @@ def _candidate(values: Mapping[str, Any]) -> Candidate:
     return one
 
 
-def _checked(choices: Sequence[Choice], path: str | Path) -> Sequence[Choice]:
+def _checked(choices: Sequence[QuestionCandidates], path: str | Path) -> Sequence[QuestionCandidates]:
     if not choices:
         raise LampError(f"{path}: no questions; make it with `lamp selector-data`")
     empty = [choice.id for choice in choices if not choice.candidates]

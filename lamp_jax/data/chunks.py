@@ -10,7 +10,7 @@ from lamp_jax.config import Work
 from lamp_jax.data.files import Question, no_records, question_in
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_records import Framed, Frames
+from lamp_jax.runs.json_records import RawRecord, RecordScanner
 from lamp_jax.runs.workers import map_pieces
 from lamp_jax.tasks.catalog import Task
 
@@ -28,18 +28,18 @@ class Chunk:
     starts: tuple[int, ...]
     ends: tuple[int, ...]
 
-    def read(self) -> Iterator[Framed]:
+    def read(self) -> Iterator[RawRecord]:
         """Its records, unparsed."""
         with open(self.path, "rb") as file:
             file.seek(self.starts[0])
             content = file.read(self.ends[-1] - self.starts[0])
         for number, (start, end) in enumerate(zip(self.starts, self.ends, strict=True), self.first):
-            yield Framed(number, start, content[start - self.starts[0] : end - self.starts[0]])
+            yield RawRecord(number, start, content[start - self.starts[0] : end - self.starts[0]])
 
 
 def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES) -> Iterator[Question]:
     """The questions that a chunk's records are. LampError as stream_questions, but for ids that occur twice."""
-    return (question_in(framed, chunk.path, task=task, patches=patches) for framed in chunk.read())
+    return (question_in(raw, chunk.path, task=task, patches=patches) for raw in chunk.read())
 
 
 def cut(path: str | Path) -> Iterator[Chunk]:
@@ -48,7 +48,7 @@ def cut(path: str | Path) -> Iterator[Chunk]:
     ends: list[int] = []
     number, broken = -1, None
     try:
-        for number, offset, raw in Frames(path):
+        for number, offset, raw in RecordScanner(path):
             starts.append(offset)
             ends.append(offset + len(raw))
             if ends[-1] - starts[0] >= _CHUNK_BYTES:

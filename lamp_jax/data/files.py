@@ -10,7 +10,7 @@ from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.patches import apply_patches
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import encode, glimpse, write_json, write_json_list
-from lamp_jax.runs.json_records import Framed, Frames, parse_record
+from lamp_jax.runs.json_records import RawRecord, RecordScanner, parse_record
 from lamp_jax.tasks.catalog import Task
 
 _SHOWN_IDS = 5
@@ -51,8 +51,8 @@ def stream_questions(
     ids included.
     """
     seen: set[str] = set()
-    for framed in Frames(path):
-        question = question_in(framed, path, task=task, patches=patches)
+    for raw in RecordScanner(path):
+        question = question_in(raw, path, task=task, patches=patches)
         check_unique([question.id], seen, path)
         yield question
     if not seen:
@@ -67,11 +67,11 @@ def read_questions(
 
 
 def question_in(
-    framed: Framed, path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
+    raw: RawRecord, path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
 ) -> Question:
     """The question that a record of the file `path` is. LampError as stream_questions."""
-    where = f"{path}, record {framed.number}, byte {framed.offset}"
-    question = _question(_parsed(framed, path), where, patches)
+    where = f"{path}, record {raw.number}, byte {raw.offset}"
+    question = _question(_parsed(raw, path), where, patches)
     if task is not None:
         check_items(question, task, path)
     return question
@@ -114,11 +114,11 @@ def no_records(path: str | Path) -> LampError:
 
 def read_outputs(path: str | Path) -> Outputs:
     """Golds or predictions: the official `{"task", "golds": [{"id", "output"}]}` or a plain list of those."""
-    frames = Frames(path)
-    by_id = outputs_by_id((_parsed(framed, path) for framed in frames), str(path))
+    scanner = RecordScanner(path)
+    by_id = outputs_by_id((_parsed(raw, path) for raw in scanner), str(path))
     if not by_id:
         raise no_records(path)
-    task = frames.envelope.get("task") if isinstance(frames.envelope, dict) else None
+    task = scanner.envelope.get("task") if isinstance(scanner.envelope, dict) else None
     return Outputs(None if task is None else str(task), by_id)
 
 
@@ -186,11 +186,11 @@ def question_record(question: Question) -> dict[str, Any]:
     return record
 
 
-def _parsed(framed: Framed, path: str | Path) -> Any:
+def _parsed(raw: RawRecord, path: str | Path) -> Any:
     try:
-        return parse_record(framed.raw)
+        return parse_record(raw.content)
     except ValueError as error:
-        where = f"{path}, record {framed.number}, byte {framed.offset}"
+        where = f"{path}, record {raw.number}, byte {raw.offset}"
         raise LampError(f"{where}: not whole JSON ({error}); mend it, or make the file again") from None
 
 

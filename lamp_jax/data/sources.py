@@ -17,7 +17,7 @@ from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.patches import find_patches
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import encode
-from lamp_jax.runs.json_records import Framed, Frames, parse_record
+from lamp_jax.runs.json_records import RawRecord, RecordScanner, parse_record
 from lamp_jax.tasks.catalog import Task
 
 PROFILES = "profiles"
@@ -44,7 +44,7 @@ class JsonSource:
     def __init__(self, path: str | Path, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES):
         self._path, self._task, self._patches = str(path), task, tuple(patches)
         find_patches(self._patches)
-        places = ((offset, offset + len(raw)) for _, offset, raw in Frames(path))
+        places = ((offset, offset + len(raw)) for _, offset, raw in RecordScanner(path))
         flat = np.fromiter(itertools.chain.from_iterable(places), np.int64)
         self._starts, self._ends = flat[::2].copy(), flat[1::2].copy()
         if not len(flat):
@@ -58,7 +58,7 @@ class JsonSource:
         number = range(len(self))[index]
         start, end = int(self._starts[number]), int(self._ends[number])
         raw = os.pread(self._file.fileno(), end - start, start)  # No seek: grain reads in many threads.
-        return question_in(Framed(number, start, raw), self._path, task=self._task, patches=self._patches)
+        return question_in(RawRecord(number, start, raw), self._path, task=self._task, patches=self._patches)
 
     def __iter__(self) -> Iterator[Question]:
         return (self[number] for number in range(len(self)))

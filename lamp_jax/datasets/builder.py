@@ -265,8 +265,8 @@ def profiles_of(piece: tuple[Chunk, list[int]], *, reading: Reading) -> list[byt
     """The profiles of a chunk's records of these numbers."""
     chunk, numbers = piece
     wanted = set(numbers)
-    framed = (one for one in chunk.read() if one.number in wanted)
-    return [take_apart(question_in(one, chunk.path, patches=reading.patches)).items for one in framed]
+    raw = (one for one in chunk.read() if one.number in wanted)
+    return [take_apart(question_in(one, chunk.path, patches=reading.patches)).items for one in raw]
 
 
 def _shards(examples: Iterator[Example], count: int, size: int) -> list[Shard]:

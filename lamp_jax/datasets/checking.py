@@ -21,7 +21,7 @@ from lamp_jax.data.patches import PATCHES
 from lamp_jax.datasets.findings import EXAMPLES, FINDINGS, Tally, hash_bytes, hash_text
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import encode, glimpse
-from lamp_jax.runs.json_records import BOM, Framed, Frames, parse_record
+from lamp_jax.runs.json_records import BOM, RawRecord, RecordScanner, parse_record
 from lamp_jax.runs.workers import map_pieces
 from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task
 
@@ -58,7 +58,7 @@ class _Record:
     """One record, and the tally to which findings about it go."""
 
     value: dict[str, Any]
-    framed: Framed
+    raw: RawRecord
     where: str
     tally: Tally
 
@@ -67,7 +67,7 @@ class _Record:
 
     def check_texts(self) -> None:
         for name, signs, pattern in _ODD_TEXTS:
-            if any(sign in self.framed.raw for sign in signs):
+            if any(sign in self.raw.content for sign in signs):
                 parts = (self.value, *_objects(self.value.get("profile")))
                 if any(isinstance(text, str) and pattern.search(text) for part in parts for text in part.values()):
                     self.find(name)
@@ -142,13 +142,13 @@ def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Ta
 def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
     """The tally of a chunk's records."""
     tally = Tally()
-    for framed in chunk.read():
+    for raw in chunk.read():
         tally.facts["records"] += 1
-        value = _parse(framed, tally)
+        value = _parse(raw, tally)
         if value is not None:
             named = is_id(value.get("id"))
-            where = f"question {glimpse(value['id'])}" if named else f"record {framed.number}, byte {framed.offset}"
-            record = _Record(value, framed, where, tally)
+            where = f"question {glimpse(value['id'])}" if named else f"record {raw.number}, byte {raw.offset}"
+            record = _Record(value, raw, where, tally)
             record.check_texts()
             _check_question(record, task) if form == "questions" else _check_output(record, form, task)
     return tally
@@ -169,18 +169,18 @@ def _is_list(start: bytes) -> bool:
 
 def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
     """The first records of a file, those that are objects; and its envelope, where the `whole` file is read."""
-    frames = Frames(path)
+    scanner = RecordScanner(path)
     head: list[dict[str, Any]] = []
     try:
-        for framed in frames:
-            if framed.number < _LOOKED_AT:
-                record = _parse(framed, Tally())
+        for raw in scanner:
+            if raw.number < _LOOKED_AT:
+                record = _parse(raw, Tally())
                 head += [] if record is None else [record]
             elif not whole:
                 break
     except LampError:
         pass  # The tally meets it again, and reports it.
-    return head, frames.envelope
+    return head, scanner.envelope
 
 
 def _tell_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -> Form:
@@ -221,11 +221,11 @@ def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
         broken.append(error)
 
 
-def _parse(framed: Framed, tally: Tally) -> dict[str, Any] | None:
+def _parse(raw: RawRecord, tally: Tally) -> dict[str, Any] | None:
     """The record, or None where it is no JSON object, which is a finding."""
-    where = f"record {framed.number}, byte {framed.offset}"
+    where = f"record {raw.number}, byte {raw.offset}"
     try:
-        value = parse_record(framed.raw)
+        value = parse_record(raw.content)
     except ValueError as error:
         name = next((name for words, name in _NO_JSON.items() if words in str(error)), "broken record")
         return tally.find(name, f"{where}: {error}")
@@ -234,7 +234,7 @@ def _parse(framed: Framed, tally: Tally) -> dict[str, Any] | None:
 
 def _check_output(record: _Record, form: Form, task: Task | None) -> None:
     if record.has_fields(_OUTPUT_FIELDS):
-        record.tally.see_record(record.value["id"], record.framed, 0)
+        record.tally.see_record(record.value["id"], record.raw, 0)
         if task is not None and task.labels and str(record.value["output"]) not in task.labels:
             record.find("unknown gold" if form == "outputs" else "unknown answer")
 
@@ -289,7 +289,7 @@ def _tally_items(record: _Record) -> list[dict[str, Any]]:
             record.find("big number", item)
         record.tally.items.extend((key, content))
         items.append(item)
-    record.tally.see_record(record.value["id"], record.framed, len(items))
+    record.tally.see_record(record.value["id"], record.raw, len(items))
     return items
 
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from lamp_jax.data.dates import Date
-from lamp_jax.runs.json_records import Framed
+from lamp_jax.runs.json_records import RawRecord
 
 Severity = Literal["error", "warning", "note"]
 
@@ -84,8 +84,8 @@ class Tally:
         found = sorted((*self.dates, *dates))
         self.dates = (found[0], found[-1]) if found else ()
 
-    def see_record(self, record_id: object, framed: Framed, items: int) -> None:
-        self.records.extend((hash_text(record_id), framed.offset, framed.offset + len(framed.raw), items))
+    def see_record(self, record_id: object, raw: RawRecord, items: int) -> None:
+        self.records.extend((hash_text(record_id), raw.offset, raw.offset + len(raw.content), items))
 
     def __iadd__(self, other: "Tally") -> "Tally":
         self.counts += other.counts

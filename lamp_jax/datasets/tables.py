@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_records import BOM, Frames, parse_record
+from lamp_jax.runs.json_records import BOM, RecordScanner, parse_record
 
 Row = Mapping[str, Any]
 
@@ -188,7 +188,7 @@ def _jsonl_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Ro
     try:
         with _opened(path) as file, _in_utf8(file, text.encoding) as content:
             if path.name.lower().removesuffix(".gz").endswith(".json") and _is_list(path, text):
-                for number, _, record in Frames(path, content):
+                for number, _, record in RecordScanner(path, content):
                     yield _object(record, f"{path}, row {number + 1}")
                 return
             for number, line in enumerate(content, 1):

@@ -21,7 +21,7 @@ from lamp_jax.tasks.rewards import reward_of, worst_error
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredQuestion:
     """A question's texts as a retriever reads them, and the reward of each document."""
 
     id: str
@@ -31,9 +31,9 @@ class Judged:
     gold: str
 
 
-def read_judged(
+def read_scored_questions(
     ropg: Ropg, task: Task, path: str, feedback: Sequence[str], *, compatibility: Compatibility
-) -> list[Judged]:
+) -> list[ScoredQuestion]:
     """The questions of a file with the rewards of their first items. LampError for what is missing or no number."""
     questions = read_questions(path, task=task)
     metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
@@ -43,7 +43,7 @@ def read_judged(
 
 def _judge(
     ropg: Ropg, task: Task, path: str, compatibility: Compatibility, question: Question, metrics: Sequence[Metrics]
-) -> Judged:
+) -> ScoredQuestion:
     gold = gold_of(question, path)
     try:
         rewards = [reward_of(task, one, gold, kind=ropg.reward) for one in metrics]
@@ -53,30 +53,32 @@ def _judge(
         remedy = "; train without dates: --no-use-date" if "'date'" in str(error) else ""
         raise LampError(f"{path}, question {question.id!r}: {error}{remedy}") from error
     first = tuple(documents[pair.rank] for pair in first_pairs([question], ropg.profile_size))
-    return Judged(question.id, query, first, np.array(rewards, np.float32), gold)
+    return ScoredQuestion(question.id, query, first, np.array(rewards, np.float32), gold)
 
 
-def hold_out(judged: Sequence[Judged], share: float, *, seed: int) -> tuple[list[Judged], list[Judged]]:
+def hold_out(
+    scored: Sequence[ScoredQuestion], share: float, *, seed: int
+) -> tuple[list[ScoredQuestion], list[ScoredQuestion]]:
     """The questions without a share of them, and these; which, is drawn from the seed."""
-    count = round(share * len(judged))
-    if not 0 < count < len(judged):
-        raise LampError(f"--held-out {share} of {len(judged)} questions leaves none on one side; give --validation")
-    order = permutation(len(judged), seed=seed, key="held out")
+    count = round(share * len(scored))
+    if not 0 < count < len(scored):
+        raise LampError(f"--held-out {share} of {len(scored)} questions leaves none on one side; give --validation")
+    order = permutation(len(scored), seed=seed, key="held out")
     held = set(order[:count])
-    return [one for place, one in enumerate(judged) if place not in held], [judged[place] for place in sorted(held)]
+    return [one for place, one in enumerate(scored) if place not in held], [scored[place] for place in sorted(held)]
 
 
-def distinct_texts(judged: Iterable[Judged]) -> list[str]:
+def distinct_texts(scored: Iterable[ScoredQuestion]) -> list[str]:
     """Every query and document once."""
-    return list(dict.fromkeys(text for one in judged for text in (one.query, *one.documents)))
+    return list(dict.fromkeys(text for one in scored for text in (one.query, *one.documents)))
 
 
-def distinct_queries(judged: Iterable[Judged]) -> list[str]:
-    return list(dict.fromkeys(one.query for one in judged))
+def distinct_queries(scored: Iterable[ScoredQuestion]) -> list[str]:
+    return list(dict.fromkeys(one.query for one in scored))
 
 
-def distinct_documents(judged: Iterable[Judged]) -> list[str]:
-    return list(dict.fromkeys(text for one in judged for text in one.documents))
+def distinct_documents(scored: Iterable[ScoredQuestion]) -> list[str]:
+    return list(dict.fromkeys(text for one in scored for text in one.documents))
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Candidates:
 def make_candidates(
     ropg: Ropg,
     task: Task,
-    judged: Sequence[Judged],
+    scored: Sequence[ScoredQuestion],
     reader: TextReader,
     baselines: Sequence[float],
     *,
@@ -113,10 +115,10 @@ def make_candidates(
     With `ropg="padded"` every question has `profile_size` documents, as in the public code: empty ones are added, worth
     as much as the baseline, and for LaMP-3 more than that by the worst error.
     """
-    queries = _by_text(distinct_queries(judged), reader.queries)
-    tokens = _by_text([*distinct_documents(judged), ""], reader.documents)
+    queries = _by_text(distinct_queries(scored), reader.queries)
+    tokens = _by_text([*distinct_documents(scored), ""], reader.documents)
     examples = []
-    for one, baseline in zip(judged, baselines, strict=True):
+    for one, baseline in zip(scored, baselines, strict=True):
         documents, rewards = [tokens[text] for text in one.documents], one.rewards
         if compatibility.ropg == "padded":
             missing = ropg.profile_size - len(documents)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.config import SelectorMode
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import Candidates
@@ -112,14 +112,14 @@ class CandidateReader:
         return [self._begin, *head[:room], *tail, *self._end]
 
 
-def choice_examples(pool: Pool, reader: CandidateReader) -> list[Candidates]:
+def choice_examples(pool: CandidateSet, reader: CandidateReader) -> list[Candidates]:
     """The questions as token ids; a candidate that is missing is none. LampError where rewards are missing."""
     if not pool.rewarded:
         raise LampError("there are candidates without rewards; make them again with `lamp selector-data --golds`")
     return [_example(choice, reader) for choice in pool.choices]
 
 
-def _example(choice: Choice, reader: CandidateReader) -> Candidates:
+def _example(choice: QuestionCandidates, reader: CandidateReader) -> Candidates:
     candidates = list(choice.candidates.values())
     texts = [np.array(row, np.int32) for row in reader(candidates)]
     return Candidates(choice.id, None, texts, np.array([one.reward for one in candidates], np.float32))

@@ -11,7 +11,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.byte_tokenizer import byte_backend
 from lamp_jax.inputs.sentencepiece import make_from_sentencepiece
 from lamp_jax.inputs.tokenizer_files import FILES, Found, check_files, check_tokenizer
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.tasks.prompts import without_surrogates
 
 # Its advice, such as that PyTorch is not installed, is not meant for users of this package.
@@ -105,7 +105,7 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
                 os.replace(file, directory / file.name)
 
-    for name, text in agree(write).items():  # other processes may have other disks
+    for name, text in on_first(write).items():  # other processes may have other disks
         path = directory / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:  # of an earlier run with other settings
             directory.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from lamp_jax.config import (
     CORRECT,
-    PLACEMENT,
+    EXECUTION_ONLY,
     REFERENCE,
     SCRATCH,
     AdapterTraining,
@@ -40,7 +40,7 @@ from lamp_jax.options.selector import ScratchSelector, Select, SelectorData, Tra
 
 __all__ = [
     "CORRECT",
-    "PLACEMENT",
+    "EXECUTION_ONLY",
     "REFERENCE",
     "SCRATCH",
     "AdapterTraining",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
 
 # --- query performance prediction: scores [N] of a whole ranked profile, best first; 0 where there are none.
@@ -72,14 +72,14 @@ def predict_success(scores: Sequence[float], *, words: int, items: int) -> dict[
 # --- choices: for each question the name of a retriever; of several that are equal, the first of its candidates.
 
 
-def choose_by_reward(pool: Pool, *, worst: bool = False) -> dict[str, str]:
+def choose_by_reward(pool: CandidateSet, *, worst: bool = False) -> dict[str, str]:
     """The oracle: each question's best candidate, or its worst. LampError where rewards are missing."""
     _check_rewards(pool)
     pick = min if worst else max
     return {choice.id: pick(choice.candidates, key=lambda name: _reward(choice, name)) for choice in pool.choices}
 
 
-def choose_by_predictor(pool: Pool, predictor: str, *, train: Pool | None = None) -> dict[str, str]:
+def choose_by_predictor(pool: CandidateSet, predictor: str, *, train: CandidateSet | None = None) -> dict[str, str]:
     """The candidate with the highest prediction; with `train`, each retriever's are standardised on those questions.
 
     A candidate without predictions, such as that without retrieval, counts as 0 (the paper) before that. LampError
@@ -102,16 +102,16 @@ def choose_by_predictor(pool: Pool, predictor: str, *, train: Pool | None = None
     return {choice.id: _best(choice, value) for choice in pool.choices}
 
 
-def choose_by_value(pool: Pool, values: Mapping[tuple[str, str], float]) -> dict[str, str]:
+def choose_by_value(pool: CandidateSet, values: Mapping[tuple[str, str], float]) -> dict[str, str]:
     """The candidate with the highest value; `values` by question's id and retriever's name."""
     return {choice.id: _best(choice, lambda name, _: values[choice.id, name]) for choice in pool.choices}  # noqa: B023
 
 
-def _best(choice: Choice, value: Callable[[str, Candidate], float]) -> str:
+def _best(choice: QuestionCandidates, value: Callable[[str, Candidate], float]) -> str:
     return max(choice.candidates, key=lambda name: value(name, choice.candidates[name]))
 
 
-def _scale(train: Pool, name: str, predictor: str) -> tuple[float, float]:
+def _scale(train: CandidateSet, name: str, predictor: str) -> tuple[float, float]:
     """Mean and deviation (1 where there is none) of one retriever's predictions."""
     values = [
         choice.candidates[name].predictors.get(predictor, 0.0) for choice in train.choices if name in choice.candidates
@@ -124,20 +124,20 @@ def _scale(train: Pool, name: str, predictor: str) -> tuple[float, float]:
 # --- how good choices are
 
 
-def success_rate(pool: Pool, chosen: Mapping[str, str]) -> float:
+def success_rate(pool: CandidateSet, chosen: Mapping[str, str]) -> float:
     """The share of questions whose chosen candidate is the best, or one of several that are. Table 4 of the paper."""
     _check_rewards(pool)
     hits = [_reward(choice, chosen[choice.id]) == max(_rewards(choice).values()) for choice in pool.choices]
     return sum(hits) / len(hits)
 
 
-def mean_reward(pool: Pool, chosen: Mapping[str, str]) -> float:
+def mean_reward(pool: CandidateSet, chosen: Mapping[str, str]) -> float:
     """The mean reward of the chosen candidates."""
     _check_rewards(pool)
     return math.fsum(_reward(choice, chosen[choice.id]) for choice in pool.choices) / len(pool.choices)
 
 
-def winning_rates(pool: Pool) -> dict[str, float]:
+def winning_rates(pool: CandidateSet) -> dict[str, float]:
     """The share of questions that each retriever wins; a question that n of them win counts 1/n for each. Sum 1."""
     _check_rewards(pool)
     shares = dict.fromkeys(pool.names, 0.0)
@@ -150,14 +150,14 @@ def winning_rates(pool: Pool) -> dict[str, float]:
     return shares
 
 
-def _check_rewards(pool: Pool) -> None:
+def _check_rewards(pool: CandidateSet) -> None:
     if not pool.rewarded:
         raise LampError("some candidates have no reward; make them again with `lamp selector-data --golds`")
 
 
-def _rewards(choice: Choice) -> dict[str, float]:
+def _rewards(choice: QuestionCandidates) -> dict[str, float]:
     return {name: _reward(choice, name) for name in choice.candidates}
 
 
-def _reward(choice: Choice, name: str) -> float:
+def _reward(choice: QuestionCandidates, name: str) -> float:
     return choice.candidates[name].reward  # pyright: ignore[reportReturnType] (checked before)

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from lamp_jax.errors import LampError
 from lamp_jax.runs import remote
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 
 
 class Journal:
@@ -24,7 +24,7 @@ class Journal:
         self.path, self._pace = path, remote.Pace()
         self._file: IO[bytes] | None = None
         self._size = 0
-        self.entries: list[Any] = agree(self._open)
+        self.entries: list[Any] = on_first(self._open)
 
     def _open(self) -> list[Any]:
         self.path.parent.mkdir(parents=True, exist_ok=True)

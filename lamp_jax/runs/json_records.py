@@ -33,15 +33,16 @@ _GLIMPSE = 40
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
-class Framed(NamedTuple):
-    """One record: its number, the byte where it begins in the file, and its bytes."""
+class RawRecord(NamedTuple):
+    """An unparsed record of a JSON file."""
 
     number: int
     offset: int
-    raw: bytes
+    """The byte at which it starts in the file."""
+    content: bytes
 
 
-class Frames:
+class RecordScanner:
     """The records of a file, in its order, unparsed. `envelope`, once all were read: the file's JSON without them.
 
     Iterating raises LampError, with the file, the record and the byte, where the file is no such list. `content` is
@@ -53,7 +54,7 @@ class Frames:
         self.envelope: Any = None
         self._content = content
 
-    def __iter__(self) -> Iterator[Framed]:
+    def __iter__(self) -> Iterator[RawRecord]:
         if self._content is not None:
             yield from self._frame(_Reader(self._content))
             return
@@ -65,7 +66,7 @@ class Frames:
         except IsADirectoryError:
             raise LampError(f"{self.path}: a directory, where a JSON file is expected") from None
 
-    def _frame(self, reader: "_Reader") -> Iterator[Framed]:
+    def _frame(self, reader: "_Reader") -> Iterator[RawRecord]:
         base = self._choose_base(reader)
         brackets = reader.brackets()
         head = self._find_list(reader, brackets, base)
@@ -77,7 +78,7 @@ class Frames:
                 self._check_gap(reader.take(at), number, at)
                 start = at
             elif (before, after) == (base + 1, base):
-                yield Framed(number, start, reader.take(at + 1))
+                yield RawRecord(number, start, reader.take(at + 1))
                 number += 1
             elif after < base:
                 gap = reader.take(at)

@@ -1,4 +1,4 @@
-"""This process among those that run one command: alone, or one of several that agree before they go on."""
+"""The process group: the processes that run one command together, and this one's place among them."""
 
 import json
 import os
@@ -56,69 +56,69 @@ def read_declaration(environment: Mapping[str, str]) -> Declaration | None:
 
 
 @dataclass(frozen=True)
-class Company:
-    """Those that run the command, and how they tell each other small things: `tell` a value by its name, and `hear`."""
+class ProcessGroup:
+    """The processes that run a command, with the key-value store that they share: `put` a value by a key, `get` it."""
 
     number: int = 1
     index: int = 0
-    tell: Callable[[str, str], None] | None = None
-    hear: Callable[[str], str] | None = None
-    talks: Iterator[int] = field(default_factory=count)
-    """Everybody numbers what is talked about alike, because all run the same program."""
+    put: Callable[[str, str], None] | None = None
+    get: Callable[[str], str] | None = None
+    numbers: Iterator[int] = field(default_factory=count)
+    """Of the keys: the same in all processes, because all run the same program."""
 
 
-_ALONE = Company()
-_company = _ALONE
+_ALONE = ProcessGroup()
+_group = _ALONE
 
 
-def join(company: Company) -> None:
+def join(group: ProcessGroup) -> None:
     """From now on this process is one of these."""
-    global _company
-    _company = company
+    global _group
+    _group = group
 
 
 def how_many() -> int:
-    return _company.number
+    return _group.number
 
 
 def index() -> int:
     """Which of them this is, from 0."""
-    return _company.index
+    return _group.index
 
 
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
-    return _company.index == 0
+    return _group.index == 0
 
 
-def agree(ask: Callable[[], Value]) -> Value:
-    """What the first process finds, or does: it alone asks, the others wait. The value is one that JSON can hold.
+def on_first(ask: Callable[[], Value]) -> Value:
+    """Runs `ask` on the first process, and returns its value in all of them. The value is one that JSON can hold.
 
-    What it raises as an error that the user can mend is raised in all. Whatever it asks in turn, it asks alone.
+    The others wait. A LampError or OSError that it raises is raised in all. Within it, the first process is alone.
     """
-    company = _company
-    if company.number == 1:
+    group = _group
+    if group.number == 1:
         return ask()
-    name = f"lamp/{next(company.talks)}"
-    if company.index:
-        return _open(company.hear(name))  # pyright: ignore[reportOptionalCall]
+    name = f"lamp/{next(group.numbers)}"
+    if group.index:
+        return _open(group.get(name))  # pyright: ignore[reportOptionalCall]
     join(_ALONE)
     try:
         said = _say(ask)
     finally:
-        join(company)
-    company.tell(name, said)  # pyright: ignore[reportOptionalCall]
+        join(group)
+    group.put(name, said)  # pyright: ignore[reportOptionalCall]
     return _open(said)
 
 
-def compare(what: str, ask: Callable[[], str]) -> str:
-    """What every process finds for itself. LampError in all, if they differ or one of them raises one."""
-    company = _company
-    if company.number == 1:
+def assert_equal(what: str, ask: Callable[[], str]) -> str:
+    """Runs `ask` on all processes and returns its value. LampError in all of them where values differ or one fails."""
+    group = _group
+    if group.number == 1:
         return ask()
-    name = f"lamp/{next(company.talks)}"
-    company.tell(f"{name}/{company.index}", _say(ask))  # pyright: ignore[reportOptionalCall]
-    found = [_open(company.hear(f"{name}/{index}")) for index in range(company.number)]  # pyright: ignore[reportOptionalCall]
+    name = f"lamp/{next(group.numbers)}"
+    group.put(f"{name}/{group.index}", _say(ask))  # pyright: ignore[reportOptionalCall]
+    found = [_open(group.get(f"{name}/{index}")) for index in range(group.number)]  # pyright: ignore[reportOptionalCall]
     for index, other in enumerate(found):
         if other != found[0]:
             raise LampError(
@@ -129,8 +129,8 @@ def compare(what: str, ask: Callable[[], str]) -> str:
 
 
 def wait() -> None:
-    """Returns when every process has come here."""
-    compare("wait", str)
+    """Returns when all processes have called it."""
+    assert_equal("wait", str)
 
 
 def _say(ask: Callable[[], Any]) -> str:

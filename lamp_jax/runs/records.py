@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lamp_jax
-from lamp_jax.config import PLACEMENT
+from lamp_jax.config import EXECUTION_ONLY
 from lamp_jax.errors import LampError
 from lamp_jax.runs.copies import CHECKPOINTS
 from lamp_jax.runs.json_files import write_json
@@ -41,7 +41,7 @@ from lamp_jax.runs.outputs import (
     staged_path,
     unlock,
 )
-from lamp_jax.runs.processes import agree, compare, is_first
+from lamp_jax.runs.processes import assert_equal, is_first, on_first
 from lamp_jax.runs.urls import with_urls
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -94,7 +94,7 @@ class Record:
 
     def begin(self) -> None:
         """Writes the record of unfinished work. Called once the command's checks have passed, before it writes."""
-        agree(self._begin)
+        on_first(self._begin)
 
     def _begin(self) -> None:
         if self.state == "new":
@@ -108,7 +108,7 @@ class Record:
     def finish(self, **facts: Any) -> None:
         """Marks the output as complete; `facts` (counts, metrics) are kept in the record. A forced run replaces the old
         output now."""
-        agree(lambda: self._finish(facts))
+        on_first(lambda: self._finish(facts))
 
     def _finish(self, facts: Mapping[str, Any]) -> None:
         written = {name: self.beside(name) for name in self.contents["beside"]}
@@ -188,10 +188,10 @@ def claim(
         return hashlib.sha256(json.dumps(known, default=str, sort_keys=True).encode()).hexdigest()
 
     try:
-        agree(prepare)
-        fingerprint = compare(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
+        on_first(prepare)
+        fingerprint = assert_equal(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
         found = _Found(output, fingerprint, wanted.real_beside, directory=directory)
-        state, staged = agree(lambda: found.forced_state() if force else (found.state(), False))
+        state, staged = on_first(lambda: found.forced_state() if force else (found.state(), False))
     except BaseException:
         unlock(locks)
         raise
@@ -410,7 +410,7 @@ def _final_names(value: Any) -> Any:
 def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
     """The settings without execution-only options, with each input's digest in place of its path."""
     if isinstance(settings, Mapping):
-        return {key: _by_contents(value, digests) for key, value in settings.items() if key not in PLACEMENT}
+        return {key: _by_contents(value, digests) for key, value in settings.items() if key not in EXECUTION_ONLY}
     if isinstance(settings, list | tuple):
         return [_by_contents(value, digests) for value in settings]
     return digests.get(settings, settings) if isinstance(settings, str) else settings

@@ -55,7 +55,7 @@ def bring(options: Any) -> Any:
             values[name] = _change(values[name], partial(_copy, kind=kind, part=part), name)
         return ""
 
-    processes.compare("work directories at URLs", fetch)
+    processes.assert_equal("work directories at URLs", fetch)
     return dataclasses.replace(options, **{name: values[name] for name in kinds})
 
 

@@ -9,7 +9,7 @@ from lamp_jax.options.data import Synth
 from lamp_jax.options.demo import Demo
 from lamp_jax.options.generator import Scratch, Train
 from lamp_jax.runs.json_files import read_json
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
@@ -90,7 +90,7 @@ def tell(chapter: str, options: Demo, generator: Train) -> None:
 
 def prepare(options: Demo) -> Train:
     """Makes the files of the benchmark and returns the training that the demo does on them."""
-    agree(lambda: make_files(options))
+    on_first(lambda: make_files(options))
     return training(options)
 
 

@@ -13,7 +13,7 @@ from lamp_jax.options.data import Synth
 from lamp_jax.options.demo import Demo
 from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import write_json
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import synth, train_adapters
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
@@ -36,7 +36,7 @@ _FEW, _MANY = 10, 50  # profile items
 def run(options: Demo, generator: Train) -> None:
     output, task = Path(options.output) / "adapters", find_task(generator.task)
     training = practice(options, generator)
-    agree(lambda: make_questions(options, training))
+    on_first(lambda: make_questions(options, training))
     train_adapters.run(training)
     questions = read_questions(training.questions, task=task)
     orders = {
@@ -50,7 +50,7 @@ def run(options: Demo, generator: Train) -> None:
     tests = [Against("none"), Against("rag")]
     text = report(scores, task, questions, output, oracle=groups, tests=tests, seed=options.seed)
     found = correlate(questions, {name: one.samples for name, one in scores.items()})
-    agree(lambda: write_json(output / "correlation.json", found))
+    on_first(lambda: write_json(output / "correlation.json", found))
     print(text)
     told = "none, all gain alike" if found["rho"] is None else f"{found['rho']:.2f}, p {found['p']:.2g}"
     print(f"a user's number of items and what the adapter gains: Spearman's rho {told}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lamp_jax.config import SCRATCH, Answering, Learning, ScratchEncoder
 from lamp_jax.data.files import read_questions
-from lamp_jax.inputs.candidates import read_judged
+from lamp_jax.inputs.candidates import read_scored_questions
 from lamp_jax.models.weights import save_bert
 from lamp_jax.options.demo import Demo
 from lamp_jax.options.feedback import FeedbackItems
@@ -15,7 +15,7 @@ from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.retrieval.encoders import write_settings
 from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
 from lamp_jax.runs.json_files import read_json, write_json
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import feedback_items, rank, train_retriever
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
@@ -59,7 +59,7 @@ def run(options: Demo, generator: Train) -> None:
     oracle = read_json(Path(options.output) / "data" / "oracle.json")
     tests = [Against("dense", HARD_GROUP), Against("bm25", HARD_GROUP)]
     print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
-    agree(lambda: _add_rows(Path(options.output) / "results.json", output / "results.json"))
+    on_first(lambda: _add_rows(Path(options.output) / "results.json", output / "results.json"))
 
 
 def feedback(options: Demo, generator: Train) -> FeedbackItems:
@@ -127,9 +127,9 @@ def _add_rows(whole: Path, part: Path) -> None:
 
 def make_untrained(training: TrainRetriever, directory: Path) -> None:
     """The encoder that both trainings start from, in a directory of its own."""
-    if agree((directory / "model.safetensors").exists):
+    if on_first((directory / "model.safetensors").exists):
         return
-    judged = read_judged(
+    judged = read_scored_questions(
         training,
         find_task(training.task),
         training.questions,
@@ -141,4 +141,4 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
     tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), start, judged)
     model = train_retriever.prepare_model(training, start, settings, len(tokenizer))
     save_bert(model, directory)
-    agree(lambda: write_settings(directory, settings, width=model.config.hidden_size))
+    on_first(lambda: write_settings(directory, settings, width=model.config.hidden_size))

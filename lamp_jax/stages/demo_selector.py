@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lamp_jax.artifacts.candidates import Pool, read_pool, write_pool
+from lamp_jax.artifacts.candidates import CandidateSet, read_candidates, write_candidates
 from lamp_jax.config import SCRATCH, Learning, SelectorMode
 from lamp_jax.data.files import read_questions
 from lamp_jax.options.demo import Demo
@@ -16,7 +16,7 @@ from lamp_jax.options.retrieval import Merge, Rank
 from lamp_jax.options.selector import ScratchSelector, Select, SelectorData, TrainSelector
 from lamp_jax.retrieval import selection
 from lamp_jax.runs.json_files import read_json
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
 from lamp_jax.stages.comparison import Against, report
 from lamp_jax.tasks.metrics import Scores, score
@@ -49,10 +49,10 @@ def run(options: Demo, generator: Train) -> None:
     size, output = SIZES[options.size], Path(options.output) / "selector"
     make_candidates(generator, generator.train, output / "train", RANKERS)
     make_candidates(generator, generator.validation, output / "dev", (*RANKERS, FUSION))
-    agree(lambda: hold_out(output, size.held_out))
+    on_first(lambda: hold_out(output, size.held_out))
     for training in trainings(options).values():
         train_selector.run(training)
-    everything = read_pool(output / "dev" / "candidates.json")
+    everything = read_candidates(output / "dev" / "candidates.json")
     pool = everything.restrict(POOL, output)
     chosen = {name: {choice.id: name for choice in everything.choices} for name in everything.names}
     for name, choosing in choosers(options).items():
@@ -89,7 +89,7 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
         )
         merged = Merge(questions, str(folder / f"{ranker}.json"), ranking=ranking.output)
         rank.run(ranking)
-        agree(partial(merge.run, merged))
+        on_first(partial(merge.run, merged))
         ranked.append(ranking.output)
         pool.append(f"{ranker}={merged.output}")
     feedback = FeedbackRetrievers(
@@ -108,14 +108,14 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
         output=str(folder / "candidates.json"),
         scores=tuple(f"{ranker}={folder / f'{ranker}.scores.json'}" for ranker in RANKERS),
     )
-    agree(lambda: selector_data.run(data))
+    on_first(lambda: selector_data.run(data))
 
 
 def hold_out(output: Path, questions: int) -> None:
     """The last train questions are for choosing the best checkpoint; what is compared are dev questions alone."""
-    pool = read_pool(output / "train" / "candidates.json")
+    pool = read_candidates(output / "train" / "candidates.json")
     for name, choices in (("learn", pool.choices[:-questions]), ("validation", pool.choices[-questions:])):
-        write_pool(output / "train" / f"{name}.json", replace(pool, choices=choices))
+        write_candidates(output / "train" / f"{name}.json", replace(pool, choices=choices))
 
 
 def trainings(options: Demo) -> dict[SelectorMode, TrainSelector]:
@@ -160,7 +160,7 @@ def choosers(options: Demo) -> dict[str, Select]:
     }
 
 
-def _score(pool: Pool, chosen: Mapping[str, str], generator: Train) -> Scores:
+def _score(pool: CandidateSet, chosen: Mapping[str, str], generator: Train) -> Scores:
     """The task's metrics of the chosen answers."""
     answers = {choice.id: choice.candidates[chosen[choice.id]].output for choice in pool.choices}
     golds = {choice.id: str(choice.gold) for choice in pool.choices}

@@ -25,7 +25,7 @@ from lamp_jax.models.weights import check_tokenizer, load_t5
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
 from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.journals import Journal, read_journal
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import Record
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.tasks.catalog import Task, find_task
@@ -95,7 +95,7 @@ def collect(
     def all_there() -> bool:
         return all(sum(1 for _ in read_journal(path(shard))) == len(trials(shard)) for shard in range(options.shards))
 
-    if not agree(all_there):
+    if not on_first(all_there):
         print(f"{options.output}: shard {options.shard} of {options.shards} is done, others are not")
         return False
     return True

@@ -8,7 +8,7 @@ from lamp_jax.data.files import read_questions
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.options.feedback import FeedbackItems
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import find_task
@@ -46,7 +46,7 @@ def run(options: FeedbackItems) -> None:
         return
     if options.export_reference:
         records = read_shards(record.place, "items", options.shards)
-        agree(lambda: write_reference(record.beside("reference"), questions, records))
+        on_first(lambda: write_reference(record.beside("reference"), questions, records))
     if options.export_reference or record.state != "done":
         generated = options.reward == "metric"
         facts = {"generation": read_generation(options.model, options.answering).facts} if generated else {}

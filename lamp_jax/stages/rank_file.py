@@ -25,7 +25,7 @@ from lamp_jax.retrieval.ranking import (
     write_rankings,
 )
 from lamp_jax.runs.outputs import check_apart
-from lamp_jax.runs.processes import agree, how_many
+from lamp_jax.runs.processes import how_many, on_first
 from lamp_jax.runs.records import claim, digest, guard_outputs
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -40,7 +40,7 @@ def run(options: Rank) -> None:
     if ranker == "dense":
         _rank(options, task, ranker)
     else:
-        agree(lambda: _rank(options, task, ranker))
+        on_first(lambda: _rank(options, task, ranker))
 
 
 @guard_outputs
@@ -49,7 +49,7 @@ def _rank(options: Rank, task: Task, ranker: str) -> None:
         raise LampError(f"--rankings are fused by --ranker rrf, and this is {ranker}")
     inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
     if options.embeddings_cache:
-        agree(lambda: check_apart([Path(options.embeddings_cache)], inputs))
+        on_first(lambda: check_apart([Path(options.embeddings_cache)], inputs))
     ignore, beside = ["work", "embeddings_cache", "batch_tokens"], {"scores": options.scores}
     record = claim(options.output, options, inputs=inputs, ignore=ignore, beside=beside)
     if record.state == "done":

@@ -16,7 +16,7 @@ from lamp_jax.data.layout import find_parts
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Merge, Rank
 from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import record_path
 from lamp_jax.runs.urls import naming_urls
 from lamp_jax.runs.workers import count_cores, map_in_processes
@@ -52,7 +52,7 @@ def run(options: Rank) -> None:
     if options.plan:
         return print_plan(jobs, options)
     on_device = [job for job in jobs if job.ranking.ranker not in RANKERS]
-    errors = agree(lambda: [*_run_on_host([job for job in jobs if job not in on_device], options)])
+    errors = on_first(lambda: [*_run_on_host([job for job in jobs if job not in on_device], options)])
     errors += map(_run, on_device)
     errors = [error for error in errors if error]
     print(f"{options.output}: {len(jobs) - len(errors)} of {len(jobs)} files are ranked and merged")
@@ -139,7 +139,7 @@ def _run(job: Job, *, work: Work | None = None) -> str:
     try:
         with naming_urls():  # in another process, too
             rank_file.run(replace(job.ranking, work=work))
-            agree(lambda: merge.run(replace(job.merging, work=work)))
+            on_first(lambda: merge.run(replace(job.merging, work=work)))
     except LampError as error:
         return f"{job.task.name} {job.part}: {error}"
     return ""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamp_jax.artifacts.candidates import Pool, check_same_pool, read_pool
+from lamp_jax.artifacts.candidates import CandidateSet, check_same_pool, read_candidates
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import CandidateReader, read_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
@@ -25,7 +25,7 @@ def run(options: Select) -> None:
     record = claim(options.output, options, inputs=inputs, ignore=["batch_tokens", "devices"], beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already chosen")
-    pool = read_pool(options.data)
+    pool = read_candidates(options.data)
     pool = pool.restrict(options.pool or pool.names, options.data)
     if pool.rewarded:
         check_golds(pool.task, {choice.id: str(choice.gold) for choice in pool.choices}, path=options.data)
@@ -40,7 +40,7 @@ def run(options: Select) -> None:
     record.finish(questions=len(pool.choices))
 
 
-def choose(options: Select, pool: Pool) -> dict[str, str]:
+def choose(options: Select, pool: CandidateSet) -> dict[str, str]:
     """The chosen retriever's name for each question."""
     if options.by in ("best", "worst"):
         return selection.choose_by_reward(pool, worst=options.by == "worst")
@@ -48,12 +48,12 @@ def choose(options: Select, pool: Pool) -> dict[str, str]:
         return selection.choose_by_value(pool, _score(options, pool))
     if not options.train:
         return selection.choose_by_predictor(pool, options.by)
-    train = read_pool(options.train).restrict(pool.names, options.train)
+    train = read_candidates(options.train).restrict(pool.names, options.train)
     check_same_pool(train, pool, options.train, options.data)
     return selection.choose_by_predictor(pool, options.by, train=train)
 
 
-def _score(options: Select, pool: Pool) -> dict[tuple[str, str], float]:
+def _score(options: Select, pool: CandidateSet) -> dict[tuple[str, str], float]:
     # Here, not above: other choices need no device.
     import jax
     from flax import nnx
@@ -84,7 +84,7 @@ def _score(options: Select, pool: Pool) -> dict[tuple[str, str], float]:
         return candidate_scorer(graph, reader, batch_tokens=options.batch_tokens)(params, pool)
 
 
-def write_choices(path: str | Path, pool: Pool, chosen: Mapping[str, str]) -> None:
+def write_choices(path: str | Path, pool: CandidateSet, chosen: Mapping[str, str]) -> None:
     """Predictions in the official format, the chosen retriever's name beside each."""
     golds = [
         {"id": choice.id, "output": choice.candidates[chosen[choice.id]].output, "retriever": chosen[choice.id]}
@@ -93,7 +93,7 @@ def write_choices(path: str | Path, pool: Pool, chosen: Mapping[str, str]) -> No
     write_json(path, {"task": pool.task.official_name, "golds": golds})
 
 
-def assess(options: Select, pool: Pool, chosen: Mapping[str, str]) -> dict[str, Any]:
+def assess(options: Select, pool: CandidateSet, chosen: Mapping[str, str]) -> dict[str, Any]:
     """The metrics of the chosen answers, beside them those of each retriever alone and of the bounds.
 
     Every part has the mean reward, the success rate and the task's metrics; a retriever also its winning rate and how
@@ -126,7 +126,7 @@ def assess(options: Select, pool: Pool, chosen: Mapping[str, str]) -> dict[str, 
     }
 
 
-def _complete(pool: Pool) -> list[str]:
+def _complete(pool: CandidateSet) -> list[str]:
     return [name for name in pool.names if all(name in choice.candidates for choice in pool.choices)]
 
 

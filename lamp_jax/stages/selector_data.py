@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.artifacts.feedback import read_retriever_feedback, read_settings
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions
 from lamp_jax.errors import LampError
@@ -34,7 +34,7 @@ def run(options: SelectorData) -> None:
         )
     pool = make_pool(options, task, questions, _read_scores(files, questions, options.questions))
     record.begin()
-    write_pool(record.place, pool)
+    write_candidates(record.place, pool)
     record.finish(questions=len(pool.choices), rewarded=pool.rewarded)
     rewards = f"rewards: {pool.metric}" if pool.rewarded else "no rewards, because golds are missing"
     print(f"{options.output}: {len(pool.choices)} questions, {len(pool.names)} candidates each; {rewards}")
@@ -45,7 +45,7 @@ def make_pool(
     task: Task,
     questions: Sequence[Question],
     scores: Mapping[str, Mapping[str, Sequence[float]]],
-) -> Pool:
+) -> CandidateSet:
     """The questions with a candidate of every retriever; `scores` by retriever and question."""
     names, records = read_retriever_feedback(options.feedback, task, questions)
     unknown = [name for name in scores if name not in names]
@@ -65,8 +65,8 @@ def make_pool(
             record = records[question.id][name]
             reward = _reward(options, task, question, record)
             candidates[name] = Candidate(record["prompt"], record["output"], reward, predictors(question, name))
-        choices.append(Choice(question.id, question.input, question.output, candidates))
-    return Pool(task, options.metric or main_metric(task).lower(), tuple(names), choices)
+        choices.append(QuestionCandidates(question.id, question.input, question.output, candidates))
+    return CandidateSet(task, options.metric or main_metric(task).lower(), tuple(names), choices)
 
 
 def _reward(options: SelectorData, task: Task, question: Question, record: Mapping[str, Any]) -> float | None:

@@ -33,7 +33,7 @@ from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
 from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.runs.journals import Journal
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import claim, guard_outputs
 from lamp_jax.runs.remote import remove_checkpoints
 from lamp_jax.runs.urls import with_urls
@@ -86,10 +86,10 @@ def run(options: TrainAdapters) -> None:
             f"{output / FAILED}: no user's training came to an adapter: that of {first['user']!r} {first['why']}; "
             "try a lower --learning-rate, and --force to start over"
         )
-    agree(lambda: remove_checkpoints(output))
+    on_first(lambda: remove_checkpoints(output))
     if not failed.entries:
-        agree(lambda: (output / FAILED).unlink(missing_ok=True))
-    facts = {"users": len(store.entries), "items": agree(lambda: sum(one.items for one in store.scan()))}
+        on_first(lambda: (output / FAILED).unlink(missing_ok=True))
+    facts = {"users": len(store.entries), "items": on_first(lambda: sum(one.items for one in store.scan()))}
     record.finish(**facts, users_without_items=without, users_failed=len(failed.entries))
     print(f"{options.output}: adapters of {facts['users']} users, from {facts['items']} items")
     if without:

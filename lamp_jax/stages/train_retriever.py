@@ -17,13 +17,13 @@ from lamp_jax.encoding import Encoder, TextEncoders, open_reader
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import (
     CandidateBatches,
-    Judged,
+    ScoredQuestion,
     distinct_documents,
     distinct_queries,
     distinct_texts,
     hold_out,
     make_candidates,
-    read_judged,
+    read_scored_questions,
 )
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
@@ -66,7 +66,7 @@ def run(options: TrainRetriever) -> None:
     check_converging(record.place)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
-    read = partial(read_judged, options, task, compatibility=options.compatibility)
+    read = partial(read_scored_questions, options, task, compatibility=options.compatibility)
     judged = read(options.questions, options.feedback)
     if options.validation:
         train, validation = judged, read(options.validation, options.validation_feedback)
@@ -94,8 +94,8 @@ def run(options: TrainRetriever) -> None:
 def train_retriever(
     options: TrainRetriever,
     task: Task,
-    train: Sequence[Judged],
-    validation: Sequence[Judged],
+    train: Sequence[ScoredQuestion],
+    validation: Sequence[ScoredQuestion],
     start: FoundEncoder,
     settings: EncoderSettings,
 ) -> tuple[float, Progress]:
@@ -188,7 +188,7 @@ def choose_form(options: TrainRetriever, start: FoundEncoder) -> EncoderSettings
     return dataclasses.replace(settings, use_date=options.use_date)
 
 
-def prepare_tokenizer(options: TrainRetriever, start: FoundEncoder, judged: Sequence[Judged]) -> Any:
+def prepare_tokenizer(options: TrainRetriever, start: FoundEncoder, judged: Sequence[ScoredQuestion]) -> Any:
     """The encoder's tokenizer, or one trained on the texts; beside the encoder that is written, in both cases."""
 
     def make() -> Any:
@@ -209,7 +209,7 @@ def prepare_model(options: TrainRetriever, start: FoundEncoder, settings: Encode
 
 
 def choose_baselines(
-    options: TrainRetriever, judged: Sequence[Judged], encoders: TextEncoders, params: Any
+    options: TrainRetriever, judged: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> Sequence[float]:
     """What sampled items are measured against: the reward of those that the un-tuned retriever puts first, Eq. 2."""
     if options.method == "kd":
@@ -220,7 +220,7 @@ def choose_baselines(
 
 
 def _evaluate(
-    options: TrainRetriever, validation: Sequence[Judged], encoders: TextEncoders, params: Any
+    options: TrainRetriever, validation: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> dict[str, float]:
     """The mean reward of the first items, and how far vectors lie apart: the mean deviation of an axis."""
     of_queries, of_documents = _embed(validation, encoders, params)
@@ -237,7 +237,7 @@ def _evaluate(
 
 
 def _embed(
-    judged: Sequence[Judged], encoders: TextEncoders, params: Any
+    judged: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The vectors of the queries and of the documents, by their texts."""
 
@@ -252,7 +252,7 @@ def _embed(
 
 
 def _first_rewards(
-    judged: Sequence[Judged],
+    judged: Sequence[ScoredQuestion],
     queries: Mapping[str, np.ndarray],
     documents: Mapping[str, np.ndarray],
     settings: EncoderSettings,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lamp_jax.artifacts.candidates import Pool, check_same_pool, read_pool
+from lamp_jax.artifacts.candidates import CandidateSet, check_same_pool, read_candidates
 from lamp_jax.config import SCRATCH
 from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
@@ -43,7 +43,7 @@ def run(options: TrainSelector) -> None:
     check_learning(options.learning, mesh)
     if not options.temperature > 0:
         raise LampError(f"--temperature {options.temperature}: must be above 0")
-    train, validation = read_pool(options.train), read_pool(options.validation)
+    train, validation = read_candidates(options.train), read_candidates(options.validation)
     check_same_pool(train, validation, options.train, options.validation)
     for pool, path in ((train, options.train), (validation, options.validation)):
         if not pool.rewarded:
@@ -60,7 +60,9 @@ def run(options: TrainSelector) -> None:
     )
 
 
-def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tuple[Mapping[str, float], Progress]:
+def train_selector(
+    options: TrainSelector, train: CandidateSet, validation: CandidateSet
+) -> tuple[Mapping[str, float], Progress]:
     """Trains on `train`, resuming what stands in `options.output`; the best model is written there.
 
     Returns the validation score before training and how the training went.
@@ -119,7 +121,7 @@ def train_selector(options: TrainSelector, train: Pool, validation: Pool) -> tup
     return before, progress
 
 
-def _prepare_tokenizer(options: TrainSelector, pools: Sequence[Pool]) -> Any:
+def _prepare_tokenizer(options: TrainSelector, pools: Sequence[CandidateSet]) -> Any:
     """The model's tokenizer, or one trained on the texts; beside the model that is written, in both cases."""
 
     def make() -> Any:

@@ -23,7 +23,7 @@ from lamp_jax.inputs import parts
 from lamp_jax.inputs.parts import Block, Learner, fit_shapes, make_blocks
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
 from lamp_jax.models.t5 import T5
-from lamp_jax.runs.processes import agree, is_first
+from lamp_jax.runs.processes import is_first, on_first
 from lamp_jax.runs.remote import CHECKPOINTS
 from lamp_jax.sharding import on_cpu, own_rows, place_batch, put, shards
 from lamp_jax.steps.adapters import AdapterState, Part, Users, make_adapter_update, start_users
@@ -217,4 +217,4 @@ def _resume(checkpoints: Checkpoints, company: Company, number: int) -> tuple[Ad
 
 
 def _is_due(saved: float) -> bool:
-    return agree(lambda: time.monotonic() - saved > _SAVE_SECONDS)
+    return on_first(lambda: time.monotonic() - saved > _SAVE_SECONDS)

@@ -12,7 +12,7 @@ import optax
 from lamp_jax.config import Learning
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import read_json, write_json
-from lamp_jax.runs.processes import agree
+from lamp_jax.runs.processes import on_first
 
 DIVERGED = "diverged.json"
 """Beside a run's logs: that its numbers were not finite, at which step, and what that says to its user."""
@@ -72,7 +72,7 @@ def norm_of(params: Any) -> dict[str, jax.Array]:
 def check_converging(output: str | Path) -> None:
     """LampError where a run in `output` has diverged: from its checkpoint it would do so again."""
     path = Path(output) / DIVERGED
-    found = agree(lambda: read_json(path) if path.exists() else None)
+    found = on_first(lambda: read_json(path) if path.exists() else None)
     if found is not None:
         why = found.get("why") if isinstance(found, dict) else None
         raise LampError(f"{why or f'{path}: the training has diverged'} (to try the same again, remove {path})")
@@ -88,5 +88,5 @@ def end_diverged(output: Path, error: DivergedError, learning: Learning, *, save
         advice = "look for numbers in the model or the data that are far too large, and then try again with "
     advice += f"another --output (and {output} as the model to start from)" if best else "--force"
     why = f"{output}: the training has diverged at {error}; {left}; {advice}"
-    agree(lambda: write_json(output / DIVERGED, {"step": error.step, "why": why}))
+    on_first(lambda: write_json(output / DIVERGED, {"step": error.step, "why": why}))
     return LampError(why)

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, check_same_pool, read_pool, write_pool
+from lamp_jax.artifacts.candidates import (
+    Candidate,
+    CandidateSet,
+    QuestionCandidates,
+    check_same_pool,
+    read_candidates,
+    write_candidates,
+)
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import find_task
 
@@ -19,10 +26,10 @@ def candidate(name, reward: float | None = 1.0):
 
 
 def choice(key, *names, reward: float | None = 1.0):
-    return Choice(key, f"input of {key}", "gold", {name: candidate(name, reward) for name in names})
+    return QuestionCandidates(key, f"input of {key}", "gold", {name: candidate(name, reward) for name in names})
 
 
-POOL = Pool(find_task("LaMP-2"), "accuracy", NAMES, [choice("1", *NAMES), choice("2", "bm25", "dense")])
+POOL = CandidateSet(find_task("LaMP-2"), "accuracy", NAMES, [choice("1", *NAMES), choice("2", "bm25", "dense")])
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NUMBERS = st.floats(allow_nan=False)
@@ -36,29 +43,29 @@ def pools(draw):
     for key in draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True)):
         there = draw(st.sets(st.sampled_from(names), min_size=1))
         candidates = {name: draw(CANDIDATES) for name in names if name in there}
-        choices.append(Choice(key, draw(TEXTS), draw(st.none() | TEXTS), candidates))
+        choices.append(QuestionCandidates(key, draw(TEXTS), draw(st.none() | TEXTS), candidates))
     task = find_task(draw(st.sampled_from(["LaMP-1", "LaMP-3", "LaMP-7"])))
-    return Pool(task, draw(st.sampled_from(["accuracy", "mae"])), tuple(names), choices)
+    return CandidateSet(task, draw(st.sampled_from(["accuracy", "mae"])), tuple(names), choices)
 
 
 @given(pools())
 def test_what_is_written_is_read(tmp_path_factory, pool):
     path = tmp_path_factory.mktemp("pool") / "pool.json"
-    write_pool(path, pool)
-    found = read_pool(path)
+    write_candidates(path, pool)
+    found = read_candidates(path)
     assert found == pool
     assert [list(one.candidates) for one in found.choices] == [list(one.candidates) for one in pool.choices]
 
 
 def test_candidates_are_read_in_the_pools_order(tmp_path):
-    write_pool(tmp_path / "pool.json", replace(POOL, choices=[choice("1", *NAMES[::-1])]))
-    (one,) = read_pool(tmp_path / "pool.json").choices
+    write_candidates(tmp_path / "pool.json", replace(POOL, choices=[choice("1", *NAMES[::-1])]))
+    (one,) = read_candidates(tmp_path / "pool.json").choices
     assert tuple(one.candidates) == NAMES
 
 
 def test_a_file_is_written_again_as_it_was_read(tmp_path):
-    write_pool(tmp_path / "one.json", POOL)
-    write_pool(tmp_path / "other.json", read_pool(tmp_path / "one.json"))
+    write_candidates(tmp_path / "one.json", POOL)
+    write_candidates(tmp_path / "other.json", read_candidates(tmp_path / "one.json"))
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "other.json").read_bytes()
 
 
@@ -91,8 +98,8 @@ def test_a_missing_candidate_stays_missing():
 def test_a_restricted_pool_can_be_written_and_read(tmp_path_factory, order, count):
     path = tmp_path_factory.mktemp("pool") / "pool.json"
     pool = replace(POOL, choices=[choice("1", *NAMES), choice("2", *NAMES)]).restrict(order[:count], path)
-    write_pool(path, pool)
-    assert read_pool(path) == pool
+    write_candidates(path, pool)
+    assert read_candidates(path) == pool
 
 
 def test_retrievers_that_are_not_in_the_pool_are_named_with_the_file():
@@ -134,12 +141,12 @@ def test_files_may_differ_in_their_questions():
 def broken(tmp_path, change):
     """The message for POOL's file after a change."""
     path = tmp_path / "pool.json"
-    write_pool(path, POOL)
+    write_candidates(path, POOL)
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
     with pytest.raises(LampError) as caught:
-        read_pool(path)
+        read_candidates(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -152,16 +159,16 @@ def test_a_file_of_another_form_names_the_command_that_makes_it(tmp_path, key):
 def test_a_list_is_no_pool(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(LampError, match=r"list\.json: no candidates; make them with `lamp selector-data`"):
-        read_pool(tmp_path / "list.json")
+        read_candidates(tmp_path / "list.json")
 
 
 def test_a_file_that_is_missing_or_not_whole_is_named(tmp_path):
     with pytest.raises(LampError, match=r"pool\.json: no such file"):
-        read_pool(tmp_path / "pool.json")
-    write_pool(tmp_path / "pool.json", POOL)
+        read_candidates(tmp_path / "pool.json")
+    write_candidates(tmp_path / "pool.json", POOL)
     (tmp_path / "pool.json").write_bytes((tmp_path / "pool.json").read_bytes()[:-9])
     with pytest.raises(LampError, match=r"pool\.json: not whole JSON"):
-        read_pool(tmp_path / "pool.json")
+        read_candidates(tmp_path / "pool.json")
 
 
 def test_a_file_without_questions_is_an_error(tmp_path):

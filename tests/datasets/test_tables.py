@@ -17,7 +17,7 @@ from lamp_jax.datasets import tables
 from lamp_jax.datasets.tables import Text, columns_of, read_rows
 from lamp_jax.errors import LampError
 from lamp_jax.options import Build, Work
-from lamp_jax.runs import json_records as framing
+from lamp_jax.runs import json_records
 from lamp_jax.stages.build import run
 
 TEXTS = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=8)
@@ -72,7 +72,7 @@ def test_a_table_is_the_same_in_every_file(tmp_path_factory, name, ending, encod
 @pytest.mark.parametrize("name", ["long.json", "long.json.gz"])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16"])
 def test_a_long_list_is_read_in_parts(tmp_path, monkeypatch, name, encoding):
-    monkeypatch.setattr(framing, "_BLOCK", 1000)
+    monkeypatch.setattr(json_records, "_BLOCK", 1000)
     monkeypatch.setattr(tables, "_BLOCK", 100)
     rows = [(f"u{place}", "é" * (place % 90)) for place in range(1000)]
     data = as_json(rows, True).encode(encoding)

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 
 from lamp_jax.inputs.batches import pad_rows
-from lamp_jax.inputs.candidates import Judged, make_candidates, read_judged
+from lamp_jax.inputs.candidates import ScoredQuestion, make_candidates, read_scored_questions
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.losses import reinforce_loss
@@ -171,7 +171,7 @@ def test_rewards_padding_and_tokens_are_the_public_codes(entry):
     for row, gold in enumerate(texts["target_txt"]):
         worth = [reward_of(find_task(f"LaMP-{entry['task']}"), one, gold) for one in texts["scores_gold"][row]]
         documents = tuple(texts["documents"][row][: len(worth)])
-        judged.append(Judged(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
+        judged.append(ScoredQuestion(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
     for row, example in enumerate(examples_of(entry, judged, profile_size=texts["ctx"], **lengths_of(texts))):
         gains = example.rewards - example.baseline
         found = gains if entry["sample_idx"] is None else gains[entry["sample_idx"][row]]
@@ -200,7 +200,7 @@ def read_run(entry, folder):
     task = find_task(f"LaMP-{entry['task']}")
     given = {"profile_size": entry["ctx"], **lengths_of(entry)}
     options, feedback = options_of(entry, **given), [str(FOLDER / f"scores_{entry['task']}.json")]
-    judged = read_judged(options, task, str(path), feedback, compatibility=options.compatibility)
+    judged = read_scored_questions(options, task, str(path), feedback, compatibility=options.compatibility)
     examples = iter(examples_of(entry, judged, **given))
     longest = max(entry.get(name, 0) for name in ("max", "query_max", "doc_max"))
     for batch in entry["batches"]:

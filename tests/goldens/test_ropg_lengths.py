@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.inputs.candidates import CandidateBatches, Judged, make_candidates
+from lamp_jax.inputs.candidates import CandidateBatches, ScoredQuestion, make_candidates
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
@@ -39,7 +39,7 @@ def make_judged():
 
     for number, count in enumerate(COUNTS):
         rewards = np.array([draw.random() for _ in range(count)], np.float32)
-        yield Judged(str(number), text(60), tuple(text(90) for _ in range(count)), rewards, "")
+        yield ScoredQuestion(str(number), text(60), tuple(text(90) for _ in range(count)), rewards, "")
 
 
 def expected(judged, options, lengths):

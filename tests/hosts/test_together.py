@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp_jax.artifacts.candidates import read_pool
+from lamp_jax.artifacts.candidates import read_candidates
 from tests.hosts.conftest import losses, train
 
 TOLERANCE = 1e-5
@@ -132,7 +132,7 @@ def test_likelihoods_are_the_same(runs):
 def test_a_trained_selector_and_encoder_are_asked_together(runs):
     folder = runs(2)[0]
     chosen = json.loads((folder / "selected.json").read_text())["golds"]
-    assert len(chosen) == len(read_pool(folder / "pool.json").choices)
+    assert len(chosen) == len(read_candidates(folder / "pool.json").choices)
     assert len(json.loads((folder / "ranking.json").read_text())) == len(chosen)
 
 

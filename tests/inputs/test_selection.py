@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import (
     SETTINGS,
@@ -207,10 +207,12 @@ def test_settings_of_another_form_are_an_error_with_the_file(tmp_path):
 def make_pool(**rewards):
     """Of each question the rewards by retriever."""
     choices = [
-        Choice(key, "input", "gold", {name: Candidate(f"{name} {key}", "out", worth) for name, worth in one.items()})
+        QuestionCandidates(
+            key, "input", "gold", {name: Candidate(f"{name} {key}", "out", worth) for name, worth in one.items()}
+        )
         for key, one in rewards.items()
     ]
-    return Pool(find_task("LaMP-2"), "accuracy", ("none", "bm25"), choices)
+    return CandidateSet(find_task("LaMP-2"), "accuracy", ("none", "bm25"), choices)
 
 
 def test_examples_are_the_questions_candidates_and_their_rewards_in_order():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.selection import (
     choose_by_predictor,
@@ -162,10 +162,10 @@ def make_pool(*questions, names=NAMES, predictor=None):
         return Candidate("prompt", "output", 0.0, {} if value is None else {predictor: value})
 
     choices = [
-        Choice(f"q{place}", "input", "gold", {name: candidate(value) for name, value in one.items()})
+        QuestionCandidates(f"q{place}", "input", "gold", {name: candidate(value) for name, value in one.items()})
         for place, one in enumerate(questions)
     ]
-    return Pool(find_task("LaMP-3"), "mae", tuple(names), choices)
+    return CandidateSet(find_task("LaMP-3"), "mae", tuple(names), choices)
 
 
 def questions(values):

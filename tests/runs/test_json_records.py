@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.errors import LampError
-from lamp_jax.runs import json_records as framing
-from lamp_jax.runs.json_records import Frames, parse_record
+from lamp_jax.runs import json_records
+from lamp_jax.runs.json_records import RecordScanner, parse_record
 
 TRICKY = st.text(st.sampled_from('"\\[]{},: \n\u0085\ud83dé'), max_size=8)
 VALUE = st.recursive(
@@ -36,13 +36,13 @@ def test_records_are_found_wherever_blocks_end(tmp_path_factory, records, wrappe
     path = tmp_path_factory.mktemp("frame") / "whole.json"
     path.write_bytes(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(framing, "_BLOCK", block)
-        frames = Frames(path)
-        found = list(frames)
+        patch.setattr(json_records, "_BLOCK", block)
+        scanner = RecordScanner(path)
+        found = list(scanner)
     assert [parse_record(frame.raw) for frame in found] == records
     assert all(whole[frame.offset :].startswith(frame.raw) for frame in found)
     assert [frame.number for frame in found] == list(range(len(records)))
-    assert frames.envelope == ({"task": "[LaMP_3", "golds": [], "more": 1} if wrapped else [])
+    assert scanner.envelope == ({"task": "[LaMP_3", "golds": [], "more": 1} if wrapped else [])
 
 
 @given(RECORDS.filter(bool), st.data())
@@ -51,7 +51,7 @@ def test_a_file_cut_off_at_any_byte_names_itself(tmp_path_factory, records, data
     path = tmp_path_factory.mktemp("cut") / "cut.json"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(LampError, match=r"cut\.json"):
-        list(Frames(path))
+        list(RecordScanner(path))
 
 
 @given(st.binary(max_size=60))
@@ -59,7 +59,7 @@ def test_any_bytes_are_records_or_the_projects_own_error(tmp_path_factory, junk)
     path = tmp_path_factory.mktemp("junk") / "junk.json"
     path.write_bytes(b"[{" + junk)
     with contextlib.suppress(LampError):  # and no other
-        assert list(Frames(path))
+        assert list(RecordScanner(path))
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_what_is_no_list_of_records_is_named(tmp_path, content, words):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(LampError, match=re.escape(str(path)) + ".*" + words):
-        list(Frames(path))
+        list(RecordScanner(path))
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path):
     path = tmp_path / "bom.json"
     path.write_bytes(b'\xef\xbb\xbf\n[{"a": 1}]')
-    assert list(Frames(path)) == [(0, 5, b'{"a": 1}')]
+    assert list(RecordScanner(path)) == [(0, 5, b'{"a": 1}')]
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_what_is_no_json_is_named(raw, words):
 @pytest.mark.parametrize(("depth", "fits"), [(98, True), (99, False), (1000, False), (100_000, False)])
 @pytest.mark.parametrize("block", [50, 2**22])
 def test_what_is_too_deep_to_be_written_again_is_named(tmp_path, monkeypatch, depth, fits, block):
-    monkeypatch.setattr(framing, "_BLOCK", block)
+    monkeypatch.setattr(json_records, "_BLOCK", block)
     path = tmp_path / "deep.json"
     path.write_bytes(b'[{"a": 1}, {"a": ' + b"[" * depth + b"]" * depth + b'}, {"a": 2}]')
     if fits:
-        assert len(list(Frames(path))) == 3
+        assert len(list(RecordScanner(path))) == 3
     else:
         with pytest.raises(LampError, match=r"deep\.json, near byte \d+: nested more than 100 deep"):
-            list(Frames(path))
+            list(RecordScanner(path))
 
 
 def test_lone_surrogates_are_kept():

@@ -9,7 +9,7 @@ import pytest
 
 from lamp_jax.errors import LampError
 from lamp_jax.runs import processes
-from lamp_jax.runs.processes import Declaration, agree, compare, on_sigterm, read_declaration
+from lamp_jax.runs.processes import Declaration, assert_equal, on_first, on_sigterm, read_declaration
 
 WHOLE = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
@@ -42,8 +42,8 @@ def test_half_a_declaration_is_an_error_that_names_the_variables(said, message):
 
 def test_one_process_agrees_with_itself():
     value = object()  # nothing is written down, so it need not be JSON's
-    assert agree(lambda: value) is value
-    assert compare("anything", lambda: "x") == "x"
+    assert on_first(lambda: value) is value
+    assert assert_equal("anything", lambda: "x") == "x"
 
 
 PROGRAM = """
@@ -51,19 +51,19 @@ import sys
 from lamp_jax.runs import processes
 from lamp_jax.errors import LampError
 index, asked = int(sys.argv[1]), []
-def tell(name, value):
+def put(name, value):
     print(name, value, flush=True)
-def hear(name):
+def get(name):
     found = [line.split(" ", 1) for line in iter(sys.stdin.readline, "")]
     return dict(found)[name].strip()
-processes.join(processes.Company(2, index, tell, hear))
+processes.join(processes.ProcessGroup(2, index, put, get))
 def ask():
     asked.append(1)
     if sys.argv[2] == "error":
         raise LampError("no such place")
-    return {"state": "new", "nested": processes.agree(lambda: 7)}
+    return {"state": "new", "nested": processes.on_first(lambda: 7)}
 try:
-    said = processes.agree(ask)
+    said = processes.on_first(ask)
 except LampError as error:
     said = error
 print(said, len(asked), file=sys.stderr)

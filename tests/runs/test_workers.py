@@ -11,7 +11,7 @@ from lamp_jax.data import chunks
 from lamp_jax.data.chunks import Chunk, cut, map_chunks
 from lamp_jax.errors import LampError
 from lamp_jax.runs import workers
-from lamp_jax.runs.json_records import Frames
+from lamp_jax.runs.json_records import RecordScanner
 from lamp_jax.runs.workers import count_processes, map_in_processes
 
 
@@ -31,7 +31,7 @@ def records_of(chunk: Chunk) -> list[tuple]:
 def test_chunks_hold_every_record_once_with_its_number_and_place(long_file):
     chunks = list(cut(long_file))
     assert len(chunks) > 20
-    assert [record for chunk in chunks for record in chunk.read()] == list(Frames(long_file))
+    assert [record for chunk in chunks for record in chunk.read()] == list(RecordScanner(long_file))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.data.files import Question
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.encoding import open_encoder
@@ -259,21 +259,21 @@ def test_further_epochs_of_a_retriever_compile_nothing_more(method, tmp_path, ca
     assert_compiled_as_often(first, again)
 
 
-def make_pool(seed: int, count: int) -> Pool:
+def make_pool(seed: int, count: int) -> CandidateSet:
     draw = random.Random(seed)
     names = ("none", "bm25", "recency")
 
-    def make(number: int, longest: int) -> Choice:
+    def make(number: int, longest: int) -> QuestionCandidates:
         asked = names[: draw.randint(2, 3)]
         candidates = {name: Candidate(text(draw, longest), text(draw, 5), draw.random()) for name in asked}
-        return Choice(f"{seed}-{number}", "input", "gold", candidates)
+        return QuestionCandidates(f"{seed}-{number}", "input", "gold", candidates)
 
-    return Pool(TASK, "rouge-1", names, [make(number, draw.choice([2, 12])) for number in range(count)])
+    return CandidateSet(TASK, "rouge-1", names, [make(number, draw.choice([2, 12])) for number in range(count)])
 
 
 def train_selector(folder, name, *more):
     for part, seed, count in (("train", 7, 36), ("dev", 8, 20)):
-        write_pool(folder / f"{part}.json", make_pool(seed, count))
+        write_candidates(folder / f"{part}.json", make_pool(seed, count))
     given = ("--train", folder / "train.json", "--validation", folder / "dev.json", "--model", "scratch")
     learning = ("--batch-size", 8, "--accumulation", 1, "--max-length", 32, "--mode", "pre", "--vocab-size", 300)
     window = ("--attention-window", 8)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, write_pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.inputs.selection import SelectorSettings, write_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.tasks.catalog import find_task
@@ -46,8 +46,8 @@ def files(tmp_path):
     feedback = {f"{number}-{number}{place}": {"mae": float(place)} for number in range(4) for place in (0, 1)}
     (tmp_path / "f.json").write_text(json.dumps(feedback))
     candidates = {name: Candidate("a prompt", "4", float(name == "bm25"), {}) for name in ("none", "bm25")}
-    choices = [Choice(str(number), "an input", "4", candidates) for number in range(4)]
-    write_pool(tmp_path / "d.json", Pool(find_task("LaMP-3"), "mae", ("none", "bm25"), choices))
+    choices = [QuestionCandidates(str(number), "an input", "4", candidates) for number in range(4)]
+    write_candidates(tmp_path / "d.json", CandidateSet(find_task("LaMP-3"), "mae", ("none", "bm25"), choices))
     return tmp_path
 
 

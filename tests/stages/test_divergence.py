@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import write_pool
+from lamp_jax.artifacts.candidates import write_candidates
 from lamp_jax.training.divergence import DIVERGED
 from tests.stages.test_selector import MODEL, SMALL, telling_pool
 from tests.stages.test_train_retriever import make_feedback, make_questions
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "questions.json").write_text(json.dumps(list(make_questions())))
     (folder / "feedback.json").write_text(json.dumps(make_feedback()))
-    write_pool(folder / "pool.json", telling_pool(16, seed=0, shuffled=False))
+    write_candidates(folder / "pool.json", telling_pool(16, seed=0, shuffled=False))
     return folder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import Candidate, Choice, Pool, read_pool, write_pool
+from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, read_candidates, write_candidates
 from lamp_jax.artifacts.feedback import read_records
 from lamp_jax.data.files import read_outputs
 from lamp_jax.tasks.catalog import find_task
@@ -103,7 +103,7 @@ def test_a_run_that_was_cut_ends_with_the_same_bytes(files, feedback, tmp_path):
 
 
 def test_candidates_hold_what_the_feedback_says(feedback, data):
-    pool = read_pool(data)
+    pool = read_candidates(data)
     assert (pool.task.name, pool.metric, pool.names) == ("LaMP-4", "rouge-1", ("none", "bm25", "recency"))
     records = {(one["question"], one["retriever"]): one for one in read_records(feedback, "retrievers")}
     for choice in pool.choices:
@@ -122,7 +122,7 @@ def test_questions_without_golds_are_answered_but_teach_nothing(files, tmp_path,
         (tmp_path / f"{name}.json").write_text(json.dumps(questions))
     assert lamp(*feedback_words(tmp_path, tmp_path / "F")) == 0
     assert lamp(*data_words(tmp_path, tmp_path / "F", tmp_path / "D.json")) == 0
-    assert not read_pool(tmp_path / "D.json").rewarded
+    assert not read_candidates(tmp_path / "D.json").rewarded
     given = ("--train", tmp_path / "D.json", "--validation", tmp_path / "D.json", "--model", "scratch")
     assert lamp("train-selector", *given, "--output", tmp_path / "out") == 1
     assert "candidates without rewards; make it with `lamp selector-data --golds`" in capsys.readouterr().err
@@ -152,7 +152,7 @@ def selector(data, tmp_path_factory):
 def test_a_selector_chooses_answers_and_their_retrievers(data, selector, tmp_path, capsys):
     assert lamp("select", "--selector", selector, "--data", data, "--output", tmp_path / "P.json") == 0
     assert "chosen" in capsys.readouterr().out
-    pool = read_pool(data)
+    pool = read_candidates(data)
     content = json.loads((tmp_path / "P.json").read_text())
     assert content["task"] == "LaMP_4"
     for choice, one in zip(pool.choices, content["golds"], strict=True):
@@ -296,15 +296,15 @@ def telling_pool(count, *, seed, shuffled):
             name: Candidate(f"the {words[name]} and {draw.choice('xyz')}", f"{rewards[name]:.0f}", rewards[name])
             for name in "ab"
         }
-        choices.append(Choice(str(number), "", "1", {name: candidates[name] for name in "ab"}))
-    return Pool(find_task("LaMP-3"), "mae", ("a", "b"), choices)
+        choices.append(QuestionCandidates(str(number), "", "1", {name: candidates[name] for name in "ab"}))
+    return CandidateSet(find_task("LaMP-3"), "mae", ("a", "b"), choices)
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["true golds", "shuffled golds"])
 def test_the_gain_comes_from_the_golds_alone(shuffled, tmp_path):
     sizes = {"train": 160, "validation": 40, "test": 200}
     for seed, (name, count) in enumerate(sizes.items()):
-        write_pool(tmp_path / f"{name}.json", telling_pool(count, seed=seed, shuffled=shuffled))
+        write_candidates(tmp_path / f"{name}.json", telling_pool(count, seed=seed, shuffled=shuffled))
     given = ("--train", tmp_path / "train.json", "--validation", tmp_path / "validation.json", "--model", "scratch")
     told = (*SMALL, "--batch-size", 16, "--accumulation", 1, "--step-size", "relative", "--learning-rate", 0.03)
     length = ("--max-length", 16, "--epochs", 6, "--dropout", 0, "--temperature", 0.3)
