@@ -30,7 +30,7 @@ from transformers import T5ForConditionalGeneration
 
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.inputs.batches import Example, fit_buckets, pad_rows, prediction_batches
-from lamp_jax.inputs.parts import Block, Learner, Part
+from lamp_jax.inputs.parts import Cohort, Microbatch, UserExamples
 from lamp_jax.losses import IGNORED, sequence_log_probability
 from lamp_jax.models.lora import Adapters, adapter_shapes, attach
 from lamp_jax.models.peft import write_peft
@@ -40,7 +40,7 @@ from lamp_jax.models.weights import load_t5, save_t5
 from lamp_jax.options import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, place_batch
-from lamp_jax.training.adapters import Company
+from lamp_jax.training.adapters import AdapterCohorts
 
 DEMO = replace(FLAN_T5_SMALL, vocab_size=1024, d_model=64, d_ff=128, num_layers=2, num_decoder_layers=1, num_heads=2)
 SIZES = {"small": T5_SMALL, "demo": replace(DEMO, d_kv=32)}
@@ -86,7 +86,7 @@ def draw_source(rng: np.random.Generator, vocabulary: int, *, short: bool) -> li
     return rng.integers(3, vocabulary, length).tolist()
 
 
-def make_learners(count: int, vocabulary: int, *, short: bool) -> list[Learner]:
+def make_learners(count: int, vocabulary: int, *, short: bool) -> list[UserExamples]:
     """Users with 4 to 149 items, half of them at most 23, and answers of 2 to 4 tokens and `</s>`."""
     rng = np.random.default_rng(SEED)
     sizes = np.clip(np.exp(rng.normal(np.log(23), 0.8, count)), 4, 149).astype(int)
@@ -95,7 +95,7 @@ def make_learners(count: int, vocabulary: int, *, short: bool) -> list[Learner]:
         target = rng.integers(3, vocabulary, rng.integers(2, 5)).tolist()
         return Example("", draw_source(rng, vocabulary, short=short), [*target, 1])
 
-    return [Learner(str(user), [item() for _ in range(size)]) for user, size in enumerate(sizes)]
+    return [UserExamples(str(user), [item() for _ in range(size)]) for user, size in enumerate(sizes)]
 
 
 def draw_adapters(model: T5, count: int) -> dict[str, np.ndarray]:
@@ -130,7 +130,7 @@ def to_torch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(values.astype(np.int64)) for name, values in found.items()}
 
 
-def compare_losses(model: T5, directory: Path, learner: Learner) -> None:
+def compare_losses(model: T5, directory: Path, learner: UserExamples) -> None:
     """A user's first batch without dropout, with the same adapter on both sides."""
     examples, adapters = learner.examples[: LEARNING.batch_size], draw_adapters(model, 1)
     batch = to_torch(examples)
@@ -182,38 +182,40 @@ def take_turns(sides: Sequence[tuple[Iterator[int], int]], clocks: Sequence[Cloc
             shares[side] += done / whole
 
 
-def one_of_each(block: Block) -> list[Part]:
+def one_of_each(block: Cohort) -> list[Microbatch]:
     """The first part of every shape."""
-    found: dict[Any, Part] = {}
+    found: dict[Any, Microbatch] = {}
     for part in block.parts():
         found.setdefault(part.shape, part)
     return list(found.values())
 
 
-def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Sequence[Learner], others: int) -> None:
-    company = Company(run, model, learners)
-    (block,) = company.blocks
+def measure_training(
+    run: TrainAdapters, model: T5, directory: str, learners: Sequence[UserExamples], others: int
+) -> None:
+    cohorts = AdapterCohorts(run, model, learners)
+    (block,) = cohorts.blocks
     theirs = OneByOne(run, directory, block)
     chosen = np.random.default_rng(SEED).permutation(len(learners))[:others]
     some = [learners[place] for place in sorted(chosen)]
     compiling, *clocks = Clock(), Clock(), Clock()
     with compiling:
-        state = company.start(block)
+        state = cohorts.start(block)
         for part in one_of_each(block):
-            state = jax.block_until_ready(company.compute(state, block, part, (0, 0, 0)))
-    shapes = company.computed
-    company.computed = company.real = 0
+            state = jax.block_until_ready(cohorts.compute(state, block, part, (0, 0, 0)))
+    shapes = cohorts.computed
+    cohorts.computed = cohorts.real = 0
     theirs.train(some[0].examples[: LEARNING.batch_size])
 
     def together() -> Iterator[int]:
-        state, done = company.start(block), 0
+        state, done = cohorts.start(block), 0
         for place, part in enumerate(block.parts()):
-            state = company.compute(state, block, part, (0, 0, place))
+            state = cohorts.compute(state, block, part, (0, 0, place))
             if not place % AT_ONCE or not part.left:
                 jax.block_until_ready(state)
-                yield int(company.real) - done
-                done = int(company.real)
-        assert np.isfinite(company.finish(state, block).losses).all()
+                yield int(cohorts.real) - done
+                done = int(cohorts.real)
+        assert np.isfinite(cohorts.finish(state, block).losses).all()
 
     def one_by_one() -> Iterator[int]:
         for learner in some:
@@ -221,7 +223,7 @@ def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Se
 
     whole, part = (sum(count_tokens(block, learner) for learner in users) for users in (learners, some))
     take_turns([(together(), whole), (one_by_one(), part)], clocks)
-    assert (company.real, theirs.real) == (whole, part)
+    assert (cohorts.real, theirs.real) == (whole, part)
     ours, other = clocks
     scale = whole / part
     subset = "" if others >= len(learners) else f" ({others} users drawn, {part:,} tokens, the rest by tokens)"
@@ -229,7 +231,7 @@ def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Se
     parts = sum(1 for _ in block.parts())
     print(f"{len(learners)} users, {items} items, {whole:,} tokens in {parts} parts; peft: all{subset}")
     for name, clock, times, padding in (
-        ("ours, compiled before", ours, 1.0, company.padding),
+        ("ours, compiled before", ours, 1.0, cohorts.padding),
         ("peft", other, scale, 1 - theirs.real / theirs.computed),
     ):
         seconds = clock.seconds * times
@@ -254,7 +256,7 @@ def measure_training(run: TrainAdapters, model: T5, directory: str, learners: Se
 class OneByOne:
     """A base in peft, whose one adapter learns one user after the other."""
 
-    def __init__(self, run: TrainAdapters, directory: str, block: Block):
+    def __init__(self, run: TrainAdapters, directory: str, block: Cohort):
         base: Any = T5ForConditionalGeneration.from_pretrained(directory)
         form = LoraConfig(
             task_type=TaskType.SEQ_2_SEQ_LM,
@@ -270,7 +272,7 @@ class OneByOne:
         self.adapters: dict[str, list[torch.Tensor]] = {}
         self.computed = self.real = 0
 
-    def adapt(self, learner: Learner) -> Iterator[int]:
+    def adapt(self, learner: UserExamples) -> Iterator[int]:
         """Gives the tokens of each update."""
         for layer in self.layers:
             layer.reset_lora_parameters("default", True)
@@ -299,12 +301,12 @@ class OneByOne:
         return rows
 
 
-def examples_of(block: Block, learner: Learner, turn: int) -> list[Example]:
+def examples_of(block: Cohort, learner: UserExamples, turn: int) -> list[Example]:
     """A user's update."""
     return [row.example for row in block.rows(block.learners.index(learner), turn)]
 
 
-def count_tokens(block: Block, learner: Learner) -> int:
+def count_tokens(block: Cohort, learner: UserExamples) -> int:
     """Of a user's whole training."""
     rows = (one for turn in range(learner.updates(block.learning)) for one in examples_of(block, learner, turn))
     return sum(len(one.source) + len(one.target) for one in rows)

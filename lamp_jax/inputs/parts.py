@@ -1,6 +1,6 @@
 """How many users' examples become updates that are computed together, with little padding, in few shapes.
 
-Every user's training is that of a user alone: epochs over their own examples in batches, whatever company they have.
+Every user's training is that of a user alone: epochs over their own examples in batches, whoever else is in the cohort.
 What is computed at once is a *part*: rows of about one length, of any users. A user's update may lie in several parts;
 behind the last of them the user takes the step, and the rows of the next update join those that wait.
 """
@@ -28,7 +28,7 @@ _URGENCY = 0.1  # of a part: what it is worth to bring those on who have the mos
 
 
 @dataclass(frozen=True)
-class Learner:
+class UserExamples:
     """A user and all that their own adapter learns from."""
 
     user: str
@@ -64,8 +64,8 @@ class Shape(NamedTuple):
         return self.rows * (self.source + self.target)
 
 
-class Part(NamedTuple):
-    """What is computed at once. `Block.fill` makes its arrays."""
+class Microbatch(NamedTuple):
+    """What is computed at once. `Cohort.fill` makes its arrays."""
 
     shape: Shape
     rows: Sequence[Sequence["Row"]]
@@ -98,7 +98,7 @@ class Row(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """A part as `steps.adapters.Part` describes it; this process's rows of it."""
+    """A part as `steps.adapters.MicrobatchArrays` describes it; this process's rows of it."""
 
     source: np.ndarray
     target: np.ndarray
@@ -129,21 +129,21 @@ def fit_rows(source: int, target: int, tokens: int, most: int) -> Shape:
     return Shape(source, target, min(max(1, tokens // (source + target)), most))
 
 
-def make_blocks(learners: Sequence[Learner], size: int, learning: Optimization) -> list[list[Learner]]:
+def make_blocks(learners: Sequence[UserExamples], size: int, learning: Optimization) -> list[list[UserExamples]]:
     """Users in blocks of `size` that begin together: those with as many updates beside each other, the fewest first."""
     ordered = sorted(learners, key=lambda one: (one.updates(learning), len(one.examples), one.user))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 @dataclass(frozen=True)
-class Block:
+class Cohort:
     """Users who learn together, from their first update to their last; a pure function of its fields.
 
     `size` users have room, `size / devices` on each device; `places` says where each stands. `shapes` are in the order
     of fit_shapes. With `shared`, there is one learner, whose rows all devices share, each with a copy of the adapter.
     """
 
-    learners: Sequence[Learner]
+    learners: Sequence[UserExamples]
     size: int
     shapes: Sequence[Shape]
     learning: Optimization
@@ -191,7 +191,7 @@ class Block:
         found[slice(None) if self.shared else self.places] = values
         return found
 
-    def parts(self, made: Sequence[int] = ()) -> Iterator[Part]:
+    def parts(self, made: Sequence[int] = ()) -> Iterator[Microbatch]:
         """All parts in order, up to everybody's last update, from where each learner has made so many updates.
 
         The next part is always the one with the least padding, but for those who have the most updates left: they are
@@ -262,16 +262,16 @@ class Block:
                 found += waiting[other][: shape.rows - len(found)]
         return found
 
-    def _part(self, shape: Shape, rows: list[list[Row]], ended: Iterable[int], made: Sequence[int]) -> Part:
+    def _part(self, shape: Shape, rows: list[list[Row]], ended: Iterable[int], made: Sequence[int]) -> Microbatch:
         ends, counts = np.zeros(self.size, bool), np.zeros(self.size, np.float32)
         for learner in ended:
             at = slice(None) if self.shared else self.places[learner]
             ends[at] = True
             counts[at] = made[learner] > self.totals[at] - self._last_epochs[at]
         left = sum(one.updates(self.learning) > count for one, count in zip(self.learners, made, strict=True))
-        return Part(shape, rows, ends, counts, left)
+        return Microbatch(shape, rows, ends, counts, left)
 
-    def fill(self, part: Part, own: OwnRows = np.arange) -> Arrays:
+    def fill(self, part: Microbatch, own: OwnRows = np.arange) -> Arrays:
         """A part's arrays, the rows of all devices behind each other; of them this process's own."""
         shape, room = part.shape, self.size // self.devices
         found: list[Row | None] = []

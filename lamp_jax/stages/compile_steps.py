@@ -30,7 +30,7 @@ from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import LONGEST, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.sharding import Rules, check_divides, model_layout, shards
-from lamp_jax.steps.adapters import Part, Users, make_adapter_update, start_users
+from lamp_jax.steps.adapters import MicrobatchArrays, Users, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.steps.selector import selector_loss
@@ -129,7 +129,7 @@ def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:
     most = users // shards(rules.batch) * learning.batch_size
     shape = fit_rows(experiment.max_length, experiment.target_length, experiment.tokens_per_device, most)
     rows = shape.rows * shards(rules.batch)
-    part = Part(
+    part = MicrobatchArrays(
         _rows((rows, shape.source), rules),
         _rows((rows, shape.target), rules),
         _rows((rows,), rules),

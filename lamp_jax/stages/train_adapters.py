@@ -26,7 +26,7 @@ from lamp_jax.data.files import read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.examples import gold_of
-from lamp_jax.inputs.parts import Learner
+from lamp_jax.inputs.parts import UserExamples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.inputs.users import Pair, User, read_users
 from lamp_jax.models.lora import adapter_shapes
@@ -40,7 +40,7 @@ from lamp_jax.runs.urls import with_urls
 from lamp_jax.sharding import check_divides, model_layout, open_mesh
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
-from lamp_jax.training.adapters import Company, Learned, adapt
+from lamp_jax.training.adapters import AdapterCohorts, Learned, adapt
 from lamp_jax.training.loop import RUN_FILES, check_optimization
 
 FAILED = "failed.jsonl"
@@ -72,11 +72,11 @@ def run(options: TrainAdapters) -> None:
         contextlib.closing(Journal(output / FAILED)) as failed,
     ):
         model = load_t5(options.model, storage=options.storage, **model_layout(options.devices))
-        company = Company(options, model, learners)
+        cohorts = AdapterCohorts(options, model, learners)
         done = {entry["user"] for entry in failed.entries}
         adapt(
             output,
-            company,
+            cohorts,
             known=lambda users: store.known(users) | done,
             keep=partial(_keep, options, store, failed),
         )
@@ -160,7 +160,7 @@ def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> F
     return Form(fingerprint_t5(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
 
 
-def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[list[Learner], int]:
+def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[list[UserExamples], int]:
     """Who learns what, and how many users have nothing to learn from. LampError where nobody has anything."""
     questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)
     if options.shared == "questions":
@@ -184,7 +184,7 @@ def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[l
         learning = [User(EVERYBODY, tuple(pair for user in learning for pair in user.pairs))]
     encode = partial(_encode, options, task, PromptTokenizer(tokenizer))
     rows = tqdm(learning, "examples", unit="user", disable=None)
-    return [Learner(user.id, [encode(pair) for pair in user.pairs]) for user in rows], without
+    return [UserExamples(user.id, [encode(pair) for pair in user.pairs]) for user in rows], without
 
 
 def _encode(options: TrainAdapters, task: Task, tokenizer: PromptTokenizer, pair: Pair) -> Example:

@@ -41,7 +41,7 @@ class AdapterState(NamedTuple):
     """[U]: nats a token of the updates at hand, so far."""
 
 
-class Part(NamedTuple):
+class MicrobatchArrays(NamedTuple):
     """Rows that are computed at once, of any users; those of a device's users on that device."""
 
     source: Any
@@ -88,7 +88,7 @@ def _first_moments(learning: Optimization) -> Callable[[Any], Any]:
 
 def make_adapter_update(
     graph: nnx.GraphDef, learning: Optimization, lora: Lora, *, seed: int, shared: bool, rules: Rules
-) -> Callable[[AdapterState, Any, Part, Users, Any, Any], AdapterState]:
+) -> Callable[[AdapterState, Any, MicrobatchArrays, Users, Any, Any], AdapterState]:
     """The jitted `(state, the base's parameters, part, users, number, steps) -> state`; one compilation for each shape.
 
     `number` (a few integers, others for each part of a run) draws dropout; `steps` (a bool) says whether any user's
@@ -97,7 +97,7 @@ def make_adapter_update(
     optimizer = optax.chain(*direction(learning))
 
     def update(
-        state: AdapterState, base: Any, part: Part, users: Users, number: jax.Array, steps: jax.Array
+        state: AdapterState, base: Any, part: MicrobatchArrays, users: Users, number: jax.Array, steps: jax.Array
     ) -> AdapterState:
         key = jax.random.key(seed, impl="threefry2x32")
         for place in range(len(number)):
@@ -162,7 +162,9 @@ def learning_rate(peak: float, step: jax.Array, warmup: jax.Array, total: jax.Ar
     return peak * jnp.maximum(jnp.where(step < warmup, rise, fall), 0.0)
 
 
-def _row_losses(model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: Part, key: jax.Array) -> jax.Array:
+def _row_losses(
+    model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: MicrobatchArrays, key: jax.Array
+) -> jax.Array:
     """The sum over each row's target tokens of their negative log-probability, [B]."""
     encoder_key, decoder_key, adapter_key = split_key(key, 3)
     model = attach(model, rows, lora, key=adapter_key)

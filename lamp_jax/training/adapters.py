@@ -20,13 +20,13 @@ from lamp_jax.config import AdapterTraining
 from lamp_jax.distributed import read, watch
 from lamp_jax.errors import Preempted
 from lamp_jax.inputs import parts
-from lamp_jax.inputs.parts import Block, Learner, fit_shapes, make_blocks
+from lamp_jax.inputs.parts import Cohort, UserExamples, fit_shapes, make_blocks
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
 from lamp_jax.models.t5 import T5
 from lamp_jax.runs.processes import is_first, on_first
 from lamp_jax.runs.remote import CHECKPOINTS
 from lamp_jax.sharding import on_cpu, own_rows, place_batch, put, shards
-from lamp_jax.steps.adapters import AdapterState, Part, Users, make_adapter_update, start_users
+from lamp_jax.steps.adapters import AdapterState, MicrobatchArrays, Users, make_adapter_update, start_users
 from lamp_jax.training.checkpoints import Checkpoints
 from lamp_jax.training.loop import Log, NoLog
 
@@ -37,7 +37,7 @@ _SAVE_SECONDS = 600.0  # between the checkpoints of users who are still learning
 class Learned(NamedTuple):
     """What users who are done have learned."""
 
-    learners: Sequence[Learner]
+    learners: Sequence[UserExamples]
     adapters: dict[str, np.ndarray]
     """[n, ...]"""
     losses: np.ndarray
@@ -53,10 +53,10 @@ class Start(NamedTuple):
     """How many of the parts are computed."""
 
 
-class Company:
+class AdapterCohorts:
     """All users of a run and the base that they share, on the current mesh."""
 
-    def __init__(self, options: AdapterTraining, model: T5, learners: Sequence[Learner]):
+    def __init__(self, options: AdapterTraining, model: T5, learners: Sequence[UserExamples]):
         self.options, self.rules, self.devices = options, model.rules, shards(model.rules.batch)
         self.shapes, self._specs = adapter_shapes(model, options.lora), adapter_specs(model, options.lora)
         if on_cpu() and model.config.num_layers + model.config.num_decoder_layers <= _FEW_LAYERS:
@@ -72,12 +72,12 @@ class Company:
         rows = (row for one in learners for row in one.examples)
         shapes = fit_shapes(rows, tokens=options.tokens_per_device, most=most)
         self.blocks = [
-            Block(users, room, shapes, options.learning, options.seed, self.devices, shared)
+            Cohort(users, room, shapes, options.learning, options.seed, self.devices, shared)
             for users in make_blocks(learners, room, options.learning)
         ]
         self.computed, self.real = 0, 0  # tokens, and those of them that are no padding, of this process
 
-    def start(self, block: Block) -> AdapterState:
+    def start(self, block: Cohort) -> AdapterState:
         """The state before a block's first update; a user's first values depend on the seed and the user's id alone."""
         adapters = {name: np.zeros((block.size, *shape), np.float32) for name, shape in self.shapes.items()}
         for place, learner in zip(block.places, block.learners, strict=True):
@@ -87,7 +87,7 @@ class Company:
         placed = {name: put(values, self._specs[name]) for name, values in adapters.items()}
         return start_users(placed, self.options.learning, self.rules)
 
-    def form(self, block: Block) -> AdapterState:
+    def form(self, block: Cohort) -> AdapterState:
         """The shapes and layouts of a block's state; whole on every device where its users do not divide over them."""
         mesh, divides = jax.sharding.get_mesh(), block.size % self.devices == 0
 
@@ -105,7 +105,7 @@ class Company:
             lambda leaf: place((block.size, *leaf.shape[1:]), leaf.dtype, leaf.sharding.spec), jax.eval_shape(start)
         )
 
-    def move(self, state: AdapterState, old: Block, block: Block) -> AdapterState:
+    def move(self, state: AdapterState, old: Cohort, block: Cohort) -> AdapterState:
         """A block's state on another number of devices, without what was computed of updates that are not complete."""
         sources, places = (slice(None) if one.shared else one.places for one in (old, block))
 
@@ -120,17 +120,19 @@ class Company:
         gradient = jax.tree.map(jnp.zeros_like, state.gradient)
         return state._replace(gradient=gradient, partial=jnp.zeros_like(state.partial))
 
-    def compute(self, state: AdapterState, block: Block, part: parts.Part, where: tuple[int, int, int]) -> AdapterState:
+    def compute(
+        self, state: AdapterState, block: Cohort, part: parts.Microbatch, where: tuple[int, int, int]
+    ) -> AdapterState:
         """One part of a block; `where` is a number of its own among all parts of a run, for dropout."""
         users = (block.totals, block.warmups, part.ends, part.counts)
         arrays = block.fill(part, own_rows)
         self.computed += arrays.source.size + arrays.target.size
         self.real += np.count_nonzero(arrays.source >= 0) + np.count_nonzero(arrays.target >= 0)
         placed = Users(*(put(values, self.rules.spec("batch")) for values in users))
-        rows = Part(*place_batch(tuple(arrays), rules=self.rules))
+        rows = MicrobatchArrays(*place_batch(tuple(arrays), rules=self.rules))
         return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(part.ends.any()))
 
-    def finish(self, state: AdapterState, block: Block) -> Learned:
+    def finish(self, state: AdapterState, block: Cohort) -> Learned:
         """What a block's users have learned."""
         adapters = {name: read(values)[block.places] for name, values in state.adapters.items()}
         losses = read(state.loss) / np.maximum(block.counted, 1)
@@ -144,7 +146,7 @@ class Company:
 
 def adapt(
     output: Path,
-    company: Company,
+    cohorts: AdapterCohorts,
     *,
     known: Callable[[Sequence[str]], Container[str]],
     keep: Callable[[Learned], None],
@@ -154,7 +156,7 @@ def adapt(
     `known` gives those of some users who need no training. A block that was stopped goes on behind its newest
     checkpoint. Preempted, with all on disk, where SIGTERM ended it.
     """
-    users = sum(len(block.learners) for block in company.blocks)
+    users = sum(len(block.learners) for block in cohorts.blocks)
     with (
         watch() as must_stop,
         closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
@@ -162,33 +164,33 @@ def adapt(
         tqdm(total=users, desc="adapters", unit="user", disable=None) as bar,
     ):
         made, stops = 0, map(must_stop, count(1))  # asked about numbers that follow each other
-        for number, block in enumerate(company.blocks):
+        for number, block in enumerate(cohorts.blocks):
             made += sum(learner.updates(block.learning) for learner in block.learners)
             done = known([learner.user for learner in block.learners])
             if all(learner.user in done for learner in block.learners):
                 bar.update(len(block.learners))
             else:
-                learned, stop = _learn(company, number, checkpoints, stops, bar)
+                learned, stop = _learn(cohorts, number, checkpoints, stops, bar)
                 keep(learned)
                 losses = learned.losses[np.isfinite(learned.losses)]
-                log.write(made, {"padding": company.padding} | ({"loss": float(losses.mean())} if len(losses) else {}))
-                if stop and number + 1 < len(company.blocks):
+                log.write(made, {"padding": cohorts.padding} | ({"loss": float(losses.mean())} if len(losses) else {}))
+                if stop and number + 1 < len(cohorts.blocks):
                     raise Preempted
 
 
 def _learn(
-    company: Company, number: int, checkpoints: Checkpoints, stops: Iterator[bool], bar: tqdm
+    cohorts: AdapterCohorts, number: int, checkpoints: Checkpoints, stops: Iterator[bool], bar: tqdm
 ) -> tuple[Learned, bool]:
     """Trains a block, and says whether to stop behind it."""
-    block = company.blocks[number]
-    state, start = _resume(checkpoints, company, number)
+    block = cohorts.blocks[number]
+    state, start = _resume(checkpoints, cohorts, number)
     left, stop, saved, steps = len(block.learners), False, time.monotonic(), count(checkpoints.step + 1)
     for place, part in enumerate(block.parts(start.made)):
         bar.update(left - part.left)
         left = part.left
         if place < start.part:
             continue
-        state = company.compute(state, block, part, (number, sum(start.made), place))
+        state = cohorts.compute(state, block, part, (number, sum(start.made), place))
         stop = next(stops)
         if left and (stop or _is_due(saved)):
             progress = {"block": number, "users": block.size, "devices": block.devices, "part": place + 1}
@@ -197,22 +199,22 @@ def _learn(
             saved = time.monotonic()
         if left and stop:
             raise Preempted
-    return company.finish(state, block), stop
+    return cohorts.finish(state, block), stop
 
 
-def _resume(checkpoints: Checkpoints, company: Company, number: int) -> tuple[AdapterState, Start]:
+def _resume(checkpoints: Checkpoints, cohorts: AdapterCohorts, number: int) -> tuple[AdapterState, Start]:
     """A block's state and where its parts begin: those of the newest checkpoint, if it is of this block."""
-    block, progress = company.blocks[number], checkpoints.progress
+    block, progress = cohorts.blocks[number], checkpoints.progress
     if progress is None or progress["block"] != number:
-        return company.start(block), Start()
+        return cohorts.start(block), Start()
     old = replace(block, size=progress["users"], devices=progress["devices"])
-    restored = checkpoints.restore(company.form(old))
+    restored = checkpoints.restore(cohorts.form(old))
     assert restored is not None  # its progress was there
     state, start = restored[0], Start(tuple(progress["made"]), progress["part"])
     if old.devices != block.devices:  # other parts
-        state = company.move(state, old, block)
+        state = cohorts.move(state, old, block)
         start = Start(tuple(read(state.step)[block.places].tolist()))
-    print(f"going on with block {number + 1} of {len(company.blocks)}")
+    print(f"going on with block {number + 1} of {len(cohorts.blocks)}")
     return state, start
 
 

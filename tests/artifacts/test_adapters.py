@@ -637,11 +637,11 @@ def test_of_several_processes_the_first_writes_and_all_read(never_cut, tmp_path,
             assert len(store.entries) == 4
             return list(store.entries.values())
 
-    monkeypatch.setattr(processes, "_company", processes.Company(2, 0, said.__setitem__, said.__getitem__))
+    monkeypatch.setattr(processes, "_group", processes.ProcessGroup(2, 0, said.__setitem__, said.__getitem__))
     assert work() == entries_of(*"abcd")
     before = contents(tmp_path)
     assert not any(name.endswith(".unfinished") for name in before)
-    monkeypatch.setattr(processes, "_company", processes.Company(2, 1, None, said.__getitem__))
+    monkeypatch.setattr(processes, "_group", processes.ProcessGroup(2, 1, None, said.__getitem__))
     assert work() == entries_of(*"abcd")
     assert contents(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""Users learn together as if alone: their updates hold their own examples, whatever the company and the devices."""
+"""Users learn together as if alone: their updates hold their own examples, whoever else is in the cohort and on whatever devices."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import NO_TOKEN, Example
-from lamp_jax.inputs.parts import Block, Learner, find_shape, fit_shapes, make_blocks
+from lamp_jax.inputs.parts import Cohort, UserExamples, find_shape, fit_shapes, make_blocks
 
 LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=7)
@@ -26,7 +26,7 @@ TOKENS = st.sampled_from([16, 64, 200])
 def learner(user, count):
     """Example n of user u begins with u + 1 and n + 1, so that a row tells which it is; lengths are uneven."""
     rng = np.random.default_rng([user, count])
-    return Learner(
+    return UserExamples(
         f"user {user}",
         [
             Example(f"{user}-{n}", [user + 1, n + 1, *[9] * rng.integers(0, 30)], [7] * rng.integers(1, 6))
@@ -46,7 +46,7 @@ def examples_of(learners):
 def block_of(learners, learning, *, devices=1, tokens=64, seed=0, spare=0, shared=False):
     """A block with room for its learners, and for `spare` more on each device."""
     size = devices if shared else devices * (ceil(len(learners) / devices) + spare)
-    return Block(
+    return Cohort(
         learners, size, fit_shapes(examples_of(learners), tokens=tokens, most=64), learning, seed, devices, shared
     )
 
@@ -132,7 +132,7 @@ def test_the_order_is_drawn_from_the_seed_and_the_user():
     learning = Optimization(epochs=2, batch_size=1)
 
     def order(user, seed):
-        one = Learner(f"user {user}", learner(user, 12).examples)
+        one = UserExamples(f"user {user}", learner(user, 12).examples)
         return [examples_in(update) for update in updates_of(block_of([one], learning, seed=seed))[user]]
 
     first = order(1, 0)
@@ -250,7 +250,9 @@ def test_little_is_padding_where_users_are_uneven(seed, layout):
     rng = np.random.default_rng(seed)
     counts = np.clip(np.exp(rng.normal(np.log(23), 0.8, 64)), 4, 149).astype(int)
     learners = [
-        Learner(str(user), [Example("", [5] * rng.integers(130, 431), [6] * rng.integers(2, 5)) for _ in range(count)])
+        UserExamples(
+            str(user), [Example("", [5] * rng.integers(130, 431), [6] * rng.integers(2, 5)) for _ in range(count)]
+        )
         for user, count in enumerate(counts)
     ]
     learning, (devices, tokens) = Optimization(epochs=1, batch_size=16), layout

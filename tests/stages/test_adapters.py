@@ -89,14 +89,14 @@ def whole(questions, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def parts_of_the_first_block(questions, tmp_path_factory) -> int:
-    compute, places = adapting.Company.compute, []
+    compute, places = adapting.AdapterCohorts.compute, []
 
     def count(self, state, block, part, where):
         places.append(where)
         return compute(self, state, block, part, where)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapting.Company, "compute", count)
+        patch.setattr(adapting.AdapterCohorts, "compute", count)
         assert lamp(*train_words(questions, tmp_path_factory.mktemp("counted") / "store")) == 0
     assert places == sorted(set(places))
     return sum(block == 0 for block, _, _ in places)
@@ -371,7 +371,7 @@ def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(
 def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
     questions, whole, tmp_path, monkeypatch, capsys
 ):
-    finish, output = adapting.Company.finish, tmp_path / "store"
+    finish, output = adapting.AdapterCohorts.finish, tmp_path / "store"
 
     def finish_without_two(self, state, block):
         learned, users = finish(self, state, block), [one.user for one in block.learners]
@@ -381,11 +381,11 @@ def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
                 values[users.index("u5")] = 0
         return learned
 
-    monkeypatch.setattr(adapting.Company, "finish", finish_without_two)
+    monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish_without_two)
     kill_behind_block(monkeypatch, train_words(questions, output), 1, FIRST_BLOCK - 2)
     assert not (output / FAILED).read_text()  # so the block is trained again
     kill_behind_block(monkeypatch, train_words(questions, output), 2, 0)
-    monkeypatch.setattr(adapting.Company, "finish", finish)
+    monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish)
     assert lamp(*train_words(questions, output)) == 0
     assert "2 users' training failed (u3, u5; " in capsys.readouterr().out
     found, expected = open_store(output), open_store(whole)

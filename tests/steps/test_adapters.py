@@ -15,15 +15,15 @@ from flax import nnx
 from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
 from lamp_jax.inputs.batches import Example, pad_rows
-from lamp_jax.inputs.parts import Learner
+from lamp_jax.inputs.parts import UserExamples
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.options import Learning, Lora, Optimization, TrainAdapters
 from lamp_jax.sharding import RULES, make_mesh
-from lamp_jax.steps.adapters import Part, Users, learning_rate, make_adapter_update, start_users
+from lamp_jax.steps.adapters import MicrobatchArrays, Users, learning_rate, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.update import TrainState, make_optimizer, make_update
-from lamp_jax.training.adapters import Company
+from lamp_jax.training.adapters import AdapterCohorts
 from tests.models.tiny import GATED, build
 
 CONFIG = replace(GATED, num_layers=1, num_decoder_layers=1, dropout_rate=0.0)
@@ -34,14 +34,16 @@ SIZES = {"ann": 5, "bob": 7, "sue": 3}
 """How many examples each user has; the last is done after half of the updates."""
 
 
-def learner(user: str) -> Learner:
+def learner(user: str) -> UserExamples:
     rng = np.random.default_rng(list(SIZES).index(user))
 
     def tokens(*lengths: int) -> list[int]:
         return [*map(int, rng.integers(2, 48, rng.choice(lengths))), 1]
 
     # Of few lengths, so that few programs are compiled.
-    return Learner(user, [Example(f"{user} {n}", tokens(3, 7, 18, 23), tokens(1, 2, 4)) for n in range(SIZES[user])])
+    return UserExamples(
+        user, [Example(f"{user} {n}", tokens(3, 7, 18, 23), tokens(1, 2, 4)) for n in range(SIZES[user])]
+    )
 
 
 class Layout(NamedTuple):
@@ -53,10 +55,10 @@ class Layout(NamedTuple):
         return jax.set_mesh(make_mesh(self.data, self.model, devices=jax.devices()[: self.data * self.model]))
 
 
-def company(users, layout, *, tokens=128, together=8, learning=LEARNING, **changes) -> Company:
+def cohorts(users, layout, *, tokens=128, together=8, learning=LEARNING, **changes) -> AdapterCohorts:
     sizes = {"tokens_per_device": tokens, "users_per_step": together}
     options = TrainAdapters("LaMP-3", "", "", lora=LORA, learning=learning, **sizes, **changes)
-    return Company(options, build(CONFIG, rules=RULES[layout.sharding]), [learner(user) for user in users])
+    return AdapterCohorts(options, build(CONFIG, rules=RULES[layout.sharding]), [learner(user) for user in users])
 
 
 ALONE = Layout()
@@ -77,7 +79,7 @@ class Trained(NamedTuple):
 def train(users: tuple[str, ...], layout: Layout = ALONE, **changes: Any) -> Trained:
     adapters, losses, history, last = {}, {}, {}, {}
     with layout.open():
-        room = company(users, layout, **changes)
+        room = cohorts(users, layout, **changes)
         for number, block in enumerate(room.blocks):
             state = room.start(block)
             states, ends = [jax.device_get(state.adapters)], [np.ones(block.size, bool)]
@@ -150,7 +152,7 @@ def test_who_diverges_disturbs_nobody(layout, where, large):
     """Numbers that are not finite would go to all users of a device through the products of whose rows are whose."""
     expected = train(ALL, layout)
     with layout.open():
-        room = company(ALL, layout)
+        room = cohorts(ALL, layout)
         (block,) = room.blocks
         state = room.start(block)
         ill = int(block.places[[one.user for one in block.learners].index("bob")])
@@ -178,7 +180,7 @@ def test_who_diverges_disturbs_nobody(layout, where, large):
 def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray], float]:
     """One user's adapter by JAX's gradient and optax alone: the mean loss of the tokens of each whole batch."""
     with ALONE.open():
-        room = company((user,), ALONE, learning=learning)
+        room = cohorts((user,), ALONE, learning=learning)
         (block,) = room.blocks
         model = build(CONFIG)
         graph, params = nnx.split(model)
@@ -234,7 +236,7 @@ def test_the_rate_is_that_of_a_whole_models_training(ratio):
         optimizer = make_optimizer(learning, total)
         state = optimizer.init(jnp.ones(()))
         expected = [schedule_of(optimizer, state, int(step)) for step in steps]
-        warmup = Learner("ann", [Example("1", (1,), (1,))]).warmup(replace(learning, epochs=total))
+        warmup = UserExamples("ann", [Example("1", (1,), (1,))]).warmup(replace(learning, epochs=total))
         np.testing.assert_allclose(rates(steps, warmup, total), expected, rtol=1e-4, atol=1e-9, err_msg=str(total))
 
 
@@ -266,7 +268,7 @@ def test_the_bases_gradient_is_not_computed():
     update = make_adapter_update(graph, LEARNING, lora, seed=0, shared=False, rules=model.rules)
     integers, numbers, yes = (jax.ShapeDtypeStruct((1,), kind) for kind in (jnp.int32, jnp.float32, bool))
     source, target = (jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (16, 8))
-    part = Part(source, target, *(jax.ShapeDtypeStruct((rows,), kind) for kind in (jnp.int32, jnp.float32)))
+    part = MicrobatchArrays(source, target, *(jax.ShapeDtypeStruct((rows,), kind) for kind in (jnp.int32, jnp.float32)))
     number, last = jax.ShapeDtypeStruct((3,), jnp.int32), jax.ShapeDtypeStruct((), bool)
     ours = products(update, state, base, part, Users(integers, integers, yes, numbers), number, last)
     optimizer = make_optimizer(Learning(), 10)
