@@ -1,7 +1,7 @@
 """What fits which TPUs, by their own compiler: `python benchmarks/tpu.py`, and again after a break: it goes on.
 
 Every row is a command of `lamp compile` in a process of its own, one to three minutes on two cores. Results go to a
-file of JSON lines; with --table alone, they are printed as the README's table.
+file of JSON lines; with --table alone, they are printed as the table of launch/README.md.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def compile_row(row: Row) -> dict[str, Any]:
 
 
 def as_line(row: Row, report: dict[str, Any]) -> str:
-    """One line of the README's table."""
+    """One line of the table in launch/README.md."""
     memory, mesh = report["memory"], report["mesh"]
     slices = f"{row.slices} x " if row.slices > 1 else ""
     cells = [row.what, slices + _SLICES[row.topology], f"{mesh['data']} x {mesh['model']}"]
