@@ -1,4 +1,4 @@
-"""Users learn together as if alone: their updates hold their own examples, whoever else is in the cohort and on whatever devices."""
+"""Users learn together as if alone: updates hold their own examples, whoever else is in the cohort, on any devices."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace
