@@ -25,7 +25,7 @@ from lamp_jax.models.longformer import LongformerConfig
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import make_mesh
 
-pytestmark = pytest.mark.tpu_compile
+pytestmark = [pytest.mark.slow, pytest.mark.tpu_compile]
 
 GOLDENS = Path(__file__).parent / "compiled.json"
 T5 = T5Config(

@@ -12,6 +12,7 @@ from tests.goldens.minilm import COUNT, GOLDEN, find_directory, make_texts, torc
 DIRECTORY = find_directory()
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.golden,
     pytest.mark.skipif(DIRECTORY is None, reason="all-MiniLM-L6-v2 is not installed (see tests/goldens/minilm.py)"),
 ]

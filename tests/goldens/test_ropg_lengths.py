@@ -22,7 +22,7 @@ from tests.goldens.cases import CASES
 
 torch = pytest.importorskip("torch", reason="needs PyTorch, of the extra `parity`")
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.slow, pytest.mark.parity]
 
 BERT = CASES / "tiny" / "bert"
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]

@@ -10,6 +10,8 @@ import pytest
 from lamp_jax.artifacts.adapters import open_store
 from tests.hosts.conftest import wait_for
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft"
 USERS_PER_STEP, UPDATES = 4, 10
 """Of 40 users: ten blocks."""

@@ -8,6 +8,8 @@ import pytest
 
 from tests.hosts.conftest import losses, train, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 def is_finished(output) -> bool:
     return json.loads((output / "run.json").read_text())["finished"]

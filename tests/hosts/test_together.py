@@ -9,6 +9,8 @@ import pytest
 from lamp_jax.artifacts.candidates import read_candidates
 from tests.hosts.conftest import losses, train
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5
 TINY = ("--hidden-size", 16, "--intermediate-size", 32, "--num-layers", 1, "--num-heads", 2, "--vocab-size", 300)
 LEARN = (

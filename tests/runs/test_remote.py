@@ -218,6 +218,7 @@ def test_checkpoints_are_removed_where_they_are(machine, bucket, tmp_path):
     remote.remove_checkpoints(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_stages_work_at_urls_and_go_on_from_another_machine(machine, bucket, capsys):
     data = f"bucket:/{bucket}/data"
     size = ["--questions", "40", "--dev-questions", "16", "--profile-size", "4"]

@@ -240,6 +240,7 @@ def leave_files(store: Path) -> None:
     (store / ".adapters.lamp.lock").touch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", [lambda store: None, leave_files], ids=["nothing", "files"])
 def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, leave):
     output = tmp_path / "store"
@@ -341,6 +342,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
     assert_same_store(output, whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch):
     output, times = tmp_path / "store", 0
     while not (output / "run.json").exists() or not json.loads((output / "run.json").read_text())["finished"]:
@@ -408,6 +410,7 @@ def test_a_training_in_which_everybody_diverges_is_an_error(questions, tmp_path,
         assert "diverged; try a lower --learning-rate" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behind_block", [-1, 2])
 def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(
     questions, whole, parts_of_the_first_block, tmp_path, monkeypatch, capsys, behind_block
@@ -436,6 +439,7 @@ def first_values(seed: int, user: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(user.encode())])
 
 
+@pytest.mark.slow
 def test_one_adapter_of_everybody_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
     words = (questions, tmp_path / "store", "--shared", "profiles")
     stop_behind(monkeypatch, train_words(*words), 12)
@@ -462,6 +466,7 @@ def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, cap
     assert "14 of 14 questions have an adapter" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [("--storage", "bfloat16"), ("--storage", "int8", "--keep", "bfloat16")],

@@ -31,6 +31,8 @@ from lamp_jax.stages.generate import answer
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
 
+pytestmark = pytest.mark.slow
+
 TASK = find_task("LaMP-4")
 MODEL, ENCODER = CASES / "tiny" / "t5_ft", CASES / "tiny" / "bert"
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]

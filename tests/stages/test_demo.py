@@ -9,6 +9,8 @@ from lamp_jax import cli
 from lamp_jax.artifacts.adapters import open_store
 from lamp_jax.data.files import read_outputs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):

@@ -9,6 +9,8 @@ import pytest
 
 from lamp_jax import cli
 
+pytestmark = pytest.mark.slow
+
 LIMITED = """
 import resource, sys
 limit = int(sys.argv[1])

@@ -14,6 +14,8 @@ from tests.stages.test_selector import MODEL, SMALL, telling_pool
 from tests.stages.test_train_retriever import make_feedback, make_questions
 from tests.stages.test_train_retriever import words as retriever_words
 
+pytestmark = pytest.mark.slow
+
 # The first update's rate is 0; the second's is so large that no number stays finite.
 DIVERGING = ("--epochs", 4, "--learning-rate", "1e30", "--warmup-ratio", 0.5, "--log-every", "1e9")
 DIVERGING += ("--batch-size", 8, "--accumulation", 1)

@@ -147,6 +147,7 @@ def cut_in_a_batch(path):
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-5]))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole, compiled, tmp_path):
     given, path = words(merged, tmp_path / "killed"), tmp_path / "killed" / FILE
     expected = (whole / "feedback" / FILE).read_bytes()

@@ -172,6 +172,7 @@ def saved_state(checkpoints: Path):
         return ocp.load(newest)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_bit_identical(movie, tmp_path, monkeypatch):
     assert lamp(*train_words(movie, tmp_path / "whole")) == 0
     save = Checkpoints.save

@@ -140,6 +140,7 @@ def test_who_is_done_stays_as_they_are():
         assert any((found.history[user][-2][name] != values).any() for name, values in found.last[user].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [ALONE, Layout(2, 1)])
 @pytest.mark.parametrize(
     ("where", "large"),
