@@ -57,7 +57,7 @@ PAGES = {
     "adapters": """TrainAdapters("LaMP-3", "q", "o", "{t5}", users_per_step=16, tokens_per_device=576, max_length=128,
                                  target_length=16, storage="int8", devices=SPLIT)""",
 }
-HEAD = """from lamp_jax.config import *
+HEAD = """from lamp_jax.options import *
 WHOLE, TENSOR = Devices(dtype="bfloat16"), Devices(dtype="bfloat16", sharding="tensor", model_parallel=4)
 FSDP = Devices(dtype="bfloat16", sharding="fsdp", remat="full")
 SPLIT = Devices(dtype="bfloat16", sharding="fsdp+tensor", model_parallel=2, remat="full")
