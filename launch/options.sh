@@ -39,8 +39,7 @@ while (($#)); do
   shift
 done
 [[ $takes != NAME* || $name ]] || refuse "which TPU? Its NAME comes first: $0 NAME ..."
-[[ $takes != *--type* || $type ]] || refuse "--type is missing, such as --type v5litepod-8" \
-  "(launch/README.md: On a TPU VM)"
+[[ $takes != *--type* || $type ]] || refuse "--type is missing, such as --type v5litepod-8 (launch/README.md)"
 [[ ! $type =~ ^(tpu7x?|v7x?|ironwood)- ]] || refuse "--type $type: the Cloud TPU API, which this script asks, has no" \
   "TPU7x; Compute Engine has: machine type tpu7x-standard-4t. Run lamp there (launch/README.md: On a TPU VM)"
 [[ $takes != *COMMAND || $# -gt 0 ]] || refuse "nothing to run; give a COMMAND, such as: demo --size smoke"
