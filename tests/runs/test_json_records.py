@@ -1,4 +1,4 @@
-"""What framing promises: the records of a file by their bytes, whatever they hold, and a place for what is wrong."""
+"""The records of a JSON file by their bytes, whatever they hold, and a place for what is wrong."""
 
 import contextlib
 import json
@@ -39,9 +39,9 @@ def test_records_are_found_wherever_blocks_end(tmp_path_factory, records, wrappe
         patch.setattr(json_records, "_BLOCK", block)
         scanner = RecordScanner(path)
         found = list(scanner)
-    assert [parse_record(frame.raw) for frame in found] == records
-    assert all(whole[frame.offset :].startswith(frame.raw) for frame in found)
-    assert [frame.number for frame in found] == list(range(len(records)))
+    assert [parse_record(raw.content) for raw in found] == records
+    assert all(whole[raw.offset :].startswith(raw.content) for raw in found)
+    assert [raw.number for raw in found] == list(range(len(records)))
     assert scanner.envelope == ({"task": "[LaMP_3", "golds": [], "more": 1} if wrapped else [])
 
 
