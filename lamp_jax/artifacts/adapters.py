@@ -265,7 +265,7 @@ class AdapterStore:
         return self._open(shards[bisect_right(shards, row, key=lambda segment: segment.first) - 1])
 
     def _entries_from(self, row: int) -> list[Entry]:
-        """Those of a row and of the rows behind it in its shard."""
+        """Those of a row and of the rows after it in its shard."""
         shard = self._shard_of(row)
         return list(shard.entries())[row - shard.segment.first :]
 

@@ -43,7 +43,7 @@ def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[st
 
 
 def cut(path: str | Path) -> Iterator[Chunk]:
-    """The chunks of a file, in its order; LampError, behind the whole records, where it breaks off or is no list."""
+    """The chunks of a file, in its order; LampError, after the complete records, where it breaks off or is no list."""
     starts: list[int] = []
     ends: list[int] = []
     number, broken = -1, None

@@ -47,4 +47,4 @@ class Compile:
     json: bool = False
     """Print one JSON object and nothing else."""
     options: Suppress[tuple[str, ...]] = ()
-    """What stands behind `--`."""
+    """What follows `--`."""
