@@ -114,15 +114,15 @@ def candidate_scorer(
 
     encoder = Encoder(score, reader, choose_text_buckets(reader.settings.max_length), batch_tokens)
 
-    def score_pool(params: Any, pool: CandidateSet) -> dict[tuple[str, str], float]:
-        names = [(choice.id, name) for choice in pool.choices for name in choice.candidates]
-        candidates = [one for choice in pool.choices for one in choice.candidates.values()]
+    def score_candidates(params: Any, data: CandidateSet) -> dict[tuple[str, str], float]:
+        names = [(question.id, name) for question in data.questions for name in question.candidates]
+        candidates = [one for question in data.questions for one in question.candidates.values()]
         scores: dict[tuple[str, str], float] = {}
         for places, values in encoder(params, candidates):
             scores |= {names[place]: float(value) for place, value in zip(places, values, strict=True)}
         return scores
 
-    return score_pool
+    return score_candidates
 
 
 class Encoder:

@@ -79,8 +79,8 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
     """Every kind of directory, sound, in the folder, and beside them what commands read with them."""
     write_questions(folder / "questions.json", QUESTIONS)
     candidates = {name: Candidate("a prompt", "4", float(name == "bm25"), {}) for name in ("none", "bm25")}
-    choices = [QuestionCandidates(one.id, one.input, "4", candidates) for one in QUESTIONS]
-    write_candidates(folder / "pool.json", CandidateSet(TASK, "mae", ("none", "bm25"), choices))
+    questions = [QuestionCandidates(one.id, one.input, "4", candidates) for one in QUESTIONS]
+    write_candidates(folder / "pool.json", CandidateSet(TASK, "mae", ("none", "bm25"), questions))
     models = _make_models(folder)
     stores, feedback = _make_adapters(folder), _make_feedback(folder)
     return models | stores | feedback | {"data set": _make_data_set(folder)}

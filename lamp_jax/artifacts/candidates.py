@@ -43,12 +43,12 @@ class CandidateSet:
     """The metric of the rewards."""
     names: tuple[str, ...]
     """The retrievers, in their order."""
-    choices: Sequence[QuestionCandidates]
+    questions: Sequence[QuestionCandidates]
 
     @property
     def rewarded(self) -> bool:
         """Whether every candidate has a reward."""
-        return all(one.reward is not None for choice in self.choices for one in choice.candidates.values())
+        return all(one.reward is not None for question in self.questions for one in question.candidates.values())
 
     def restrict(self, names: Sequence[str], path: str | Path) -> "CandidateSet":
         """The pool of some of its retrievers. LampError, with the file, for one that is not in it."""
@@ -56,29 +56,31 @@ class CandidateSet:
         if unknown:
             raise LampError(f"{path}: no retriever {', '.join(unknown)} in its pool of {', '.join(self.names)}")
         names = tuple(dict.fromkeys(names))
-        choices = [
-            replace(choice, candidates={name: choice.candidates[name] for name in names if name in choice.candidates})
-            for choice in self.choices
+        questions = [
+            replace(
+                question, candidates={name: question.candidates[name] for name in names if name in question.candidates}
+            )
+            for question in self.questions
         ]
-        return replace(self, names=names, choices=_checked(choices, path))
+        return replace(self, names=names, questions=_checked(questions, path))
 
 
-def write_candidates(path: str | Path, pool: CandidateSet) -> None:
+def write_candidates(path: str | Path, data: CandidateSet) -> None:
     """The JSON file, whole or not at all."""
     write_json(
         path,
         {
-            "task": pool.task.name,
-            "metric": pool.metric,
-            "pool": list(pool.names),
+            "task": data.task.name,
+            "metric": data.metric,
+            "pool": list(data.names),
             "questions": [
                 {
-                    "id": choice.id,
-                    "input": choice.input,
-                    "gold": choice.gold,
-                    "candidates": {name: vars(choice.candidates[name]) for name in choice.candidates},
+                    "id": question.id,
+                    "input": question.input,
+                    "gold": question.gold,
+                    "candidates": {name: vars(question.candidates[name]) for name in question.candidates},
                 }
-                for choice in pool.choices
+                for question in data.questions
             ],
         },
     )
@@ -95,17 +97,17 @@ def read_candidates(path: str | Path) -> CandidateSet:
     except LampError as error:
         raise LampError(f"{path}: {error}") from error
     names = tuple(map(str, content["pool"]))
-    choices: dict[str, QuestionCandidates] = {}
+    questions: dict[str, QuestionCandidates] = {}
     for number, record in enumerate(content["questions"]):
         where = f"{path}, question {record.get('id', number)!r}" if isinstance(record, dict) else f"{path}, {number}"
-        choice = _choice(record, names, where)
-        if choice.id in choices:
+        question = _question(record, names, where)
+        if question.id in questions:
             raise LampError(f"{where}: this id occurs twice; make the file again")
-        choices[choice.id] = choice
-    return CandidateSet(task, content["metric"], names, _checked(list(choices.values()), path))
+        questions[question.id] = question
+    return CandidateSet(task, content["metric"], names, _checked(list(questions.values()), path))
 
 
-def check_same_pool(one: CandidateSet, other: CandidateSet, left: str | Path, right: str | Path) -> None:
+def check_same_candidates(one: CandidateSet, other: CandidateSet, left: str | Path, right: str | Path) -> None:
     """LampError, with both, unless two files have the same task, metric and pool."""
     for what, mine, theirs in (
         ("task", one.task.name, other.task.name),
@@ -116,19 +118,19 @@ def check_same_pool(one: CandidateSet, other: CandidateSet, left: str | Path, ri
             raise LampError(f"{left} and {right} differ in their {what}: {mine} and {theirs}; make them alike")
 
 
-def _choice(record: Any, names: Sequence[str], where: str) -> QuestionCandidates:
+def _question(record: Any, names: Sequence[str], where: str) -> QuestionCandidates:
     try:
         given = {name: _candidate(record["candidates"][name]) for name in record["candidates"]}
         if not (type(record["id"]) is type(record["input"]) is str and isinstance(record["gold"], str | None)):
             raise TypeError("its id and input are texts, its gold is a text or null")
         candidates = {name: given[name] for name in names if name in given}
-        choice = QuestionCandidates(record["id"], record["input"], record["gold"], candidates)
+        question = QuestionCandidates(record["id"], record["input"], record["gold"], candidates)
     except (KeyError, TypeError, AttributeError) as error:
         raise LampError(f"{where}: not a question of `lamp selector-data` ({error}); make it again") from error
     unknown = [name for name in given if name not in names]
     if unknown:
         raise LampError(f"{where}: {', '.join(unknown)} is not in the pool of {', '.join(names)}; make it again")
-    return choice
+    return question
 
 
 def _candidate(values: Mapping[str, Any]) -> Candidate:
@@ -140,10 +142,10 @@ def _candidate(values: Mapping[str, Any]) -> Candidate:
     return one
 
 
-def _checked(choices: Sequence[QuestionCandidates], path: str | Path) -> Sequence[QuestionCandidates]:
-    if not choices:
+def _checked(questions: Sequence[QuestionCandidates], path: str | Path) -> Sequence[QuestionCandidates]:
+    if not questions:
         raise LampError(f"{path}: no questions; make it with `lamp selector-data`")
-    empty = [choice.id for choice in choices if not choice.candidates]
+    empty = [question.id for question in questions if not question.candidates]
     if empty:
         raise LampError(f"{path}: {len(empty)} questions have no candidate ({', '.join(empty[:_SHOWN])})")
-    return choices
+    return questions

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from lamp_jax.data.layout import Kind, TreeFile
-from lamp_jax.datasets.manifest import Entry, Ledger, examine
+from lamp_jax.datasets.manifest import DownloadManifest, Entry, examine
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import read_json, write_json
 
@@ -61,14 +61,14 @@ def download(
     """
     waiting: SimpleQueue[TreeFile] = SimpleQueue()
     done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-    ledger = Ledger(root)
+    manifest = DownloadManifest(root)
     for wanted in files:
         waiting.put(wanted)
 
     def work() -> None:
         while not source.stop.is_set():
             try:
-                done.put(_bring(waiting.get_nowait(), root, source=source, ledger=ledger, report=report))
+                done.put(_bring(waiting.get_nowait(), root, source=source, manifest=manifest, report=report))
             except Empty:
                 return
             except BaseException as error:  # for the caller's thread, which raises it
@@ -98,8 +98,8 @@ def _wait(done: "SimpleQueue[Outcome | BaseException]") -> Outcome | BaseExcepti
             return done.get(timeout=_PATIENCE)
 
 
-def _bring(file: TreeFile, root: Path, *, source: Source, ledger: Ledger, report: Report) -> Outcome:
-    path, known = root / file.path, ledger.find(file)
+def _bring(file: TreeFile, root: Path, *, source: Source, manifest: DownloadManifest, report: Report) -> Outcome:
+    path, known = root / file.path, manifest.find(file)
     try:
         if path.exists() and known:
             if path.stat().st_size == known.size:
@@ -111,7 +111,7 @@ def _bring(file: TreeFile, root: Path, *, source: Source, ledger: Ledger, report
             path.parent.mkdir(parents=True, exist_ok=True)
             entry = _fetch(file, path, source=source, report=report)
             line = f"{entry.records} records, {entry.size} bytes"
-        ledger.record(file, entry)
+        manifest.record(file, entry)
     except LampError as error:
         return Outcome(file, error=error)
     except OSError as error:

@@ -22,7 +22,7 @@ class Entry:
     etag: str | None
 
 
-class Ledger:
+class DownloadManifest:
     """`download.json` of a tree: an entry for each file that was whole. Threads may share it, processes may not."""
 
     def __init__(self, root: Path):
@@ -55,9 +55,9 @@ def examine(path: Path, kind: Kind, *, url: str | None = None, etag: str | None 
     return Entry(url, path.stat().st_size, digest(str(path)), records, etag)
 
 
-def find_fault(file: TreeFile, root: Path, ledger: Ledger) -> str:
+def find_fault(file: TreeFile, root: Path, manifest: DownloadManifest) -> str:
     """What is wrong with a file of the tree, against its entry; "" for nothing."""
-    path, entry = root / file.path, ledger.find(file)
+    path, entry = root / file.path, manifest.find(file)
     if not path.is_file():
         return "missing"
     if entry is None:

@@ -37,11 +37,11 @@ def read_scored_questions(
     """The questions of a file with the rewards of their first items. LampError for what is missing or no number."""
     questions = read_questions(path, task=task)
     metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
-    judge = partial(_judge, ropg, task, path, compatibility)
-    return [judge(question, metrics[question.id]) for question in questions if question.profile]
+    score = partial(_score, ropg, task, path, compatibility)
+    return [score(question, metrics[question.id]) for question in questions if question.profile]
 
 
-def _judge(
+def _score(
     ropg: Ropg, task: Task, path: str, compatibility: Compatibility, question: Question, metrics: Sequence[Metrics]
 ) -> ScoredQuestion:
     gold = gold_of(question, path)

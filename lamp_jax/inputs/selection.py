@@ -112,14 +112,14 @@ class CandidateReader:
         return [self._begin, *head[:room], *tail, *self._end]
 
 
-def choice_examples(pool: CandidateSet, reader: CandidateReader) -> list[Candidates]:
+def candidate_examples(data: CandidateSet, reader: CandidateReader) -> list[Candidates]:
     """The questions as token ids; a candidate that is missing is none. LampError where rewards are missing."""
-    if not pool.rewarded:
+    if not data.rewarded:
         raise LampError("there are candidates without rewards; make them again with `lamp selector-data --golds`")
-    return [_example(choice, reader) for choice in pool.choices]
+    return [_example(question, reader) for question in data.questions]
 
 
-def _example(choice: QuestionCandidates, reader: CandidateReader) -> Candidates:
-    candidates = list(choice.candidates.values())
+def _example(question: QuestionCandidates, reader: CandidateReader) -> Candidates:
+    candidates = list(question.candidates.values())
     texts = [np.array(row, np.int32) for row in reader(candidates)]
-    return Candidates(choice.id, None, texts, np.array([one.reward for one in candidates], np.float32))
+    return Candidates(question.id, None, texts, np.array([one.reward for one in candidates], np.float32))

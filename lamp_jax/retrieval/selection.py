@@ -72,49 +72,56 @@ def predict_success(scores: Sequence[float], *, words: int, items: int) -> dict[
 # --- choices: for each question the name of a retriever; of several that are equal, the first of its candidates.
 
 
-def choose_by_reward(pool: CandidateSet, *, worst: bool = False) -> dict[str, str]:
+def choose_by_reward(data: CandidateSet, *, worst: bool = False) -> dict[str, str]:
     """The oracle: each question's best candidate, or its worst. LampError where rewards are missing."""
-    _check_rewards(pool)
+    _check_rewards(data)
     pick = min if worst else max
-    return {choice.id: pick(choice.candidates, key=lambda name: _reward(choice, name)) for choice in pool.choices}
+    return {
+        question.id: pick(question.candidates, key=lambda name: _reward(question, name)) for question in data.questions
+    }
 
 
-def choose_by_predictor(pool: CandidateSet, predictor: str, *, train: CandidateSet | None = None) -> dict[str, str]:
+def choose_by_predictor(data: CandidateSet, predictor: str, *, train: CandidateSet | None = None) -> dict[str, str]:
     """The candidate with the highest prediction; with `train`, each retriever's are standardised on those questions.
 
     A candidate without predictions, such as that without retrieval, counts as 0 (the paper) before that. LampError
     where no candidate has the prediction, here or on the train questions.
     """
-    for one in (pool, train):
+    for one in (data, train):
         if one and not any(
-            predictor in each.predictors for choice in one.choices for each in choice.candidates.values()
+            predictor in each.predictors for question in one.questions for each in question.candidates.values()
         ):
-            where = "" if one is pool else "of the train questions "
+            where = "" if one is data else "of the train questions "
             raise LampError(
                 f"no candidate {where}has a prediction {predictor!r}; make them with `lamp selector-data --scores`"
             )
-    scales = {name: _scale(train, name, predictor) if train else (0.0, 1.0) for name in pool.names}
+    scales = {name: _scale(train, name, predictor) if train else (0.0, 1.0) for name in data.names}
 
     def value(name: str, candidate: Candidate) -> float:
         mean, deviation = scales[name]
         return (candidate.predictors.get(predictor, 0.0) - mean) / deviation
 
-    return {choice.id: _best(choice, value) for choice in pool.choices}
+    return {question.id: _best(question, value) for question in data.questions}
 
 
-def choose_by_value(pool: CandidateSet, values: Mapping[tuple[str, str], float]) -> dict[str, str]:
+def choose_by_value(data: CandidateSet, values: Mapping[tuple[str, str], float]) -> dict[str, str]:
     """The candidate with the highest value; `values` by question's id and retriever's name."""
-    return {choice.id: _best(choice, lambda name, _: values[choice.id, name]) for choice in pool.choices}  # noqa: B023
+    return {
+        question.id: _best(question, lambda name, _: values[question.id, name])  # noqa: B023
+        for question in data.questions
+    }
 
 
-def _best(choice: QuestionCandidates, value: Callable[[str, Candidate], float]) -> str:
-    return max(choice.candidates, key=lambda name: value(name, choice.candidates[name]))
+def _best(question: QuestionCandidates, value: Callable[[str, Candidate], float]) -> str:
+    return max(question.candidates, key=lambda name: value(name, question.candidates[name]))
 
 
 def _scale(train: CandidateSet, name: str, predictor: str) -> tuple[float, float]:
     """Mean and deviation (1 where there is none) of one retriever's predictions."""
     values = [
-        choice.candidates[name].predictors.get(predictor, 0.0) for choice in train.choices if name in choice.candidates
+        question.candidates[name].predictors.get(predictor, 0.0)
+        for question in train.questions
+        if name in question.candidates
     ]
     if not values or min(values) == max(values):
         return values[0] if values else 0.0, 1.0
@@ -124,40 +131,40 @@ def _scale(train: CandidateSet, name: str, predictor: str) -> tuple[float, float
 # --- how good choices are
 
 
-def success_rate(pool: CandidateSet, chosen: Mapping[str, str]) -> float:
+def success_rate(data: CandidateSet, chosen: Mapping[str, str]) -> float:
     """The share of questions whose chosen candidate is the best, or one of several that are. Table 4 of the paper."""
-    _check_rewards(pool)
-    hits = [_reward(choice, chosen[choice.id]) == max(_rewards(choice).values()) for choice in pool.choices]
+    _check_rewards(data)
+    hits = [_reward(question, chosen[question.id]) == max(_rewards(question).values()) for question in data.questions]
     return sum(hits) / len(hits)
 
 
-def mean_reward(pool: CandidateSet, chosen: Mapping[str, str]) -> float:
+def mean_reward(data: CandidateSet, chosen: Mapping[str, str]) -> float:
     """The mean reward of the chosen candidates."""
-    _check_rewards(pool)
-    return math.fsum(_reward(choice, chosen[choice.id]) for choice in pool.choices) / len(pool.choices)
+    _check_rewards(data)
+    return math.fsum(_reward(question, chosen[question.id]) for question in data.questions) / len(data.questions)
 
 
-def winning_rates(pool: CandidateSet) -> dict[str, float]:
+def winning_rates(data: CandidateSet) -> dict[str, float]:
     """The share of questions that each retriever wins; a question that n of them win counts 1/n for each. Sum 1."""
-    _check_rewards(pool)
-    shares = dict.fromkeys(pool.names, 0.0)
-    for choice in pool.choices:
-        rewards = _rewards(choice)
+    _check_rewards(data)
+    shares = dict.fromkeys(data.names, 0.0)
+    for question in data.questions:
+        rewards = _rewards(question)
         most = max(rewards.values())
         winners = [name for name, reward in rewards.items() if reward == most]
         for name in winners:
-            shares[name] += 1 / len(winners) / len(pool.choices)
+            shares[name] += 1 / len(winners) / len(data.questions)
     return shares
 
 
-def _check_rewards(pool: CandidateSet) -> None:
-    if not pool.rewarded:
+def _check_rewards(data: CandidateSet) -> None:
+    if not data.rewarded:
         raise LampError("some candidates have no reward; make them again with `lamp selector-data --golds`")
 
 
-def _rewards(choice: QuestionCandidates) -> dict[str, float]:
-    return {name: _reward(choice, name) for name in choice.candidates}
+def _rewards(question: QuestionCandidates) -> dict[str, float]:
+    return {name: _reward(question, name) for name in question.candidates}
 
 
-def _reward(choice: QuestionCandidates, name: str) -> float:
-    return choice.candidates[name].reward  # pyright: ignore[reportReturnType] (checked before)
+def _reward(question: QuestionCandidates, name: str) -> float:
+    return question.candidates[name].reward  # pyright: ignore[reportReturnType] (checked before)

@@ -39,7 +39,7 @@ _TEMPORARY = re.compile(rf"\.(.+\.(\d+|{_DRAWN})|building)\.unfinished")
 _TEMPORARY_INSIDE = re.compile(rf"\.(tokenizer\.{_DRAWN}|building)\.unfinished")
 
 _locks: dict[Path, tuple[IO[bytes], bool]] = {}
-"""Of this process: the open file, and whether its directory was made for it. A second claim in the same process (a
+"""Of this process: the open file, and whether its directory was made for it. A second one in the same process (a
 retry in a notebook) shares the lock of the first."""
 
 

@@ -50,13 +50,15 @@ State = Literal["new", "unfinished", "done"]
 Options = TypeVar("Options")
 Run = TypeVar("Run", bound=Callable[..., Any])
 
-_claims: list[list["Record"]] = []
+_reservations: list[list["RunRecord"]] = []
 """The records of each `guard_outputs` that is running, the innermost last."""
 
 
 @dataclass(frozen=True)
-class Record:
-    """The claim of one command on one output. Of several processes all have it; the first reads and writes.
+class RunRecord:
+    """The reservation of an output by one command, and its run record.
+
+    Of several processes all have it; the first reads and writes.
 
     `state` is what the command found: nothing, its own unfinished work, or its own finished output. The command writes
     to `place`: the output itself or, where `--force` replaces one, a location beside it.
@@ -84,7 +86,7 @@ class Record:
         return journal_path(self.place)
 
     def beside(self, name: str) -> Path:
-        """Where to write a further output file, by its name in `claim`'s `beside`."""
+        """Where to write a further output file, by its name in `reserve`'s `beside`."""
         path, _ = beside_of(self.contents, self.output)[name]
         return staged_path(path, directory=False) if self.staged else path
 
@@ -121,7 +123,7 @@ class Record:
             replace_output(self.output, directory=self.directory)
 
     def release(self) -> None:
-        """Lets other commands claim the output. A record of work that came to nothing is removed."""
+        """Lets other commands reserve the output. A record of work that came to nothing is removed."""
         if not is_first():
             return
         with contextlib.suppress(LampError, OSError):
@@ -139,7 +141,7 @@ class Record:
         return _has_begun(self.place, self.directory) or any(path.exists() for path in further)
 
 
-def claim(
+def reserve(
     output: str | Path,
     options: Any,
     *,
@@ -152,7 +154,7 @@ def claim(
     checked: Sequence[str] = (),
     part: str = "",
     force: bool | None = None,
-) -> Record:
+) -> RunRecord:
     """Claims `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub names).
 
     `reads` are further inputs, whose contents do not tell two commands apart. `ignore` names options that do not change
@@ -204,28 +206,30 @@ def claim(
         "makes": list(makes),
         "beside": {name: relative_to_output(path, output) for name, path in wanted.beside.items()},
     }
-    record = Record(output, contents, state, directory, staged, part, locks)
-    if _claims:
-        _claims[-1].append(record)
+    record = RunRecord(output, contents, state, directory, staged, part, locks)
+    if _reservations:
+        _reservations[-1].append(record)
     return record
 
 
 def guard_outputs(run: Run) -> Run:
-    """Decorates a stage: what it claims is released when it ends, and an error of the disk names the output."""
+    """Decorates a stage: what it reserves is released when it ends, and an error of the disk names the output."""
 
     @functools.wraps(run)
     def guarded(*arguments: Any, **named: Any) -> Any:
-        claims: list[Record] = []
-        _claims.append(claims)
+        reservations: list[RunRecord] = []
+        _reservations.append(reservations)
         try:
             return run(*arguments, **named)
         except OSError as error:
-            if error.filename is None and error.errno in _DISK and claims:
-                raise LampError(f"{claims[-1].output}: cannot be written ({error.strerror}); {_REMEDY}") from error
+            if error.filename is None and error.errno in _DISK and reservations:
+                raise LampError(
+                    f"{reservations[-1].output}: cannot be written ({error.strerror}); {_REMEDY}"
+                ) from error
             raise
         finally:
-            _claims.pop()
-            for record in reversed(claims):
+            _reservations.pop()
+            for record in reversed(reservations):
                 record.release()
 
     return guarded  # pyright: ignore[reportReturnType]
@@ -279,7 +283,7 @@ class _Wanted:
         check_distinct(self.output, self.beside.values(), written, directory=self.directory)
         check_apart(written, inputs)
         check_kind(self.output, directory=self.directory)
-        if any((one.output, one.part) == (self.output, self.part) for claims in _claims for one in claims):
+        if any((one.output, one.part) == (self.output, self.part) for records in _reservations for one in records):
             raise LampError(f"{self.output}: this process is writing to it; wait until that command ends")
 
     def lock(self, holder: str) -> list[Path]:

@@ -13,7 +13,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.options.data import Avocado
 from lamp_jax.runs.json_files import atomic_write
 from lamp_jax.runs.outputs import entries, read_record
-from lamp_jax.runs.records import Record, claim, guard_outputs
+from lamp_jax.runs.records import RunRecord, guard_outputs, reserve
 from lamp_jax.runs.workers import count_cores
 
 _MISSING = "missing.txt"
@@ -28,7 +28,7 @@ def run(options: Avocado) -> None:
     _forget_missing(Path(options.output))
     inputs = map(str, files.values())
     reads = [options.archives, options.ids]
-    record = claim(options.output, options, inputs=inputs, reads=reads, ignore=["work"], directory=True, makes=_FILES)
+    record = reserve(options.output, options, inputs=inputs, reads=reads, ignore=["work"], directory=True, makes=_FILES)
     if record.state == "done":
         return print(f"{options.output}: already made")
     archives = avocado.find_archives(options.archives)
@@ -59,7 +59,7 @@ def _forget_missing(output: Path) -> None:
         (output / _MISSING).unlink()
 
 
-def _missing_error(options: Avocado, record: Record, *, missing: list[str], wanted: int) -> LampError:
+def _missing_error(options: Avocado, record: RunRecord, *, missing: list[str], wanted: int) -> LampError:
     record.begin()
     _write_missing(record.place, missing)
     shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")

@@ -14,7 +14,7 @@ from lamp_jax.datasets.histories import Gathered, gather
 from lamp_jax.datasets.splits import FILES, Survey, survey, write_parts
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Build
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.workers import count_cores
 from lamp_jax.tasks.catalog import find_task
 
@@ -24,7 +24,7 @@ def run(options: Build) -> None:
     output = Path(options.output)
     inputs = [options.histories, *(split_join(entry)[0] for entry in options.join)]
     _check_options(options)
-    record = claim(output, options, inputs=inputs, ignore=["work"], directory=True, makes=FILES)
+    record = reserve(output, options, inputs=inputs, ignore=["work"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{output}: already made")
     source = open_histories(options)

@@ -8,7 +8,7 @@ from lamp_jax.datasets.checking import Checked, check_file
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Check
 from lamp_jax.runs.json_files import write_json
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import find_task
 
 _WIDTH = 16
@@ -21,7 +21,7 @@ def run(options: Check) -> None:
         raise LampError("no files: give some, `lamp check FILE...`")
     record = None
     if options.output:  # the report of an earlier check is replaced
-        record = claim(options.output, options, inputs=options.files, ignore=["work"], force=True)
+        record = reserve(options.output, options, inputs=options.files, ignore=["work"], force=True)
         record.begin()
     task = find_task(options.task) if options.task else None
     found = []

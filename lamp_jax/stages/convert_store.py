@@ -11,7 +11,7 @@ from lamp_jax.artifacts.adapters import FILES, AdapterStore, Entry, create_store
 from lamp_jax.errors import LampError
 from lamp_jax.options.adapters import ConvertStore
 from lamp_jax.runs.outputs import read_record
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 
 _BLOCK = 2**26
 """Bytes of the users who are appended together."""
@@ -20,7 +20,7 @@ _BLOCK = 2**26
 @guard_outputs
 def run(options: ConvertStore) -> None:
     store = Path(options.store)
-    record = claim(
+    record = reserve(
         options.output, options, inputs=[options.store], directory=True, makes=FILES, checked=[old_store.NUMBERS]
     )
     if record.state == "done":

@@ -10,7 +10,7 @@ from lamp_jax.options.demo import Demo
 from lamp_jax.options.generator import Scratch, Train
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import on_first
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
@@ -55,7 +55,7 @@ CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run, "ada
 
 @guard_outputs
 def run(options: Demo) -> None:
-    record = claim(options.output, options, inputs=[], ignore=["stages"], directory=True, makes=_FILES)
+    record = reserve(options.output, options, inputs=[], ignore=["stages"], directory=True, makes=_FILES)
     if record.state == "done":
         print((record.output / "table.txt").read_text(encoding="utf-8"))
     else:
@@ -80,7 +80,7 @@ def tell(chapter: str, options: Demo, generator: Train) -> None:
     # What the generator is follows from the demo's own record, which is done when this begins.
     settings = replace(options, output=str(output))
     ignore, makes = ["stages"], _CHAPTER_FILES
-    record = claim(output, settings, inputs=[generator.output], ignore=ignore, directory=True, makes=makes)
+    record = reserve(output, settings, inputs=[generator.output], ignore=ignore, directory=True, makes=makes)
     if record.state == "done":
         return print((output / "table.txt").read_text(encoding="utf-8"))
     record.begin()

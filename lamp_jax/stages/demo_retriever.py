@@ -129,7 +129,7 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
     """The encoder that both trainings start from, in a directory of its own."""
     if on_first((directory / "model.safetensors").exists):
         return
-    judged = read_scored_questions(
+    scored = read_scored_questions(
         training,
         find_task(training.task),
         training.questions,
@@ -138,7 +138,7 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
     )
     start = train_retriever.find_start(training)
     settings = train_retriever.choose_form(training, start)
-    tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), start, judged)
+    tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), start, scored)
     model = train_retriever.prepare_model(training, start, settings, len(tokenizer))
     save_bert(model, directory)
     on_first(lambda: write_settings(directory, settings, width=model.config.hidden_size))

@@ -53,18 +53,18 @@ def run(options: Demo, generator: Train) -> None:
     for training in trainings(options).values():
         train_selector.run(training)
     everything = read_candidates(output / "dev" / "candidates.json")
-    pool = everything.restrict(POOL, output)
-    chosen = {name: {choice.id: name for choice in everything.choices} for name in everything.names}
+    data = everything.restrict(POOL, output)
+    chosen = {name: {question.id: name for question in everything.questions} for name in everything.names}
     for name, choosing in choosers(options).items():
-        chosen[name] = select.choose(choosing, pool)
-        select.write_choices(output / "predictions" / f"{name}.json", everything, chosen[name])
+        chosen[name] = select.choose(choosing, data)
+        select.write_chosen(output / "predictions" / f"{name}.json", everything, chosen[name])
     scores = {name: _score(everything, one, generator) for name, one in chosen.items()}
-    success = {name: selection.success_rate(pool, one) for name, one in chosen.items() if name != FUSION}
+    success = {name: selection.success_rate(data, one) for name, one in chosen.items() if name != FUSION}
     oracle, questions = read_json(Path(options.output) / "data" / "oracle.json"), read_questions(generator.validation)
     best = max(POOL, key=lambda name: scores[name].value)
     text = report(
         scores,
-        pool.task,
+        data.task,
         questions,
         output,
         oracle=oracle,
@@ -113,9 +113,12 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
 
 def hold_out(output: Path, questions: int) -> None:
     """The last train questions are for choosing the best checkpoint; what is compared are dev questions alone."""
-    pool = read_candidates(output / "train" / "candidates.json")
-    for name, choices in (("learn", pool.choices[:-questions]), ("validation", pool.choices[-questions:])):
-        write_candidates(output / "train" / f"{name}.json", replace(pool, choices=choices))
+    data = read_candidates(output / "train" / "candidates.json")
+    for name, held in (
+        ("learn", data.questions[:-questions]),
+        ("validation", data.questions[-questions:]),
+    ):
+        write_candidates(output / "train" / f"{name}.json", replace(data, questions=held))
 
 
 def trainings(options: Demo) -> dict[SelectorMode, TrainSelector]:
@@ -160,8 +163,8 @@ def choosers(options: Demo) -> dict[str, Select]:
     }
 
 
-def _score(pool: CandidateSet, chosen: Mapping[str, str], generator: Train) -> Scores:
+def _score(data: CandidateSet, chosen: Mapping[str, str], generator: Train) -> Scores:
     """The task's metrics of the chosen answers."""
-    answers = {choice.id: choice.candidates[chosen[choice.id]].output for choice in pool.choices}
-    golds = {choice.id: str(choice.gold) for choice in pool.choices}
-    return score(pool.task, answers, golds, compatibility=generator.compatibility)
+    answers = {question.id: question.candidates[chosen[question.id]].output for question in data.questions}
+    golds = {question.id: str(question.gold) for question in data.questions}
+    return score(data.task, answers, golds, compatibility=generator.compatibility)

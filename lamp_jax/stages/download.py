@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from lamp_jax.data.layout import SITE, TreeFile, benchmark_files
 from lamp_jax.datasets.download import Source, download
-from lamp_jax.datasets.manifest import Ledger, find_fault
+from lamp_jax.datasets.manifest import DownloadManifest, find_fault
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Download
 from lamp_jax.tasks.catalog import TASKS, find_task
@@ -54,12 +54,12 @@ def fetch(files: list[TreeFile], options: Download) -> None:
 
 def verify(files: list[TreeFile], root: Path) -> None:
     """Prints a table of the files as they are on disk. Raises LampError where one is not as it was recorded."""
-    ledger = Ledger(root)
+    manifest = DownloadManifest(root)
     width = max(len(str(file.path)) for file in files)
     print(f"{'file':{width}} {'bytes':>14} {'records':>9}  state")
     faults = 0
     for file in tqdm(files, "verify", disable=None):
-        fault, entry = find_fault(file, root, ledger), ledger.find(file)
+        fault, entry = find_fault(file, root, manifest), manifest.find(file)
         size, records = (entry.size, entry.records) if entry else ("-", "-")
         tqdm.write(f"{file.path!s:{width}} {size:>14} {records:>9}  {fault or 'whole'}")
         faults += bool(fault)

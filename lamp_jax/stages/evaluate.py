@@ -15,7 +15,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.options.generator import Evaluate
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.json_records import BOM, parse_record
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 from lamp_jax.tasks.metrics import GoldError, OutOfRange, Scores, extra_metrics, score
 from lamp_jax.tasks.significance import confidence_interval
@@ -39,7 +39,7 @@ def run(options: Evaluate) -> None:
     Raises LampError, before anything is written, for files that cannot be read, of different tasks or questions.
     """
     inputs = [name for name in (options.golds, options.predictions, options.golds_zip, options.predictions_zip) if name]
-    record = claim(options.output, options, inputs=inputs)
+    record = reserve(options.output, options, inputs=inputs)
     if record.state == "done":
         return print(f"{options.output}: already evaluated")
     pairs, missing = _zipped(options) if _wants_zips(options) else (_single(options), {})

@@ -4,7 +4,7 @@ from lamp_jax.artifacts.adapters import FORM, open_store
 from lamp_jax.models.peft import FILES, write_peft
 from lamp_jax.models.weights import read_t5_config
 from lamp_jax.options.adapters import ExportAdapter
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.remote import bring_input
 from lamp_jax.runs.urls import with_urls
 from lamp_jax.stages.generate import open_adapters
@@ -16,7 +16,7 @@ def run(options: ExportAdapter) -> None:
     store = open_adapters(options.store, model)
     adapter = {name: values[0] for name, values in store.read([options.user]).items()}
     inputs, reads = [f"{options.store}/{FORM}"], [options.store, model]
-    record = claim(options.output, options, inputs=inputs, reads=reads, directory=True, makes=FILES)
+    record = reserve(options.output, options, inputs=inputs, reads=reads, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already exported")
     record.begin()

@@ -26,7 +26,7 @@ from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
 from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.journals import Journal, read_journal
 from lamp_jax.runs.processes import on_first
-from lamp_jax.runs.records import Record
+from lamp_jax.runs.records import RunRecord
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import score
@@ -58,13 +58,13 @@ def check_shards(options: Options) -> None:
 
 
 def shard_part(options: Options) -> str:
-    """What names the shard's claim on the directory that it fills with others."""
+    """The name of the shard's reservation of the directory that it fills with others."""
     return f"-{options.shard}" if options.shards > 1 else ""
 
 
 def collect(
     options: Options,
-    record: Record,
+    record: RunRecord,
     trials: Callable[[int], list[Trial]],
     *,
     kind: Kind,

@@ -9,7 +9,7 @@ from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.examples import gold_of
 from lamp_jax.options.feedback import FeedbackItems
 from lamp_jax.runs.processes import on_first
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import check_golds
@@ -20,7 +20,7 @@ def run(options: FeedbackItems) -> None:
     check_shards(options)
     inputs, ignore = [options.merged, options.model], ["shard", "export_reference"]
     beside = {"reference": options.export_reference}
-    record = claim(
+    record = reserve(
         options.output,
         options,
         inputs=inputs,

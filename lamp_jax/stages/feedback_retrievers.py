@@ -8,7 +8,7 @@ from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.errors import LampError
 from lamp_jax.options.feedback import FeedbackRetrievers
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds
@@ -21,7 +21,7 @@ NOBODY = "none"
 def run(options: FeedbackRetrievers) -> None:
     check_shards(options)
     files = parse_pool(options.pool)
-    record = claim(
+    record = reserve(
         options.output,
         options,
         inputs=[*filter(None, files.values()), options.model],

@@ -24,7 +24,7 @@ from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
 from lamp_jax.options.generator import Generate
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.outputs import read_record
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.stages.train_adapters import make_form
@@ -40,7 +40,7 @@ def run(options: Generate) -> None:
     task = find_task(options.task)
     inputs = [name for name in (options.questions, options.golds, options.model, options.adapters) if name]
     beside = {"scores": Path(options.output).with_suffix(".scores.json")}
-    record = claim(options.output, options, inputs=inputs, beside=beside, checked=CHECKED)
+    record = reserve(options.output, options, inputs=inputs, beside=beside, checked=CHECKED)
     if record.state == "done":
         return print(f"{options.output}: already generated")
     questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)

@@ -14,7 +14,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Merge
 from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
 from lamp_jax.runs.json_files import encode, write_json_list
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 
 # Every process reads golds and ranking once.
 _golds = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)
@@ -29,7 +29,7 @@ class _Merged(NamedTuple):
 @guard_outputs
 def run(options: Merge) -> None:
     inputs = [name for name in (options.questions, options.outputs, options.ranking) if name]
-    record = claim(options.output, options, inputs=inputs, ignore=["work"])
+    record = reserve(options.output, options, inputs=inputs, ignore=["work"])
     if record.state == "done":
         return print(f"{options.output}: already merged")
     for opened in (_golds, _ranking):

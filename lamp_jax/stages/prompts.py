@@ -9,14 +9,14 @@ from lamp_jax.inputs.examples import make_prompts
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.json_files import atomic_write
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import find_task
 
 
 @guard_outputs
 def run(options: Prompts) -> None:
     task = find_task(options.task)
-    record = claim(options.output, options, inputs=[options.merged, options.tokenizer])
+    record = reserve(options.output, options, inputs=[options.merged, options.tokenizer])
     if record.state == "done":
         return print(f"{options.output}: already written")
     questions = read_questions(options.merged, task=task, patches=options.compatibility.patches)

@@ -26,7 +26,7 @@ from lamp_jax.retrieval.ranking import (
 )
 from lamp_jax.runs.outputs import check_apart
 from lamp_jax.runs.processes import how_many, on_first
-from lamp_jax.runs.records import claim, digest, guard_outputs
+from lamp_jax.runs.records import digest, guard_outputs, reserve
 from lamp_jax.tasks.catalog import Task, find_task
 
 
@@ -51,7 +51,7 @@ def _rank(options: Rank, task: Task, ranker: str) -> None:
     if options.embeddings_cache:
         on_first(lambda: check_apart([Path(options.embeddings_cache)], inputs))
     ignore, beside = ["work", "embeddings_cache", "batch_tokens"], {"scores": options.scores}
-    record = claim(options.output, options, inputs=inputs, ignore=ignore, beside=beside)
+    record = reserve(options.output, options, inputs=inputs, ignore=ignore, beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already ranked")
     encoder: list[EncoderSettings] = []

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamp_jax.artifacts.candidates import CandidateSet, check_same_pool, read_candidates
+from lamp_jax.artifacts.candidates import CandidateSet, check_same_candidates, read_candidates
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selection import CandidateReader, read_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.options.selector import Select
 from lamp_jax.retrieval import selection
 from lamp_jax.runs.json_files import write_json
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.evaluate import report
 from lamp_jax.tasks.metrics import check_golds, score
 
@@ -22,38 +22,42 @@ def run(options: Select) -> None:
         raise LampError("give --selector DIR, or --by with what else shall choose")
     inputs = [name for name in (options.data, options.selector, options.train) if name]
     beside = {"scores": Path(options.output).with_suffix(".scores.json")}
-    record = claim(options.output, options, inputs=inputs, ignore=["batch_tokens", "devices"], beside=beside)
+    record = reserve(options.output, options, inputs=inputs, ignore=["batch_tokens", "devices"], beside=beside)
     if record.state == "done":
         return print(f"{options.output}: already chosen")
-    pool = read_candidates(options.data)
-    pool = pool.restrict(options.pool or pool.names, options.data)
-    if pool.rewarded:
-        check_golds(pool.task, {choice.id: str(choice.gold) for choice in pool.choices}, path=options.data)
-    chosen = choose(options, pool)
+    data = read_candidates(options.data)
+    data = data.restrict(options.pool or data.names, options.data)
+    if data.rewarded:
+        check_golds(
+            data.task,
+            {question.id: str(question.gold) for question in data.questions},
+            path=options.data,
+        )
+    chosen = choose(options, data)
     record.begin()
-    write_choices(record.place, pool, chosen)
-    print(f"{options.output}: {len(chosen)} answers, chosen among {', '.join(pool.names)}")
-    if pool.rewarded:
-        found = assess(options, pool, chosen)
+    write_chosen(record.place, data, chosen)
+    print(f"{options.output}: {len(chosen)} answers, chosen among {', '.join(data.names)}")
+    if data.rewarded:
+        found = assess(options, data, chosen)
         write_json(record.beside("scores"), found)
         print(_summary(found))
-    record.finish(questions=len(pool.choices))
+    record.finish(questions=len(data.questions))
 
 
-def choose(options: Select, pool: CandidateSet) -> dict[str, str]:
+def choose(options: Select, data: CandidateSet) -> dict[str, str]:
     """The chosen retriever's name for each question."""
     if options.by in ("best", "worst"):
-        return selection.choose_by_reward(pool, worst=options.by == "worst")
+        return selection.choose_by_reward(data, worst=options.by == "worst")
     if options.by == "selector":
-        return selection.choose_by_value(pool, _score(options, pool))
+        return selection.choose_by_value(data, _score(options, data))
     if not options.train:
-        return selection.choose_by_predictor(pool, options.by)
-    train = read_candidates(options.train).restrict(pool.names, options.train)
-    check_same_pool(train, pool, options.train, options.data)
-    return selection.choose_by_predictor(pool, options.by, train=train)
+        return selection.choose_by_predictor(data, options.by)
+    train = read_candidates(options.train).restrict(data.names, options.train)
+    check_same_candidates(train, data, options.train, options.data)
+    return selection.choose_by_predictor(data, options.by, train=train)
 
 
-def _score(options: Select, pool: CandidateSet) -> dict[tuple[str, str], float]:
+def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
     # Here, not above: other choices need no device.
     import jax
     from flax import nnx
@@ -65,12 +69,12 @@ def _score(options: Select, pool: CandidateSet) -> dict[tuple[str, str], float]:
     from lamp_jax.sharding import model_layout, open_mesh
 
     settings = read_settings(options.selector)
-    if settings.task != pool.task.name:
-        raise LampError(f"{options.selector}: chooses for {settings.task}, and {options.data} is of {pool.task.name}")
-    unseen = [name for name in pool.names if name not in settings.pool]
+    if settings.task != data.task.name:
+        raise LampError(f"{options.selector}: chooses for {settings.task}, and {options.data} is of {data.task.name}")
+    unseen = [name for name in data.names if name not in settings.pool]
     if unseen:
         raise LampError(
-            f"{options.selector}: never saw {len(unseen)} of {len(pool.names)} retrievers ({', '.join(unseen)}), only "
+            f"{options.selector}: never saw {len(unseen)} of {len(data.names)} retrievers ({', '.join(unseen)}), only "
             f"{', '.join(settings.pool)}; name those of them to choose among with --pool"
         )
     tokenizer = load_tokenizer(options.selector)
@@ -81,53 +85,53 @@ def _score(options: Select, pool: CandidateSet) -> dict[tuple[str, str], float]:
         model = load_longformer(options.selector, **layout)
         check_length(model.config.longest, settings.max_length, options.selector)
         graph, params = nnx.split(model)
-        return candidate_scorer(graph, reader, batch_tokens=options.batch_tokens)(params, pool)
+        return candidate_scorer(graph, reader, batch_tokens=options.batch_tokens)(params, data)
 
 
-def write_choices(path: str | Path, pool: CandidateSet, chosen: Mapping[str, str]) -> None:
+def write_chosen(path: str | Path, data: CandidateSet, chosen: Mapping[str, str]) -> None:
     """Predictions in the official format, the chosen retriever's name beside each."""
     golds = [
-        {"id": choice.id, "output": choice.candidates[chosen[choice.id]].output, "retriever": chosen[choice.id]}
-        for choice in pool.choices
+        {"id": question.id, "output": question.candidates[chosen[question.id]].output, "retriever": chosen[question.id]}
+        for question in data.questions
     ]
-    write_json(path, {"task": pool.task.official_name, "golds": golds})
+    write_json(path, {"task": data.task.official_name, "golds": golds})
 
 
-def assess(options: Select, pool: CandidateSet, chosen: Mapping[str, str]) -> dict[str, Any]:
+def assess(options: Select, data: CandidateSet, chosen: Mapping[str, str]) -> dict[str, Any]:
     """The metrics of the chosen answers, beside them those of each retriever alone and of the bounds.
 
     Every part has the mean reward, the success rate and the task's metrics; a retriever also its winning rate and how
     often it was chosen. A retriever alone is left out if a question has no candidate of it.
     """
-    singles = {name: {choice.id: name for choice in pool.choices} for name in _complete(pool)}
-    wins = selection.winning_rates(pool)
+    singles = {name: {question.id: name for question in data.questions} for name in _complete(data)}
+    wins = selection.winning_rates(data)
 
     def part(one: Mapping[str, str]) -> dict[str, Any]:
-        texts = {choice.id: choice.candidates[one[choice.id]].output for choice in pool.choices}
-        golds = {choice.id: str(choice.gold) for choice in pool.choices}
+        texts = {question.id: question.candidates[one[question.id]].output for question in data.questions}
+        golds = {question.id: str(question.gold) for question in data.questions}
         return {
-            "reward": selection.mean_reward(pool, one),
-            "success_rate": selection.success_rate(pool, one),
-            **report(pool.task, score(pool.task, texts, golds, compatibility=options.compatibility)),
+            "reward": selection.mean_reward(data, one),
+            "success_rate": selection.success_rate(data, one),
+            **report(data.task, score(data.task, texts, golds, compatibility=options.compatibility)),
         }
 
     return {
         "chosen": part(chosen),
-        "best": part(selection.choose_by_reward(pool)),
-        "worst": part(selection.choose_by_reward(pool, worst=True)),
+        "best": part(selection.choose_by_reward(data)),
+        "worst": part(selection.choose_by_reward(data, worst=True)),
         "retrievers": {
             name: {
                 **(part(singles[name]) if name in singles else {}),
                 "winning_rate": wins[name],
                 "times_chosen": sum(one == name for one in chosen.values()),
             }
-            for name in pool.names
+            for name in data.names
         },
     }
 
 
-def _complete(pool: CandidateSet) -> list[str]:
-    return [name for name in pool.names if all(name in choice.candidates for choice in pool.choices)]
+def _complete(data: CandidateSet) -> list[str]:
+    return [name for name in data.names if all(name in question.candidates for question in data.questions)]
 
 
 def _summary(found: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from lamp_jax.options.selector import SelectorData
 from lamp_jax.retrieval.ranking import read_scores
 from lamp_jax.retrieval.selection import predict_success
 from lamp_jax.retrieval.texts import query_of
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import main_metric
 from lamp_jax.tasks.rewards import reward_of
@@ -23,7 +23,7 @@ def run(options: SelectorData) -> None:
         raise LampError(f"--predictor-items {options.predictor_items}: must be 1 or more")
     files = {name: file for name, _, file in (entry.partition("=") for entry in options.scores)}
     inputs = [options.feedback, options.questions, *filter(None, [options.golds]), *files.values()]
-    record = claim(options.output, options, inputs=inputs)
+    record = reserve(options.output, options, inputs=inputs)
     if record.state == "done":
         return print(f"{options.output}: already made")
     task = find_task(read_settings(options.feedback, "retrievers")["task"])
@@ -32,15 +32,15 @@ def run(options: SelectorData) -> None:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
         )
-    pool = make_pool(options, task, questions, _read_scores(files, questions, options.questions))
+    data = make_candidate_set(options, task, questions, _read_scores(files, questions, options.questions))
     record.begin()
-    write_candidates(record.place, pool)
-    record.finish(questions=len(pool.choices), rewarded=pool.rewarded)
-    rewards = f"rewards: {pool.metric}" if pool.rewarded else "no rewards, because golds are missing"
-    print(f"{options.output}: {len(pool.choices)} questions, {len(pool.names)} candidates each; {rewards}")
+    write_candidates(record.place, data)
+    record.finish(questions=len(data.questions), rewarded=data.rewarded)
+    rewards = f"rewards: {data.metric}" if data.rewarded else "no rewards, because golds are missing"
+    print(f"{options.output}: {len(data.questions)} questions, {len(data.names)} candidates each; {rewards}")
 
 
-def make_pool(
+def make_candidate_set(
     options: SelectorData,
     task: Task,
     questions: Sequence[Question],
@@ -58,15 +58,15 @@ def make_pool(
         words = len(query_of(question, task, compatibility=options.compatibility).split())
         return predict_success(scores[name][question.id], words=words, items=options.predictor_items)
 
-    choices = []
+    found = []
     for question in questions:
         candidates = {}
         for name in names:
             record = records[question.id][name]
             reward = _reward(options, task, question, record)
             candidates[name] = Candidate(record["prompt"], record["output"], reward, predictors(question, name))
-        choices.append(QuestionCandidates(question.id, question.input, question.output, candidates))
-    return CandidateSet(task, options.metric or main_metric(task).lower(), tuple(names), choices)
+        found.append(QuestionCandidates(question.id, question.input, question.output, candidates))
+    return CandidateSet(task, options.metric or main_metric(task).lower(), tuple(names), found)
 
 
 def _reward(options: SelectorData, task: Task, question: Question, record: Mapping[str, Any]) -> float | None:

@@ -2,14 +2,14 @@
 
 from lamp_jax.datasets.synthetic import FILES, write_benchmark
 from lamp_jax.options.data import Synth
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import find_task
 
 
 @guard_outputs
 def run(options: Synth) -> None:
     task = find_task(options.task)
-    record = claim(options.output, options, inputs=[], directory=True, makes=FILES)
+    record = reserve(options.output, options, inputs=[], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already made")
     record.begin()

@@ -12,7 +12,7 @@ from lamp_jax.data.layout import find_parts
 from lamp_jax.data.patches import find_patches
 from lamp_jax.data.sources import PROFILES, open_dataset
 from lamp_jax.options.data import Tfds
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import find_task
 
 _BUILDING = ".building.unfinished"
@@ -32,7 +32,7 @@ def run(options: Tfds) -> None:
     config = config_name(task, options.split)
     place = Path(options.output, "lamp", config)
     # The data set depends on the files, wherever their tree stands.
-    record = claim(place, options, inputs=inputs, ignore=["data", "work"], directory=True, makes=["*.*.*/*"])
+    record = reserve(place, options, inputs=inputs, ignore=["data", "work"], directory=True, makes=["*.*.*/*"])
     if record.state == "done":
         return print(f"{place}: already made")
     survey = Survey(options.data, Reading(task, options.split, patches, options.work))

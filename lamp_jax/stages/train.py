@@ -30,7 +30,7 @@ from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_t5, save_t5
 from lamp_jax.options.generator import Train
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.stages.generate import answer
@@ -52,7 +52,7 @@ def run(options: Train) -> None:
     task = find_task(options.task)
     inputs = [content_of(path, task) for path in (options.train, options.validation)]
     inputs += [options.model] * (options.model != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, ignore=["workers"], directory=True, makes=FILES)
+    record = reserve(options.output, options, inputs=inputs, ignore=["workers"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     check_converging(record.place)

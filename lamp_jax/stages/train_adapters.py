@@ -34,7 +34,7 @@ from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5
 from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.processes import on_first
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.remote import remove_checkpoints
 from lamp_jax.runs.urls import with_urls
 from lamp_jax.sharding import check_divides, model_layout, open_mesh
@@ -52,7 +52,7 @@ FILES = (*adapters.FILES, FAILED, *RUN_FILES)
 @guard_outputs
 def run(options: TrainAdapters) -> None:
     task = find_task(options.task)
-    record = claim(options.output, options, inputs=[options.questions, options.model], directory=True, makes=FILES)
+    record = reserve(options.output, options, inputs=[options.questions, options.model], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     if options.force:

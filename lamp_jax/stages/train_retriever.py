@@ -42,7 +42,7 @@ from lamp_jax.retrieval.encoders import (
 )
 from lamp_jax.retrieval.scored import best_first
 from lamp_jax.runs.processes import is_first
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task, find_task
@@ -60,18 +60,18 @@ def run(options: TrainRetriever) -> None:
     _check(options)
     files = [options.questions, options.validation, *options.feedback, *options.validation_feedback]
     inputs = [name for name in files if name] + [options.encoder] * (options.encoder != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
+    record = reserve(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     check_converging(record.place)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     read = partial(read_scored_questions, options, task, compatibility=options.compatibility)
-    judged = read(options.questions, options.feedback)
+    scored = read(options.questions, options.feedback)
     if options.validation:
-        train, validation = judged, read(options.validation, options.validation_feedback)
+        train, validation = scored, read(options.validation, options.validation_feedback)
     else:
-        train, validation = hold_out(judged, options.held_out, seed=options.seed)
+        train, validation = hold_out(scored, options.held_out, seed=options.seed)
     telling = [one for one in train if np.ptp(one.rewards) > 0] if options.compatibility.ropg == "masked" else train
     if not telling:
         raise LampError(f"{options.questions}: for every question all rewards are equal; nothing can be learned")
@@ -188,12 +188,12 @@ def choose_form(options: TrainRetriever, start: FoundEncoder) -> EncoderSettings
     return dataclasses.replace(settings, use_date=options.use_date)
 
 
-def prepare_tokenizer(options: TrainRetriever, start: FoundEncoder, judged: Sequence[ScoredQuestion]) -> Any:
+def prepare_tokenizer(options: TrainRetriever, start: FoundEncoder, scored: Sequence[ScoredQuestion]) -> Any:
     """The encoder's tokenizer, or one trained on the texts; beside the encoder that is written, in both cases."""
 
     def make() -> Any:
         if options.encoder == SCRATCH:
-            return train_text_tokenizer(distinct_texts(judged), vocab_size=options.scratch.vocab_size)
+            return train_text_tokenizer(distinct_texts(scored), vocab_size=options.scratch.vocab_size)
         return load_tokenizer(start.source)
 
     return keep_tokenizer(Path(options.output), make)
@@ -209,14 +209,14 @@ def prepare_model(options: TrainRetriever, start: FoundEncoder, settings: Encode
 
 
 def choose_baselines(
-    options: TrainRetriever, judged: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
+    options: TrainRetriever, scored: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> Sequence[float]:
     """What sampled items are measured against: the reward of those that the un-tuned retriever puts first, Eq. 2."""
     if options.method == "kd":
-        return [0.0] * len(judged)
+        return [0.0] * len(scored)
     if options.compatibility.ropg == "padded":
-        return [float(one.rewards[0]) for one in judged]
-    return _first_rewards(judged, *_embed(judged, encoders, params), encoders.settings, count=options.sampled_items)
+        return [float(one.rewards[0]) for one in scored]
+    return _first_rewards(scored, *_embed(scored, encoders, params), encoders.settings, count=options.sampled_items)
 
 
 def _evaluate(
@@ -237,7 +237,7 @@ def _evaluate(
 
 
 def _embed(
-    judged: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
+    scored: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The vectors of the queries and of the documents, by their texts."""
 
@@ -245,14 +245,14 @@ def _embed(
         return dict(zip(texts, embed_all(texts, partial(encoder, params)), strict=True))
 
     if encoders.queries is encoders.documents:
-        both = by_text(distinct_texts(judged), encoders.documents)
+        both = by_text(distinct_texts(scored), encoders.documents)
         return both, both
-    queries = by_text(distinct_queries(judged), encoders.queries)
-    return queries, by_text(distinct_documents(judged), encoders.documents)
+    queries = by_text(distinct_queries(scored), encoders.queries)
+    return queries, by_text(distinct_documents(scored), encoders.documents)
 
 
 def _first_rewards(
-    judged: Sequence[ScoredQuestion],
+    scored: Sequence[ScoredQuestion],
     queries: Mapping[str, np.ndarray],
     documents: Mapping[str, np.ndarray],
     settings: EncoderSettings,
@@ -261,7 +261,7 @@ def _first_rewards(
 ) -> list[float]:
     """For each question the mean reward of the first `count` documents by these vectors."""
     means = []
-    for one in judged:
+    for one in scored:
         vectors = np.stack([documents[text] for text in one.documents])
         order = best_first(similarities(queries[one.query], vectors, settings.similarity))
         means.append(float(one.rewards[order[:count]].mean()))

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lamp_jax.artifacts.candidates import CandidateSet, check_same_pool, read_candidates
+from lamp_jax.artifacts.candidates import CandidateSet, check_same_candidates, read_candidates
 from lamp_jax.config import SCRATCH
 from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidates import CandidateBatches
-from lamp_jax.inputs.selection import SETTINGS, CandidateReader, SelectorSettings, choice_examples, write_settings
+from lamp_jax.inputs.selection import SETTINGS, CandidateReader, SelectorSettings, candidate_examples, write_settings
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
@@ -22,7 +22,7 @@ from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_longforme
 from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selection import choose_by_value, mean_reward
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
 from lamp_jax.training.divergence import check_converging
@@ -35,7 +35,7 @@ FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, SETTINGS)
 @guard_outputs
 def run(options: TrainSelector) -> None:
     inputs = [options.train, options.validation] + [options.model] * (options.model != SCRATCH)
-    record = claim(options.output, options, inputs=inputs, directory=True, makes=FILES)
+    record = reserve(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
     check_converging(record.place)
@@ -44,18 +44,18 @@ def run(options: TrainSelector) -> None:
     if not options.temperature > 0:
         raise LampError(f"--temperature {options.temperature}: must be above 0")
     train, validation = read_candidates(options.train), read_candidates(options.validation)
-    check_same_pool(train, validation, options.train, options.validation)
-    for pool, path in ((train, options.train), (validation, options.validation)):
-        if not pool.rewarded:
+    check_same_candidates(train, validation, options.train, options.validation)
+    for data, path in ((train, options.train), (validation, options.validation)):
+        if not data.rewarded:
             raise LampError(f"{path}: has candidates without rewards; make it with `lamp selector-data --golds`")
     record.begin()
     place = record.redirect(options)
     with jax.set_mesh(mesh):
         before, progress = train_selector(place, train, validation)
-    record.finish(questions=len(train.choices), before=before, **dataclasses.asdict(progress))
+    record.finish(questions=len(train.questions), before=before, **dataclasses.asdict(progress))
     print(
-        f"{options.output}: learned from {len(train.choices)} questions to choose among {', '.join(train.names)}; mean "
-        f"reward of its choice on {len(validation.choices)} others: {before['validation']:.4f} before, "
+        f"{options.output}: learned from {len(train.questions)} questions to choose among {', '.join(train.names)}; "
+        f"mean reward of its choice on {len(validation.questions)} others: {before['validation']:.4f} before, "
         f"{progress.best:.4f} at step {progress.best_step}"
     )
 
@@ -86,7 +86,7 @@ def train_selector(
     graph, params = nnx.split(model)
     reader = CandidateReader(tokenizer, settings)
     batches = CandidateBatches(
-        choice_examples(train, reader),
+        candidate_examples(train, reader),
         batch_size=options.learning.batch_size,
         max_length=settings.max_length,
         pad=NO_TOKEN,
@@ -121,13 +121,15 @@ def train_selector(
     return before, progress
 
 
-def _prepare_tokenizer(options: TrainSelector, pools: Sequence[CandidateSet]) -> Any:
+def _prepare_tokenizer(options: TrainSelector, candidate_sets: Sequence[CandidateSet]) -> Any:
     """The model's tokenizer, or one trained on the texts; beside the model that is written, in both cases."""
 
     def make() -> Any:
         if options.model != SCRATCH:
             return load_tokenizer(options.model)
-        candidates = [one for pool in pools for choice in pool.choices for one in choice.candidates.values()]
+        candidates = [
+            one for data in candidate_sets for question in data.questions for one in question.candidates.values()
+        ]
         texts = dict.fromkeys(text for one in candidates for text in (one.prompt, one.output))
         return train_text_tokenizer(texts, vocab_size=options.scratch.vocab_size, cased=True)
 

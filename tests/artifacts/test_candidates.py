@@ -11,7 +11,7 @@ from lamp_jax.artifacts.candidates import (
     Candidate,
     CandidateSet,
     QuestionCandidates,
-    check_same_pool,
+    check_same_candidates,
     read_candidates,
     write_candidates,
 )
@@ -25,11 +25,11 @@ def candidate(name, reward: float | None = 1.0):
     return Candidate(f"prompt of {name}", f"output of {name}", reward, {"wig": 0.5})
 
 
-def choice(key, *names, reward: float | None = 1.0):
+def question(key, *names, reward: float | None = 1.0):
     return QuestionCandidates(key, f"input of {key}", "gold", {name: candidate(name, reward) for name in names})
 
 
-POOL = CandidateSet(find_task("LaMP-2"), "accuracy", NAMES, [choice("1", *NAMES), choice("2", "bm25", "dense")])
+POOL = CandidateSet(find_task("LaMP-2"), "accuracy", NAMES, [question("1", *NAMES), question("2", "bm25", "dense")])
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NUMBERS = st.floats(allow_nan=False)
@@ -37,29 +37,29 @@ CANDIDATES = st.builds(Candidate, TEXTS, TEXTS, st.none() | NUMBERS, st.dictiona
 
 
 @st.composite
-def pools(draw):
+def candidate_sets(draw):
     names = draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True))
-    choices = []
+    questions = []
     for key in draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True)):
         there = draw(st.sets(st.sampled_from(names), min_size=1))
         candidates = {name: draw(CANDIDATES) for name in names if name in there}
-        choices.append(QuestionCandidates(key, draw(TEXTS), draw(st.none() | TEXTS), candidates))
+        questions.append(QuestionCandidates(key, draw(TEXTS), draw(st.none() | TEXTS), candidates))
     task = find_task(draw(st.sampled_from(["LaMP-1", "LaMP-3", "LaMP-7"])))
-    return CandidateSet(task, draw(st.sampled_from(["accuracy", "mae"])), tuple(names), choices)
+    return CandidateSet(task, draw(st.sampled_from(["accuracy", "mae"])), tuple(names), questions)
 
 
-@given(pools())
+@given(candidate_sets())
 def test_what_is_written_is_read(tmp_path_factory, pool):
     path = tmp_path_factory.mktemp("pool") / "pool.json"
     write_candidates(path, pool)
     found = read_candidates(path)
     assert found == pool
-    assert [list(one.candidates) for one in found.choices] == [list(one.candidates) for one in pool.choices]
+    assert [list(one.candidates) for one in found.questions] == [list(one.candidates) for one in pool.questions]
 
 
 def test_candidates_are_read_in_the_pools_order(tmp_path):
-    write_candidates(tmp_path / "pool.json", replace(POOL, choices=[choice("1", *NAMES[::-1])]))
-    (one,) = read_candidates(tmp_path / "pool.json").choices
+    write_candidates(tmp_path / "pool.json", replace(POOL, questions=[question("1", *NAMES[::-1])]))
+    (one,) = read_candidates(tmp_path / "pool.json").questions
     assert tuple(one.candidates) == NAMES
 
 
@@ -71,8 +71,8 @@ def test_a_file_is_written_again_as_it_was_read(tmp_path):
 
 def test_a_pool_is_rewarded_where_every_candidate_is():
     assert POOL.rewarded
-    assert replace(POOL, choices=[choice("1", *NAMES, reward=0.0)]).rewarded
-    assert not replace(POOL, choices=[choice("1", "bm25"), choice("2", "bm25", reward=None)]).rewarded
+    assert replace(POOL, questions=[question("1", *NAMES, reward=0.0)]).rewarded
+    assert not replace(POOL, questions=[question("1", "bm25"), question("2", "bm25", reward=None)]).rewarded
 
 
 # --- restrict
@@ -81,8 +81,8 @@ def test_a_pool_is_rewarded_where_every_candidate_is():
 def test_a_restricted_pool_has_the_order_that_is_given():
     found = POOL.restrict(["dense", "bm25"], "pool.json")
     assert found.names == ("dense", "bm25")
-    assert [list(one.candidates) for one in found.choices] == [["dense", "bm25"]] * 2
-    assert found == replace(POOL, names=("dense", "bm25"), choices=[choice(key, "dense", "bm25") for key in "12"])
+    assert [list(one.candidates) for one in found.questions] == [["dense", "bm25"]] * 2
+    assert found == replace(POOL, names=("dense", "bm25"), questions=[question(key, "dense", "bm25") for key in "12"])
 
 
 def test_a_pool_of_all_its_retrievers_is_itself():
@@ -91,13 +91,13 @@ def test_a_pool_of_all_its_retrievers_is_itself():
 
 def test_a_missing_candidate_stays_missing():
     found = POOL.restrict(["none", "bm25"], "pool.json")
-    assert [list(one.candidates) for one in found.choices] == [["none", "bm25"], ["bm25"]]
+    assert [list(one.candidates) for one in found.questions] == [["none", "bm25"], ["bm25"]]
 
 
 @given(st.permutations(NAMES), st.integers(1, 3))
 def test_a_restricted_pool_can_be_written_and_read(tmp_path_factory, order, count):
     path = tmp_path_factory.mktemp("pool") / "pool.json"
-    pool = replace(POOL, choices=[choice("1", *NAMES), choice("2", *NAMES)]).restrict(order[:count], path)
+    pool = replace(POOL, questions=[question("1", *NAMES), question("2", *NAMES)]).restrict(order[:count], path)
     write_candidates(path, pool)
     assert read_candidates(path) == pool
 
@@ -126,13 +126,13 @@ def test_a_question_left_without_a_candidate_is_named_with_the_file():
 )
 def test_files_that_differ_are_an_error_with_both(other, words):
     with pytest.raises(LampError) as caught:
-        check_same_pool(POOL, replace(POOL, **other), "train.json", "validation.json")
+        check_same_candidates(POOL, replace(POOL, **other), "train.json", "validation.json")
     for word in ("train.json", "validation.json", *words):
         assert word in str(caught.value)
 
 
 def test_files_may_differ_in_their_questions():
-    check_same_pool(POOL, replace(POOL, choices=[choice("9", "bm25")]), "train.json", "validation.json")
+    check_same_candidates(POOL, replace(POOL, questions=[question("9", "bm25")]), "train.json", "validation.json")
 
 
 # --- broken files

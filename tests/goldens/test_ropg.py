@@ -137,13 +137,13 @@ def test_policy_loss_and_gradients_are_the_public_codes(entry):
         assert np.linalg.norm(tensors[name]) == pytest.approx(norm, rel=1e-3, abs=1e-6), name
 
 
-def examples_of(entry, judged, **changes):
+def examples_of(entry, scored, **changes):
     """As the stage makes them, padded with empty documents."""
     options = options_of(entry, **changes)
-    baselines = choose_baselines(options, judged, _UNUSED, _UNUSED)
+    baselines = choose_baselines(options, scored, _UNUSED, _UNUSED)
     reader = TextReader(load_its_tokenizer(), choose_form(options, find_start(options)))
     return make_candidates(
-        options, find_task(options.task), judged, reader, baselines, compatibility=options.compatibility
+        options, find_task(options.task), scored, reader, baselines, compatibility=options.compatibility
     )
 
 
@@ -167,12 +167,12 @@ def test_the_two_lengths_are_the_cases_and_by_default_the_public_codes():
 @pytest.mark.parametrize("entry", STEPS, ids=label)
 def test_rewards_padding_and_tokens_are_the_public_codes(entry):
     texts, tokens = read_batch(entry["task"], entry["batch"])
-    judged = []
+    scored = []
     for row, gold in enumerate(texts["target_txt"]):
         worth = [reward_of(find_task(f"LaMP-{entry['task']}"), one, gold) for one in texts["scores_gold"][row]]
         documents = tuple(texts["documents"][row][: len(worth)])
-        judged.append(ScoredQuestion(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
-    for row, example in enumerate(examples_of(entry, judged, profile_size=texts["ctx"], **lengths_of(texts))):
+        scored.append(ScoredQuestion(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
+    for row, example in enumerate(examples_of(entry, scored, profile_size=texts["ctx"], **lengths_of(texts))):
         gains = example.rewards - example.baseline
         found = gains if entry["sample_idx"] is None else gains[entry["sample_idx"][row]]
         np.testing.assert_allclose(found, entry["gold"][row], atol=1e-6)
@@ -200,8 +200,8 @@ def read_run(entry, folder):
     task = find_task(f"LaMP-{entry['task']}")
     given = {"profile_size": entry["ctx"], **lengths_of(entry)}
     options, feedback = options_of(entry, **given), [str(FOLDER / f"scores_{entry['task']}.json")]
-    judged = read_scored_questions(options, task, str(path), feedback, compatibility=options.compatibility)
-    examples = iter(examples_of(entry, judged, **given))
+    scored = read_scored_questions(options, task, str(path), feedback, compatibility=options.compatibility)
+    examples = iter(examples_of(entry, scored, **given))
     longest = max(entry.get(name, 0) for name in ("max", "query_max", "doc_max"))
     for batch in entry["batches"]:
         rows = [next(examples) for _ in batch]

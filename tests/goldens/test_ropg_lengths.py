@@ -42,7 +42,7 @@ def make_judged():
         yield ScoredQuestion(str(number), text(60), tuple(text(90) for _ in range(count)), rewards, "")
 
 
-def expected(judged, options, lengths):
+def expected(scored, options, lengths):
     """The mean loss and the gradient's norm by PyTorch, one question at a time."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -56,7 +56,7 @@ def expected(judged, options, lengths):
         return hidden[0] / hidden[0].norm()
 
     losses = []
-    for one in judged:
+    for one in scored:
         missing = ITEMS - len(one.documents) if options.compatibility.ropg == "padded" else 0
         texts, rewards = [*one.documents, *[""] * missing], torch.tensor([*one.rewards, *[0.0] * missing])
         query = embed(one.query, lengths[0])
@@ -91,15 +91,15 @@ def test_loss_and_gradient_are_pytorchs(compatibility, lengths, pooling):
         encoding=Encoding(query_length=lengths[0], document_length=lengths[1], **form),
         compatibility=compatibility,
     )
-    judged = list(make_judged())
+    scored = list(make_judged())
     reader = TextReader(load_tokenizer(BERT), choose_form(options, find_start(options)))
     examples = make_candidates(
-        options, find_task("LaMP-2"), judged, reader, [0.0] * len(judged), compatibility=options.compatibility
+        options, find_task("LaMP-2"), scored, reader, [0.0] * len(scored), compatibility=options.compatibility
     )
     assert max(len(one.texts[0]) for one in examples) == lengths[0]
     assert max(len(text) for one in examples for text in one.documents) == lengths[1]
     longest = reader.settings.longest
-    batches = CandidateBatches(examples, batch_size=len(judged), max_length=longest, pad=NO_TOKEN, seed=0)
+    batches = CandidateBatches(examples, batch_size=len(scored), max_length=longest, pad=NO_TOKEN, seed=0)
     tokens, rewards, mask, baseline = batches[0]
     graph, params = nnx.split(load_bert(BERT))
 
@@ -110,6 +110,6 @@ def test_loss_and_gradient_are_pytorchs(compatibility, lengths, pooling):
 
     with jax.default_matmul_precision("highest"):
         found, gradient = jax.jit(jax.value_and_grad(loss))(params)
-    wanted, norm = expected(judged, options, lengths)
+    wanted, norm = expected(scored, options, lengths)
     assert float(found) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
     assert float(optax.tree.norm(gradient)) == pytest.approx(norm, rel=1e-3, abs=1e-6)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.inputs.batches import pad_rows
-from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, choice_examples
+from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, candidate_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import longformer_places
@@ -49,14 +49,14 @@ def title(value):
 def read_candidates(folder, task):
     """The questions of `data_T.json`, whose candidates have no names there."""
     records = json.loads((CASES / "goldens" / folder / f"data_{task}.json").read_text(encoding="utf-8"))
-    task, choices = find_task(f"LaMP-{task}"), []
+    task, questions = find_task(f"LaMP-{task}"), []
     for record in records:
         # LaMP-3's labels are absolute errors there, and rewards in its batches.
         labels = [reward_of(task, {main_metric(task): label}, record["gold"]) for label in record["labels"]]
         rows = zip(record["inputs"], record["outputs"], labels, strict=True)
         candidates = {str(number): Candidate(*row) for number, row in enumerate(rows)}
-        choices.append(QuestionCandidates(record["id"], record["input"], record["gold"], candidates))
-    return CandidateSet(task, "", tuple(map(str, range(6))), choices)
+        questions.append(QuestionCandidates(record["id"], record["input"], record["gold"], candidates))
+    return CandidateSet(task, "", tuple(map(str, range(6))), questions)
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def options(**changes):
 def examples(folder, entry):
     """The entry's questions as token ids."""
     mode = entry["type"].removesuffix("_train").lower()
-    found = choice_examples(read_candidates(folder, entry["task"]), reader(folder, mode, entry["max_length"]))
+    found = candidate_examples(read_candidates(folder, entry["task"]), reader(folder, mode, entry["max_length"]))
     return found
 
 

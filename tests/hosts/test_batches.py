@@ -33,10 +33,10 @@ def training(own):
 
 def choosing(own):
     texts = [[np.full(n % 5 + 1, n + 1, np.int32)] * (n % 3 + 2) for n in range(45)]
-    judged = [
+    scored = [
         Candidates(str(n), np.ones(2, np.int32), text, np.arange(len(text)) / 9.0) for n, text in enumerate(texts)
     ]
-    return CandidateBatches(judged, batch_size=SIZE, max_length=16, pad=-1, seed=3, own=own)
+    return CandidateBatches(scored, batch_size=SIZE, max_length=16, pad=-1, seed=3, own=own)
 
 
 def assert_same(parts, batches, whole):

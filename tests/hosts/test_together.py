@@ -49,7 +49,15 @@ def commands(data: Path, folder: Path) -> dict[str, tuple]:
         "likelihoods": (
             *("feedback items", *asked, *items, "--reward", "likelihood", "--output", folder / "likelihoods"),
         ),
-        "retrievers": ("feedback retrievers", *asked, *brief, "--pool", *pool, "--output", folder / "retrievers"),
+        "retrievers": (
+            "feedback retrievers",
+            *asked,
+            *brief,
+            "--pool",
+            *pool,
+            "--output",
+            folder / "retrievers",
+        ),
         "selector-data": (
             *("selector-data", "--feedback", named["feedback"], "--questions", named["questions"]),
             *("--golds", data / "raw" / "dev_outputs.json", "--output", folder / "pool.json"),
@@ -134,7 +142,7 @@ def test_likelihoods_are_the_same(runs):
 def test_a_trained_selector_and_encoder_are_asked_together(runs):
     folder = runs(2)[0]
     chosen = json.loads((folder / "selected.json").read_text())["golds"]
-    assert len(chosen) == len(read_candidates(folder / "pool.json").choices)
+    assert len(chosen) == len(read_candidates(folder / "pool.json").questions)
     assert len(json.loads((folder / "ranking.json").read_text())) == len(chosen)
 
 

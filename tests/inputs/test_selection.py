@@ -16,7 +16,7 @@ from lamp_jax.inputs.selection import (
     SETTINGS,
     CandidateReader,
     SelectorSettings,
-    choice_examples,
+    candidate_examples,
     read_settings,
     write_settings,
 )
@@ -204,19 +204,19 @@ def test_settings_of_another_form_are_an_error_with_the_file(tmp_path):
 # --- examples
 
 
-def make_pool(**rewards):
+def make_candidate_set(**rewards):
     """Of each question the rewards by retriever."""
-    choices = [
+    questions = [
         QuestionCandidates(
             key, "input", "gold", {name: Candidate(f"{name} {key}", "out", worth) for name, worth in one.items()}
         )
         for key, one in rewards.items()
     ]
-    return CandidateSet(find_task("LaMP-2"), "accuracy", ("none", "bm25"), choices)
+    return CandidateSet(find_task("LaMP-2"), "accuracy", ("none", "bm25"), questions)
 
 
 def test_examples_are_the_questions_candidates_and_their_rewards_in_order():
-    examples = choice_examples(make_pool(q={"none": 0.25, "bm25": 1.0}, p={"bm25": 0.5}), reader(POST))
+    examples = candidate_examples(make_candidate_set(q={"none": 0.25, "bm25": 1.0}, p={"bm25": 0.5}), reader(POST))
     assert [one.id for one in examples] == ["q", "p"]
     assert [[row.tolist() for row in one.documents] for one in examples] == [
         [ids_of(together("none q", "out")), ids_of(together("bm25 q", "out"))],
@@ -226,7 +226,7 @@ def test_examples_are_the_questions_candidates_and_their_rewards_in_order():
 
 
 def test_an_example_has_no_query_and_rows_of_integers():
-    (one,) = choice_examples(make_pool(q={"none": 0.0, "bm25": 1.0}), reader(PRE))
+    (one,) = candidate_examples(make_candidate_set(q={"none": 0.0, "bm25": 1.0}), reader(PRE))
     assert one.query is None
     assert len(one.texts) == 2
     assert all(row.dtype == np.int32 for row in one.texts)
@@ -235,4 +235,4 @@ def test_an_example_has_no_query_and_rows_of_integers():
 
 def test_examples_need_rewards():
     with pytest.raises(LampError, match="without rewards; make them again with `lamp selector-data --golds`"):
-        choice_examples(make_pool(q={"none": 0.0, "bm25": None}), reader(POST))
+        candidate_examples(make_candidate_set(q={"none": 0.0, "bm25": None}), reader(POST))

@@ -153,7 +153,7 @@ def test_no_prediction_of_scores_above_0_is_negative_and_sigma_max_is_the_larges
 NAMES = ("none", "bm25", "dense")
 
 
-def make_pool(*questions, names=NAMES, predictor=None):
+def make_candidate_set(*questions, names=NAMES, predictor=None):
     """Questions are numbers by retriever: rewards, or with a name those predictions; None is no prediction."""
 
     def candidate(value):
@@ -161,11 +161,11 @@ def make_pool(*questions, names=NAMES, predictor=None):
             return Candidate("prompt", "output", value)
         return Candidate("prompt", "output", 0.0, {} if value is None else {predictor: value})
 
-    choices = [
+    questions = [
         QuestionCandidates(f"q{place}", "input", "gold", {name: candidate(value) for name, value in one.items()})
         for place, one in enumerate(questions)
     ]
-    return CandidateSet(find_task("LaMP-3"), "mae", tuple(names), choices)
+    return CandidateSet(find_task("LaMP-3"), "mae", tuple(names), questions)
 
 
 def questions(values):
@@ -179,7 +179,7 @@ REWARDED = {"none": 0.0, "bm25": 0.5, "dense": 1.0}
 
 
 def test_the_oracle_takes_the_best_or_the_worst():
-    pool = make_pool(REWARDED, {"none": -1.0, "bm25": -2.0, "dense": -3.0}, {"bm25": 0.25})
+    pool = make_candidate_set(REWARDED, {"none": -1.0, "bm25": -2.0, "dense": -3.0}, {"bm25": 0.25})
     assert choose_by_reward(pool) == {"q0": "dense", "q1": "none", "q2": "bm25"}
     assert choose_by_reward(pool, worst=True) == {"q0": "none", "q1": "dense", "q2": "bm25"}
     assert mean_reward(pool, choose_by_reward(pool)) == pytest.approx((1 - 1 + 0.25) / 3)
@@ -187,30 +187,30 @@ def test_the_oracle_takes_the_best_or_the_worst():
 
 def test_of_equal_candidates_the_first_of_the_pool_is_chosen():
     equal = {"bm25": 1.0, "dense": 1.0}
-    pool = make_pool({"none": 0.0, **equal}, equal)
+    pool = make_candidate_set({"none": 0.0, **equal}, equal)
     assert choose_by_reward(pool) == {"q0": "bm25", "q1": "bm25"}
-    assert choose_by_reward(make_pool(dict.fromkeys(NAMES, 1.0)), worst=True) == {"q0": "none"}
-    predicted = make_pool({"none": None, **equal}, equal, predictor="wig")
+    assert choose_by_reward(make_candidate_set(dict.fromkeys(NAMES, 1.0)), worst=True) == {"q0": "none"}
+    predicted = make_candidate_set({"none": None, **equal}, equal, predictor="wig")
     assert choose_by_predictor(predicted, "wig") == {"q0": "bm25", "q1": "bm25"}
-    values = {(one.id, name): 2.0 for one in pool.choices for name in NAMES}
+    values = {(one.id, name): 2.0 for one in pool.questions for name in NAMES}
     assert choose_by_value(pool, values) == {"q0": "none", "q1": "bm25"}
 
 
 def test_ties_with_the_best_are_successes():
-    pool = make_pool({"none": 1.0, "bm25": 1.0, "dense": 0.0}, REWARDED)
+    pool = make_candidate_set({"none": 1.0, "bm25": 1.0, "dense": 0.0}, REWARDED)
     assert success_rate(pool, {"q0": "none", "q1": "none"}) == 0.5
     assert success_rate(pool, {"q0": "bm25", "q1": "dense"}) == 1
     assert success_rate(pool, {"q0": "dense", "q1": "bm25"}) == 0
 
 
 def test_a_win_is_shared_by_those_that_tie():
-    pool = make_pool(dict.fromkeys(NAMES, 0.0), {"none": 1.0, "bm25": 0.0, "dense": 1.0}, {"bm25": -5.0})
+    pool = make_candidate_set(dict.fromkeys(NAMES, 0.0), {"none": 1.0, "bm25": 0.0, "dense": 1.0}, {"bm25": -5.0})
     expected = {"none": (1 / 3 + 1 / 2) / 3, "bm25": (1 / 3 + 1) / 3, "dense": (1 / 3 + 1 / 2) / 3}
     assert winning_rates(pool) == pytest.approx(expected)
 
 
 def test_who_never_wins_has_a_rate_of_0():
-    assert winning_rates(make_pool({"none": 1.0, "bm25": 0.0})) == {"none": 1, "bm25": 0, "dense": 0}
+    assert winning_rates(make_candidate_set({"none": 1.0, "bm25": 0.0})) == {"none": 1, "bm25": 0, "dense": 0}
 
 
 REWARDS = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-5, 5))
@@ -218,8 +218,8 @@ REWARDS = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-5, 5))
 
 @given(questions(REWARDS), st.data())
 def test_no_choice_is_better_than_the_best_or_worse_than_the_worst(drawn, data):
-    pool = make_pool(*drawn)
-    chosen = {one.id: data.draw(st.sampled_from(sorted(one.candidates))) for one in pool.choices}
+    pool = make_candidate_set(*drawn)
+    chosen = {one.id: data.draw(st.sampled_from(sorted(one.candidates))) for one in pool.questions}
     best, worst = choose_by_reward(pool), choose_by_reward(pool, worst=True)
     reached = mean_reward(pool, chosen)
     assert mean_reward(pool, worst) <= reached <= mean_reward(pool, best)
@@ -231,61 +231,65 @@ def test_no_choice_is_better_than_the_best_or_worse_than_the_worst(drawn, data):
 
 @given(questions(REWARDS))
 def test_winning_rates_sum_to_1_and_are_at_most_success_rates(drawn):
-    pool = make_pool(*drawn)
+    pool = make_candidate_set(*drawn)
     rates = winning_rates(pool)
     assert list(rates) == list(NAMES)
     assert sum(rates.values()) == pytest.approx(1)
     for name in NAMES:
         if all(name in one for one in drawn):
-            assert 0 <= rates[name] <= success_rate(pool, {one.id: name for one in pool.choices}) + 1e-12
+            assert 0 <= rates[name] <= success_rate(pool, {one.id: name for one in pool.questions}) + 1e-12
 
 
 @pytest.mark.parametrize("use", [choose_by_reward, winning_rates])
 def test_choices_by_rewards_need_rewards(use):
     with pytest.raises(LampError, match="no reward; make them again with `lamp selector-data --golds`"):
-        use(make_pool(REWARDED, {**REWARDED, "dense": None}))
+        use(make_candidate_set(REWARDED, {**REWARDED, "dense": None}))
 
 
 @pytest.mark.parametrize("use", [success_rate, mean_reward])
 def test_how_good_choices_are_needs_rewards(use):
     with pytest.raises(LampError, match="--golds"):
-        use(make_pool(REWARDED, {"dense": None}), {"q0": "none", "q1": "dense"})
+        use(make_candidate_set(REWARDED, {"dense": None}), {"q0": "none", "q1": "dense"})
 
 
 def test_the_highest_prediction_is_chosen():
-    pool = make_pool({"bm25": 3.0, "dense": 1.0}, {"bm25": 1.0, "dense": 3.0}, {"dense": -1.0}, predictor="nqc")
+    pool = make_candidate_set(
+        {"bm25": 3.0, "dense": 1.0}, {"bm25": 1.0, "dense": 3.0}, {"dense": -1.0}, predictor="nqc"
+    )
     assert choose_by_predictor(pool, "nqc") == {"q0": "bm25", "q1": "dense", "q2": "dense"}
 
 
 def test_a_candidate_without_predictions_counts_as_0():
     below = {"none": None, "bm25": -1.0, "dense": -2.0}
     above = {"none": None, "bm25": -1.0, "dense": 0.5}
-    pool = make_pool(below, above, predictor="wig")
+    pool = make_candidate_set(below, above, predictor="wig")
     assert choose_by_predictor(pool, "wig") == {"q0": "none", "q1": "dense"}
     # Without any deviation, it stays 0.
-    train = make_pool({"none": None, "bm25": -3.0, "dense": 1.0}, {"none": None, "bm25": -1.0}, predictor="wig")
+    train = make_candidate_set(
+        {"none": None, "bm25": -3.0, "dense": 1.0}, {"none": None, "bm25": -1.0}, predictor="wig"
+    )
     assert choose_by_predictor(pool, "wig", train=train)["q0"] == "bm25"
-    worse = make_pool({"none": None, "bm25": -3.0}, predictor="wig")
+    worse = make_candidate_set({"none": None, "bm25": -3.0}, predictor="wig")
     assert choose_by_predictor(worse, "wig", train=train) == {"q0": "none"}
 
 
 def test_a_missing_prediction_of_a_retriever_with_a_deviation_is_standardised_too():
     # bm25: mean 4, deviation 2, so that none is -2; dense: mean 0, deviation 1.
-    train = make_pool({"bm25": 2.0, "dense": -1.0}, {"bm25": 6.0, "dense": 1.0}, predictor="wig")
-    pool = make_pool({"bm25": None, "dense": -1.5}, {"bm25": None, "dense": -2.5}, predictor="wig")
+    train = make_candidate_set({"bm25": 2.0, "dense": -1.0}, {"bm25": 6.0, "dense": 1.0}, predictor="wig")
+    pool = make_candidate_set({"bm25": None, "dense": -1.5}, {"bm25": None, "dense": -2.5}, predictor="wig")
     assert choose_by_predictor(pool, "wig", train=train) == {"q0": "dense", "q1": "bm25"}
 
 
 def test_missing_predictions_of_train_questions_count_as_0_and_missing_candidates_not_at_all():
     # bm25: of 0 and 6, mean 3 and deviation 3; dense: of 0 and 2, mean 1 and deviation 1.
-    train = make_pool({"bm25": None, "dense": 0.0}, {"bm25": 6.0}, {"dense": 2.0}, predictor="wig")
-    pool = make_pool({"bm25": 6.3, "dense": 2.0}, {"bm25": 5.7, "dense": 2.0}, predictor="wig")
+    train = make_candidate_set({"bm25": None, "dense": 0.0}, {"bm25": 6.0}, {"dense": 2.0}, predictor="wig")
+    pool = make_candidate_set({"bm25": 6.3, "dense": 2.0}, {"bm25": 5.7, "dense": 2.0}, predictor="wig")
     assert choose_by_predictor(pool, "wig", train=train) == {"q0": "bm25", "q1": "dense"}
 
 
 def test_large_predictions_win_until_they_are_standardised():
-    train = make_pool({"bm25": 100.0, "dense": 1.0}, {"bm25": 300.0, "dense": 3.0}, predictor="wig")
-    pool = make_pool({"bm25": 150.0, "dense": 2.5}, {"bm25": 250.0, "dense": 1.5}, predictor="wig")
+    train = make_candidate_set({"bm25": 100.0, "dense": 1.0}, {"bm25": 300.0, "dense": 3.0}, predictor="wig")
+    pool = make_candidate_set({"bm25": 150.0, "dense": 2.5}, {"bm25": 250.0, "dense": 1.5}, predictor="wig")
     assert choose_by_predictor(pool, "wig") == {"q0": "bm25", "q1": "bm25"}
     assert choose_by_predictor(pool, "wig", train=train) == {"q0": "dense", "q1": "bm25"}
 
@@ -303,7 +307,10 @@ def test_no_retriever_wins_by_the_scale_of_its_predictions(train, asked, moves):
     def move(drawn):
         return [{name: value * moves[name][0] + moves[name][1] for name, value in one.items()} for one in drawn]
 
-    pool, learned = make_pool(*move(asked), predictor="nqc"), make_pool(*move(varied), predictor="nqc")
+    pool, learned = (
+        make_candidate_set(*move(asked), predictor="nqc"),
+        make_candidate_set(*move(varied), predictor="nqc"),
+    )
     chosen = choose_by_predictor(pool, "nqc", train=learned)
     for place, one in enumerate(standard):
         assert one[chosen[f"q{place}"]] == pytest.approx(max(one.values()), abs=1e-9)
@@ -311,7 +318,7 @@ def test_no_retriever_wins_by_the_scale_of_its_predictions(train, asked, moves):
 
 @given(questions(st.one_of(st.none(), st.floats(-9, 9))))
 def test_without_train_questions_the_choice_is_by_the_predictions_themselves(drawn):
-    pool = make_pool(*drawn, predictor="wig")
+    pool = make_candidate_set(*drawn, predictor="wig")
     if any(value is not None for one in drawn for value in one.values()):
         chosen = choose_by_predictor(pool, "wig")
         for place, one in enumerate(drawn):
@@ -320,12 +327,12 @@ def test_without_train_questions_the_choice_is_by_the_predictions_themselves(dra
 
 
 def test_a_prediction_that_no_candidate_has_is_an_error():
-    pool = make_pool({"none": None, "bm25": 1.0}, predictor="wig")
+    pool = make_candidate_set({"none": None, "bm25": 1.0}, predictor="wig")
     with pytest.raises(LampError, match=r"no candidate has a prediction 'nqc'.*`lamp selector-data --scores`"):
         choose_by_predictor(pool, "nqc")
 
 
 def test_choices_by_value_are_among_the_candidates_that_are_there():
-    pool = make_pool({"none": None, "bm25": None}, {"dense": None, "bm25": None})
+    pool = make_candidate_set({"none": None, "bm25": None}, {"dense": None, "bm25": None})
     values = {("q0", "none"): -2.0, ("q0", "bm25"): -1.0, ("q0", "dense"): 9.0, ("q1", "bm25"): 0.0, ("q1", "dense"): 1}
     assert choose_by_value(pool, values) == {"q0": "bm25", "q1": "dense"}

@@ -16,7 +16,7 @@ from lamp_jax.errors import LampError, Preempted
 from lamp_jax.runs import remote
 from lamp_jax.runs.copies import Copy
 from lamp_jax.runs.outputs import check_apart, is_temporary, lock_path
-from lamp_jax.runs.records import claim, digest, guard_outputs
+from lamp_jax.runs.records import digest, guard_outputs, reserve
 from lamp_jax.runs.urls import private_path
 from tests.bucket import Bucket, url
 
@@ -455,7 +455,7 @@ class Train:
 
 @guard_outputs
 def train(options: Train, *, directory: bool) -> None:
-    record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt"])
+    record = reserve(options.output, options, inputs=[], directory=directory, makes=["*.txt"])
     if record.state != "done":
         record.begin()
         text = f"run{options.number}"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lamp_jax.errors import LampError
 from lamp_jax.runs import outputs, records, remote
 from lamp_jax.runs.outputs import check_apart, unnamed_files
-from lamp_jax.runs.records import claim, guard_outputs
+from lamp_jax.runs.records import guard_outputs, reserve
 from tests.bucket import url
 
 
@@ -34,7 +34,9 @@ class Killed(BaseException):
 def write(options, *, directory, text, beside=None, until=None):
     """A stage that writes one or three files; `until` is called before each step."""
     named = {"scores": beside} if beside else {}
-    record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt", "deep/*.txt"], beside=named)
+    record = reserve(
+        options.output, options, inputs=[], directory=directory, makes=["*.txt", "deep/*.txt"], beside=named
+    )
     if record.state == "done":
         return "done"
     step = until or (lambda: None)
@@ -227,7 +229,7 @@ def test_a_forced_run_that_writes_no_further_output_removes_the_old_one(tmp_path
 
     @guard_outputs
     def without(options):
-        record = claim(options.output, options, inputs=[], directory=directory, makes=["*.txt"], beside={"s": beside})
+        record = reserve(options.output, options, inputs=[], directory=directory, makes=["*.txt"], beside={"s": beside})
         record.begin()
         (record.place / "a.txt" if directory else record.place).write_text("new")
         record.finish()
@@ -366,11 +368,11 @@ def test_a_second_process_is_told_who_writes(tmp_path):
     holds = """
 import sys
 from dataclasses import dataclass
-from lamp_jax.runs.records import claim
+from lamp_jax.runs.records import reserve
 @dataclass(frozen=True)
 class Train:
     output: str
-record = claim(sys.argv[1], Train(sys.argv[1]), inputs=[], directory=sys.argv[2] == "True")
+record = reserve(sys.argv[1], Train(sys.argv[1]), inputs=[], directory=sys.argv[2] == "True")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -445,7 +447,7 @@ def test_a_command_that_failed_behind_its_further_output_goes_on(tmp_path, direc
 
     @guard_outputs
     def fail(options):
-        record = claim(options.output, options, inputs=[], directory=directory, beside={"scores": beside})
+        record = reserve(options.output, options, inputs=[], directory=directory, beside={"scores": beside})
         record.begin()
         record.beside("scores").write_text("half")
         raise LampError("no room")
@@ -477,7 +479,7 @@ def test_a_kill_of_a_forced_run_in_a_temporary_directory_is_completed(tmp_path):
     options = Options(str(output), number=2, force=True)
     write(Options(str(output)), directory=True, text="old")
     for name in (".tokenizer.a1b2c3d4.unfinished", ".building.unfinished"):
-        record = claim(output, options, inputs=[], directory=True, makes=["*.txt"])
+        record = reserve(output, options, inputs=[], directory=True, makes=["*.txt"])
         record.begin()
         (record.place / name).mkdir()
         (record.place / name / "half").write_text("{")
@@ -494,7 +496,7 @@ def test_a_failure_in_a_temporary_directory_is_gone_on_from(tmp_path, force):
 
     @guard_outputs
     def fail(options):
-        record = claim(options.output, options, inputs=[], directory=True, makes=["*.txt"])
+        record = reserve(options.output, options, inputs=[], directory=True, makes=["*.txt"])
         record.begin()
         (record.place / ".building.unfinished").mkdir()
         (record.place / ".building.unfinished" / "half").write_text("{")
@@ -692,7 +694,7 @@ def test_a_lock_file_is_removed_and_a_directory_that_was_made_for_it(tmp_path):
 
     @guard_outputs
     def fail(options):
-        claim(options.output, options, inputs=[], directory=True)
+        reserve(options.output, options, inputs=[], directory=True)
         raise LampError("bad input")
 
     with pytest.raises(LampError):

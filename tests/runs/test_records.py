@@ -11,7 +11,7 @@ import pytest
 
 from lamp_jax.errors import LampError
 from lamp_jax.runs.journals import Journal, read_journal
-from lamp_jax.runs.records import claim, digest
+from lamp_jax.runs.records import digest, reserve
 
 HOLDS = """
 import sys
@@ -53,28 +53,28 @@ def options(tmp_path):
     return Options(str(source), str(tmp_path / "out.json"))
 
 
-def claimed(options):
-    return claim(options.output, options, inputs=[options.questions], ignore=["workers"])
+def reserved(options):
+    return reserve(options.output, options, inputs=[options.questions], ignore=["workers"])
 
 
 def make(options, text="made"):
-    record = claimed(options)
+    record = reserved(options)
     record.begin()
     record.place.write_text(text)
     record.finish(count=1)
 
 
 def test_a_new_output_is_new_and_a_finished_one_is_done(options):
-    assert claimed(options).state == "new"
+    assert reserved(options).state == "new"
     make(options)
-    assert claimed(options).state == "done"
+    assert reserved(options).state == "done"
 
 
 def test_a_moved_input_is_the_same_input(options, tmp_path):
     make(options)
     moved = tmp_path / "moved.json"
     moved.write_text("[]")
-    assert claimed(replace(options, questions=str(moved))).state == "done"
+    assert reserved(replace(options, questions=str(moved))).state == "done"
 
 
 def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
@@ -88,13 +88,13 @@ def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
     for name in names:
         with open(name, "w") as file:
             file.write(name)
-    record = claim(options.output, Train(*names, options.output), inputs=names)
+    record = reserve(options.output, Train(*names, options.output), inputs=names)
     record.begin()
     record.place.write_text("made")
     record.finish()
-    assert claim(options.output, Train(*names, options.output), inputs=names).state == "done"
+    assert reserve(options.output, Train(*names, options.output), inputs=names).state == "done"
     with pytest.raises(LampError, match="other settings or inputs"):
-        claim(options.output, Train(*names[::-1], options.output), inputs=names[::-1])
+        reserve(options.output, Train(*names[::-1], options.output), inputs=names[::-1])
 
 
 def test_a_directory_is_the_same_input_without_what_no_command_reads(tmp_path):
@@ -114,17 +114,17 @@ def test_a_directory_is_the_same_input_without_what_no_command_reads(tmp_path):
 
 def test_options_that_change_nothing_do_not_count(options):
     make(options)
-    assert claimed(replace(options, workers=8)).state == "done"
+    assert reserved(replace(options, workers=8)).state == "done"
 
 
 def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp_path):
     make(options)
     with pytest.raises(LampError, match="other settings or inputs"):
-        claimed(replace(options, number=5))
+        reserved(replace(options, number=5))
     (tmp_path / "questions.json").write_text("[1]")
     with pytest.raises(LampError, match="other settings or inputs"):
-        claimed(options)
-    forced = claimed(replace(options, force=True))
+        reserved(options)
+    forced = reserved(replace(options, force=True))
     assert forced.state == "new"
     assert (tmp_path / "out.json").read_text() == "made"  # until the command's checks have passed
     forced.begin()
@@ -132,40 +132,40 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     assert (tmp_path / "out.json").read_text() == "made"  # until the new one is complete
     forced.finish()
     assert (tmp_path / "out.json").read_text() == "half"
-    assert claimed(options).state == "done"
+    assert reserved(options).state == "done"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(".out.json.lamp.lock", "out.json", "out.json.run.json", "questions.json")
     ]
 
 
 def test_a_command_that_failed_before_its_work_leaves_the_output_free(options):
-    claimed(options).begin()
-    assert claimed(options).state == "new"
-    assert claimed(replace(options, number=5)).state == "new"
+    reserved(options).begin()
+    assert reserved(options).state == "new"
+    assert reserved(replace(options, number=5)).state == "new"
 
 
 def test_a_begun_journal_is_resumed_by_the_same_command_alone(options):
-    record = claimed(options)
+    record = reserved(options)
     record.begin()
     journal = Journal(record.journal)
     journal.append([["1", "a"]])
     journal.close()
-    assert claimed(options).state == "unfinished"
+    assert reserved(options).state == "unfinished"
     with pytest.raises(LampError, match="other settings or inputs"):
-        claimed(replace(options, number=5))
+        reserved(replace(options, number=5))
 
 
 def test_a_changed_output_is_refused(options, tmp_path):
     make(options)
     (tmp_path / "out.json").write_text("by hand")
     with pytest.raises(LampError, match="was changed after it was made"):
-        claimed(options)
+        reserved(options)
 
 
 def test_a_file_of_somebody_else_is_refused(options, tmp_path):
     (tmp_path / "out.json").write_text("precious")
     with pytest.raises(LampError, match="no record says how it was made"):
-        claimed(options)
+        reserved(options)
 
 
 def test_force_never_removes_a_directory_that_was_not_made_here(options, tmp_path):
@@ -173,15 +173,15 @@ def test_force_never_removes_a_directory_that_was_not_made_here(options, tmp_pat
     (tmp_path / "home" / "precious.txt").write_text("precious")
     mine = replace(options, output=str(tmp_path / "home"), force=True)
     with pytest.raises(LampError, match="no record says that lamp made it"):
-        claim(mine.output, mine, inputs=[], directory=True)
+        reserve(mine.output, mine, inputs=[], directory=True)
     assert (tmp_path / "home" / "precious.txt").exists()
 
 
 def test_an_unfinished_directory_is_resumed(options, tmp_path):
     mine = replace(options, output=str(tmp_path / "run"))
-    claim(mine.output, mine, inputs=[], directory=True).begin()
+    reserve(mine.output, mine, inputs=[], directory=True).begin()
     (tmp_path / "run" / "part").write_text("half")
-    assert claim(mine.output, mine, inputs=[], directory=True).state == "unfinished"
+    assert reserve(mine.output, mine, inputs=[], directory=True).state == "unfinished"
 
 
 def test_a_journal_keeps_whole_lines_and_drops_the_broken_one(tmp_path):

@@ -65,7 +65,7 @@ def compilations():
 
 
 def text(draw: random.Random, longest: int) -> str:
-    return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
+    return " ".join(draw.questions(WORDS, k=draw.randint(1, longest)))
 
 
 def make_questions(seed: int, count: int, *, longest_gold: int = 3) -> list[dict]:
@@ -261,7 +261,7 @@ def test_further_epochs_of_a_retriever_compile_nothing_more(method, tmp_path, ca
     assert_compiled_as_often(first, again)
 
 
-def make_pool(seed: int, count: int) -> CandidateSet:
+def make_candidate_set(seed: int, count: int) -> CandidateSet:
     draw = random.Random(seed)
     names = ("none", "bm25", "recency")
 
@@ -275,7 +275,7 @@ def make_pool(seed: int, count: int) -> CandidateSet:
 
 def train_selector(folder, name, *more):
     for part, seed, count in (("train", 7, 36), ("dev", 8, 20)):
-        write_candidates(folder / f"{part}.json", make_pool(seed, count))
+        write_candidates(folder / f"{part}.json", make_candidate_set(seed, count))
     given = ("--train", folder / "train.json", "--validation", folder / "dev.json", "--model", "scratch")
     learning = ("--batch-size", 8, "--accumulation", 1, "--max-length", 32, "--mode", "pre", "--vocab-size", 300)
     window = ("--attention-window", 8)

@@ -46,8 +46,8 @@ def files(tmp_path):
     feedback = {f"{number}-{number}{place}": {"mae": float(place)} for number in range(4) for place in (0, 1)}
     (tmp_path / "f.json").write_text(json.dumps(feedback))
     candidates = {name: Candidate("a prompt", "4", float(name == "bm25"), {}) for name in ("none", "bm25")}
-    choices = [QuestionCandidates(str(number), "an input", "4", candidates) for number in range(4)]
-    write_candidates(tmp_path / "d.json", CandidateSet(find_task("LaMP-3"), "mae", ("none", "bm25"), choices))
+    questions = [QuestionCandidates(str(number), "an input", "4", candidates) for number in range(4)]
+    write_candidates(tmp_path / "d.json", CandidateSet(find_task("LaMP-3"), "mae", ("none", "bm25"), questions))
     return tmp_path
 
 

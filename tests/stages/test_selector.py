@@ -104,11 +104,15 @@ def test_a_run_that_was_cut_ends_with_the_same_bytes(files, feedback, tmp_path):
 
 def test_candidates_hold_what_the_feedback_says(feedback, data):
     pool = read_candidates(data)
-    assert (pool.task.name, pool.metric, pool.names) == ("LaMP-4", "rouge-1", ("none", "bm25", "recency"))
+    assert (pool.task.name, pool.metric, pool.names) == (
+        "LaMP-4",
+        "rouge-1",
+        ("none", "bm25", "recency"),
+    )
     records = {(one["question"], one["retriever"]): one for one in read_records(feedback, "retrievers")}
-    for choice in pool.choices:
-        for name, candidate in choice.candidates.items():
-            record = records[choice.id, name]
+    for question in pool.questions:
+        for name, candidate in question.candidates.items():
+            record = records[question.id, name]
             assert (candidate.prompt, candidate.output) == (record["prompt"], record["output"])
             assert candidate.reward == record["metrics"]["rouge-1"]
             assert bool(candidate.predictors) == (name != "none")
@@ -155,15 +159,16 @@ def test_a_selector_chooses_answers_and_their_retrievers(data, selector, tmp_pat
     pool = read_candidates(data)
     content = json.loads((tmp_path / "P.json").read_text())
     assert content["task"] == "LaMP_4"
-    for choice, one in zip(pool.choices, content["golds"], strict=True):
-        assert (one["id"], one["output"]) == (choice.id, choice.candidates[one["retriever"]].output)
+    for question, one in zip(pool.questions, content["golds"], strict=True):
+        assert (one["id"], one["output"]) == (question.id, question.candidates[one["retriever"]].output)
     assert read_outputs(tmp_path / "P.json").by_id == {one["id"]: one["output"] for one in content["golds"]}
     found = json.loads((tmp_path / "P.scores.json").read_text())
     assert found["worst"]["reward"] <= found["chosen"]["reward"] <= found["best"]["reward"]
     assert found["best"]["success_rate"] == 1
-    assert sum(one["times_chosen"] for one in found["retrievers"].values()) == len(pool.choices)
+    assert sum(one["times_chosen"] for one in found["retrievers"].values()) == len(pool.questions)
     rewards = [
-        choice.candidates[one["retriever"]].reward for choice, one in zip(pool.choices, content["golds"], strict=True)
+        question.candidates[one["retriever"]].reward
+        for question, one in zip(pool.questions, content["golds"], strict=True)
     ]
     assert found["chosen"]["mean"]["rouge-1"] == pytest.approx(np.mean(rewards))
 
@@ -287,7 +292,7 @@ def test_files_of_one_pool_must_ask_the_same(files, tmp_path, capsys):
 def telling_pool(count, *, seed, shuffled):
     """Questions whose best retriever a word of each prompt tells; `shuffled`: golds that nobody can know."""
     draw = random.Random(seed)
-    choices = []
+    questions = []
     for number in range(count):
         best = draw.choice("ab")
         rewards = {name: float((draw.choice("ab") if shuffled else best) == name) for name in "ab"}
@@ -296,8 +301,8 @@ def telling_pool(count, *, seed, shuffled):
             name: Candidate(f"the {words[name]} and {draw.choice('xyz')}", f"{rewards[name]:.0f}", rewards[name])
             for name in "ab"
         }
-        choices.append(QuestionCandidates(str(number), "", "1", {name: candidates[name] for name in "ab"}))
-    return CandidateSet(find_task("LaMP-3"), "mae", ("a", "b"), choices)
+        questions.append(QuestionCandidates(str(number), "", "1", {name: candidates[name] for name in "ab"}))
+    return CandidateSet(find_task("LaMP-3"), "mae", ("a", "b"), questions)
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["true golds", "shuffled golds"])
