@@ -65,7 +65,7 @@ def compilations():
 
 
 def text(draw: random.Random, longest: int) -> str:
-    return " ".join(draw.questions(WORDS, k=draw.randint(1, longest)))
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, longest)))
 
 
 def make_questions(seed: int, count: int, *, longest_gold: int = 3) -> list[dict]:
