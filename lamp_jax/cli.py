@@ -1,4 +1,4 @@
-"""`lamp STAGE --options`: which stages there are, and how a command line becomes a call of one."""
+"""Command line `lamp COMMAND --options`: parsing, and the call of the command's stage."""
 
 import contextlib
 import dataclasses
@@ -21,15 +21,15 @@ from lamp_jax.runs.urls import naming_urls, with_urls
 
 JOINT = {"demo", "rank", "train", "train-adapters", "generate", "train-retriever", "train-selector", "select"}
 JOINT |= {"feedback items", "feedback retrievers"}
-"""Stages that several processes work on together, and that go on where SIGTERM stopped them. Others are one's work."""
+"""Commands that a process group runs together and that resume after SIGTERM; the others run on the first process."""
 _DESCRIPTION = """Personalize language models from a user's own history.
 
 --reference, anywhere on the line, sets every compatibility option to the papers' public code.
-`lamp train CONFIG.py` starts from the experiment in a Python page (its `experiment`); options after it override."""
+`lamp train CONFIG.py` takes its options from a config page (its `experiment`); options after it override them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one stage; returns 0, or 1 after an error that the user can mend."""
+    """Runs one command; returns the exit status: 0, or 1 after an error that the user can fix."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         stage, options = parse(words)
@@ -37,26 +37,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LampError as error:
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # nobody reads any more what is printed, as in `lamp rank --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+    except BrokenPipeError:  # the reader of stdout has exited, as in `lamp rank --help | head`
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # otherwise the interpreter's final flush fails too
         return 128 + signal.SIGPIPE
-    except OSError as error:  # no room, no permission, no such place, no network: it names which
+    except OSError as error:  # full disk, permission, missing file, network: the message says which
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
     except Preempted:
-        print("lamp: stopped by SIGTERM; the same command goes on", file=sys.stderr)
+        print("lamp: stopped by SIGTERM; run the same command again to resume", file=sys.stderr)
         return 0
     except KeyboardInterrupt:
-        print("lamp: stopped; the same command goes on where it can", file=sys.stderr)
+        print("lamp: stopped; run the same command again to resume if it can", file=sys.stderr)
         return 130
     return 0
 
 
 def _run(stage: str, work: Callable[[], None]) -> None:
-    """Does the work, with the other processes that the environment declares."""
+    """Runs a command in the process group that the environment declares."""
     declared = processes.read_declaration(os.environ)
     if declared:
-        from lamp_jax import distributed as hosts  # here, not above: it wakes jax
+        from lamp_jax import distributed as hosts  # imported here because it imports jax
 
         hosts.start(declared)
     if stage in JOINT and processes.how_many() > 1:
@@ -66,28 +68,30 @@ def _run(stage: str, work: Callable[[], None]) -> None:
             work()
     else:
         if declared:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has its own handler, for those who ask it
+            signal.signal(
+                signal.SIGTERM, signal.SIG_DFL
+            )  # jax installs its own handler, which these stages do not poll
         if not processes.is_first():
-            print(f"lamp: {stage} is one process's work; waiting for the first", file=sys.stderr)
+            print(f"lamp: {stage} runs on the first process only; waiting for it", file=sys.stderr)
         processes.on_first(work)
 
 
 def _work(run: Callable[[Any], None], options: Any) -> None:
-    """The stage, on local copies of what its options name by URL."""
+    """Runs the stage on local copies of the files that its options name by URL."""
     with naming_urls():
         try:
             run(remote.bring(options))
         except BaseException:
             try:
                 remote.leave()
-            except LampError as error:  # beside the one that is raised
+            except LampError as error:  # in addition to the error that is raised
                 print(f"lamp: {error}", file=sys.stderr)
             raise
         remote.leave()
 
 
 def _run_jointly(work: Callable[[], None]) -> None:
-    """Every process does it, one of them says so; they end together."""
+    """Runs the work on every process; only the first prints, and all end together."""
     preempted = False
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
@@ -96,9 +100,9 @@ def _run_jointly(work: Callable[[], None]) -> None:
             stack.enter_context(contextlib.redirect_stderr(nothing))
         try:
             work()
-        except Preempted:  # by all, at the same place
+        except Preempted:  # raised by all processes after the same step
             preempted = True
-        processes.wait()  # the first may still have written
+        processes.wait()  # the first may still be writing
     if preempted:
         raise Preempted
 
@@ -108,19 +112,19 @@ def _stop() -> None:
 
 
 def module_of(stage: str) -> str:
-    """The module whose `run` is the stage."""
+    """Name of the module whose `run` is the stage."""
     return f"lamp_jax.stages.{stage.replace(' ', '_').replace('-', '_')}"
 
 
 def parse(words: list[str]) -> tuple[str, Any]:
-    """The stage's name and its options. Exits with a message, as command lines do, where they do not fit."""
+    """Name and options of a command. Exits with a usage message for invalid words."""
     compatibility = config.REFERENCE if "--reference" in words else config.CORRECT
     words = [word for word in words if word != "--reference"]
-    if " ".join(words[:2]) in STAGES:  # a stage of two words is one choice
+    if " ".join(words[:2]) in STAGES:  # a command of two words is one subcommand
         words[:2] = [" ".join(words[:2])]
     experiments: dict[str, Any] = {}
     further: list[str] = []
-    if words[:1] == ["compile"]:  # takes the page as it is, and behind `--` options of its experiment
+    if words[:1] == ["compile"]:  # reads the page itself; options of its experiment follow after `--`
         mark = words.index("--") if "--" in words else len(words)
         words, further = words[:mark], words[mark + 1 :]
     elif len(words) > 1 and words[1].endswith(".py"):
@@ -143,14 +147,14 @@ def parse(words: list[str]) -> tuple[str, Any]:
 
 
 def load_experiment(stage: str, path: str) -> Any:
-    """The `experiment` of a config page; it must hold the options of the stage."""
+    """The `experiment` of a config page. LampError if it is not the options of the command."""
     if stage not in STAGES:
-        raise LampError(f"{path}: a config page goes with a stage: lamp STAGE {path}")
+        raise LampError(f"{path}: a config page needs a command: lamp COMMAND {path}")
     return read_experiment(path, STAGES[stage])
 
 
 def _defaults(options: type, compatibility: config.Compatibility) -> Any:
-    """An instance whose required options are still to be given."""
+    """Default options, with the required ones marked as missing."""
     required = {
         field.name: tyro.MISSING for field in dataclasses.fields(options) if field.default is dataclasses.MISSING
     }

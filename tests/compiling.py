@@ -1,10 +1,11 @@
-"""Flags of the compiler that this jax knows: they come and go, and one that it does not know is an error."""
+"""XLA flags that the installed jax knows, and the compilation cache of processes that tests start."""
 
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 _UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
 
@@ -27,3 +28,12 @@ def known_flags(flags: Iterable[str]) -> list[str]:
     if not unknown & set(flags):
         raise RuntimeError(f"jax does not start with XLA_FLAGS={' '.join(flags)}:\n{asked.stderr}")
     return known_flags(flag for flag in flags if flag not in unknown)
+
+
+def cache_variables(directory: str | Path, *, write: bool = True) -> dict[str, str]:
+    """Environment variables of a process that reads compiled programs from a directory, and writes its own there.
+
+    Processes that are killed or have no room should not write: jax writes an entry in place and never replaces one.
+    """
+    seconds = "0" if write else "1e9"
+    return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": seconds}

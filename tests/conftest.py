@@ -1,5 +1,6 @@
-"""Every test runs on eight fake CPU devices and compiles in a hurry; this must be said before jax is imported."""
+"""Settings of all tests: eight virtual CPU devices, quick compilation. They are made before jax is imported."""
 
+import gc
 import hashlib
 import os
 import platform
@@ -23,10 +24,17 @@ _FLAGS = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *known_flags(_FLAGS))).strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Nothing here reads the Python lines that a program's operations come from; finding them takes a tenth of tracing.
+os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+
+# Tracing makes millions of small objects that live until a program is lowered: with Python's own thresholds, a fifth of
+# the time goes to looking for cycles among them.
+gc.set_threshold(200_000, 50, 50)
 
 
 def _processor() -> str:
-    """What tells processors apart for which the compiler makes different programs."""
+    """Digest of the processor's model and features, on which compiled programs depend."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.is_file() else [platform.machine()]
     kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
@@ -35,10 +43,9 @@ def _processor() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled() -> str:
-    """The directory of the programs that are compiled once for all modules and runs.
+    """Compilation cache on disk, kept between modules and runs.
 
-    Each worker has its own, and processes that tests start have none: jax writes a program in place, so that another
-    process may read half of one, and a kill leaves it.
+    Each worker has its own directory: jax writes an entry in place, so that another process could read half of one.
     """
     import jax  # here, not above: the flags must be set before
 
@@ -47,6 +54,12 @@ def compiled() -> str:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def process_cache(compiled: str) -> str:
+    """Compilation cache of the processes that a worker's tests start, one group of them at a time."""
+    return f"{compiled}-processes"
 
 
 # A first example may import transformers or compile: time says nothing about right or wrong.

@@ -13,6 +13,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.compiling import cache_variables
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
@@ -39,7 +41,7 @@ def code_cells(notebook):
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
+def kernel(tmp_path_factory, process_cache):
     """A kernel of the Python that runs the tests, without a way to the internet; its name."""
     folder = tmp_path_factory.mktemp("jupyter")
     nowhere = "http://127.0.0.1:9"
@@ -49,8 +51,7 @@ def kernel(tmp_path_factory):
         "JAX_PLATFORMS": "cpu",
         # As a user's machine counts devices; compiled in a hurry, like all tests, and once.
         "XLA_FLAGS": re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ["XLA_FLAGS"]).strip(),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **cache_variables(process_cache),
         "HF_HUB_OFFLINE": "1",
         "http_proxy": nowhere,
         "https_proxy": nowhere,

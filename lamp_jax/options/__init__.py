@@ -1,4 +1,4 @@
-"""What a command line says: one dataclass of options for each command. Config pages import them from here."""
+"""Options of each command as a dataclass; config pages import them from here."""
 
 from lamp_jax.config import (
     CORRECT,
@@ -120,4 +120,4 @@ STAGES: dict[str, type] = {
     "compile": Compile,
     "synth": Synth,
 }
-"""The command that each dataclass is the options of."""
+"""Options dataclass of each command."""

@@ -16,60 +16,61 @@ class TrainAdapters(AdapterTraining, Writes, Compatible, Computes):
     task: str
     """Task, e.g. LaMP-3."""
     questions: str
-    """Questions whose profiles the adapters learn; golds are not read (but by `--shared questions`)."""
+    """Questions whose profiles the adapters are trained on; references are read by `--shared questions` only."""
     output: str
-    """Directory of the store: all adapters in one set of files, beside it logs."""
+    """Directory of the adapter store and the training logs."""
     model: str = "google/flan-t5-base"
-    """Model directory or hub name of the base, which stays as it is."""
+    """Model directory or hub name of the frozen base model."""
     profiles: Profiles = "single"
-    """What a user with several questions learns."""
+    """Training data of a user with several questions."""
     max_length: int = 512
     """Longest input, in tokens, `</s>` included."""
     target_length: int = 512
     """Longest answer, in tokens, `</s>` included."""
     keep: Literal["float32", "bfloat16"] = "float32"
-    """Type of the adapters in the store."""
+    """Data type of the adapters in the store."""
     storage: Storage = "float32"
-    """How the base's matrices lie in memory."""
+    """Data type of the base model's matrices in memory."""
 
 
 @dataclass(frozen=True)
 class ExportAdapter(Writes):
-    """Write one user's adapter as a directory of Hugging Face's peft."""
+    """Write one user's adapter as a directory that Hugging Face's peft loads."""
 
     store: Positional[str]
-    """Directory of a store."""
+    """Directory of an adapter store."""
     user: str
     """User id."""
     output: str
     """Directory to write: `PeftModel.from_pretrained(base, DIRECTORY)` loads it."""
     model: str = ""
-    """Model directory or hub name of the store's base; empty: as it was named when the store was made."""
+    """Model directory or hub name of the store's base model; empty: the name recorded in the store."""
 
 
 @dataclass(frozen=True)
 class ImportAdapter:
-    """Add an adapter that Hugging Face's peft saved to a store, which is made where there is none."""
+    """Add an adapter saved by Hugging Face's peft to an adapter store, creating the store if necessary."""
 
     directory: Positional[str]
-    """Directory of the adapter, as `save_pretrained` writes it."""
+    """Directory of the adapter, written by `save_pretrained`."""
     store: str
     """Directory of the store."""
     user: str
-    """User id that it will have; by the id `everybody` it answers for all who have no adapter of their own."""
+    """User id of the adapter; `everybody` makes it the adapter of all users without one of their own."""
     model: str
-    """Model directory or hub name of its base."""
+    """Model directory or hub name of the adapter's base model."""
     items: int = 0
-    """How many examples it was trained on, where that is known."""
+    """Number of examples the adapter was trained on, if known."""
     keep: Literal["store", "float32", "bfloat16"] = "store"
-    """Type of the adapters in the store: as it has them, or float32 in a new one (another than it has is an error)."""
+    """Data type of the adapters in the store: `store` keeps the store's (float32 for a new store); a type other than
+    the store's is an error."""
 
 
 @dataclass(frozen=True)
 class ConvertStore(Writes):
-    """Make a store of adapters of this version from one of an earlier version, which stays as it is."""
+    """Convert an adapter store of an earlier version into a new one; the old store is not changed."""
 
     store: str
     """Directory of the old store."""
     output: str
-    """Directory of the new one."""
+    """Directory of the new store."""

@@ -1,4 +1,4 @@
-"""The commands that make, check and convert files of questions."""
+"""Options of the commands that download, build, check and convert datasets."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,26 +12,26 @@ from lamp_jax.options.shared import Compatible, Writes
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch the benchmark's files, into the folders that they have at its site; what is whole is not fetched again."""
+    """Download the benchmark's files into the folders of its site; complete files are not downloaded again."""
 
     output: str
-    """Directory of the tree, for all tasks and both splits."""
+    """Directory of the downloaded tree, for all tasks and both splits."""
     tasks: tuple[str, ...] = ()
-    """Tasks; none named: LaMP-1 to LaMP-7 (of LaMP-6 there are ids only: see `lamp avocado`)."""
+    """Tasks; default: LaMP-1 to LaMP-7 (LaMP-6 has ids only: see `lamp avocado`)."""
     split: Split = "user"
     """The user-based or the time-based separation."""
     parts: tuple[Part, ...] = ("train", "dev", "test")
-    """Parts of a task's files."""
+    """Files of each task to download."""
     mirrors: tuple[str, ...] = ()
-    """Addresses that hold the same tree, asked before the benchmark's own, in this order."""
+    """URLs of mirrors of the tree, tried in this order before the benchmark's own."""
     connections: int = 4
-    """Files that are fetched at the same time."""
+    """Number of concurrent downloads."""
     attempts: int = 5
-    """Attempts in a row that bring nothing new, after which an address is given up."""
+    """Consecutive attempts without progress before a URL is given up."""
     timeout: float = 60.0
-    """Seconds without a byte after which a connection is given up."""
+    """Seconds without data before a connection is closed."""
     verify: bool = False
-    """Fetch nothing: check every file of the tree against what was recorded when it came (size, SHA-256, JSON)."""
+    """Download nothing: check every file against the download manifest (size, SHA-256) and as JSON."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,25 @@ class Avocado(Writes):
     """Write LaMP-6 from the licensed Avocado archives (LDC2015T03) and the benchmark's id files."""
 
     archives: str
-    """Directory of the zips, `avocado-1.0.2/data/text`; they are read where they lie."""
+    """Directory of the zip files, `avocado-1.0.2/data/text`; they are read without being extracted."""
     ids: str
-    """Directory of the id files: `{train,dev,test}_questions.json`, there or in folders `train`, `dev`, `test`."""
+    """Directory of the id files `{train,dev,test}_questions.json`, directly or in folders `train`, `dev`, `test`."""
     output: str
     """Directory of the LaMP-6 files."""
     replies: Literal["keep", "strip"] = "keep"
-    """Quoted earlier mails in a body: as the benchmark has them, or without."""
+    """Quoted earlier mails in a body: kept, as in the benchmark, or removed."""
     missing: Literal["stop", "drop"] = "stop"
-    """Mails that no archive has: an error that lists them; or their items and questions are left out, and listed."""
+    """Mails that are in no archive: `stop` lists them in an error, `drop` leaves out their items and questions and
+    lists them."""
     work: Work = Work()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Build(BenchmarkForm, Writes):
-    """Make a benchmark in LaMP's format of any users' histories."""
+    """Build a benchmark in LaMP's format from users' histories."""
 
     output: str
-    """Directory of the files, and of `report.json`: what was dropped and why."""
+    """Directory of the files and of `report.json`, which lists what was dropped and why."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +65,32 @@ class Tfds(Writes, Compatible):
     """Write a tree of LaMP files as a TensorFlow dataset (array_record), each distinct profile once."""
 
     data: str
-    """A tree of `lamp download` or `lamp build`."""
+    """Directory written by `lamp download` or `lamp build`."""
     task: str
     """Task, e.g. LaMP-3."""
     output: str
-    """Directory of data sets, `data_dir` of `tfds.builder`."""
+    """Directory of datasets, the `data_dir` of `tfds.builder`."""
     split: Split = "user"
-    """Which part of the tree."""
+    """Split of the tree to convert."""
     work: Work = Work()
 
 
 @dataclass(frozen=True)
 class Check:
-    """Validate LaMP files and print what is in them; exit status 1 for errors, 0 for warnings."""
+    """Validate LaMP files and summarize their contents; the exit status is 1 for errors, 0 for warnings."""
 
     files: Positional[tuple[str, ...]]
     """Questions, merged questions, outputs, predictions or rankings."""
     task: str = ""
-    """Task of all files; empty: each file's own, told by its inputs or its name."""
+    """Task of all files; empty: inferred for each file from its inputs or its name."""
     output: str = ""
-    """File to which everything that was found goes as JSON."""
+    """JSON file of all findings."""
     work: Work = Work()
 
 
 @dataclass(frozen=True)
 class Synth(Writes):
-    """Write a benchmark whose right items are known: train and dev files, and `oracle.json`."""
+    """Write a synthetic benchmark whose relevant items are known: train and dev files, and `oracle.json`."""
 
     task: str
     """Task, e.g. LaMP-3."""
@@ -98,13 +99,13 @@ class Synth(Writes):
     questions: int = 2000
     """Train questions."""
     dev_questions: int = 0
-    """Dev questions; 0 is a tenth as many as train questions, at least 200."""
+    """Dev questions; 0: a tenth of the train questions, at least 200."""
     profile_size: int = 20
     """Mean number of profile items."""
     profile_sizes: tuple[int, int] | None = None
-    """In place of the mean, the smallest and the largest number, evenly spread by their logarithms: as many users have
-    2 to 4 items as have 50 to 100."""
+    """Smallest and largest number of profile items, log-uniformly distributed, instead of the mean: as many users have
+    2 to 4 items as 50 to 100."""
     words: int = 0
-    """Words of a text; 0 for the short texts of the demo, 7 to 10 words."""
+    """Words per text; 0: the demo's short texts of 7 to 10 words."""
     seed: int = 0
-    """Seed."""
+    """Random seed."""

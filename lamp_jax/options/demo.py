@@ -1,4 +1,4 @@
-"""The commands that show and examine: the demo, and the TPU's compiler."""
+"""Options of `lamp demo` and `lamp compile`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,41 +10,43 @@ from lamp_jax.options.shared import Writes
 
 @dataclass(frozen=True)
 class Demo(Writes):
-    """Make a small benchmark, train a small T5 on it and compare retrievers: the main job in five minutes."""
+    """Build a small benchmark, train a small T5 on it and compare retrievers, in about five minutes."""
 
     output: str = "demo"
-    """Directory of everything that is made."""
+    """Output directory."""
     seed: int = 0
-    """Seed of the benchmark and of the training."""
+    """Random seed of the benchmark and of training."""
     size: Literal["full", "smoke"] = "full"
-    """`smoke` is seconds long and learns nothing: it shows that everything runs."""
+    """`smoke` takes seconds and learns nothing; it checks that everything runs."""
     stages: tuple[Literal["retriever", "selector", "adapters"], ...] = ()
-    """What to show beside: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL), `selector`
-    models that choose among retrievers (RSPG-Pre, RSPG-Post), `adapters` a LoRA adapter for every user."""
+    """Further parts of the demo: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL),
+    `selector` trains models that choose among retrievers (RSPG-Pre, RSPG-Post), `adapters` trains a LoRA adapter for
+    every user."""
 
 
 @dataclass(frozen=True)
 class Compile:
-    """Compile a step of an experiment for TPUs that need not be there: does it fit, what does it cost.
+    """Compile a step of an experiment for a TPU topology, without a TPU, and report memory and cost.
 
-    Options of the experiment follow behind `--`: lamp compile CONFIG --topology v5e:4x4 -- --sharding fsdp
+    Options of the experiment follow after `--`: lamp compile CONFIG --topology v5e:4x4 -- --sharding fsdp
     """
 
     config: Positional[str]
     """A config page."""
     topology: str
-    """Chips of a slice and their arrangement: v5e:1x1 (Colab), v5e:4x4, v6e:2x4, v5p:2x2x2, tpu7x:2x2x1, v4:2x2x1,
-    v3:2x2, v2:2x2. A chip of v2, v3, v4 and tpu7x holds two devices, of the others one."""
+    """Chip generation and arrangement of one slice: v5e:1x1 (Colab), v5e:4x4, v6e:2x4, v5p:2x2x2, tpu7x:2x2x1,
+    v4:2x2x1, v3:2x2, v2:2x2. A chip of v2, v3, v4 and tpu7x has two devices, a chip of the others one."""
     slices: int = 1
-    """Slices of that topology. The data axis spans them; traffic between them, over the data-centre network, is counted
-    apart."""
+    """Number of slices. The data axis spans them; traffic between slices (data-centre network, DCN) is counted
+    separately."""
     megacore: bool = False
-    """v4: one device a chip, of both its cores, as jax opens a real v4; libtpu without a TPU describes two."""
+    """v4: one device per chip (both cores), as jax opens a real v4; libtpu without a TPU describes two devices."""
     stage: Literal["", "train", "generate", "feedback", "retriever", "selector", "adapters"] = ""
-    """Whose step; empty: that of the page. A page of `lamp train` also says how to generate and to ask for feedback."""
+    """Step to compile; empty: the step of the config page's command. A page of `lamp train` also defines `generate` and
+    `feedback`."""
     candidates: int = 6
-    """`selector`: retrievers of the pool, which a page does not say."""
+    """`selector`: number of retrievers in the pool, which a config page does not define."""
     json: bool = False
     """Print one JSON object and nothing else."""
     options: Suppress[tuple[str, ...]] = ()
-    """What follows `--`."""
+    """Options after `--`."""

@@ -1,4 +1,4 @@
-"""The commands that train a generator, let it answer, and score answers."""
+"""Options of the commands that train a generator, generate answers and score them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from lamp_jax.options.shared import Compatible, Computes, Writes
 
 @dataclass(frozen=True)
 class Scratch:
-    """The size of a model that is trained from scratch (`--model scratch`); FLAN-T5's architecture."""
+    """Size of a generator trained from scratch (`--model scratch`), with FLAN-T5's architecture."""
 
     d_model: int = 128
     """Width."""
@@ -20,9 +20,9 @@ class Scratch:
     num_decoder_layers: int = 2
     """Layers of the decoder."""
     num_heads: int = 4
-    """Attention heads, each of d_model / num_heads."""
+    """Attention heads, each of size d_model / num_heads."""
     vocab_size: int = 4096
-    """Pieces of the tokenizer, which is trained on the prompts and answers of the train file."""
+    """Vocabulary size of the tokenizer, which is trained on the prompts and answers of the train file."""
     dropout: float = 0.1
     """Dropout rate."""
 
@@ -34,32 +34,35 @@ class Train(Writes, Compatible, Computes):
     task: str
     """Task, e.g. LaMP-3."""
     train: str
-    """Questions with golds, as `lamp merge` writes them; or a part of a data set of `lamp tfds`, `DIRECTORY/train`."""
+    """Questions with references, written by `lamp merge`; or a split of a dataset written by `lamp tfds`,
+    `DIRECTORY/train`."""
     validation: str
-    """Questions with golds by which the best checkpoint is chosen."""
+    """Questions with references; the best checkpoint is selected on them."""
     output: str
-    """Directory of the run: a Hugging Face model directory, beside it logs and the checkpoint for resuming."""
+    """Output directory: a Hugging Face model directory with logs and checkpoints for resuming."""
     model: str = "google/flan-t5-base"
-    """Model directory or hub name to start from; `scratch` for a new model of the size below."""
+    """Model directory or hub name of the initial model; `scratch` for a new model of the size below."""
     scratch: Scratch = Scratch()
     retrievers: tuple[Retriever, ...] = ("file",)
-    """Who orders the profiles in the train prompts; with several, every question is read once with each."""
+    """Retrievers that order the profiles in the train prompts; with several, each question gives one example per
+    retriever."""
     prompting: Prompting = Prompting()
     profile_targets: int = 0
-    """Further train examples from each profile: its newest N items, each with only the items before it."""
+    """Number of additional train examples per profile: its newest N items, each with only the items before it as
+    profile."""
     learning: Learning = Learning()
     seed: int = 0
-    """Seed of initialisation, dropout, order of examples and the `random` retriever."""
+    """Random seed of initialization, dropout, the order of examples and the `random` retriever."""
     validation_size: int = 0
-    """Validation questions that are answered at each evaluation (the first ones); 0 is all."""
+    """Number of validation questions per evaluation, from the first; 0: all."""
     workers: int = 0
-    """Processes that prepare examples; 0: one a core where there are many questions, threads where there are few."""
+    """Processes that prepare examples; 0: one per core for many questions, threads for few."""
     answering: Answering = Answering()
 
 
 @dataclass(frozen=True)
 class Generate(Writes, Compatible, Computes):
-    """Answer questions with a model; where golds are known, also score the answers."""
+    """Generate answers to questions; with references, also score them."""
 
     task: str
     """Task, e.g. LaMP-3."""
@@ -68,45 +71,45 @@ class Generate(Writes, Compatible, Computes):
     model: str
     """Model directory or hub name."""
     output: str
-    """Predictions in the official format; `.scores.json` beside it where golds are known."""
+    """Prediction file in the official format; with references, `.scores.json` is written beside it."""
     golds: str = ""
-    """Outputs file, where the questions do not hold their golds."""
+    """Outputs file with the references, if the questions file has none."""
     retriever: Retriever = "file"
-    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out,
-    `recency+dense` takes half from the file's (dense) order and half from the newest."""
+    """Retriever that orders the profile: `file` keeps the file's order (of `lamp merge`), `none` leaves the profile
+    out, `recency+dense` takes half of the items from the file's (dense) order and half from the newest."""
     seed: int = 0
-    """Seed of the `random` retriever."""
+    """Random seed of the `random` retriever."""
     batch_size: int = 16
-    """Questions in one batch, over all devices."""
+    """Questions per batch, over all devices."""
     adapters: str = ""
-    """Store of `lamp train-adapters`: every question is answered with its own user's adapter, or if there is none by
-    the model as it is."""
+    """Adapter store of `lamp train-adapters`: each question is answered with its user's adapter, or with the base model
+    if the user has none."""
     storage: Storage = "float32"
-    """How the model's matrices lie in memory."""
+    """Data type of the model's matrices in memory."""
     prompting: Prompting = Prompting()
     answering: Answering = Answering()
 
 
 @dataclass(frozen=True)
 class Evaluate(Writes):
-    """Score predictions with the official metrics: one task's two files, or two zips with files of several tasks."""
+    """Score predictions with the official metrics: the two files of one task, or two zip files of several tasks."""
 
     output: str
-    """The JSON file to write: means, confidence interval and per-sample scores of every task."""
+    """JSON file to write: means, confidence intervals and per-sample scores of each task."""
     task: str = ""
-    """Task of `--golds` and `--predictions`, as `LaMP-3` or `LaMP_3`; empty: the one that the golds name."""
+    """Task of `--golds` and `--predictions`, as `LaMP-3` or `LaMP_3`; empty: the task named in the outputs file."""
     golds: str = ""
-    """An outputs file: `{"task", "golds": [{"id", "output"}]}`."""
+    """Outputs file with the references: `{"task", "golds": [{"id", "output"}]}`."""
     predictions: str = ""
-    """A prediction file, of the same form."""
+    """Prediction file, of the same format."""
     golds_zip: str = ""
-    """Instead of `--golds`: a zip of outputs files, in any folders; each names its task inside."""
+    """Instead of `--golds`: a zip file of outputs files, in any folders; each names its task."""
     predictions_zip: str = ""
-    """Instead of `--predictions`: a zip of prediction files."""
+    """Instead of `--predictions`: a zip file of prediction files."""
     metrics: tuple[Literal["bleu", "meteor", "rouge-2", "rouge-lsum"], ...] = ()
-    """Metrics beside the official ones, for the tasks that generate text. BLEU is from 0 to 100, the others to 1;
-    METEOR needs nltk's data on this machine."""
+    """Additional metrics for the tasks that generate text. BLEU ranges from 0 to 100, the others from 0 to 1; METEOR
+    needs nltk's data on this machine."""
     out_of_range: Literal["keep", "clip"] = "keep"
-    """Numbers beyond a LaMP-3 scale: as they are (official), or as the nearest end of the scale (1 or 5)."""
+    """Predictions outside LaMP-3's scale: `keep` (official), or `clip` to its nearest end (1 or 5)."""
     compatibility: Compatibility = CORRECT
-    """Where to follow the public code instead of the papers; only `rouge` matters here."""
+    """Settings that follow the public code instead of the papers; only `rouge` applies here."""

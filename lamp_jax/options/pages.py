@@ -1,4 +1,4 @@
-"""Config pages: a Python file whose `experiment` holds the options of a stage."""
+"""Config pages: Python files whose `experiment` is the options of a command."""
 
 import runpy
 import traceback
@@ -10,16 +10,16 @@ import tyro
 from lamp_jax.errors import LampError
 
 CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-"""How options are spelled."""
+"""tyro settings of all command lines."""
 
 
 def read_experiment(path: str, *kinds: type) -> Any:
-    """The `experiment` of a page. LampError where there is none, or it is of none of these kinds."""
+    """The `experiment` of a config page. LampError if it is missing or not an instance of `kinds`."""
     try:
         page = runpy.run_path(path)
     except FileNotFoundError:
         raise LampError(f"{path}: no such config page") from None
-    except Exception as error:  # the page may do anything
+    except Exception as error:  # a page is any Python code
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         raise LampError(f"{path}, line {line or 1}: {type(error).__name__}: {error}") from error
@@ -31,7 +31,7 @@ def read_experiment(path: str, *kinds: type) -> Any:
 
 
 def override(experiment: Any, words: Sequence[str]) -> Any:
-    """The experiment with options of a command line over its own. Exits as command lines do where they do not fit."""
+    """An experiment with command-line options replacing its own. Exits with a usage message for invalid options."""
     if not words:
         return experiment
     return tyro.cli(

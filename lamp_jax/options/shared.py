@@ -1,4 +1,4 @@
-"""What many commands' options have in common."""
+"""Options that many commands share."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Writes:
     """A command that writes an output."""
 
     force: bool = False
-    """Start over where the output already exists."""
+    """Replace an existing output."""
 
 
 @dataclass(frozen=True, kw_only=True)

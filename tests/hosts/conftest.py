@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
+from tests.compiling import cache_variables
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4
@@ -49,9 +50,8 @@ class Started:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory) -> Callable[..., Started]:
+def start(tmp_path_factory, process_cache) -> Callable[..., Started]:
     """Starts the commands in so many processes, which share the devices."""
-    cache = tmp_path_factory.mktemp("compiled")
 
     def start(number: int, *commands) -> Started:
         notes = tmp_path_factory.mktemp("notes")
@@ -59,7 +59,7 @@ def start(tmp_path_factory) -> Callable[..., Started]:
         flags = " ".join((*known, f"--xla_force_host_platform_device_count={DEVICES // number}"))
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "LAMP_"))}
         environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        environment |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment |= cache_variables(process_cache)
         environment |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
         words = [[str(word) for word in command] for command in commands]
         program = [sys.executable, "-c", _PROGRAM, str(notes), json.dumps(words)]

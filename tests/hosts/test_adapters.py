@@ -82,7 +82,7 @@ def test_two_processes_that_are_preempted_go_on_to_the_same_bytes(data, start, r
     started.kill(1, signal.SIGTERM)
     statuses, said = started.end()
     assert statuses == [[0], [0]], said
-    assert said.count("the same command goes on") == 2
+    assert said.count("run the same command again") == 2
     assert not json.loads((store / "run.json").read_text())["finished"]
     assert len(open_store(store).entries) < 40
     statuses, said = start(2, train_words(data, store)).end()

@@ -22,7 +22,7 @@ def test_one_process_that_is_preempted_ends_well_and_goes_on_to_the_same_bytes(d
     started.kill(0, signal.SIGTERM)
     statuses, said = started.end()
     assert statuses == [[0]]
-    assert "the same command goes on" in said
+    assert "run the same command again" in said
     assert not is_finished(output)
     stopped = max(losses(output))
     assert 7 <= stopped < 25
@@ -64,7 +64,7 @@ def preempted(data, start, tmp_path_factory):
     started.kill(1, signal.SIGTERM)
     statuses, said = started.end()
     assert statuses == [[0], [0]], said
-    assert said.count("the same command goes on") == 2
+    assert said.count("run the same command again") == 2
     assert not is_finished(output)
     return output
 
@@ -108,7 +108,7 @@ def test_feedback_that_was_preempted_goes_on_to_the_same_bytes(data, start, undi
     started.kill(1, signal.SIGTERM)
     statuses, said = started.end()
     assert statuses == [[0], [0]]
-    assert said.count("the same command goes on") == 2
+    assert said.count("run the same command again") == 2
     assert 0 < len(file.read_bytes().splitlines()) < 160
     assert not is_finished(tmp_path / "two")
     statuses, said = start(1, words(tmp_path / "two"), words(tmp_path / "one")).end()

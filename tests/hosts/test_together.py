@@ -154,7 +154,7 @@ def test_the_first_process_alone_prints(runs, number):
 
 
 def test_work_of_one_process_is_waited_for(runs):
-    waiting = [line for line in runs(2)[2].splitlines() if "selector-data is one process's work" in line]
+    waiting = [line for line in runs(2)[2].splitlines() if "selector-data runs on the first process only" in line]
     assert [line.partition(":")[0] for line in waiting] == ["1"]
 
 

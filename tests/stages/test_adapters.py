@@ -336,7 +336,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
 ):
     output = tmp_path / "store"
     stop_behind(monkeypatch, train_words(questions, output), parts_of_the_first_block + behind_block)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     assert len(open_store(output).entries) == (0 if behind_block < 0 else FIRST_BLOCK)
     assert lamp(*train_words(questions, output)) == 0
     assert_same_store(output, whole)

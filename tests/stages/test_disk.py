@@ -1,13 +1,16 @@
 """A disk that is full: the error names the file, nothing incomplete is left under an output's name, and the same
 command goes on once there is room. The limit of a file's size (RLIMIT_FSIZE) stands for the full disk."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lamp_jax import cli
+from tests.compiling import cache_variables
 
 pytestmark = pytest.mark.slow
 
@@ -20,13 +23,19 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-def limited(limit: int, *words) -> str:
-    """What a command says that may write files of so many bytes, and must fail."""
-    command = [sys.executable, "-c", LIMITED, str(limit), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
+@pytest.fixture(scope="module")
+def limited(compiled) -> Callable[..., str]:
+    """The error of a command that may write files of so many bytes, and must fail."""
+
+    def limited(limit: int, *words) -> str:
+        command = [sys.executable, "-c", LIMITED, str(limit), *map(str, words)]
+        environment = {**os.environ, **cache_variables(compiled, write=False)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    return limited
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_files_of_questions_are_named_and_made_by_the_same_command(data, tmp_path):
+def test_files_of_questions_are_named_and_made_by_the_same_command(data, limited, tmp_path):
     commands = {
         "m.json": ("merge", "--questions", data / "s/train_questions.json", "--output", tmp_path / "m.json"),
         "r.json": ("rank", "--task", "LaMP-3", "--questions", data / "train.json", "--output", tmp_path / "r.json"),
@@ -53,7 +62,7 @@ def test_files_of_questions_are_named_and_made_by_the_same_command(data, tmp_pat
         assert cli.main([str(word) for word in words]) == 0
 
 
-def test_a_forced_run_without_room_leaves_the_old_output(data, tmp_path):
+def test_a_forced_run_without_room_leaves_the_old_output(data, limited, tmp_path):
     words = ("merge", "--questions", data / "s/train_questions.json", "--output", tmp_path / "m.json")
     assert cli.main([str(word) for word in words]) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -64,7 +73,7 @@ def test_a_forced_run_without_room_leaves_the_old_output(data, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "named"), [(100_000, "model.safetensors: cannot be written"), (2_000_000, "checkpoints: a checkpoint")]
 )
-def test_a_training_without_room_names_the_file_and_goes_on(data, tmp_path, limit, named):
+def test_a_training_without_room_names_the_file_and_goes_on(data, limited, tmp_path, limit, named):
     size = ("--d-model", 64, "--d-ff", 128, "--vocab-size", 600, "--max-length", 64, "--num-retrieved", 1)
     files = ("--train", data / "train.json", "--validation", data / "dev.json", "--output", tmp_path / "m")
     words = ("train", "--task", "LaMP-3", *files, "--model", "scratch", *size)

@@ -24,6 +24,7 @@ from lamp_jax.models.weights import load_t5
 from lamp_jax.options import Prompting, Prompts
 from lamp_jax.runs.journals import read_journal
 from lamp_jax.tasks.catalog import find_task
+from tests.compiling import cache_variables
 from tests.goldens import cases
 
 MODEL = cases.CASES / "tiny" / "t5_ft"
@@ -120,10 +121,9 @@ def lines(path):
 def run_and_kill(given, path, cache):
     """Runs the command in a process of its own, and kills it once its file has grown by more than a batch."""
     code = "import sys; from lamp_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
-    more = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, given)],
-        env={**os.environ, **more},
+        env={**os.environ, **cache_variables(cache, write=False)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
