@@ -15,7 +15,7 @@ import tyro
 from lamp_jax import config
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.options import STAGES
-from lamp_jax.options.pages import CLI_STYLE, read_experiment
+from lamp_jax.options.pages import parse_options, read_experiment
 from lamp_jax.runs import processes, remote
 from lamp_jax.runs.urls import naming_urls, with_urls
 
@@ -134,13 +134,7 @@ def parse(words: list[str]) -> tuple[str, Any]:
         Annotated[options, tyro.conf.subcommand(name, default=defaults[name])] for name, options in STAGES.items()
     ]
     choice: Any = Union[tuple(subcommands)]  # noqa: UP007 (built from a table)
-    chosen = tyro.cli(
-        choice,
-        prog="lamp",
-        description=_DESCRIPTION,
-        args=words,
-        config=CLI_STYLE,
-    )
+    chosen = parse_options(choice, words, prog="lamp", description=_DESCRIPTION)
     if further:
         chosen = dataclasses.replace(chosen, options=tuple(further))
     return next(name for name, options in STAGES.items() if isinstance(chosen, options)), chosen

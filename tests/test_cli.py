@@ -1,14 +1,18 @@
 """How a command line becomes options."""
 
+import contextlib
+import io
+import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
 from lamp_jax import cli, config
 from lamp_jax.options import Rank, Train
-from lamp_jax.options.pages import override, read_experiment
+from lamp_jax.options.pages import override, parse_options, read_experiment
 
 RANK = ["rank", "--task", "LaMP-3", "--questions", "q.json", "--output", "r.json"]
 
@@ -45,6 +49,20 @@ def test_every_stage_explains_every_option(stage, capsys):
         cli.parse([stage, "--help"])
     assert end.value.code == 0
     assert OPTION_OF_ALL.get(stage, "--output") in capsys.readouterr().out
+
+
+def test_a_docstrings_lines_are_joined_in_a_help_text():
+    @dataclass
+    class Options:
+        words: int = 0
+        """First line, which ends after it
+        continues in the second."""
+
+    found = io.StringIO()
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(found):
+        parse_options(Options, ["--help"], prog="lamp")
+    assert re.search(r"which ends after\W+it continues in the second", found.getvalue())
+    assert not re.search(r"after it\W*\n\W*continues", found.getvalue())
 
 
 @pytest.mark.parametrize("stage", cli.STAGES)

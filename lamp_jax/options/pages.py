@@ -1,11 +1,13 @@
 """Config pages: Python files whose `experiment` is the options of a command."""
 
+import inspect
 import runpy
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
+from tyro import _strings  # private: nothing public changes how help texts are joined
 
 from lamp_jax.errors import LampError
 
@@ -30,10 +32,19 @@ def read_experiment(path: str, *kinds: type) -> Any:
     return experiment
 
 
+def parse_options(kind: Any, words: Sequence[str], **settings: Any) -> Any:
+    """Options of a command line, as `tyro.cli` parses them. Exits with a usage message for invalid words."""
+    join = _strings.remove_single_line_breaks
+    # tyro 1.0 joins the lines of an attribute's docstring before it removes their indentation, and so joins none.
+    _strings.remove_single_line_breaks = lambda text: join(inspect.cleandoc(text))
+    try:
+        return tyro.cli(kind, args=list(words), config=CLI_STYLE, **settings)
+    finally:
+        _strings.remove_single_line_breaks = join
+
+
 def override(experiment: Any, words: Sequence[str]) -> Any:
     """An experiment with command-line options replacing its own. Exits with a usage message for invalid options."""
     if not words:
         return experiment
-    return tyro.cli(
-        type(experiment), default=experiment, args=list(words), prog="lamp compile ... --", config=CLI_STYLE
-    )
+    return parse_options(type(experiment), words, default=experiment, prog="lamp compile ... --")
