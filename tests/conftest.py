@@ -62,9 +62,10 @@ def process_cache(compiled: str) -> str:
     return f"{compiled}-processes"
 
 
-# A first example may import transformers or compile: time says nothing about right or wrong.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# No deadline: a first example may import transformers or compile. `.ci/run` takes the profile `full`.
+settings.register_profile("quick", deadline=None, max_examples=30)
+settings.register_profile("full", deadline=None, max_examples=100)
+settings.load_profile("quick")
 
 # Tests send these to processes of their own, which must not inherit that they are ignored, as by `nohup pytest &`.
 for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -61,6 +61,7 @@ def test_line_ends_byte_order_marks_and_escapes_change_nothing(tmp_path, ascii_o
     assert questions[0].profile[0]["text"] == TEXT
 
 
+@pytest.mark.slow
 def test_one_record_of_100_megabytes_is_read(tmp_path):
     path = tmp_path / "long.json"
     long_text = ("plain words " * 40 + TEXT) * 40

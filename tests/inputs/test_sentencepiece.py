@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.tokenizer import load_tokenizer
+from tests.examples import examples
 from tests.inputs.spiece import BYTES, MADLAD, PIECES, T5, model, number, replacements
 
 SHARED = Path(os.environ.get("SHARED", Path(__file__).parents[3] / "shared")) / "tokenizers" / "t5"
@@ -65,7 +66,7 @@ def both(tmp_path_factory):
 
 
 @given(text=TEXTS)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_ids_are_those_with_a_tokenizer_json(both, text):
     ours, theirs = both
     assert ours(text).input_ids == theirs(text).input_ids
@@ -87,7 +88,7 @@ def real(tmp_path_factory):
 
 
 @given(text=TEXTS)
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_ids_of_t5s_own_vocabulary_are_those_with_its_tokenizer_json(real, text):
     ours, theirs = real
     assert ours(text).input_ids == theirs(text).input_ids
@@ -181,7 +182,7 @@ def test_every_cut_is_a_named_error(tmp_path):
 
 
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_any_other_byte_gives_a_tokenizer_or_a_named_error(tmp_path_factory, place, value):
     content = bytearray(model(T5 + PIECES, characters=b""))
     content[place % len(content)] = value

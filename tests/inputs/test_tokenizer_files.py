@@ -12,6 +12,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
+from tests.examples import examples
 from tests.inputs.spiece import PIECES, T5, model
 
 TINY = Path(__file__).parents[1] / "cases" / "tiny"
@@ -44,7 +45,7 @@ CHARACTERS = st.characters(exclude_characters="\x1c\x1d\x1e\x1f", exclude_catego
 
 
 @given(text=st.lists(st.sampled_from(SPECIAL) | st.text(CHARACTERS, max_size=9), max_size=9).map("".join))
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 def test_byt5s_ids_are_transformers(byt5, text):
     ours, theirs = byt5
     ids = theirs(text, add_special_tokens=False).input_ids

@@ -149,8 +149,11 @@ def test_dropout_follows_its_key():
 
 @pytest.mark.parametrize(
     ("shape", "rules"),
-    [((8, 1), FSDP), ((4, 2), TENSOR_PARALLEL), ((2, 4), FSDP_AND_TENSOR_PARALLEL)],
-    ids=["8x1", "4x2", "2x4"],
+    [
+        pytest.param((8, 1), FSDP, id="8x1", marks=pytest.mark.slow),
+        pytest.param((4, 2), TENSOR_PARALLEL, id="4x2", marks=pytest.mark.slow),
+        pytest.param((2, 4), FSDP_AND_TENSOR_PARALLEL, id="2x4"),
+    ],
 )
 def test_meshes_agree(shape, rules):
     def loss(model, tokens):

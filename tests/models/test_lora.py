@@ -215,7 +215,9 @@ def test_targets_named_twice_are_adapted_once():
 
 
 @pytest.mark.parametrize("sharding", RULES)
-@pytest.mark.parametrize(("data", "parts"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("data", "parts"), [pytest.param(8, 1, marks=pytest.mark.slow), (4, 2), pytest.param(2, 4, marks=pytest.mark.slow)]
+)
 def test_logits_agree_on_all_meshes(data, parts, sharding):
     config, lora = replace(GATED, num_layers=1, num_decoder_layers=1), lora_of("gated")
     adapters = draw(build(config), lora)

@@ -38,7 +38,7 @@ def test_one_source_is_answered(decode, generation, length):
     np.testing.assert_array_equal(found, alone)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_one_example_has_a_loss(length):
     target = np.arange(4, 4 + length, dtype=np.int32)[None]
 

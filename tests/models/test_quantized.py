@@ -134,7 +134,10 @@ def test_adapters_are_additions_to_small_matrices_too(saved):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("sharding", ["fsdp", "tensor", "fsdp+tensor"])
+@pytest.mark.parametrize(
+    "sharding",
+    [pytest.param("fsdp", marks=pytest.mark.slow), pytest.param("tensor", marks=pytest.mark.slow), "fsdp+tensor"],
+)
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_mesh_says_the_same_as_one_device(tmp_path, storage, sharding):
     save_t5(build(replace(GATED, num_layers=1, num_decoder_layers=1)), tmp_path)

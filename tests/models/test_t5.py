@@ -111,7 +111,12 @@ def test_ignored_labels_are_read_as_padding():
 
 
 @pytest.mark.parametrize(
-    ("data", "model_axis", "rules"), [(1, 1, FSDP), (8, 1, FSDP), (4, 2, FSDP_AND_TENSOR_PARALLEL)]
+    ("data", "model_axis", "rules"),
+    [
+        pytest.param(1, 1, FSDP, marks=pytest.mark.slow),
+        pytest.param(8, 1, FSDP, marks=pytest.mark.slow),
+        (4, 2, FSDP_AND_TENSOR_PARALLEL),
+    ],
 )
 def test_gradients_do_not_depend_on_the_mesh(data, model_axis, rules):
     with jax.set_mesh(make_mesh(data, model_axis, devices=jax.devices()[: data * model_axis])):

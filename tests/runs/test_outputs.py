@@ -17,6 +17,7 @@ from lamp_jax.runs import outputs, records, remote
 from lamp_jax.runs.outputs import check_apart, unnamed_files
 from lamp_jax.runs.records import guard_outputs, reserve
 from tests.bucket import url
+from tests.examples import examples
 
 
 @dataclass(frozen=True)
@@ -624,7 +625,7 @@ def trees(draw):
 @given(trees())
 @example(({"a": None, "b/a": "a", "a/a": "b/a"}, "a", "b"))  # a link whose target is a link
 @example(({"a": None, "b/a": "c", "c/x": "d", "a/a": "b/a/x"}, "a", "c"))  # and one on the way to a target
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_replacing_an_allowed_output_leaves_every_input_readable(tmp_path_factory, tree):
     """The oracle: really remove what is at the output, and see whether the input reads as before."""
     made, source, output = tree

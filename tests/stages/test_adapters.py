@@ -252,6 +252,7 @@ def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, 
     assert not list(output.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapters", "index"])
 def test_a_store_that_lost_bytes_is_left_alone_until_force_makes_it_again(
     questions, whole, tmp_path, monkeypatch, capsys, kind
@@ -353,6 +354,7 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_bytes(questio
     assert_same_store(output, whole)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(
     questions, whole, parts_of_the_first_block, tmp_path, monkeypatch
 ):
@@ -370,6 +372,7 @@ def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(
     assert_same_store(output, whole)
 
 
+@pytest.mark.slow
 def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
     questions, whole, tmp_path, monkeypatch, capsys
 ):
@@ -401,6 +404,7 @@ def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
     assert (record["users"], record["users_failed"]) == (TRAINED - 2, 2)
 
 
+@pytest.mark.slow
 def test_a_training_in_which_everybody_diverges_is_an_error(questions, tmp_path, capsys):
     words = train_words(questions, tmp_path / "store", "--learning-rate", 1e30)
     for _ in range(2):
@@ -447,7 +451,7 @@ def test_one_adapter_of_everybody_goes_on_on_another_mesh(questions, tmp_path, m
     assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
 
 
-@pytest.mark.parametrize("shared", ["profiles", "questions"])
+@pytest.mark.parametrize("shared", [pytest.param("profiles", marks=pytest.mark.slow), "questions"])
 def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, capsys, shared):
     records = json.loads(questions.read_text())
     for record in records:
@@ -520,6 +524,7 @@ def test_a_form_that_is_none_of_the_model_is_refused(questions, copied, tmp_path
     assert not (tmp_path / "own.json").exists()
 
 
+@pytest.mark.slow
 def test_a_store_whose_training_was_killed_answers_with_the_users_of_whole_blocks(
     questions, whole, tmp_path, monkeypatch, capsys
 ):
@@ -536,6 +541,7 @@ def test_a_store_whose_training_was_killed_answers_with_the_users_of_whole_block
     assert found == {key: (expected if users[key] in done else base)[key] for key in users}
 
 
+@pytest.mark.slow
 def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(
     questions, whole, parts_of_the_first_block, tmp_path, monkeypatch
 ):
@@ -697,6 +703,7 @@ def test_profiles_settles_a_user_of_two_profiles_and_users_without_are_told(ques
     assert open_store(tmp_path / "store").entries["u10"].items == sum(sizes)
 
 
+@pytest.mark.slow
 def test_an_import_waits_for_the_end_of_the_command_that_trains(
     questions, whole, copied, tmp_path, monkeypatch, capsys
 ):

@@ -165,7 +165,11 @@ def saved_state(output):
         return ocp.load(newest)
 
 
-@pytest.mark.parametrize("more", [("--method", "kd"), ("--method", "rl", "--sampled-items", 2)], ids=["kd", "rl"])
+@pytest.mark.parametrize(
+    "more",
+    [("--method", "kd"), pytest.param(("--method", "rl", "--sampled-items", 2), marks=pytest.mark.slow)],
+    ids=["kd", "rl"],
+)
 def test_a_resumed_training_is_bit_identical(data, tmp_path, monkeypatch, more):
     assert lamp(*words(data, tmp_path / "whole", *more)) == 0
     save = Checkpoints.save

@@ -51,7 +51,7 @@ def rank(questions, output, *more) -> int:
     return lamp("rank", "--task", "LaMP-3", "--questions", questions, "--output", output, *more)
 
 
-@pytest.mark.parametrize("at", [url, file_url])
+@pytest.mark.parametrize("at", [url, pytest.param(file_url, marks=pytest.mark.slow)])
 def test_what_is_read_at_a_url_stays(place, at):
     before = contents(place)
     for name in (".hq.json", "qq", "b[1]/q.json", "checkpoints/q.json"):

@@ -53,7 +53,13 @@ def name(layout: Layout) -> str:
 
 
 def pairs() -> list[Any]:
-    return [pytest.param(kind, layout, id=f"{kind}-{name(layout)}") for kind in MODELS for layout in LAYOUTS]
+    """Every model on every mesh; those beside the one that divides most are for the complete run."""
+
+    def pair(kind: str, layout: Layout) -> Any:
+        marks = () if layout == BOTH else pytest.mark.slow
+        return pytest.param(kind, layout, id=f"{kind}-{name(layout)}", marks=marks)
+
+    return [pair(kind, layout) for kind in MODELS for layout in LAYOUTS]
 
 
 DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
