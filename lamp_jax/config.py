@@ -63,13 +63,6 @@ REFERENCE = Compatibility(
     tweet_start="rounded",
 )
 
-Retriever = Literal["file", "none", "bm25", "recency", "random", "recency+dense"]
-"""Who orders a profile: the file's own order, nobody (the bare input), or one of the rankers.
-
-`recency+dense` reads half of the items from the file's order, which is then that of a dense ranking, and half from the
-newest.
-"""
-
 Decoding = Literal["beam", "greedy", "labels"]
 
 Profiles = Literal["single", "first", "union"]
@@ -253,8 +246,6 @@ class Work:
     beam_staging: str = ""
     """Directory for results on their way, which all machines see; empty: this machine's place for temporary files."""
 
-
-Ranker = Literal["bm25", "recency", "random", "dense", "rrf"]
 
 Part = Literal["train", "dev", "test"]
 

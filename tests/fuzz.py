@@ -24,7 +24,8 @@ from lamp_jax.data.files import Question, read_outputs, read_questions
 from lamp_jax.datasets.checking import check_file
 from lamp_jax.errors import LampError
 from lamp_jax.options import Merge, Work
-from lamp_jax.retrieval.ranking import RankingFile, RankOptions, rank_chunk, read_scores
+from lamp_jax.retrieval.rankers import RankOptions
+from lamp_jax.retrieval.ranking import RankingFile, rank_chunk, read_scores
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.json_records import parse_record
 from lamp_jax.stages.merge import merge_chunk
@@ -239,7 +240,7 @@ def _question_readers(task: Task, beside: dict[str, Path]) -> dict[str, Reader]:
 
 def _rank(path: Path, *, ranker: str, task: Task) -> None:
     for chunk in cut(path):
-        rank_chunk(chunk, ranker=ranker, task=task, told=RankOptions(workers=1))
+        rank_chunk(chunk, ranker=ranker, task=task, options=RankOptions(workers=1))
 
 
 def _merge(path: Path, *, beside: dict[str, Path], role: str) -> None:

@@ -31,7 +31,7 @@ class TreeFile:
     def path(self) -> PurePosixPath:
         """Its path at the site, and in a downloaded tree."""
         start = PurePosixPath("time" if self.split == "time" else "")
-        return start / self.task.folder / self.part / self.name
+        return start / self.task.tree_folder / self.part / self.name
 
     @property
     def count(self) -> int | None:

@@ -23,7 +23,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import encode, glimpse
 from lamp_jax.runs.json_records import BOM, RawRecord, RecordScanner, parse_record
 from lamp_jax.runs.workers import map_pieces
-from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task
+from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task, last_named
 
 Form = Literal["questions", "outputs", "predictions", "ranking"]
 
@@ -122,20 +122,20 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Che
 
 
 def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Task | None:
-    """The task of a file: of most of its first records' inputs; or of the envelope, or the path, that name LaMP_N.
+    """The task of a file: of most of its first records' inputs; or of the envelope, or the path, that name it.
 
     LaMP-2's two tasks have one name: the fields of items and the labels tell. None where nothing tells.
     """
     inputs = [record["input"] for record in head if isinstance(record.get("input"), str)]
     for task in TASKS.values():
-        if 2 * sum(one.startswith(task.template.partition("{")[0]) for one in inputs) >= len(inputs) > 0:
+        begin = task.template.partition("{")[0]
+        if begin and 2 * sum(one.startswith(begin) for one in inputs) >= len(inputs) > 0:
             return task
     named = envelope.get("task") if isinstance(envelope, dict) else None
-    numbers = re.findall(r"LaMP[_-](\d)(?!\d)", f"{Path(path).absolute().as_posix()} {named or ''}")
-    tasks = [task for task in TASKS.values() if numbers and task.number == int(numbers[-1])]
-    in_path = [f"/{task.folder}/" in Path(path).absolute().as_posix() for task in tasks]
+    tasks = last_named(f"{Path(path).absolute().as_posix()} {named or ''}")
+    in_path = [f"/{task.tree_folder}/" in Path(path).absolute().as_posix() for task in tasks]
     # Of equals the longest folder, which is `LaMP_2/new` where that is in the path.
-    ranks = [(_fit(task, head), there * len(task.folder)) for task, there in zip(tasks, in_path, strict=True)]
+    ranks = [(_fit(task, head), there * len(task.tree_folder)) for task, there in zip(tasks, in_path, strict=True)]
     return tasks[ranks.index(max(ranks))] if tasks else None
 
 

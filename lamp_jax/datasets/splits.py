@@ -207,7 +207,7 @@ class Asker:
 
     def ask(self, target: Target, *, number: int) -> Question:
         """The question, and its gold, about an item; it has this number in its part."""
-        key = f"{self.task.number - 1}{PARTS.index(target.part)}{number}"
+        key = f"{self.task.id_prefix}{PARTS.index(target.part)}{number}"
         items = (self.history.entries[place].item for place in target.profile)
         profile = tuple({"id": f"{key}{place}", **item} for place, item in enumerate(items))
         entry = self.history.entries[target.place]

@@ -155,7 +155,7 @@ def _generate_one(
     user = _draw_user(task, rng, GROUPS[name])
     asked, output = _ask(task, rng, user, words=words)
     place = SPLITS.index(split)
-    key = f"{task.number - 1}{place}{index}"
+    key = f"{task.id_prefix}{place}{index}"
     profile, right = _draw_profile(task, rng, user, size=_draw_size(rng, profile_size), key=key, words=words)
     user_id = len(SPLITS) * index + place
     return Question(key, asked, profile, user_id, output), OracleEntry(right, name, user.group.best)

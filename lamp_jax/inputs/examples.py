@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from lamp_jax.config import Compatibility, Prompting, Retriever
+from lamp_jax.config import Compatibility, Prompting
 from lamp_jax.data.files import Question, check_unique
 from lamp_jax.data.sources import QuestionSource
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
-from lamp_jax.retrieval.ranking import RANKERS, RankOptions, apply_ranking
+from lamp_jax.retrieval.rankers import RankOptions, find_retriever
 from lamp_jax.retrieval.recency import dates_of
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.tasks.catalog import Item, Task
@@ -33,7 +33,7 @@ def make_prompts(
     tokenizer: Any,
     options: PromptOptions,
     *,
-    retriever: Retriever,
+    retriever: str,
 ) -> Iterator[Prompt]:
     """What a generator reads for each question, in their order."""
     prompt_tokenizer = PromptTokenizer(tokenizer)
@@ -50,35 +50,14 @@ def make_prompts(
 
 
 def retrieved_items(
-    questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: Retriever
+    questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: str
 ) -> Iterator[Sequence[Item]]:
     """The items that each question's prompt holds, best first, at most `num_retrieved`."""
-    count = 0 if retriever == "none" else options.prompting.num_retrieved
-    if count == 0 or retriever == "file":
-        yield from (question.profile[:count] for question in questions)
-        return
-    if retriever == "recency+dense":
-        yield from (dense_and_newest(question, count, halves=options.compatibility.halves) for question in questions)
-        return
-    told = RankOptions(use_date=options.prompting.use_date, seed=options.seed, compatibility=options.compatibility)
-    for question, ranked in zip(questions, RANKERS[retriever](questions, task, told), strict=True):
-        yield apply_ranking(question, ranked.item_ids).profile[:count]
-
-
-def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[Item]:
-    """`count` items of a profile in dense order: the first half of them (rounded up), then the newest of the others.
-
-    `halves="doubled"` gives what the public code gives: count // 2 of both kinds, whatever they share. Raises
-    LampError as dates_of.
-    """
-    profile, dates = question.profile, dates_of(question)
-    if halves == "doubled":
-        oldest_first = sorted(range(len(profile)), key=lambda place: dates[place])
-        newest = oldest_first[-(count // 2) :][::-1]
-        return [*profile[: count // 2], *(profile[place] for place in newest)]
-    half = (count + 1) // 2
-    newest_first = sorted(range(half, len(profile)), key=lambda place: dates[place], reverse=True)
-    return [*profile[:half], *(profile[place] for place in newest_first[: count - half])]
+    count, compatibility = options.prompting.num_retrieved, options.compatibility
+    if not count:
+        return (() for _ in questions)
+    given = RankOptions(use_date=options.prompting.use_date, seed=options.seed, compatibility=compatibility)
+    return find_retriever(retriever).retrieve(questions, task, given, count)
 
 
 class ExampleMaker:
@@ -94,12 +73,12 @@ class ExampleMaker:
         tokenizer: Any,
         options: PromptOptions,
         *,
-        retriever: Retriever,
+        retriever: str,
         longest_answer: int,
         name: str = "the questions",
     ):
         self.task, self.options, self.longest_answer = task, options, longest_answer
-        self.retriever: Retriever = retriever
+        self.retriever = retriever
         self.name = name  # of the questions, for errors
         self._tokenizer = PromptTokenizer(tokenizer)
 

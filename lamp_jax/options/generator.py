@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lamp_jax.config import CORRECT, Answering, Compatibility, Learning, Prompting, Retriever, Storage
-from lamp_jax.options.shared import Compatible, Computes, Writes
+from lamp_jax.config import CORRECT, Answering, Compatibility, Learning, Prompting, Storage
+from lamp_jax.options.shared import ChosenRetriever, ChosenRetrievers, Compatible, Computes, Writes
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ class Train(Writes, Compatible, Computes):
     model: str = "google/flan-t5-base"
     """Model directory or hub name of the initial model; `scratch` for a new model of the size below."""
     scratch: Scratch = Scratch()
-    retrievers: tuple[Retriever, ...] = ("file",)
-    """Retrievers that order the profiles in the train prompts; with several, each question gives one example per
-    retriever."""
+    retrievers: ChosenRetrievers = ("file",)
     prompting: Prompting = Prompting()
     profile_targets: int = 0
     """Number of additional train examples per profile: its newest N items, each with only the items before it as
@@ -74,9 +72,7 @@ class Generate(Writes, Compatible, Computes):
     """Prediction file in the official format; with references, `.scores.json` is written beside it."""
     golds: str = ""
     """Outputs file with the references, if the questions file has none."""
-    retriever: Retriever = "file"
-    """Retriever that orders the profile: `file` keeps the file's order (of `lamp merge`), `none` leaves the profile
-    out, `recency+dense` takes half of the items from the file's (dense) order and half from the newest."""
+    retriever: ChosenRetriever = "file"
     seed: int = 0
     """Random seed of the `random` retriever."""
     batch_size: int = 16

@@ -1,10 +1,18 @@
 """The commands that rank profiles and write prompts."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from lamp_jax.config import Devices, Encoding, Prompting, Ranker, Retriever, Split, Work
-from lamp_jax.options.shared import Compatible, Writes
+from tyro.conf import arg
+
+from lamp_jax.config import Devices, Encoding, Prompting, Split, Work
+from lamp_jax.options.shared import ChosenRetriever, Compatible, Writes
+from lamp_jax.retrieval.rankers import RANKERS, RankerName, describe
+
+_RANKERS = (
+    f"Who ranks. {describe(RANKERS.values())}; `best`: the papers' choice for the task. "
+    "Not given: `bm25`, with `--all` `best`."
+)
 
 
 @dataclass(frozen=True)
@@ -19,9 +27,7 @@ class Prompts(Writes, Compatible):
     """Directory or hub name of the model whose tokenizer counts the tokens."""
     output: str
     """JSON lines."""
-    retriever: Retriever = "file"
-    """Who orders the profile: `file` keeps the order it has (`lamp merge` ranked it), `none` leaves the profile out,
-    `recency+dense` takes half from the file's (dense) order and half from the newest."""
+    retriever: ChosenRetriever = "file"
     seed: int = 0
     """Seed of the `random` retriever."""
     prompting: Prompting = Prompting()
@@ -46,9 +52,7 @@ class Rank(Writes, Compatible):
     """Tasks that `--all` takes; none named: all that are there."""
     plan: bool = False
     """Only print what `--all` would do, and an estimate of the time."""
-    ranker: Ranker | Literal["best"] | None = None
-    """Who ranks; `rrf` fuses the rankings of others, `best` is the papers' choice for the task. Not given: `bm25`, with
-    `--all` `best`."""
+    ranker: Annotated[RankerName | Literal["best"] | None, arg(help=_RANKERS)] = None
     encoder: str = "facebook/contriever"
     """Model directory or hub name of the encoder of `dense`."""
     embeddings_cache: str = ""

@@ -1,66 +1,25 @@
-"""What a ranking is: a question's whole profile, best item first; how it is made, kept in files and applied."""
+"""Rankings, a question's whole profile with the best item first: how they are applied, and kept in files."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.chunks import Chunk, questions_of
 from lamp_jax.data.files import Question, check_same_ids, is_id
 from lamp_jax.errors import LampError
-from lamp_jax.retrieval.bm25 import Variant, rank_bm25
-from lamp_jax.retrieval.recency import rank_recency
-from lamp_jax.retrieval.sampling import rank_random
+from lamp_jax.retrieval.rankers import RankOptions, find_ranker
 from lamp_jax.retrieval.scored import Ranked
 from lamp_jax.runs.json_files import atomic_write_bytes, encode, read_json
 from lamp_jax.runs.json_records import BOM, parse_record
-from lamp_jax.runs.workers import available_cores
 from lamp_jax.tasks.catalog import Task
 
 Rankings = Mapping[str, Sequence[str]]
-
-
-@dataclass(frozen=True)
-class RankOptions:
-    """What rankers may be told; each reads what concerns it."""
-
-    use_date: bool = False
-    """Put ` date: ...` behind every document (BM25)."""
-    variant: Variant = "okapi"
-    """BM25 as rank_bm25's Okapi, whose idf may be negative, or Lucene's, whose idf never is."""
-    seed: int = 0
-    """Of the random ranker."""
-    workers: int = field(default_factory=available_cores)
-    """Processes (BM25)."""
-    compatibility: Compatibility = CORRECT
-
-
-Ranker = Callable[[Iterable[Question], Task, RankOptions], Iterator[Ranked]]
-
-
-def _bm25(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
-    return rank_bm25(
-        questions,
-        task,
-        variant=options.variant,
-        use_date=options.use_date,
-        compatibility=options.compatibility,
-        workers=options.workers,
-    )
-
-
-RANKERS: dict[str, Ranker] = {
-    "bm25": _bm25,
-    "recency": lambda questions, task, options: rank_recency(questions),
-    "random": lambda questions, task, options: rank_random(questions, seed=options.seed),
-}
-"""Every question's whole profile, in the order of the questions."""
 
 
 def apply_ranking(question: Question, ranked_ids: Sequence[str]) -> Question:
@@ -156,11 +115,11 @@ def encode_ranking(ranked: Ranked) -> RankedLine:
     )
 
 
-def rank_chunk(chunk: Chunk, *, ranker: str, task: Task, told: RankOptions) -> list[RankedLine]:
-    """The rankings of a chunk's questions by one of RANKERS. LampError, with the file, as that raises."""
-    questions = list(questions_of(chunk, task=task, patches=told.compatibility.patches))
+def rank_chunk(chunk: Chunk, *, ranker: str, task: Task, options: RankOptions) -> list[RankedLine]:
+    """The rankings of a chunk's questions by a ranker that reads questions alone. LampError, with the file, as that."""
+    questions = list(questions_of(chunk, task=task, patches=options.compatibility.patches))
     try:
-        return [encode_ranking(ranked) for ranked in RANKERS[ranker](questions, task, told)]
+        return [encode_ranking(ranked) for ranked in find_ranker(ranker).rank(questions, task, options)]
     except LampError as error:
         raise LampError(f"{chunk.path}: {error}") from None
 

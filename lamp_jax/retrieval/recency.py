@@ -1,12 +1,13 @@
-"""How recency ranks a profile: the newest item first."""
+"""Rankings by recency, the newest item first, and the half of a prompt that is newest."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lamp_jax.data.dates import Date, parse_date
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.scored import Ranked, in_order
+from lamp_jax.tasks.catalog import Item
 
 
 def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
@@ -18,6 +19,22 @@ def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
         dates = dates_of(question)
         newest_first = sorted(range(len(dates)), key=lambda place: (dates[place], place), reverse=True)
         yield in_order(question, newest_first)
+
+
+def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[Item]:
+    """`count` items of a profile in dense order: the first half of them (rounded up), then the newest of the others.
+
+    `halves="doubled"` gives what the public code gives: count // 2 of both kinds, whatever they share. Raises
+    LampError as dates_of.
+    """
+    profile, dates = question.profile, dates_of(question)
+    if halves == "doubled":
+        oldest_first = sorted(range(len(profile)), key=lambda place: dates[place])
+        newest = oldest_first[-(count // 2) :][::-1]
+        return [*profile[: count // 2], *(profile[place] for place in newest)]
+    half = (count + 1) // 2
+    newest_first = sorted(range(half, len(profile)), key=lambda place: dates[place], reverse=True)
+    return [*profile[:half], *(profile[place] for place in newest_first[: count - half])]
 
 
 def dates_of(question: Question) -> list[Date]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from lamp_jax.config import Retriever
 from lamp_jax.data.files import Question, write_predictions
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
@@ -29,7 +28,7 @@ class Order(NamedTuple):
     """Questions, who orders their profiles, and whose adapters answer (a store; empty: the model as it is)."""
 
     questions: Sequence[Question]
-    retriever: Retriever
+    retriever: str
     adapters: str = ""
 
 

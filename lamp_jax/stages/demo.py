@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lamp_jax.config import SCRATCH, Answering, Learning, Prompting, Retriever
+from lamp_jax.config import SCRATCH, Answering, Learning, Prompting
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions, write_questions
 from lamp_jax.options.data import Synth
 from lamp_jax.options.demo import Demo
@@ -16,7 +16,7 @@ from lamp_jax.stages.comparison import Against, Order, compare, report
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-2")
-RETRIEVERS: tuple[Retriever, ...] = ("none", "random", "recency", "bm25")
+RETRIEVERS = ("none", "random", "recency", "bm25")
 
 
 @dataclass(frozen=True)

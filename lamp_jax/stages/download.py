@@ -24,10 +24,13 @@ def run(options: Download) -> None:
 
 def choose_files(options: Download) -> list[TreeFile]:
     """The files of the tasks, split and parts that were asked for, each once. LampError for an unknown task."""
-    current = [task for task in TASKS.values() if not task.deprecated]
+    current = [task for task in TASKS.values() if task.folder and not task.deprecated]
     if not options.parts:
         raise LampError("--parts names none: give one or more of train, dev, test")
     tasks = [find_task(name) for name in options.tasks] or current
+    absent = [task.name for task in tasks if not task.folder]
+    if absent:
+        raise LampError(f"--tasks {' '.join(absent)}: not at the benchmark's site; leave it out")
     files = [file for task in tasks for file in benchmark_files(task, options.split, options.parts)]
     return list({file.path: file for file in files}.values())
 

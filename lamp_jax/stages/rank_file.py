@@ -1,7 +1,7 @@
-"""`lamp rank --questions`: how one file is ranked, by the rankers that need no device, a fusion or an encoder."""
+"""`lamp rank --questions`: one file ranked, by what its ranker needs: questions alone, other rankings, an encoder."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,17 +13,10 @@ from lamp_jax.data.chunks import map_chunks
 from lamp_jax.data.files import Question, check_unique, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Rank
-from lamp_jax.retrieval.dense import EmbeddingCache, rank_dense
+from lamp_jax.retrieval.dense import EmbeddingCache
 from lamp_jax.retrieval.encoders import EncoderSettings
-from lamp_jax.retrieval.fusion import fuse_rankings
-from lamp_jax.retrieval.ranking import (
-    RankedLine,
-    RankingFile,
-    RankOptions,
-    encode_ranking,
-    rank_chunk,
-    write_rankings,
-)
+from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
+from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, rank_chunk, write_rankings
 from lamp_jax.runs.outputs import check_apart
 from lamp_jax.runs.processes import how_many, on_first
 from lamp_jax.runs.records import digest, guard_outputs, reserve
@@ -36,18 +29,19 @@ def run(options: Rank) -> None:
     if options.plan or options.tasks:
         raise LampError("--plan and --tasks are for a tree of files: give it with --all")
     task = find_task(options.task)
-    ranker = choose_ranker(options, task)
-    if ranker == "dense":
+    ranker = find_ranker(choose_ranker(options, task))
+    if "encoder" in ranker.needs:
         _rank(options, task, ranker)
     else:
         on_first(lambda: _rank(options, task, ranker))
 
 
 @guard_outputs
-def _rank(options: Rank, task: Task, ranker: str) -> None:
-    if options.rankings and ranker != "rrf":
-        raise LampError(f"--rankings are fused by --ranker rrf, and this is {ranker}")
-    inputs = [options.questions, *options.rankings] + [options.encoder] * (ranker == "dense")
+def _rank(options: Rank, task: Task, ranker: Ranker) -> None:
+    if options.rankings and "rankings" not in ranker.needs:
+        fusing = " or ".join(names_by_need("rankings"))
+        raise LampError(f"--rankings are fused by --ranker {fusing}, and this is {ranker.name}")
+    inputs = [options.questions, *options.rankings] + [options.encoder] * ("encoder" in ranker.needs)
     if options.embeddings_cache:
         on_first(lambda: check_apart([Path(options.embeddings_cache)], inputs))
     ignore, beside = ["work", "embeddings_cache", "batch_tokens"], {"scores": options.scores}
@@ -55,12 +49,17 @@ def _rank(options: Rank, task: Task, ranker: str) -> None:
     if record.state == "done":
         return print(f"{options.output}: already ranked")
     encoder: list[EncoderSettings] = []
-    rank = {"dense": partial(_dense, encoder=encoder), "rrf": _fused}.get(ranker, _by_host)
-    lines = tqdm(rank(options, task, ranker), "rank", unit=" questions", disable=None)
+    if ranker.reads_questions_alone:
+        found = _by_chunks(options, task, ranker)
+    elif "encoder" in ranker.needs:
+        found = _by_encoder(options, task, ranker, encoder=encoder)
+    else:
+        found = map(encode_ranking, ranker.rank(_read(options, task), task, options_of(options)))
+    lines = tqdm(found, "rank", unit=" questions", disable=None)
     record.begin()
     count = write_rankings(record.place, lines, scores=record.beside("scores") if options.scores else "")
     record.finish(questions=count, **({"encoder": asdict(encoder[0])} if encoder else {}))
-    print(f"{options.output}: {count} rankings by {ranker}{f' ({encoder[0]})' if encoder else ''}")
+    print(f"{options.output}: {count} rankings by {ranker.name}{f' ({encoder[0]})' if encoder else ''}")
 
 
 def choose_ranker(options: Rank, task: Task) -> str:
@@ -69,34 +68,30 @@ def choose_ranker(options: Rank, task: Task) -> str:
     return task.best.of(options.split) if ranker == "best" else ranker
 
 
-def host_options(options: Rank) -> RankOptions:
-    """What the rankers that need no device are told: one process each, there are others beside it."""
+def options_of(options: Rank) -> RankOptions:
+    """What rankers are given, one process each: there are others beside it."""
     return RankOptions(
         use_date=options.use_date,
         variant=options.bm25_variant,
         seed=options.seed,
         workers=1,
+        rankings={path: RankingFile(path) for path in options.rankings},
+        rrf_k=options.rrf_k,
         compatibility=options.compatibility,
     )
 
 
-def _by_host(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
+def _by_chunks(options: Rank, task: Task, ranker: Ranker) -> Iterator[RankedLine]:
     """Streamed: a chunk of the file at a time, by as many processes as are wanted."""
-    rank = partial(rank_chunk, ranker=ranker, task=task, told=host_options(options))
+    rank = partial(rank_chunk, ranker=ranker.name, task=task, options=options_of(options))
     seen: set[str] = set()
     for line in chain.from_iterable(map_chunks(rank, options.questions, options.work)):
         check_unique([line.question_id], seen, options.questions)
         yield line
 
 
-def _fused(options: Rank, task: Task, ranker: str) -> Iterator[RankedLine]:
-    questions = _read(options, task)
-    rankings = {path: RankingFile(path) for path in options.rankings}
-    return map(encode_ranking, fuse_rankings(questions, rankings, k=options.rrf_k))
-
-
-def _dense(options: Rank, task: Task, ranker: str, *, encoder: list[EncoderSettings]) -> Iterator[RankedLine]:
-    """By an encoder; its settings are added to `encoder`."""
+def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[EncoderSettings]) -> Iterator[RankedLine]:
+    """With an encoder on devices; its settings are added to `encoder`."""
     questions = _read(options, task)
     if options.embeddings_cache and how_many() > 1:
         raise LampError(f"--embeddings-cache is one process's, and these are {how_many()}; leave it out")
@@ -119,17 +114,15 @@ def _dense(options: Rank, task: Task, ranker: str, *, encoder: list[EncoderSetti
         if options.embeddings_cache:
             cache = EmbeddingCache(options.embeddings_cache, _describe(options, opened.settings))
             queries, documents = queries and cache.wrap(queries, of_queries=True), cache.wrap(documents)
-        ranked = rank_dense(
-            questions,
-            task,
-            documents,
+        given = replace(
+            options_of(options),
+            embed=documents,
             embed_query=queries,
             similarity=opened.settings.similarity,
             use_date=_choose_dates(options, opened.settings),
-            compatibility=options.compatibility,
         )
         try:
-            yield from map(encode_ranking, ranked)
+            yield from map(encode_ranking, ranker.rank(questions, task, given))
         except LampError as error:
             raise LampError(f"{options.questions}: {error}") from error
 

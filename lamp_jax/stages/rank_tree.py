@@ -15,7 +15,8 @@ from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Merge, Rank
-from lamp_jax.retrieval.ranking import RANKERS, rank_chunk
+from lamp_jax.retrieval.rankers import Need, find_ranker, names_by_need
+from lamp_jax.retrieval.ranking import rank_chunk
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import record_path
 from lamp_jax.runs.urls import naming_urls
@@ -43,6 +44,10 @@ class Job:
         return os.path.getsize(self.ranking.questions)
 
     @property
+    def needs(self) -> tuple[Need, ...]:
+        return find_ranker(self.ranking.ranker or "").needs
+
+    @property
     def done(self) -> bool:
         return record_path(Path(self.merging.output)).exists()
 
@@ -51,7 +56,7 @@ def run(options: Rank) -> None:
     jobs = plan_jobs(options)
     if options.plan:
         return print_plan(jobs, options)
-    on_device = [job for job in jobs if job.ranking.ranker not in RANKERS]
+    on_device = [job for job in jobs if "encoder" in job.needs]
     errors = on_first(lambda: [*_run_on_host([job for job in jobs if job not in on_device], options)])
     errors += map(_run, on_device)
     errors = [error for error in errors if error]
@@ -64,8 +69,9 @@ def plan_jobs(options: Rank) -> list[Job]:
     """A job for each part of each task that the tree has, the largest file first. LampError where there is none."""
     if options.questions or options.rankings or options.scores:
         raise LampError("--all ranks a whole tree: leave --questions, --rankings and --scores out")
-    if options.ranker == "rrf":
-        raise LampError("--all: rrf fuses rankings that are there; rank each file with --questions and --rankings")
+    if options.ranker in names_by_need("rankings"):
+        fuses = f"{options.ranker} fuses rankings that are there"
+        raise LampError(f"--all: {fuses}; rank each file with --questions and --rankings")
     named = options.tasks or ((options.task,) if options.task else ())
     tasks = [find_task(name) for name in named] or [task for task in TASKS.values() if not task.deprecated]
     jobs: list[Job] = []
@@ -100,7 +106,7 @@ def _holds_ids(questions: Path) -> bool:
 
 def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path | None) -> Job:
     ranker = rank_file.choose_ranker(options, task)
-    folder = Path(options.output) / ("time" if options.split == "time" else "") / task.folder
+    folder = Path(options.output) / ("time" if options.split == "time" else "") / task.tree_folder
     ranking = replace(
         options,
         all="",
@@ -108,7 +114,7 @@ def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path |
         task=task.name,
         questions=str(questions),
         output=str(folder / f"{part}_{ranker}.ranking.json"),
-        ranker=ranker,  # pyright: ignore[reportArgumentType] (a ranker's name)
+        ranker=ranker,
     )
     merging = Merge(
         str(questions),
@@ -160,8 +166,10 @@ def print_plan(jobs: list[Job], options: Rank) -> None:
         known = f"{job.task.name:9} {job.part:6} {job.ranking.ranker:8} {job.size / 1e6:7.1f}"
         print(f"{known} {shown:>9}  {job.merging.output}")
     print(f"{sum(not job.done for job in jobs)} of {len(jobs)} files to do, about {_in_words(seconds)} on this machine")
-    if any(job.ranking.ranker == "dense" and not job.done for job in jobs):
-        print("dense: estimated for this machine's cores, at most (equal texts are read once); use an accelerator")
+    encoding = {str(job.ranking.ranker) for job in jobs if "encoder" in job.needs and not job.done}
+    if encoding:
+        about = "estimated for this machine's cores, at most (equal texts are read once); use an accelerator"
+        print(f"{', '.join(sorted(encoding))}: {about}")
     if errors:
         raise LampError("\n".join([f"{len(errors)} of {len(jobs)} files would fail:", *errors]))
 
@@ -169,11 +177,12 @@ def print_plan(jobs: list[Job], options: Rank) -> None:
 def estimate(job: Job, options: Rank) -> float:
     """Seconds for one file: a piece of it is ranked to tell; for an encoder, by its tokens."""
     cores = count_cores(options.work)
-    if job.ranking.ranker not in RANKERS:
+    if "encoder" in job.needs:
         return job.size / _BYTES_A_TOKEN / _TOKENS_A_SECOND / cores
+    ranker, given = job.ranking.ranker or "", rank_file.options_of(job.ranking)
     start, size = time.perf_counter(), 0
     for chunk in islice(cut(job.ranking.questions), 2):
-        rank_chunk(chunk, ranker=job.ranking.ranker, task=job.task, told=rank_file.host_options(job.ranking))
+        rank_chunk(chunk, ranker=ranker, task=job.task, options=given)
         size += chunk.ends[-1] - chunk.starts[0]
     return (time.perf_counter() - start) * job.size / size / cores
 

@@ -38,6 +38,10 @@ class BySplit(NamedTuple, Generic[Value]):
         return self.time if split == "time" else self.user
 
 
+_NOT_PUBLISHED: BySplit[Counts] = BySplit((None, None, None), (None, None, None))
+_BM25 = BySplit("bm25", "bm25")
+
+
 class MissingMarker(LampError):  # noqa: N818 (it names what is wrong with the input)
     """An input that does not have its task's form, so that no query can be read from it."""
 
@@ -97,7 +101,7 @@ class Practice:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table. `name` is written as `LaMP-3`; official files say `LaMP_3`."""
+    """One row of the table. `name` is written as `LaMP-3`, official files say `LaMP_3`; any other name will do."""
 
     name: str
     template: str  # the input, over the fields of an example: {text}, or {title}, {ref1}, {ref2}
@@ -107,10 +111,11 @@ class Task:
     source: str  # field of a profile item that takes the template's {text}
     prompt: PromptForm
     metric: Metric
-    folder: str  # of its files at the benchmark's site
-    counts: BySplit[Counts]  # published questions
-    best: BySplit[str]  # the ranker that the papers found best
     labels: tuple[str, ...] = ()
+    id_prefix: str = ""  # what ids of questions begin with where files are made; published ids of LaMP-3 begin with 2
+    folder: str = ""  # of its files at the benchmark's site; "" for a task whose files are not there
+    counts: BySplit[Counts] = _NOT_PUBLISHED  # questions of each part
+    best: BySplit[str] = _BM25  # the ranker that the papers found best
     practice: Practice | None = None  # how an item is put to a model that learns its user; None: by the template
     deprecated: bool = False
 
@@ -120,9 +125,9 @@ class Task:
         return self.name.removesuffix("-old").replace("-", "_")
 
     @property
-    def number(self) -> int:
-        """3 for LaMP-3."""
-        return int(re.findall(r"\d+", self.name)[0])
+    def tree_folder(self) -> str:
+        """The folder of its files in a tree: as at the benchmark's site, or by its name."""
+        return self.folder or self.official_name
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -206,6 +211,7 @@ _ROWS = (
         target="abstract",
         prompt=PromptForm(ItemPhrase('"{title}"', cut="title", measured=2), glue="", glue_measured=None, after="title"),
         metric="accuracy",
+        id_prefix="0",
         folder="LaMP_1",
         counts=BySplit(user=(9682, 2500, 2500), time=(6542, 1500, 1500)),
         best=BySplit(user="dense", time="dense"),
@@ -228,6 +234,7 @@ _ROWS = (
             )
         ),
         metric="accuracy",
+        id_prefix="1",
         folder="LaMP_2/new",
         counts=BySplit(user=(3820, 692, None), time=(5073, 1410, 1557)),
         best=BySplit(user="dense", time="dense"),
@@ -249,6 +256,7 @@ _ROWS = (
             )
         ),
         metric="accuracy",
+        id_prefix="1",
         folder="LaMP_2",
         counts=BySplit(user=(5914, 1052, 1274), time=(None, None, None)),
         best=BySplit(user="dense", time="dense"),
@@ -267,6 +275,7 @@ _ROWS = (
             ItemPhrase('{score} is the score for "{text}" ', cut="text", measured='{score} is the score for " " ')
         ),
         metric="mae",
+        id_prefix="2",
         folder="LaMP_3",
         counts=BySplit(user=(20000, 2500, 2500), time=(20000, 2500, 2500)),
         best=BySplit(user="dense", time="recency"),
@@ -281,6 +290,7 @@ _ROWS = (
         target="title",
         prompt=PromptForm(_TITLED),
         metric="rouge-1",
+        id_prefix="3",
         folder="LaMP_4",
         counts=BySplit(user=(12527, 1925, 2376), time=(12500, 1500, 1800)),
         best=BySplit(user="dense", time="recency"),
@@ -303,6 +313,7 @@ _ROWS = (
             glue_measured=_PATTERNS,
         ),
         metric="rouge-1",
+        id_prefix="4",
         folder="LaMP_5",
         counts=BySplit(user=(9682, 2500, 2500), time=(14682, 1500, 1500)),
         best=BySplit(user="bm25", time="dense"),
@@ -316,6 +327,7 @@ _ROWS = (
         target="title",
         prompt=PromptForm(_TITLED),
         metric="rouge-1",
+        id_prefix="5",
         folder="LaMP_6",
         counts=BySplit(user=(4840, 1353, 1246), time=(4821, 1250, 1250)),
         best=BySplit(user="bm25", time="dense"),
@@ -333,6 +345,7 @@ _ROWS = (
             glue_measured=f"are written by user. {_PATTERNS}",
         ),
         metric="rouge-1",
+        id_prefix="6",
         folder="LaMP_7",
         counts=BySplit(user=(10437, 1500, 1496), time=(13437, 1498, 1500)),
         best=BySplit(user="dense", time="dense"),
@@ -344,8 +357,24 @@ TASKS = {task.name: task for task in _ROWS}
 
 def find_task(name: str) -> Task:
     """The task called `name`; `LaMP-3`, `LaMP_3` and `lamp_3` are the same. Raises LampError with the list."""
-    wanted = name.lower().replace("_", "-")
-    for task in _ROWS:
-        if task.name.lower() == wanted:
+    wanted = _spelled_alike(name)
+    for task in TASKS.values():
+        if _spelled_alike(task.name) == wanted:
             return task
     raise LampError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+
+
+def last_named(text: str) -> list[Task]:
+    """The tasks whose name, as official files or the table write it, is the last that a text holds; [] for no name."""
+    places: dict[int, list[Task]] = {}
+    for task in TASKS.values():
+        # `LaMP_1` is not in `LaMP_12`, nor `Recipe` in `Recipes`.
+        longer = r"\d" if task.official_name[-1].isdigit() else r"[^\W\d_]"
+        pattern = re.escape(task.official_name.replace("_", "-")).replace(r"\-", "[_-]") + f"(?!{longer})"
+        for match in re.finditer(pattern, text):
+            places.setdefault(match.start(), []).append(task)
+    return places[max(places)] if places else []
+
+
+def _spelled_alike(name: str) -> str:
+    return name.lower().replace("_", "-")

@@ -140,7 +140,7 @@ def test_no_wrong_reference_is_an_error_that_names_the_user():
 
 def test_ids_begin_with_the_task_and_the_part():
     for task in TASKS.values():
-        assert task.number == int(task.name.split("-")[1])
+        assert int(task.id_prefix) == int(task.name.split("-")[1]) - 1
     asker = Asker(find_task("LaMP-7"), history(3), (), 0)
     train, dev, test = (asker.ask(target, number=5) for target in find_targets(history(3), TIME))
     assert (train.id, dev.id, test.id) == ("605", "615", "625")

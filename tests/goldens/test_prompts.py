@@ -10,7 +10,7 @@ import pytest
 
 from lamp_jax.config import REFERENCE
 from lamp_jax.data.files import Question
-from lamp_jax.inputs.examples import dense_and_newest
+from lamp_jax.retrieval.recency import dense_and_newest
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
 from tests.goldens import cases

@@ -16,7 +16,7 @@ from lamp_jax.data.files import read_questions
 from lamp_jax.encoding import open_encoder
 from lamp_jax.retrieval.bm25 import rank_bm25
 from lamp_jax.retrieval.dense import rank_dense
-from lamp_jax.retrieval.ranking import RANKERS, RankOptions
+from lamp_jax.retrieval.rankers import RANKERS, RankOptions
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
 
@@ -59,7 +59,7 @@ def test_ranking_equals_the_public_codes(path):
         compare(ranked, expected, path, score=DENSE, tie=DENSE)
     elif words & RANKERS.keys():
         (name,) = words & RANKERS.keys()
-        ranked = RANKERS[name](questions, task, RankOptions(compatibility=REFERENCE))
+        ranked = RANKERS[name].rank(questions, task, RankOptions(compatibility=REFERENCE))
         assert {one.question_id: one.item_ids for one in ranked} == expected
     else:
         pytest.skip(f"{' '.join(sorted(words))}: no such ranker here")

@@ -11,7 +11,6 @@ from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.examples import (
     ExampleMaker,
-    dense_and_newest,
     load_examples,
     make_prompts,
     past_questions,
@@ -20,6 +19,8 @@ from lamp_jax.inputs.examples import (
 )
 from lamp_jax.inputs.tokenizer import train_tokenizer
 from lamp_jax.options import CORRECT, REFERENCE, Prompting, Prompts
+from lamp_jax.retrieval.rankers import RETRIEVERS
+from lamp_jax.retrieval.recency import dense_and_newest
 from lamp_jax.tasks.catalog import find_task
 
 TASK = find_task("LaMP-3")
@@ -53,7 +54,7 @@ def test_no_items_asked_for_is_the_bare_input():
 
 
 def test_an_empty_profile_is_legal_for_everybody():
-    for retriever in ("file", "none", "bm25", "recency", "random", "recency+dense"):
+    for retriever in RETRIEVERS:
         assert items(retriever, question=replace(QUESTION, profile=())) == []
 
 

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
+from lamp_jax.retrieval.rankers import RANKERS, RETRIEVERS, RankOptions, find_ranker, find_retriever
 from lamp_jax.retrieval.ranking import (
-    RANKERS,
     RankingFile,
-    RankOptions,
     apply_ranking,
     apply_rankings,
     encode_ranking,
@@ -30,10 +29,17 @@ def question(key, *item_ids):
     return Question(key, TASK.input_for("text 1"), items)
 
 
+def embed_lengths(texts):
+    """Texts as vectors of one number."""
+    yield range(len(texts)), np.array([[len(text)] for text in texts], np.float32)
+
+
 @pytest.mark.parametrize("name", RANKERS)
 def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(name):
     questions = [question("b", "1", "2", "3"), question("a"), question("c", "1", "1", "2")]
-    ranked = list(RANKERS[name](iter(questions), TASK, RankOptions(workers=1)))
+    order = {one.id: [item["id"] for item in one.profile] for one in questions}
+    options = RankOptions(workers=1, embed=embed_lengths, rankings={"one": order, "other": order})
+    ranked = list(RANKERS[name].rank(iter(questions), TASK, options))
     assert [one.question_id for one in ranked] == ["b", "a", "c"]
     assert [sorted(one.item_ids) for one in ranked] == [["1", "2", "3"], [], ["1", "1", "2"]]
     assert [len(one.scores) for one in ranked] == [3, 0, 3]
@@ -53,8 +59,32 @@ def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(na
 def test_options_reach_the_rankers(name, query, left, right):
     items = tuple({"id": str(n), "text": "text " * n, "date": 2000 + n} for n in range(1, 6))
     asked = [Question("q", TASK.input_for(query), items)]
-    (one,), (other,) = RANKERS[name](asked, TASK, left), RANKERS[name](asked, TASK, right)
+    (one,), (other,) = (RANKERS[name].rank(asked, TASK, options) for options in (left, right))
     assert one.item_ids != other.item_ids
+
+
+@pytest.mark.parametrize("name", RETRIEVERS)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_every_retriever_takes_items_of_the_profile_for_every_question(name, count):
+    questions = [question("b", "1", "2", "3"), question("a"), question("c", "1", "1", "2")]
+    found = list(RETRIEVERS[name].retrieve(questions, TASK, RankOptions(workers=1), count))
+    wanted = [0 if name == "none" else min(count, len(one.profile)) for one in questions]
+    assert [len(items) for items in found] == wanted
+    assert all(item in one.profile for one, items in zip(questions, found, strict=True) for item in items)
+
+
+def test_a_ranker_lacks_what_it_needs():
+    with pytest.raises(LampError, match=r"dense: ranks by an encoder's vectors"):
+        RANKERS["dense"].rank([question("a")], TASK, RankOptions())
+    with pytest.raises(LampError, match=r"rrf: 0 rankings; give two or more"):
+        RANKERS["rrf"].rank([question("a")], TASK, RankOptions())
+
+
+def test_unknown_names_are_answered_with_all_names():
+    with pytest.raises(LampError, match=r"unknown ranker 'bm52': choose one of bm25, recency, random, dense, rrf"):
+        find_ranker("bm52")
+    with pytest.raises(LampError, match=r"'dense': choose one of file, none, bm25, recency, random, recency\+dense"):
+        find_retriever("dense")
 
 
 def test_a_profile_is_reordered():

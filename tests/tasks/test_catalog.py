@@ -1,11 +1,13 @@
 """The table of tasks reads inputs and profile items as real files hold them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.errors import LampError
-from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task, find_task
+from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task, find_task, last_named
 
 CITATION = find_task("LaMP-1")
 WITH_TEXT = [task for task in TASKS.values() if task is not CITATION]
@@ -120,3 +122,32 @@ def test_every_row_is_consistent(task: Task):
     assert task.marker in task.template
     assert len(set(task.labels)) == len(task.labels)
     assert task.higher_is_better == (task.name != "LaMP-3")
+
+
+def row(name: str) -> Task:
+    return replace(find_task("LaMP-3"), name=name, folder="", id_prefix="")
+
+
+@pytest.mark.parametrize("name", ["Recipes", "recipes", "My_Notes", "my-notes"])
+def test_a_task_may_have_any_name(name: str, monkeypatch):
+    for one in ("Recipes", "My_Notes"):
+        monkeypatch.setitem(TASKS, one, row(one))
+    task = find_task(name)
+    assert task.name.lower().replace("_", "-") == name.lower().replace("_", "-")
+    assert task.tree_folder == task.official_name == task.name
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("/data/LaMP_3/dev.json LaMP-4", ["LaMP-4"]),
+        ("/data/LaMP_2/dev.json", ["LaMP-2", "LaMP-2-old"]),
+        ("/data/LaMP_33/dev.json", []),
+        ("/LaMP_3/Recipes_dev.json", ["Recipes"]),
+        ("/LaMP_3/Recipesque.json", ["LaMP-3"]),
+        ("nothing", []),
+    ],
+)
+def test_the_last_task_that_a_text_names(text: str, names: list[str], monkeypatch):
+    monkeypatch.setitem(TASKS, "Recipes", row("Recipes"))
+    assert [task.name for task in last_named(text)] == names

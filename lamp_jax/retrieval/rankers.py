@@ -1,0 +1,220 @@
+"""The table of rankers: what each needs, its function, and its line of help.
+
+The choices and help texts of `lamp rank --ranker` and of `--retriever` follow from the rows, and so does what
+`lamp rank` gives a ranker. The functions import their modules when called, because command lines read this table.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from lamp_jax.config import CORRECT, Compatibility, Similarity
+from lamp_jax.errors import LampError
+
+if TYPE_CHECKING:
+    from lamp_jax.data.files import Question
+    from lamp_jax.retrieval.bm25 import Variant
+    from lamp_jax.retrieval.dense import Embed
+    from lamp_jax.retrieval.scored import Ranked
+    from lamp_jax.tasks.catalog import Item, Task
+
+Need = Literal["encoder", "rankings", "dates"]
+"""What a ranker needs beside questions: an encoder, which computes on devices; other rankings; the items' dates."""
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """What rankers are given beside questions; each reads what concerns it."""
+
+    use_date: bool = False
+    """Put ` date: ...` at the end of every document (`bm25`, `dense`)."""
+    variant: "Variant" = "okapi"
+    """BM25 as rank_bm25's Okapi, whose idf may be negative, or Lucene's, whose idf never is."""
+    seed: int = 0
+    """Seed of `random`."""
+    workers: int = 0
+    """Processes (`bm25`); 0: one for each core."""
+    embed: "Embed | None" = None
+    """Vectors of documents, and of queries where `embed_query` is not given, for those who need an encoder."""
+    embed_query: "Embed | None" = None
+    """Vectors of queries, for an encoder that reads them otherwise than documents."""
+    similarity: Similarity = "dot"
+    """Score of a document's vector for a query's."""
+    rankings: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Rankings by their names, which are for errors, for those who need them."""
+    rrf_k: float = 60.0
+    """Constant of `rrf`."""
+    compatibility: Compatibility = CORRECT
+
+
+Rank = Callable[["Iterable[Question]", "Task", RankOptions], "Iterator[Ranked]"]
+"""Questions -> every question's whole profile, best item first, in the order of the questions."""
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A row of the table."""
+
+    name: str
+    rank: Rank
+    help: str
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def reads_questions_alone(self) -> bool:
+        """Whether it needs neither an encoder nor rankings: it ranks in any process, and serves as `--retriever`."""
+        return not {"encoder", "rankings"} & {*self.needs}
+
+
+def _bm25(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+    from lamp_jax.retrieval.bm25 import rank_bm25
+    from lamp_jax.runs.workers import available_cores
+
+    return rank_bm25(
+        questions,
+        task,
+        variant=options.variant,
+        use_date=options.use_date,
+        compatibility=options.compatibility,
+        workers=options.workers or available_cores(),
+    )
+
+
+def _recency(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+    from lamp_jax.retrieval.recency import rank_recency
+
+    return rank_recency(questions)
+
+
+def _random(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+    from lamp_jax.retrieval.sampling import rank_random
+
+    return rank_random(questions, seed=options.seed)
+
+
+def _dense(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+    from lamp_jax.retrieval.dense import rank_dense
+
+    if options.embed is None:
+        raise LampError("dense: ranks by an encoder's vectors; give RankOptions(embed=...), as of `open_encoder`")
+    return rank_dense(
+        questions,
+        task,
+        options.embed,
+        embed_query=options.embed_query,
+        similarity=options.similarity,
+        use_date=options.use_date,
+        compatibility=options.compatibility,
+    )
+
+
+def _rrf(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+    from lamp_jax.retrieval.fusion import fuse_rankings
+
+    return fuse_rankings(questions, options.rankings, k=options.rrf_k)
+
+
+_ROWS = (
+    Ranker("bm25", _bm25, "by the words that query and document share"),
+    Ranker("recency", _recency, "the newest first", needs=("dates",)),
+    Ranker("random", _random, "in an order drawn from the seed"),
+    Ranker("dense", _dense, "by the vectors of an encoder", needs=("encoder",)),
+    Ranker("rrf", _rrf, "by reciprocal rank fusion", needs=("rankings",)),
+)
+
+RANKERS: dict[str, Ranker] = {row.name: row for row in _ROWS}
+
+
+def find_ranker(name: str) -> Ranker:
+    """The row of a ranker. LampError, with the names of all, for any other name."""
+    if name not in RANKERS:
+        raise LampError(f"unknown ranker {name!r}: choose one of {', '.join(RANKERS)}")
+    return RANKERS[name]
+
+
+def names_by_need(need: Need) -> list[str]:
+    """The rankers that need this."""
+    return [row.name for row in _ROWS if need in row.needs]
+
+
+# --- retrievers: which items a prompt holds
+
+Retrieve = Callable[["Sequence[Question]", "Task", RankOptions, int], "Iterator[Sequence[Item]]"]
+"""(questions, task, options, K) -> the items of each question's prompt, best first, at most K."""
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Who chooses the items of a prompt: the file's own order, nobody, a ranker, or half of each of two orders."""
+
+    name: str
+    retrieve: Retrieve
+    help: str
+    needs: tuple[Need, ...] = ()
+
+
+def _from_file(
+    questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
+) -> "Iterator[Sequence[Item]]":
+    return (question.profile[:count] for question in questions)
+
+
+def _nothing(
+    questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
+) -> "Iterator[Sequence[Item]]":
+    return (() for _ in questions)
+
+
+def _dense_and_newest(
+    questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
+) -> "Iterator[Sequence[Item]]":
+    from lamp_jax.retrieval.recency import dense_and_newest
+
+    return (dense_and_newest(question, count, halves=options.compatibility.halves) for question in questions)
+
+
+def _by_ranker(ranker: Ranker) -> Retriever:
+    def retrieve(
+        questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
+    ) -> "Iterator[Sequence[Item]]":
+        from lamp_jax.retrieval.ranking import apply_ranking
+
+        for question, ranked in zip(questions, ranker.rank(questions, task, options), strict=True):
+            yield apply_ranking(question, ranked.item_ids).profile[:count]
+
+    return Retriever(ranker.name, retrieve, ranker.help, ranker.needs)
+
+
+_RETRIEVERS = (
+    Retriever("file", _from_file, "the order that the file has (`lamp merge` ranked it)"),
+    Retriever("none", _nothing, "no profile"),
+    *(_by_ranker(row) for row in _ROWS if row.reads_questions_alone),
+    Retriever(
+        "recency+dense", _dense_and_newest, "half from the file's (dense) order, half the newest", needs=("dates",)
+    ),
+)
+
+RETRIEVERS: dict[str, Retriever] = {row.name: row for row in _RETRIEVERS}
+
+
+def find_retriever(name: str) -> Retriever:
+    """The row of a retriever. LampError, with the names of all, for any other name."""
+    if name not in RETRIEVERS:
+        raise LampError(f"unknown retriever {name!r}: choose one of {', '.join(RETRIEVERS)}")
+    return RETRIEVERS[name]
+
+
+# --- what command lines read of the tables
+
+if TYPE_CHECKING:
+    RankerName = str
+    RetrieverName = str
+else:
+    RankerName = Literal[tuple(RANKERS)]
+    RetrieverName = Literal[tuple(RETRIEVERS)]
+
+
+def describe(rows: Collection[Ranker | Retriever]) -> str:
+    """The rows' names, each with its help and what it needs, for a help text."""
+    needs = {row.name: f" (needs {' and '.join(row.needs)})" if row.needs else "" for row in rows}
+    return "; ".join(f"`{row.name}`: {row.help}{needs[row.name]}" for row in rows)
