@@ -30,7 +30,7 @@ from transformers import T5ForConditionalGeneration
 
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.inputs.batches import Example, fit_buckets, pad_rows, prediction_batches
-from lamp_jax.inputs.parts import Cohort, Microbatch, UserExamples
+from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples
 from lamp_jax.losses import IGNORED, sequence_log_probability
 from lamp_jax.models.lora import Adapters, adapter_shapes, attach
 from lamp_jax.models.peft import write_peft

@@ -14,7 +14,7 @@ import jax
 
 from lamp_jax.data.sources import JsonSource
 from lamp_jax.datasets.synthetic import write_benchmark
-from lamp_jax.inputs.examples import ExampleMaker, load_examples
+from lamp_jax.inputs.generator import ExampleMaker, load_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.options import SCRATCH, Answering, Learning, Merge, Prompting, Train
 from lamp_jax.stages import merge, train

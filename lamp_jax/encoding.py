@@ -10,12 +10,12 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from lamp_jax.artifacts.candidates import CandidateSet
+from lamp_jax.artifacts.selector import CandidateSet
 from lamp_jax.config import Devices, Encoding
 from lamp_jax.distributed import read
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
 from lamp_jax.inputs.reader import TextReader
-from lamp_jax.inputs.selection import CandidateReader
+from lamp_jax.inputs.selector import CandidateReader
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer

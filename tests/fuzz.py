@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lamp_jax.artifacts.candidates import read_candidates
 from lamp_jax.artifacts.feedback import read_feedback
+from lamp_jax.artifacts.selector import read_candidates
 from lamp_jax.data.chunks import cut
 from lamp_jax.data.files import Question, read_outputs, read_questions
 from lamp_jax.datasets.checking import check_file

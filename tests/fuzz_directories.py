@@ -24,15 +24,15 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax.artifacts.adapters import Entry, create_store
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.artifacts.feedback import feedback_record, read_feedback, read_retriever_feedback, shard_file
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.config import Answering, Devices, Lora
 from lamp_jax.data.files import Question, write_questions
 from lamp_jax.data.sources import open_source
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.encoding import open_encoder
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, read_settings, write_settings
+from lamp_jax.inputs.selector import CandidateReader, SelectorSettings, read_settings, write_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.longformer import LongformerConfig
 from lamp_jax.models.peft import read_form, read_peft, write_peft

@@ -12,7 +12,7 @@ from flax import nnx
 from lamp_jax.data.files import Question, write_predictions
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
-from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
+from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
 from lamp_jax.options.generator import Train

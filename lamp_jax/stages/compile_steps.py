@@ -16,8 +16,8 @@ from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.decoding.generation import NOTHING, read_generation
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.candidates import CandidateBatch
-from lamp_jax.inputs.parts import fit_rows
+from lamp_jax.inputs.candidate_batches import CandidateBatch
+from lamp_jax.inputs.microbatches import fit_rows
 from lamp_jax.models.bert import Bert, BertConfig
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.lora import adapter_shapes, adapter_specs

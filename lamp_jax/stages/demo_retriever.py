@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lamp_jax.config import SCRATCH, Answering, Learning, ScratchEncoder
 from lamp_jax.data.files import read_questions
-from lamp_jax.inputs.candidates import read_scored_questions
+from lamp_jax.inputs.retriever import read_scored_questions
 from lamp_jax.models.weights import save_bert
 from lamp_jax.options.demo import Demo
 from lamp_jax.options.feedback import FeedbackItems

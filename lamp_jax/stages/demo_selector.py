@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lamp_jax.artifacts.candidates import CandidateSet, read_candidates, write_candidates
+from lamp_jax.artifacts.selector import CandidateSet, read_candidates, write_candidates
 from lamp_jax.config import SCRATCH, Learning, SelectorMode
 from lamp_jax.data.files import read_questions
 from lamp_jax.options.demo import Demo
@@ -14,7 +14,7 @@ from lamp_jax.options.feedback import FeedbackRetrievers
 from lamp_jax.options.generator import Train
 from lamp_jax.options.retrieval import Merge, Rank
 from lamp_jax.options.selector import ScratchSelector, Select, SelectorData, TrainSelector
-from lamp_jax.retrieval import selection
+from lamp_jax.retrieval.selector import success_rate
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
@@ -59,7 +59,7 @@ def run(options: Demo, generator: Train) -> None:
         chosen[name] = select.choose(choosing, data)
         select.write_chosen(output / "predictions" / f"{name}.json", everything, chosen[name])
     scores = {name: _score(everything, one, generator) for name, one in chosen.items()}
-    success = {name: selection.success_rate(data, one) for name, one in chosen.items() if name != FUSION}
+    success = {name: success_rate(data, one) for name, one in chosen.items() if name != FUSION}
     oracle, questions = read_json(Path(options.output) / "data" / "oracle.json"), read_questions(generator.validation)
     best = max(POOL, key=lambda name: scores[name].value)
     text = report(

@@ -19,7 +19,7 @@ from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.distributed import read, stop_if_asked
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
-from lamp_jax.inputs.examples import gold_of, make_prompts, prompt_examples
+from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers

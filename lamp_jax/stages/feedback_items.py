@@ -6,7 +6,7 @@ from lamp_jax.artifacts.feedback import first_pairs, read_shards, write_referenc
 from lamp_jax.config import Prompting
 from lamp_jax.data.files import read_questions
 from lamp_jax.decoding.generation import read_generation
-from lamp_jax.inputs.examples import gold_of
+from lamp_jax.inputs.generator import gold_of
 from lamp_jax.options.feedback import FeedbackItems
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve

@@ -18,7 +18,7 @@ from lamp_jax.decoding.generation import open_generation
 from lamp_jax.distributed import stop_if_asked
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
-from lamp_jax.inputs.examples import make_prompts, prompt_examples
+from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
 from lamp_jax.options.generator import Generate

@@ -5,7 +5,7 @@ import json
 from tqdm import tqdm
 
 from lamp_jax.data.files import read_questions
-from lamp_jax.inputs.examples import make_prompts
+from lamp_jax.inputs.generator import make_prompts
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.json_files import atomic_write

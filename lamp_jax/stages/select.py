@@ -4,12 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lamp_jax.artifacts.candidates import CandidateSet, check_same_candidates, read_candidates
+from lamp_jax.artifacts.selector import CandidateSet, check_same_candidates, read_candidates
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.selection import CandidateReader, read_settings
+from lamp_jax.inputs.selector import CandidateReader, read_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.options.selector import Select
-from lamp_jax.retrieval import selection
+from lamp_jax.retrieval.selector import (
+    choose_by_predictor,
+    choose_by_reward,
+    choose_by_value,
+    mean_reward,
+    success_rate,
+    winning_rates,
+)
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.evaluate import report
@@ -47,14 +54,14 @@ def run(options: Select) -> None:
 def choose(options: Select, data: CandidateSet) -> dict[str, str]:
     """The chosen retriever's name for each question."""
     if options.by in ("best", "worst"):
-        return selection.choose_by_reward(data, worst=options.by == "worst")
+        return choose_by_reward(data, worst=options.by == "worst")
     if options.by == "selector":
-        return selection.choose_by_value(data, _score(options, data))
+        return choose_by_value(data, _score(options, data))
     if not options.train:
-        return selection.choose_by_predictor(data, options.by)
+        return choose_by_predictor(data, options.by)
     train = read_candidates(options.train).restrict(data.names, options.train)
     check_same_candidates(train, data, options.train, options.data)
-    return selection.choose_by_predictor(data, options.by, train=train)
+    return choose_by_predictor(data, options.by, train=train)
 
 
 def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
@@ -104,21 +111,21 @@ def assess(options: Select, data: CandidateSet, chosen: Mapping[str, str]) -> di
     often it was chosen. A retriever alone is left out if a question has no candidate of it.
     """
     singles = {name: {question.id: name for question in data.questions} for name in _complete(data)}
-    wins = selection.winning_rates(data)
+    wins = winning_rates(data)
 
     def part(one: Mapping[str, str]) -> dict[str, Any]:
         texts = {question.id: question.candidates[one[question.id]].output for question in data.questions}
         golds = {question.id: str(question.gold) for question in data.questions}
         return {
-            "reward": selection.mean_reward(data, one),
-            "success_rate": selection.success_rate(data, one),
+            "reward": mean_reward(data, one),
+            "success_rate": success_rate(data, one),
             **report(data.task, score(data.task, texts, golds, compatibility=options.compatibility)),
         }
 
     return {
         "chosen": part(chosen),
-        "best": part(selection.choose_by_reward(data)),
-        "worst": part(selection.choose_by_reward(data, worst=True)),
+        "best": part(choose_by_reward(data)),
+        "worst": part(choose_by_reward(data, worst=True)),
         "retrievers": {
             name: {
                 **(part(singles[name]) if name in singles else {}),

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.artifacts.feedback import read_retriever_feedback, read_settings
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.options.selector import SelectorData
 from lamp_jax.retrieval.ranking import read_scores
-from lamp_jax.retrieval.selection import predict_success
+from lamp_jax.retrieval.selector import predict_success
 from lamp_jax.retrieval.texts import query_of
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import Task, find_task

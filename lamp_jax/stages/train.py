@@ -18,7 +18,14 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import GENERATION_CONFIG, NOTHING, Generation, keep_generation, open_generation
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
-from lamp_jax.inputs.examples import ExampleMaker, gold_of, load_examples, make_prompts, past_questions, prompt_examples
+from lamp_jax.inputs.generator import (
+    ExampleMaker,
+    gold_of,
+    load_examples,
+    make_prompts,
+    past_questions,
+    prompt_examples,
+)
 from lamp_jax.inputs.tokenizer import (
     TOKENIZER_FILES,
     keep_tokenizer,

@@ -24,11 +24,11 @@ from lamp_jax.artifacts.adapters import (
 from lamp_jax.config import Lora
 from lamp_jax.data.files import read_questions
 from lamp_jax.errors import LampError
+from lamp_jax.inputs.adapters import Pair, User, read_users
 from lamp_jax.inputs.batches import Example
-from lamp_jax.inputs.examples import gold_of
-from lamp_jax.inputs.parts import UserExamples
+from lamp_jax.inputs.generator import gold_of
+from lamp_jax.inputs.microbatches import UserExamples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.inputs.users import Pair, User, read_users
 from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
 from lamp_jax.options.adapters import TrainAdapters

@@ -15,8 +15,9 @@ from flax import nnx
 from lamp_jax.config import SCRATCH
 from lamp_jax.encoding import Encoder, TextEncoders, open_reader
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.candidates import (
-    CandidateBatches,
+from lamp_jax.inputs.candidate_batches import CandidateBatches
+from lamp_jax.inputs.reader import TextReader
+from lamp_jax.inputs.retriever import (
     ScoredQuestion,
     distinct_documents,
     distinct_queries,
@@ -25,7 +26,6 @@ from lamp_jax.inputs.candidates import (
     make_candidates,
     read_scored_questions,
 )
-from lamp_jax.inputs.reader import TextReader
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, find_model, load_bert, save_bert

@@ -9,19 +9,19 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lamp_jax.artifacts.candidates import CandidateSet, check_same_candidates, read_candidates
+from lamp_jax.artifacts.selector import CandidateSet, check_same_candidates, read_candidates
 from lamp_jax.config import SCRATCH
 from lamp_jax.encoding import candidate_scorer
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.candidates import CandidateBatches
-from lamp_jax.inputs.selection import SETTINGS, CandidateReader, SelectorSettings, candidate_examples, write_settings
+from lamp_jax.inputs.candidate_batches import CandidateBatches
+from lamp_jax.inputs.selector import SETTINGS, CandidateReader, SelectorSettings, candidate_examples, write_settings
 from lamp_jax.inputs.tokenizer import TOKENIZER_FILES, keep_tokenizer, load_tokenizer, train_text_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_longformer, save_longformer
 from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import check_length
-from lamp_jax.retrieval.selection import choose_by_value, mean_reward
+from lamp_jax.retrieval.selector import choose_by_value, mean_reward
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss

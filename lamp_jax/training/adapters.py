@@ -19,8 +19,7 @@ from tqdm import tqdm
 from lamp_jax.config import AdapterTraining
 from lamp_jax.distributed import read, watch
 from lamp_jax.errors import Preempted
-from lamp_jax.inputs import parts
-from lamp_jax.inputs.parts import Cohort, UserExamples, fit_shapes, make_blocks
+from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples, fit_shapes, make_blocks
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
 from lamp_jax.models.t5 import T5
 from lamp_jax.runs.processes import is_first, on_first
@@ -121,7 +120,7 @@ class AdapterCohorts:
         return state._replace(gradient=gradient, partial=jnp.zeros_like(state.partial))
 
     def compute(
-        self, state: AdapterState, block: Cohort, part: parts.Microbatch, where: tuple[int, int, int]
+        self, state: AdapterState, block: Cohort, part: Microbatch, where: tuple[int, int, int]
     ) -> AdapterState:
         """One part of a block; `where` is a number of its own among all parts of a run, for dropout."""
         users = (block.totals, block.warmups, part.ends, part.counts)

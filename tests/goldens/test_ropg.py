@@ -18,8 +18,8 @@ import pytest
 from flax import nnx
 
 from lamp_jax.inputs.batches import pad_rows
-from lamp_jax.inputs.candidates import ScoredQuestion, make_candidates, read_scored_questions
 from lamp_jax.inputs.reader import TextReader
+from lamp_jax.inputs.retriever import ScoredQuestion, make_candidates, read_scored_questions
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.losses import reinforce_loss
 from lamp_jax.models.bert import NO_TOKEN

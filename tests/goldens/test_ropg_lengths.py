@@ -9,8 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.inputs.candidates import CandidateBatches, ScoredQuestion, make_candidates
+from lamp_jax.inputs.candidate_batches import CandidateBatches
 from lamp_jax.inputs.reader import TextReader
+from lamp_jax.inputs.retriever import ScoredQuestion, make_candidates
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.weights import load_bert

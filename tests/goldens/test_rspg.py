@@ -10,9 +10,9 @@ import optax
 import pytest
 from flax import nnx
 
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.inputs.batches import pad_rows
-from lamp_jax.inputs.selection import CandidateReader, SelectorSettings, candidate_examples
+from lamp_jax.inputs.selector import CandidateReader, SelectorSettings, candidate_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import longformer_places

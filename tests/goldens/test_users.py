@@ -8,7 +8,7 @@ import pytest
 from lamp_jax.config import REFERENCE
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.users import read_users
+from lamp_jax.inputs.adapters import read_users
 from lamp_jax.tasks.catalog import Task, find_task
 from tests.goldens import cases
 
@@ -57,7 +57,7 @@ def test_tweets_have_the_references_form():
 def test_tweets_are_the_references_with_its_draws(monkeypatch):
     task, questions, golden = read_golden("7")
     draws = random.Random(golden["python_random_seed"])  # It drew from one sequence, user after user.
-    monkeypatch.setattr("lamp_jax.inputs.users.random.Random", lambda name: draws)
+    monkeypatch.setattr("lamp_jax.inputs.adapters.random.Random", lambda name: draws)
     assert read_pairs(task, questions, golden) == golden["train"]
 
 

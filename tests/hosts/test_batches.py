@@ -9,7 +9,7 @@ import pytest
 
 from lamp_jax import cli
 from lamp_jax.inputs.batches import Example, TrainingBatches, prediction_batches
-from lamp_jax.inputs.candidates import CandidateBatches, Candidates
+from lamp_jax.inputs.candidate_batches import CandidateBatches, Candidates
 from lamp_jax.sharding import make_mesh, own_rows
 from tests.hosts.conftest import train
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp_jax.artifacts.candidates import read_candidates
+from lamp_jax.artifacts.selector import read_candidates
 from tests.hosts.conftest import losses, train
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ import pytest
 from flax import nnx
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.data.files import Question
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.encoding import open_encoder
 from lamp_jax.inputs.batches import choose_buckets, choose_text_buckets, fit_buckets
-from lamp_jax.inputs.examples import make_prompts, prompt_examples
+from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.weights import load_t5
 from lamp_jax.options import Answering, Devices, Prompting, Prompts

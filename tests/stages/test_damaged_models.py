@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, write_candidates
-from lamp_jax.inputs.selection import SelectorSettings, write_settings
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
+from lamp_jax.inputs.selector import SelectorSettings, write_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases

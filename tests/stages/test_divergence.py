@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import write_candidates
+from lamp_jax.artifacts.selector import write_candidates
 from lamp_jax.training.divergence import DIVERGED
 from tests.stages.test_selector import MODEL, SMALL, telling_pool
 from tests.stages.test_train_retriever import make_feedback, make_questions

@@ -17,7 +17,7 @@ from lamp_jax import cli
 from lamp_jax.artifacts.feedback import first_pairs, read_feedback
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.inputs.batches import pad_rows
-from lamp_jax.inputs.examples import make_prompts, prompt_examples
+from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.models.weights import load_t5

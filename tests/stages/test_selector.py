@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates, read_candidates, write_candidates
 from lamp_jax.artifacts.feedback import read_records
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, read_candidates, write_candidates
 from lamp_jax.data.files import read_outputs
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens import cases

@@ -11,7 +11,7 @@ from lamp_jax import cli
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions
 from lamp_jax.data.sources import LampSource, open_source
 from lamp_jax.datasets.synthetic import write_benchmark
-from lamp_jax.inputs.examples import ExampleMaker, load_examples
+from lamp_jax.inputs.generator import ExampleMaker, load_examples
 from lamp_jax.inputs.tokenizer import train_tokenizer
 from lamp_jax.options import Prompting, Train
 from lamp_jax.tasks.catalog import find_task

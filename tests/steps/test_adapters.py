@@ -15,7 +15,7 @@ from flax import nnx
 from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
 from lamp_jax.inputs.batches import Example, pad_rows
-from lamp_jax.inputs.parts import UserExamples
+from lamp_jax.inputs.microbatches import UserExamples
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.t5 import T5, decoder_inputs
 from lamp_jax.options import Learning, Lora, Optimization, TrainAdapters

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
-from lamp_jax.retrieval.selection import (
+from lamp_jax.retrieval.selector import (
     choose_by_predictor,
     choose_by_reward,
     choose_by_value,

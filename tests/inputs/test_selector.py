@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.selection import (
+from lamp_jax.inputs.selector import (
     SETTINGS,
     CandidateReader,
     SelectorSettings,

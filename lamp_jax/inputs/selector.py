@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.config import SelectorMode
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.candidates import Candidates
+from lamp_jax.inputs.candidate_batches import Candidates
 from lamp_jax.inputs.tokenizer import tokenize
 from lamp_jax.runs.json_files import glimpse, read_json, write_json
 from lamp_jax.tasks.prompts import without_surrogates

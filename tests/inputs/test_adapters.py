@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import CORRECT, REFERENCE, Compatibility, Profiles
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.users import Pair, read_users
+from lamp_jax.inputs.adapters import Pair, read_users
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 
 REVIEWS, TWEETS = find_task("LaMP-3"), find_task("LaMP-7")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from lamp_jax.artifacts.candidates import Candidate, CandidateSet, QuestionCandidates
+from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
 
 # --- query performance prediction: scores [N] of a whole ranked profile, best first; 0 where there are none.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import NO_TOKEN, Example
-from lamp_jax.inputs.parts import Cohort, UserExamples, find_shape, fit_shapes, make_blocks
+from lamp_jax.inputs.microbatches import Cohort, UserExamples, find_shape, fit_shapes, make_blocks
 
 LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=7)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.artifacts.candidates import (
+from lamp_jax.artifacts.selector import (
     Candidate,
     CandidateSet,
     QuestionCandidates,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.examples import (
+from lamp_jax.inputs.generator import (
     ExampleMaker,
     load_examples,
     make_prompts,

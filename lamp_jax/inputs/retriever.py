@@ -1,9 +1,8 @@
-"""Questions with their candidates and what each is worth, as batches of few shapes: for a dual encoder, a selector."""
+"""Questions with feedback as a retriever learns from them: their texts with rewards, and their token ids."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
@@ -11,8 +10,8 @@ from lamp_jax.artifacts.feedback import Metrics, first_pairs, read_feedback
 from lamp_jax.config import Compatibility, Ropg
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, plan_epoch
-from lamp_jax.inputs.examples import gold_of
+from lamp_jax.inputs.candidate_batches import Candidates
+from lamp_jax.inputs.generator import gold_of
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
@@ -81,26 +80,6 @@ def distinct_documents(scored: Iterable[ScoredQuestion]) -> list[str]:
     return list(dict.fromkeys(text for one in scored for text in one.documents))
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """One question: its query and documents as token ids, and each document's reward.
-
-    Or, for a selector, the texts of its candidates alone.
-    """
-
-    id: str
-    query: np.ndarray | None
-    documents: Sequence[np.ndarray]
-    rewards: np.ndarray
-    baseline: float = 0.0
-    """The reward that sampled items are measured against."""
-
-    @property
-    def texts(self) -> list[np.ndarray]:
-        """All that an encoder reads, the query first."""
-        return [*([] if self.query is None else [self.query]), *self.documents]
-
-
 def make_candidates(
     ropg: Ropg,
     task: Task,
@@ -131,76 +110,3 @@ def make_candidates(
 
 def _by_text(texts: Sequence[str], read: Callable[[Sequence[str]], list[list[int]]]) -> dict[str, np.ndarray]:
     return {text: np.array(row, np.int32) for text, row in zip(texts, read(texts), strict=True)}
-
-
-class CandidateBatch(NamedTuple):
-    """B questions with N candidates each; questions that only fill the batch have none."""
-
-    tokens: np.ndarray
-    """[B, 1 + N, S] int32, the query first, padded with `pad`; [B, N, S] where there are no queries."""
-    rewards: np.ndarray
-    """[B, N] float32."""
-    mask: np.ndarray
-    """[B, N] bool, True at candidates that exist."""
-    baseline: np.ndarray
-    """[B] float32."""
-
-
-class CandidateBatches:
-    """Every question once an epoch, in an order drawn from (seed, epoch); `batches[step]` for any step from 0.
-
-    Questions are batched by number of candidates (to the next power of two) and longest text (to the next of a few
-    lengths), so that a question with three short items costs four short ones. See `plan_epoch`.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Candidates],
-        *,
-        batch_size: int,
-        max_length: int,
-        pad: int,
-        seed: int,
-        own: OwnRows = np.arange,
-    ):
-        if not examples:
-            raise LampError("no questions to learn from")
-        self.examples, self.batch_size, self.pad, self.seed = examples, batch_size, pad, seed
-        self._own = own(batch_size)
-        lengths = choose_text_buckets(max_length)
-        most = max(len(example.documents) for example in examples)
-        counts = (*(2**power for power in range(1, most.bit_length()) if 2**power < most), most)
-        self._sizes = np.array(
-            [
-                (
-                    find_bucket(len(example.documents), counts),
-                    find_bucket(max(map(len, example.texts)), lengths),
-                )
-                for example in examples
-            ]
-        )
-        self._plan = lru_cache(maxsize=2)(
-            lambda epoch: plan_epoch(self._sizes, batch_size=batch_size, seed=seed, epoch=epoch)
-        )
-
-    def __len__(self) -> int:
-        """Number of batches of one epoch."""
-        return -(-len(self.examples) // self.batch_size)
-
-    def __getitem__(self, step: int) -> CandidateBatch:
-        epoch, place = divmod(step, len(self))
-        (count, length), rows = self._plan(epoch)[place]
-        queries = len(self.examples[0].texts) - len(self.examples[0].documents)
-        size = len(self._own)
-        tokens = np.full((size, queries + count, length), self.pad, np.int32)
-        rewards = np.zeros((size, count), np.float32)
-        mask = np.zeros((size, count), bool)
-        baseline = np.zeros(size, np.float32)
-        for place, row in enumerate(rows[self._own[self._own < len(rows)]]):
-            example = self.examples[row]
-            for column, text in enumerate(example.texts):
-                tokens[place, column, : len(text)] = text
-            rewards[place, : len(example.rewards)] = example.rewards
-            mask[place, : len(example.rewards)] = True
-            baseline[place] = example.baseline
-        return CandidateBatch(tokens, rewards, mask, baseline)

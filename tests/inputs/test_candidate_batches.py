@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import choose_text_buckets, plan_epoch
-from lamp_jax.inputs.candidates import CandidateBatches, Candidates
+from lamp_jax.inputs.candidate_batches import CandidateBatches, Candidates
 
 PAD = -1
 MAX_LENGTH = 40
