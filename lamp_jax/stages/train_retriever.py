@@ -212,7 +212,7 @@ def choose_baselines(
     options: TrainRetriever, scored: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> Sequence[float]:
     """What sampled items are measured against: the reward of those that the un-tuned retriever puts first, Eq. 2."""
-    if options.method == "kd":
+    if options.method != "rl":
         return [0.0] * len(scored)
     if options.compatibility.ropg == "padded":
         return [float(one.rewards[0]) for one in scored]
