@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 REQUIRED = [
     "jax>=0.10.2",  # Explicit mesh axes as the default of jax.make_mesh, jax.set_mesh
@@ -32,6 +33,25 @@ REQUIRED = [
     "tqdm>=4.66",
     "tensorboardX>=2.6.4",  # writes TensorBoard files without TensorFlow
 ]
+
+
+class BuildWithPages(build_py):
+    """Puts the config pages into the package that is installed: `lamp demo` reads its own."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # there they are beside the package
+            folder = Path(self.build_lib) / "lamp_jax" / "configs"
+            folder.mkdir(exist_ok=True)
+            for page in self._pages():
+                self.copy_file(page, str(folder))
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *self._pages()]
+
+    def _pages(self) -> list[str]:
+        return [str(page) for page in sorted(Path("configs").glob("*.py"))]
+
 
 setup(
     name="lamp_jax",
@@ -68,5 +88,6 @@ setup(
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
         "parity": ["torch==2.13.0", "rank_bm25==0.2.2", "peft==0.21.2", "sentence-transformers==6.2.0"],
     },
+    cmdclass={"build_py": BuildWithPages},
     entry_points={"console_scripts": ["lamp = lamp_jax.cli:main"]},
 )

@@ -1,7 +1,29 @@
-"""The demo's ROPG-RL, to be changed; see `demo_ropg_kd.py`."""
+"""The demo's ROPG-RL: a small encoder from scratch learns by the gradient of the expected reward.
 
-from lamp_jax.options import Demo
-from lamp_jax.stages.demo import training
-from lamp_jax.stages.demo_retriever import trainings
+Command:  lamp train-retriever configs/demo_ropg_rl.py --output runs/rl
+          (`lamp demo --stages retriever` reads this page, and makes the files that it names)
+Hardware: two CPU cores
+Time:     not measured alone; all of `lamp demo --stages retriever` took about 3 minutes
+Score:    seed 0, after ranking and generating: accuracy 0.644, on hidden users 0.713
+          (untrained encoder: 0.491 and 0.293)
+"""
 
-experiment = trainings(Demo(), training(Demo()))["ropg-rl"]
+from lamp_jax.options import Learning, ScratchEncoder, TrainRetriever
+
+experiment = TrainRetriever(
+    task="LaMP-2",
+    questions="demo/train.json",
+    feedback=("demo/retriever/feedback",),
+    output="demo/retriever/rl",
+    method="rl",
+    gradient="expected",
+    encoder="scratch",
+    scratch=ScratchEncoder(
+        hidden_size=64, intermediate_size=128, num_layers=1, num_heads=2, vocab_size=1000, dropout=0.0
+    ),
+    reward="metric",
+    profile_size=16,
+    use_date=False,
+    max_length=64,
+    learning=Learning(epochs=8.0, batch_size=32, learning_rate=2e-2, step_size="relative", weight_decay=0.0),
+)

@@ -1,9 +1,26 @@
-"""The demo's RSPG-Post, to be changed: `lamp train-selector configs/demo_rspg_post.py --output runs/post --epochs 8`.
+"""The demo's RSPG-Post: a small Longformer from scratch chooses a question's retriever by its items and their answer.
 
-`lamp demo --stages selector` makes the files that it reads.
+Command:  lamp train-selector configs/demo_rspg_post.py --output runs/post
+          (`lamp demo --stages selector` reads this page, and makes the files that it names)
+Hardware: two CPU cores
+Time:     not measured alone; all of `lamp demo --stages selector` took about 5 minutes
+Score:    seed 0: accuracy 0.629, a best candidate chosen for 0.804 of the questions (BM25 alone: 0.555 and 0.730)
 """
 
-from lamp_jax.options import Demo
-from lamp_jax.stages.demo_selector import trainings
+from lamp_jax.options import Learning, ScratchSelector, TrainSelector
 
-experiment = trainings(Demo())["post"]
+experiment = TrainSelector(
+    train="demo/selector/train/learn.json",
+    validation="demo/selector/train/validation.json",
+    output="demo/selector/post",
+    mode="post",
+    model="scratch",
+    scratch=ScratchSelector(
+        hidden_size=64, intermediate_size=128, num_layers=2, num_heads=8, vocab_size=1000, dropout=0.0
+    ),
+    temperature=0.5,
+    max_length=112,  # four items and an answer; of the question, which all candidates share, the first words
+    learning=Learning(
+        epochs=5.0, batch_size=8, learning_rate=1e-2, step_size="relative", weight_decay=0.0, evaluate_every=0.5
+    ),
+)

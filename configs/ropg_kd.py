@@ -3,6 +3,11 @@
 The paper's settings (arXiv 2404.05970, section 6.1): Adam at 1e-5, linear schedule with 5 % warm-up, 10 epochs of 64
 questions an update, dates in the documents. `lamp feedback items` makes the feedback on questions that were merged with
 Contriever's ranking; paths are relative to where `lamp` runs.
+
+Command:  lamp train-retriever configs/ropg_kd.py
+Hardware: 8 TPU v5e chips
+Time:     not measured here
+Score:    not measured here
 """
 
 from lamp_jax.options import Learning, TrainRetriever

@@ -1,8 +1,28 @@
-"""ROPG-RL as in its paper: as `ropg_kd.py`, but one sampled item a question against the un-tuned retriever's first."""
+"""ROPG-RL as in its paper: as `ropg_kd.py`, but one sampled item a question against the un-tuned retriever's first.
 
-import runpy
-from dataclasses import replace
-from pathlib import Path
+Command:  lamp train-retriever configs/ropg_rl.py
+Hardware: 8 TPU v5e chips
+Time:     not measured here
+Score:    not measured here
+"""
 
-kd = runpy.run_path(str(Path(__file__).parent / "ropg_kd.py"))["experiment"]
-experiment = replace(kd, method="rl", gradient="sampled", sampled_items=1, output="runs/LaMP_3/ropg_rl")
+from lamp_jax.options import Learning, TrainRetriever
+
+experiment = TrainRetriever(
+    task="LaMP-3",
+    questions="runs/LaMP_3/train_contriever.json",
+    feedback=("runs/LaMP_3/train_feedback",),
+    validation="runs/LaMP_3/dev_contriever.json",
+    validation_feedback=("runs/LaMP_3/dev_feedback",),
+    output="runs/LaMP_3/ropg_rl",
+    method="rl",
+    gradient="sampled",
+    sampled_items=1,
+    encoder="facebook/contriever",
+    profile_size=16,
+    use_date=True,
+    max_length=512,
+    learning=Learning(
+        epochs=10.0, batch_size=64, accumulation=8, learning_rate=1e-5, warmup_ratio=0.05, weight_decay=0.0, clip=1.0
+    ),
+)

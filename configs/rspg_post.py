@@ -3,6 +3,11 @@
 The paper's settings (arXiv 2404.05970, section 6.1): Adam at 1e-5, linear schedule with 5 % warm-up, 20 epochs of 64
 questions an update, 1,024 tokens. `lamp selector-data` makes the files; for RSPG-Pre add `--mode pre`. Paths are
 relative to where `lamp` runs.
+
+Command:  lamp train-selector configs/rspg_post.py
+Hardware: 8 TPU v5e chips
+Time:     not measured here
+Score:    not measured here
 """
 
 from lamp_jax.options import Learning, TrainSelector

@@ -14,6 +14,7 @@ from lamp_jax.data.files import read_questions
 from lamp_jax.datasets.synthetic import write_benchmark
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
+from tests.stages.test_train_retriever import make_feedback, make_questions, words
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "lamp_jax" / "README.md"
@@ -45,7 +46,7 @@ def extend(tmp_path):
 
     def run(*commands):
         words = json.dumps([[str(word) for word in command] for command in commands])
-        environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy"), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy"), "JAX_PLATFORMS": "cpu"}
         arguments = [sys.executable, "-c", COMMANDS]
         done = subprocess.run(arguments, input=words, env=environment, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -106,6 +107,23 @@ def test_a_ranker_of_one_row_and_one_function_goes_through_the_commands(extend, 
     assert "bm25" in helped
     assert "`longest`: the longest text first" in helped
     assert "{file,none,longest,bm25" in explain(tmp_path, "generate").replace(" ", "").replace("\n", "")
+
+
+def test_a_training_method_of_three_files_trains(extend, tmp_path):
+    (tmp_path / "questions.json").write_text(json.dumps(list(make_questions())))
+    (tmp_path / "feedback.json").write_text(json.dumps(make_feedback()))
+    assert len(re.findall(r"^\+\+\+ ", read_diff("A training method"), re.MULTILINE)) <= 4
+    run = extend("A training method")
+    output = tmp_path / "hinge"
+    run((*words(tmp_path, output), "--method", "hinge", "--margin", 0.5))
+    record = json.loads((output / "run.json").read_text())
+    assert record["finished"]
+    assert (record["settings"]["method"], record["settings"]["margin"]) == ("hinge", 0.5)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses
+    assert all(0 < loss < 10 for loss in losses)
+    assert "`hinge`: by how much" in " ".join(explain(tmp_path, "train-retriever").split())
 
 
 def explain(folder: Path, command: str) -> str:

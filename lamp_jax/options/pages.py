@@ -4,15 +4,24 @@ import inspect
 import runpy
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 from tyro import _strings  # private: nothing public changes how help texts are joined
 
+import lamp_jax
 from lamp_jax.errors import LampError
 
 CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 """tyro settings of all command lines."""
+
+
+def installed_page(name: str) -> str:
+    """The path of a config page of this project: beside the package in a checkout, in the package where installed."""
+    package = Path(lamp_jax.__file__).parent
+    installed = package / "configs"
+    return str((installed if installed.is_dir() else package.parent / "configs") / name)
 
 
 def read_experiment(path: str, *kinds: type) -> Any:

@@ -1,44 +1,19 @@
 """`lamp demo`: a benchmark is made, a small T5 trained on it, and retrievers compared in one table."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from lamp_jax.config import SCRATCH, Answering, Learning, Prompting
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions, write_questions
 from lamp_jax.options.data import Synth
 from lamp_jax.options.demo import Demo
-from lamp_jax.options.generator import Scratch, Train
+from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
 from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.stages.demo_pages import page_paths, read_page
 from lamp_jax.tasks.catalog import find_task
-
-TASK = find_task("LaMP-2")
-RETRIEVERS = ("none", "random", "recency", "bm25")
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much the demo does."""
-
-    questions: int
-    dev_questions: int
-    profile_size: int
-    epochs: float
-    model: Scratch
-
-
-SIZES = {
-    "full": Size(
-        2000, 1000, 24, 2, Scratch(64, 128, num_layers=2, num_decoder_layers=1, num_heads=2, vocab_size=1000, dropout=0)
-    ),
-    "smoke": Size(
-        40, 20, 6, 1, Scratch(16, 32, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=400, dropout=0)
-    ),
-}
-
 
 _PREDICTIONS = ("predictions/*.json", "table.txt", "results.json")
 _FILES = (*("data/", "model/", "train.json", "dev.json"), *_PREDICTIONS, *("retriever/", "selector/", "adapters/"))
@@ -55,7 +30,7 @@ CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run, "ada
 
 @guard_outputs
 def run(options: Demo) -> None:
-    record = reserve(options.output, options, inputs=[], ignore=["stages"], directory=True, makes=_FILES)
+    record = reserve(options.output, options, inputs=page_paths(), ignore=["stages"], directory=True, makes=_FILES)
     if record.state == "done":
         print((record.output / "table.txt").read_text(encoding="utf-8"))
     else:
@@ -63,12 +38,13 @@ def run(options: Demo) -> None:
         output = record.place
         experiment = prepare(record.redirect(options))
         train.run(experiment)
-        questions = read_questions(experiment.validation, task=TASK)
+        task = find_task(experiment.task)
+        questions = read_questions(experiment.validation, task=task)
         orders = {retriever: Order(questions, retriever) for retriever in experiment.retrievers}
-        scores = compare(experiment, TASK, orders, output)
+        scores = compare(experiment, task, orders, output)
         oracle = read_json(output / "data" / "oracle.json")
         tests = [Against("none")]
-        print(report(scores, TASK, questions, output, oracle=oracle, tests=tests, seed=options.seed))
+        print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
         record.finish()
     for chapter in options.stages:
         tell(chapter, replace(options, force=False), training(options))
@@ -79,8 +55,8 @@ def tell(chapter: str, options: Demo, generator: Train) -> None:
     output = Path(options.output) / chapter
     # What the generator is follows from the demo's own record, which is done when this begins.
     settings = replace(options, output=str(output))
-    ignore, makes = ["stages"], _CHAPTER_FILES
-    record = reserve(output, settings, inputs=[generator.output], ignore=ignore, directory=True, makes=makes)
+    inputs, ignore = [generator.output, *page_paths(chapter)], ["stages"]
+    record = reserve(output, settings, inputs=inputs, ignore=ignore, directory=True, makes=_CHAPTER_FILES)
     if record.state == "done":
         return print((output / "table.txt").read_text(encoding="utf-8"))
     record.begin()
@@ -96,37 +72,14 @@ def prepare(options: Demo) -> Train:
 
 def make_files(options: Demo) -> None:
     """The benchmark, and its questions with their golds."""
-    size, output = SIZES[options.size], Path(options.output)
-    data = output / "data"
-    synth.run(Synth(TASK.name, str(data), size.questions, size.dev_questions, size.profile_size, seed=options.seed))
-    for split in ("train", "dev"):
-        questions = read_questions(data / f"{split}_questions.json", task=TASK)
-        merged = add_outputs(questions, read_outputs(data / f"{split}_outputs.json").by_id)
-        write_questions(output / f"{split}.json", merged)
+    benchmark, generator = read_page("data", Synth, options), training(options)
+    synth.run(benchmark)
+    task, data = find_task(benchmark.task), Path(benchmark.output)
+    for split, merged in (("train", generator.train), ("dev", generator.validation)):
+        questions = read_questions(data / f"{split}_questions.json", task=task)
+        write_questions(merged, add_outputs(questions, read_outputs(data / f"{split}_outputs.json").by_id))
 
 
 def training(options: Demo) -> Train:
     """The generator's training."""
-    size, output = SIZES[options.size], Path(options.output)
-    return Train(
-        task=TASK.name,
-        train=str(output / "train.json"),
-        validation=str(output / "dev.json"),
-        output=str(output / "model"),
-        model=SCRATCH,
-        scratch=size.model,
-        retrievers=RETRIEVERS,
-        prompting=Prompting(num_retrieved=4, max_length=192),
-        learning=Learning(
-            epochs=size.epochs,
-            batch_size=16,
-            learning_rate=2e-2,
-            step_size="relative",
-            warmup_ratio=0.1,
-            weight_decay=0.0,
-            evaluate_every=0.5,
-        ),
-        seed=options.seed,
-        validation_size=200,
-        answering=Answering(decode="labels"),
-    )
+    return read_page("generator", Train, options)

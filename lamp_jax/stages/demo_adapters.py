@@ -1,12 +1,10 @@
 """`lamp demo --stages adapters`: every user's own LoRA adapter against reading the profile, and both together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from lamp_jax.config import Lora, Optimization
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_questions
 from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.options.data import Synth
@@ -16,26 +14,15 @@ from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import synth, train_adapters
 from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.stages.demo_pages import read_page
 from lamp_jax.tasks.catalog import find_task
 
-
-@dataclass(frozen=True)
-class Size:
-    """How much this part does."""
-
-    users: int
-    profile_sizes: tuple[int, int]
-    users_per_step: int
-    epochs: float
-
-
-SIZES = {"full": Size(240, (2, 200), 48, 10), "smoke": Size(16, (2, 8), 8, 1)}
 _FEW, _MANY = 10, 50  # profile items
 
 
 def run(options: Demo, generator: Train) -> None:
     output, task = Path(options.output) / "adapters", find_task(generator.task)
-    training = practice(options, generator)
+    training = practice(options)
     on_first(lambda: make_questions(options, training))
     train_adapters.run(training)
     questions = read_questions(training.questions, task=task)
@@ -74,25 +61,13 @@ def group_of(question: Question) -> str:
 
 def make_questions(options: Demo, training: TrainAdapters) -> None:
     """Questions of users, other ones than the model knows, with few and with many profile items."""
-    size, data = SIZES[options.size], Path(training.questions).parent / "data"
-    asked = Synth(training.task, str(data), 1, size.users, profile_sizes=size.profile_sizes, seed=options.seed)
-    synth.run(asked)
-    questions = read_questions(data / "dev_questions.json", task=find_task(training.task))
+    benchmark = read_page("adapters_data", Synth, options)
+    synth.run(benchmark)
+    data = Path(benchmark.output)
+    questions = read_questions(data / "dev_questions.json", task=find_task(benchmark.task))
     write_questions(training.questions, add_outputs(questions, read_outputs(data / "dev_outputs.json").by_id))
 
 
-def practice(options: Demo, generator: Train) -> TrainAdapters:
+def practice(options: Demo) -> TrainAdapters:
     """The training of the adapters."""
-    size, output = SIZES[options.size], Path(options.output) / "adapters"
-    return TrainAdapters(
-        task=generator.task,
-        questions=str(output / "questions.json"),
-        output=str(output / "store"),
-        model=generator.output,
-        users_per_step=size.users_per_step,
-        lora=Lora(dropout=0.0),
-        learning=Optimization(epochs=size.epochs, batch_size=16, learning_rate=3e-3),
-        tokens_per_device=2048,
-        max_length=generator.prompting.max_length,
-        seed=options.seed,
-    )
+    return read_page("adapters", TrainAdapters, options)

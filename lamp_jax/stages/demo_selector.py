@@ -1,55 +1,44 @@
 """`lamp demo --stages selector`: a small Longformer learns which retriever to believe (RSPG-Pre, RSPG-Post)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from lamp_jax.artifacts.selector import CandidateSet, read_candidates, write_candidates
-from lamp_jax.config import SCRATCH, Learning, SelectorMode
+from lamp_jax.config import SelectorMode
 from lamp_jax.data.files import read_questions
 from lamp_jax.options.demo import Demo
 from lamp_jax.options.feedback import FeedbackRetrievers
 from lamp_jax.options.generator import Train
 from lamp_jax.options.retrieval import Merge, Rank
-from lamp_jax.options.selector import ScratchSelector, Select, SelectorData, TrainSelector
+from lamp_jax.options.selector import Select, SelectorData, TrainSelector
 from lamp_jax.retrieval.selector import success_rate
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
 from lamp_jax.stages.comparison import Against, report
+from lamp_jax.stages.demo_pages import read_page
 from lamp_jax.tasks.metrics import Scores, score
 
 NOBODY = feedback_retrievers.NOBODY
-Ranker = Literal["recency", "bm25", "rrf"]
-RANKERS: tuple[Ranker, ...] = ("recency", "bm25")
+RANKERS = ("recency", "bm25")
 POOL = (NOBODY, *RANKERS)
 """What is chosen from."""
-FUSION: Ranker = "rrf"
+FUSION = "rrf"
 """What is compared beside."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much this part does."""
-
-    held_out: int
-    epochs: float
-    selector: ScratchSelector
-
-
-SIZES = {
-    "full": Size(200, 5, ScratchSelector(64, 128, num_layers=2, num_heads=8, vocab_size=1000, dropout=0)),
-    "smoke": Size(10, 1, ScratchSelector(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0)),
-}
+HELD_OUT = {"full": 200, "smoke": 10}
+"""Train questions by which the best checkpoint is chosen, for each size of the demo."""
 
 
 def run(options: Demo, generator: Train) -> None:
-    size, output = SIZES[options.size], Path(options.output) / "selector"
+    output = Path(options.output) / "selector"
     make_candidates(generator, generator.train, output / "train", RANKERS)
     make_candidates(generator, generator.validation, output / "dev", (*RANKERS, FUSION))
-    on_first(lambda: hold_out(output, size.held_out))
+    on_first(lambda: hold_out(output, HELD_OUT[options.size]))
     for training in trainings(options).values():
         train_selector.run(training)
     everything = read_candidates(output / "dev" / "candidates.json")
@@ -75,7 +64,7 @@ def run(options: Demo, generator: Train) -> None:
     print(text)
 
 
-def make_candidates(generator: Train, questions: str, folder: Path, rankers: Sequence[Ranker]) -> None:
+def make_candidates(generator: Train, questions: str, folder: Path, rankers: Sequence[str]) -> None:
     """The questions as each retriever ranks them, and the generator's answers to what it finds."""
     pool, ranked = [NOBODY], []
     for ranker in rankers:
@@ -123,27 +112,7 @@ def hold_out(output: Path, questions: int) -> None:
 
 def trainings(options: Demo) -> dict[SelectorMode, TrainSelector]:
     """RSPG-Pre and RSPG-Post, from the same start."""
-    size, output = SIZES[options.size], Path(options.output) / "selector"
-    pre = TrainSelector(
-        train=str(output / "train" / "learn.json"),
-        validation=str(output / "train" / "validation.json"),
-        output=str(output / "pre"),
-        mode="pre",
-        model=SCRATCH,
-        scratch=size.selector,
-        temperature=0.5,
-        max_length=112,  # four items and an answer; of the question, which all candidates share, the first words
-        learning=Learning(
-            epochs=size.epochs,
-            batch_size=8,
-            learning_rate=1e-2,
-            step_size="relative",
-            weight_decay=0.0,
-            evaluate_every=0.5,
-        ),
-        seed=options.seed,
-    )
-    return {"pre": pre, "post": replace(pre, mode="post", output=str(output / "post"))}
+    return {mode: read_page(f"rspg_{mode}", TrainSelector, options) for mode in get_args(SelectorMode)}
 
 
 def choosers(options: Demo) -> dict[str, Select]:

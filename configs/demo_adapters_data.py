@@ -1,0 +1,11 @@
+"""The demo's users for adapters: 240 whom its generator has not seen, with 2 to 200 profile items.
+
+Command:  lamp synth configs/demo_adapters_data.py (`lamp demo --stages adapters` reads this page)
+Hardware: one CPU core
+Time:     not measured alone; all of `lamp demo --stages adapters` took 4 minutes of processor time
+Score:    none, it is data
+"""
+
+from lamp_jax.options import Synth
+
+experiment = Synth(task="LaMP-2", output="demo/adapters/data", questions=1, dev_questions=240, profile_sizes=(2, 200))

@@ -1,0 +1,11 @@
+"""The demo's benchmark: 2,000 train and 1,000 dev questions whose right profile items are known.
+
+Command:  lamp synth configs/demo_data.py (`lamp demo` reads this page)
+Hardware: one CPU core
+Time:     not measured alone; all of `lamp demo` took 2 minutes 29 seconds on two CPU cores
+Score:    none, it is data
+"""
+
+from lamp_jax.options import Synth
+
+experiment = Synth(task="LaMP-2", output="demo/data", questions=2000, dev_questions=1000, profile_size=24)

@@ -1,0 +1,75 @@
+"""The demo's experiments: config pages `demo_*.py` with the directory, seed and size of one run."""
+
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from lamp_jax.config import ScratchEncoder
+from lamp_jax.options.demo import Demo
+from lamp_jax.options.generator import Scratch
+from lamp_jax.options.pages import installed_page, read_experiment
+from lamp_jax.options.selector import ScratchSelector
+
+Experiment = TypeVar("Experiment")
+
+PAGES = {
+    "": ("data", "generator"),
+    "retriever": ("feedback", "ropg_kd", "ropg_rl"),
+    "selector": ("rspg_pre", "rspg_post"),
+    "adapters": ("adapters_data", "adapters"),
+}
+"""The pages of the demo itself, and of each part that `--stages` adds."""
+
+_DIRECTORY = "demo/"
+"""What paths in the pages begin with."""
+
+# Feedback by likelihood: a model that has learned nothing is wrong with every item alike.
+_FEEDBACK: dict[str, Any] = {"profile_size": 2, "reward": "likelihood"}
+_ROPG = _FEEDBACK | {
+    "epochs": 1,
+    "scratch": ScratchEncoder(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0),
+}
+_RSPG = {"epochs": 1, "scratch": ScratchSelector(16, 32, num_layers=1, num_heads=2, vocab_size=300, dropout=0)}
+_SMOKE: dict[str, dict[str, Any]] = {
+    "data": {"questions": 40, "dev_questions": 20, "profile_size": 6},
+    "generator": {
+        "epochs": 1,
+        "scratch": Scratch(16, 32, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=400, dropout=0),
+    },
+    "feedback": _FEEDBACK,
+    "ropg_kd": _ROPG,
+    "ropg_rl": _ROPG,
+    "rspg_pre": _RSPG,
+    "rspg_post": _RSPG,
+    "adapters_data": {"dev_questions": 16, "profile_sizes": (2, 8)},
+    "adapters": {"epochs": 1, "users_per_step": 8},
+}
+"""What `--size smoke` has in place of the pages' values."""
+
+
+def page_paths(part: str = "") -> list[str]:
+    """The paths of the pages of the demo itself, or of a part."""
+    return [installed_page(f"demo_{name}.py") for name in PAGES[part]]
+
+
+def read_page(name: str, kind: type[Experiment], options: Demo) -> Experiment:
+    """The experiment of the page `demo_NAME.py`, in the demo's directory, with its seed and size.
+
+    Raises LampError as `read_experiment`.
+    """
+    experiment = read_experiment(installed_page(f"demo_{name}.py"), kind)
+    changes = dict(_SMOKE[name]) if options.size == "smoke" else {}
+    if "epochs" in changes:
+        changes["learning"] = replace(experiment.learning, epochs=changes.pop("epochs"))
+    if any(field.name == "seed" for field in fields(experiment)):
+        changes["seed"] = options.seed
+    paths = {field.name: _move(getattr(experiment, field.name), options.output) for field in fields(experiment)}
+    return replace(experiment, **paths | changes)
+
+
+def _move(value: Any, directory: str) -> Any:
+    """A path, or paths, in another directory than the pages'; any other value as it is."""
+    if isinstance(value, tuple):
+        return tuple(_move(one, directory) for one in value)
+    if isinstance(value, str) and value.startswith(_DIRECTORY):
+        return f"{directory.rstrip('/')}/{value.removeprefix(_DIRECTORY)}"
+    return value
