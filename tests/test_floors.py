@@ -76,6 +76,10 @@ def test_a_host_module_names_no_device_library(path: Path):
     assert not {name.partition(".")[0] for name in imports(path)} & DEVICE_LIBRARIES
 
 
+def test_the_json_writer_knows_no_process_group():
+    assert "lamp_jax.runs.processes" not in imports(PACKAGE / "runs" / "json_files.py")
+
+
 def test_no_host_module_wakes_jax():
     host = [module_name(path) for path in MODULES if FLOORS[room(module_name(path))] <= WATERLINE]
     program = f"""

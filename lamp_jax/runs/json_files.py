@@ -14,7 +14,6 @@ import orjson
 
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_records import unique_keys
-from lamp_jax.runs.processes import is_first
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -46,7 +45,10 @@ def write_json_list(path: str | Path, records: Iterable[bytes]) -> int:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[str]]:
-    """A text file that is moved into place when the block ends, and vanishes when it fails. The first process's."""
+    """A text file that is moved into place when the block ends, and vanishes when it fails.
+
+    Of a process group all files are written by one process: `on_first`, or where `is_first`.
+    """
     with atomic_write_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogatepass", newline="", write_through=True)
         try:
@@ -58,10 +60,6 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
 @contextlib.contextmanager
 def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
     """As atomic_write, a file of bytes."""
-    if not is_first():  # of several processes all have the same to say
-        with open(os.devnull, "wb") as nothing:
-            yield nothing
-        return
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +81,7 @@ def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A path for a library that writes a file by its name; the file is moved to `path` when the block ends.
 
-    It vanishes when the block fails. Called by the process that writes, not by all.
+    It vanishes when the block fails.
     """
     path = Path(path)
     with atomic_write_bytes(path) as file:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.weights import check_tokenizer, load_t5
 from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import atomic_write, write_json
+from lamp_jax.runs.processes import on_first
 from lamp_jax.sharding import model_layout, open_mesh
 from lamp_jax.stages.generate import answer, open_adapters, read_adapters
 from lamp_jax.tasks.catalog import Task
@@ -57,7 +59,7 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
                 max_length=experiment.prompting.max_length,
                 adapters=store and read_adapters(store, questions),
             )
-            write_predictions(output / "predictions" / f"{name}.json", task, answers)
+            on_first(partial(write_predictions, output / "predictions" / f"{name}.json", task, answers))
             golds = {question.id: gold_of(question) for question in questions}
             scores[name] = score(task, answers, golds, compatibility=experiment.compatibility)
     return scores
@@ -98,11 +100,16 @@ def report(
         for name in scores
     ]
     text = _table(rows, list(further or {}))
+    direction = "higher is better" if task.higher_is_better else "lower is better"
+    results = {"task": task.name, "direction": direction, "seed": seed, "rows": rows}
+    on_first(partial(_write, output, text, results))
+    return text
+
+
+def _write(output: Path, text: str, results: Mapping[str, Any]) -> None:
     with atomic_write(output / "table.txt") as file:
         file.write(text + "\n")
-    direction = "higher is better" if task.higher_is_better else "lower is better"
-    write_json(output / "results.json", {"task": task.name, "direction": direction, "seed": seed, "rows": rows})
-    return text
+    write_json(output / "results.json", results)
 
 
 def _row(

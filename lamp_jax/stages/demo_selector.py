@@ -46,7 +46,8 @@ def run(options: Demo, generator: Train) -> None:
     chosen = {name: {question.id: name for question in everything.questions} for name in everything.names}
     for name, choosing in choosers(options).items():
         chosen[name] = select.choose(choosing, data)
-        select.write_chosen(output / "predictions" / f"{name}.json", everything, chosen[name])
+        path = output / "predictions" / f"{name}.json"
+        on_first(partial(select.write_chosen, path, everything, chosen[name]))
     scores = {name: _score(everything, one, generator) for name, one in chosen.items()}
     success = {name: success_rate(data, one) for name, one in chosen.items() if name != FUSION}
     oracle, questions = read_json(Path(options.output) / "data" / "oracle.json"), read_questions(generator.validation)

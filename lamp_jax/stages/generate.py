@@ -24,6 +24,7 @@ from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
 from lamp_jax.options.generator import Generate
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.outputs import read_record
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
 from lamp_jax.stages.evaluate import report, write_report
@@ -79,11 +80,12 @@ def run(options: Generate) -> None:
                 journal=journal,
                 adapters=store and read_adapters(store, questions),
             )
-    write_predictions(record.place, task, answers)
+    on_first(lambda: write_predictions(record.place, task, answers))
     print(f"{options.output}: {len(answers)} answers")
     if golds:
         scores = score(task, answers, golds, compatibility=options.compatibility)
-        write_report(record.beside("scores"), {task.official_name: report(task, scores)}, {}, options.compatibility)
+        results = {task.official_name: report(task, scores)}
+        on_first(lambda: write_report(record.beside("scores"), results, {}, options.compatibility))
     record.finish(**facts, bare_inputs=sum(prompt.fell_back for prompt in prompts))
 
 

@@ -18,7 +18,7 @@ from lamp_jax.retrieval.encoders import EncoderSettings
 from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
 from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, rank_chunk, write_rankings
 from lamp_jax.runs.outputs import check_apart
-from lamp_jax.runs.processes import how_many, on_first
+from lamp_jax.runs.processes import how_many, is_first, on_first
 from lamp_jax.runs.records import digest, guard_outputs, reserve
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -57,7 +57,10 @@ def _rank(options: Rank, task: Task, ranker: Ranker) -> None:
         found = map(encode_ranking, ranker.rank(_read(options, task), task, options_of(options)))
     lines = tqdm(found, "rank", unit=" questions", disable=None)
     record.begin()
-    count = write_rankings(record.place, lines, scores=record.beside("scores") if options.scores else "")
+    if is_first():
+        count = write_rankings(record.place, lines, scores=record.beside("scores") if options.scores else "")
+    else:  # the encoder computes on the devices of all processes
+        count = sum(1 for _ in lines)
     record.finish(questions=count, **({"encoder": asdict(encoder[0])} if encoder else {}))
     print(f"{options.output}: {count} rankings by {ranker.name}{f' ({encoder[0]})' if encoder else ''}")
 

@@ -18,6 +18,7 @@ from lamp_jax.retrieval.selector import (
     winning_rates,
 )
 from lamp_jax.runs.json_files import write_json
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.evaluate import report
 from lamp_jax.tasks.metrics import check_golds, score
@@ -42,11 +43,11 @@ def run(options: Select) -> None:
         )
     chosen = choose(options, data)
     record.begin()
-    write_chosen(record.place, data, chosen)
+    on_first(lambda: write_chosen(record.place, data, chosen))
     print(f"{options.output}: {len(chosen)} answers, chosen among {', '.join(data.names)}")
     if data.rewarded:
         found = assess(options, data, chosen)
-        write_json(record.beside("scores"), found)
+        on_first(lambda: write_json(record.beside("scores"), found))
         print(_summary(found))
     record.finish(questions=len(data.questions))
 

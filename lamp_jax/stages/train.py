@@ -37,6 +37,7 @@ from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_t5, save_t5
 from lamp_jax.options.generator import Train
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
@@ -102,7 +103,7 @@ def train_generator(
     tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, task, questions))
     if options.model != SCRATCH:
         check_tokenizer(tokenizer, options.model)
-        keep_generation(options.model, output)
+        on_first(lambda: keep_generation(options.model, output))
     model = _prepare_model(options, len(tokenizer))
     graph, params = nnx.split(model)
     buckets = choose_buckets(options.prompting.max_length)

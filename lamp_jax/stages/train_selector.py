@@ -22,6 +22,7 @@ from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_longforme
 from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selector import choose_by_value, mean_reward
+from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import model_layout, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
@@ -103,7 +104,7 @@ def train_selector(
 
     def keep_best(params: Any) -> None:
         save_longformer(nnx.merge(graph, params), output)
-        write_settings(output, settings)
+        on_first(lambda: write_settings(output, settings))
 
     before = evaluate(params)
     progress = fit(
