@@ -109,6 +109,7 @@ def test_a_ranker_of_one_row_and_one_function_goes_through_the_commands(extend, 
     assert "{file,none,longest,bm25" in explain(tmp_path, "generate").replace(" ", "").replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_training_method_of_three_files_trains(extend, tmp_path):
     (tmp_path / "questions.json").write_text(json.dumps(list(make_questions())))
     (tmp_path / "feedback.json").write_text(json.dumps(make_feedback()))
