@@ -10,8 +10,8 @@ from lamp_jax.options.shared import ChosenRetriever, Compatible, Writes
 from lamp_jax.retrieval.rankers import RANKERS, RankerName, describe
 
 _RANKERS = (
-    f"Who ranks. {describe(RANKERS.values())}; `best`: the papers' choice for the task. "
-    "Not given: `bm25`, with `--all` `best`."
+    f"Ranking method. {describe(RANKERS.values())}; `best`: the papers' choice for the task. "
+    "Default: `bm25`, with `--all` `best`."
 )
 
 

@@ -8,15 +8,14 @@ from tyro.conf import arg
 from lamp_jax.config import CORRECT, Compatibility, Devices
 from lamp_jax.retrieval.rankers import RETRIEVERS, RetrieverName, describe
 
-ChosenRetriever = Annotated[RetrieverName, arg(help=f"Retriever that orders the profile. {describe(RETRIEVERS.values())}.")]
-ChosenRetrievers = Annotated[
-    tuple[RetrieverName, ...],
-    arg(
-        help="Retrievers that order the profiles in the train prompts; with several, each question gives one example per "
-        "retriever. "
-        f"{describe(RETRIEVERS.values())}."
-    ),
-]
+_ONE = "Retriever that orders the profile."
+_SEVERAL = (
+    "Retrievers that order the profiles in the train prompts; with several, each question gives one example per "
+    "retriever."
+)
+_NAMES = describe(RETRIEVERS.values())
+ChosenRetriever = Annotated[RetrieverName, arg(help=f"{_ONE} {_NAMES}.")]
+ChosenRetrievers = Annotated[tuple[RetrieverName, ...], arg(help=f"{_SEVERAL} {_NAMES}.")]
 
 
 @dataclass(frozen=True, kw_only=True)
