@@ -19,9 +19,9 @@ from lamp_jax.options.pages import parse_options, read_experiment
 from lamp_jax.runs import processes, remote
 from lamp_jax.runs.urls import naming_urls, with_urls
 
-JOINT = {"demo", "rank", "train", "train-adapters", "generate", "train-retriever", "train-selector", "select"}
-JOINT |= {"feedback items", "feedback retrievers"}
-"""Commands that a process group runs together and that resume after SIGTERM; the others run on the first process."""
+JOINT = {"demo", *(stage for stage, options in STAGES.items() if "devices" in options.__dataclass_fields__)}
+"""Commands that a process group runs together and that resume after SIGTERM, those that compute on devices; the others
+run on the first process."""
 _DESCRIPTION = """Personalize language models from a user's own history.
 
 --reference, anywhere on the line, sets every compatibility option to the papers' public code.

@@ -65,6 +65,12 @@ def test_a_docstrings_lines_are_joined_in_a_help_text():
     assert not re.search(r"after it\W*\n\W*continues", found.getvalue())
 
 
+def test_commands_that_compute_are_run_by_all_processes():
+    trained = {"train", "train-adapters", "train-retriever", "train-selector"}
+    asked = {"generate", "select", "rank", "feedback items", "feedback retrievers"}
+    assert {"demo", *trained, *asked} == cli.JOINT
+
+
 @pytest.mark.parametrize("stage", cli.STAGES)
 def test_every_stage_has_a_program(stage):
     from importlib import import_module
