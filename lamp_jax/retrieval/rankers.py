@@ -4,6 +4,8 @@ The choices and help texts of `lamp rank --ranker` and of `--retriever` follow f
 `lamp rank` gives a ranker. The functions import their modules when called, because command lines read this table.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -28,15 +30,15 @@ class RankOptions:
 
     use_date: bool = False
     """Put ` date: ...` at the end of every document (`bm25`, `dense`)."""
-    variant: "Variant" = "okapi"
+    variant: Variant = "okapi"
     """BM25 as rank_bm25's Okapi, whose idf may be negative, or Lucene's, whose idf never is."""
     seed: int = 0
     """Seed of `random`."""
     workers: int = 0
     """Processes (`bm25`); 0: one for each core."""
-    embed: "Embed | None" = None
+    embed: Embed | None = None
     """Vectors of documents, and of queries where `embed_query` is not given, for those who need an encoder."""
-    embed_query: "Embed | None" = None
+    embed_query: Embed | None = None
     """Vectors of queries, for an encoder that reads them otherwise than documents."""
     similarity: Similarity = "dot"
     """Score of a document's vector for a query's."""
@@ -66,7 +68,7 @@ class Ranker:
         return not {"encoder", "rankings"} & {*self.needs}
 
 
-def _bm25(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+def _bm25(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
     from lamp_jax.retrieval.bm25 import rank_bm25
     from lamp_jax.runs.workers import available_cores
 
@@ -80,19 +82,19 @@ def _bm25(questions: "Iterable[Question]", task: "Task", options: RankOptions) -
     )
 
 
-def _recency(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+def _recency(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
     from lamp_jax.retrieval.recency import rank_recency
 
     return rank_recency(questions)
 
 
-def _random(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+def _random(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
     from lamp_jax.retrieval.sampling import rank_random
 
     return rank_random(questions, seed=options.seed)
 
 
-def _dense(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+def _dense(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
     from lamp_jax.retrieval.dense import rank_dense
 
     if options.embed is None:
@@ -108,7 +110,7 @@ def _dense(questions: "Iterable[Question]", task: "Task", options: RankOptions) 
     )
 
 
-def _rrf(questions: "Iterable[Question]", task: "Task", options: RankOptions) -> "Iterator[Ranked]":
+def _rrf(questions: Iterable[Question], task: Task, options: RankOptions) -> Iterator[Ranked]:
     from lamp_jax.retrieval.fusion import fuse_rankings
 
     return fuse_rankings(questions, options.rankings, k=options.rrf_k)
@@ -153,21 +155,17 @@ class Retriever:
     needs: tuple[Need, ...] = ()
 
 
-def _from_file(
-    questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
-) -> "Iterator[Sequence[Item]]":
+def _from_file(questions: Sequence[Question], task: Task, options: RankOptions, count: int) -> Iterator[Sequence[Item]]:
     return (question.profile[:count] for question in questions)
 
 
-def _nothing(
-    questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
-) -> "Iterator[Sequence[Item]]":
+def _nothing(questions: Sequence[Question], task: Task, options: RankOptions, count: int) -> Iterator[Sequence[Item]]:
     return (() for _ in questions)
 
 
 def _dense_and_newest(
-    questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
-) -> "Iterator[Sequence[Item]]":
+    questions: Sequence[Question], task: Task, options: RankOptions, count: int
+) -> Iterator[Sequence[Item]]:
     from lamp_jax.retrieval.recency import dense_and_newest
 
     return (dense_and_newest(question, count, halves=options.compatibility.halves) for question in questions)
@@ -175,8 +173,8 @@ def _dense_and_newest(
 
 def _by_ranker(ranker: Ranker) -> Retriever:
     def retrieve(
-        questions: "Sequence[Question]", task: "Task", options: RankOptions, count: int
-    ) -> "Iterator[Sequence[Item]]":
+        questions: Sequence[Question], task: Task, options: RankOptions, count: int
+    ) -> Iterator[Sequence[Item]]:
         from lamp_jax.retrieval.ranking import apply_ranking
 
         for question, ranked in zip(questions, ranker.rank(questions, task, options), strict=True):
