@@ -1,4 +1,7 @@
-"""The diffs of the package's README: each applies to a copy of the package, whose commands then do what it adds."""
+"""The diffs of the package's README: each applies to a copy of the package, whose commands then do what it adds.
+
+Where the lines around a diff have changed: make its change by hand, and put what `git diff -U1` says into the README.
+"""
 
 import json
 import os
@@ -41,7 +44,8 @@ def extend(tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(ROOT / "lamp_jax", copy / "lamp_jax", ignore=shutil.ignore_patterns("__pycache__"))
         outside = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}  # of any repository
-        subprocess.run(["git", "apply", "-"], input=read_diff(heading), text=True, check=True, cwd=copy, env=outside)
+        applied = subprocess.run(["git", "apply", "-"], input=read_diff(heading), text=True, cwd=copy, env=outside)
+        assert not applied.returncode, f"{PAGE}, {heading}: the diff does not apply any more; see this module"
         return run
 
     def run(*commands):
