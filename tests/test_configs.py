@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
-from lamp_jax.options import STAGES, Demo
+from lamp_jax.errors import LampError
+from lamp_jax.options import STAGES, Demo, Synth
 from lamp_jax.options.pages import read_experiment
 from lamp_jax.stages.demo_pages import PAGES, page_paths, read_page
 
@@ -55,6 +56,14 @@ def test_the_demo_reads_its_pages_in_its_directory_with_its_seed():
             assert getattr(experiment, "seed", 7) == 7
             assert experiment.output == page.output.replace("demo/", "else/where/", 1)
             assert "'demo/" not in repr(experiment)
+
+
+def test_a_page_of_the_demo_that_writes_elsewhere_is_named(tmp_path: Path, monkeypatch):
+    page = tmp_path / "demo_data.py"
+    page.write_text((ROOT / "configs" / "demo_data.py").read_text().replace("demo/data", "runs/data"))
+    monkeypatch.setattr("lamp_jax.stages.demo_pages.installed_page", lambda name: str(tmp_path / name))
+    with pytest.raises(LampError, match=r"demo_data\.py: its output is 'runs/data'; begin it with 'demo/'"):
+        read_page("data", Synth, Demo())
 
 
 def test_the_installed_package_has_the_pages(tmp_path: Path):

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from lamp_jax.config import ScratchEncoder
+from lamp_jax.errors import LampError
 from lamp_jax.options.demo import Demo
 from lamp_jax.options.generator import Scratch
 from lamp_jax.options.pages import installed_page, read_experiment
@@ -54,9 +55,13 @@ def page_paths(part: str = "") -> list[str]:
 def read_page(name: str, kind: type[Experiment], options: Demo) -> Experiment:
     """The experiment of the page `demo_NAME.py`, in the demo's directory, with its seed and size.
 
-    Raises LampError as `read_experiment`.
+    Raises LampError as `read_experiment`, and for a page whose output is not in the demo's directory.
     """
-    experiment = read_experiment(installed_page(f"demo_{name}.py"), kind)
+    path = installed_page(f"demo_{name}.py")
+    experiment = read_experiment(path, kind)
+    if not experiment.output.startswith(_DIRECTORY):
+        given = f"its output is {experiment.output!r}"
+        raise LampError(f"{path}: {given}; begin it with {_DIRECTORY!r}, for which `lamp demo` puts its own --output")
     changes = dict(_SMOKE[name]) if options.size == "smoke" else {}
     if "epochs" in changes:
         changes["learning"] = replace(experiment.learning, epochs=changes.pop("epochs"))

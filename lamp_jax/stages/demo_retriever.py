@@ -53,10 +53,11 @@ def rankings(options: Demo, generator: Train, untrained: Path) -> list[Rank]:
     """Everything that is compared, by the names of the output files; `dense` is the untrained encoder."""
     folder = Path(options.output) / "retriever" / "rankings"
     plain = Rank(str(folder / "bm25.json"), generator.task, generator.validation, ranker="bm25")
-    encoders = {"dense": str(untrained)}
-    encoders |= {name: training.output for name, training in trainings(options).items()}
+    trained = trainings(options)
+    encoders = {"dense": str(untrained), **{name: training.output for name, training in trained.items()}}
+    length = trained["ropg-kd"].max_length
     dense = [
-        replace(plain, ranker="dense", output=str(folder / f"{name}.json"), encoder=encoder, max_length=64)
+        replace(plain, ranker="dense", output=str(folder / f"{name}.json"), encoder=encoder, max_length=length)
         for name, encoder in encoders.items()
     ]
     recency = replace(plain, ranker="recency", output=str(folder / "recency.json"))

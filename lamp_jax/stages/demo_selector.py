@@ -28,8 +28,6 @@ POOL = (NOBODY, *RANKERS)
 """What is chosen from."""
 FUSION = "rrf"
 """What is compared beside."""
-
-
 HELD_OUT = {"full": 200, "smoke": 10}
 """Train questions by which the best checkpoint is chosen, for each size of the demo."""
 
