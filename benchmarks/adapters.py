@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads take the cores
 
@@ -32,11 +32,11 @@ from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.inputs.batches import Example, fit_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples
 from lamp_jax.losses import IGNORED, sequence_log_probability
+from lamp_jax.models.families import load_generator, save_generator
 from lamp_jax.models.lora import Adapters, adapter_shapes, attach
 from lamp_jax.models.peft import write_peft
-from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import FLAN_T5_SMALL, T5_SMALL, T5Config
-from lamp_jax.models.weights import load_t5, save_t5
 from lamp_jax.options import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh, place_batch
@@ -67,8 +67,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, jax.set_mesh(open_mesh(devices)):
         # No token ends an answer, so that all have the same length.
         config = replace(SIZES[options.size], eos_token_id=-1)
-        save_t5(T5(config, rngs=nnx.Rngs(SEED)), name)
-        model = load_t5(name, **model_layout(devices))
+        save_generator(T5(config, rngs=nnx.Rngs(SEED)), name)
+        model = cast(T5, load_generator(name, **model_layout(devices)))
         learners = make_learners(options.users, config.vocab_size, short=options.size == "demo")
         compare_losses(model, Path(name), learners[0])
         if options.part != "generate":
@@ -139,8 +139,7 @@ def compare_losses(model: T5, directory: Path, learner: UserExamples) -> None:
     @jax.jit
     def loss(params: Any, rows: Adapters, source: jax.Array, target: jax.Array) -> jax.Array:
         model = attach(nnx.merge(graph, params), rows, LORA)
-        mask = model.source_mask(source)
-        logits = model.decode(decoder_inputs(target, model.config), model.encode(source, mask=mask), mask)
+        logits = model.target_logits(source, target)
         return -jnp.sum(sequence_log_probability(logits, target, pad=0)) / jnp.sum(target != 0)
 
     target = np.maximum(batch["labels"].numpy(), 0)

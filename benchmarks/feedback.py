@@ -23,9 +23,9 @@ from transformers import T5ForConditionalGeneration
 
 from lamp_jax.config import Devices
 from lamp_jax.decoding.beam import beam_search
+from lamp_jax.models.families import load_generator, save_generator
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5_SMALL
-from lamp_jax.models.weights import load_t5, save_t5
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import make_mesh, model_layout, place_batch
 
@@ -41,8 +41,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, 32000, (options.batch_size, SOURCE)).astype(np.int32)
     with tempfile.TemporaryDirectory() as name, jax.set_mesh(make_mesh()):
-        save_t5(T5(T5_SMALL, rngs=nnx.Rngs(0)), name)
-        graph, params = nnx.split(load_t5(name, **model_layout(Devices())))
+        save_generator(T5(T5_SMALL, rngs=nnx.Rngs(0)), name)
+        graph, params = nnx.split(load_generator(name, **model_layout(Devices())))
         search = jax.jit(
             lambda params, source: (
                 beam_search(nnx.merge(graph, params), source, num_beams=BEAMS, max_new_tokens=NEW).tokens

@@ -191,6 +191,15 @@ def gathered(weight: jax.Array, spec: P) -> jax.Array:
     return jax.sharding.reshard(weight, spec) if mesh_is_set() else weight
 
 
+def sharded_by_rows(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """A slice [B, ...] of an array [B, ...], sharded over its rows as the array is.
+
+    In jax 0.12 a slice of a single element, such as the first token of a batch of one row, is typed as replicated,
+    whatever the array is: a loop's state or a concatenation is then made of types that do not agree.
+    """
+    return gathered(part, P(jax.typeof(whole).sharding.spec[0]))
+
+
 def put(values: np.ndarray, spec: P) -> jax.Array:
     """An array on the devices, laid out as `spec`; every process has all of it."""
     if not mesh_is_set():

@@ -34,9 +34,10 @@ from lamp_jax.encoding import open_encoder
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.selector import CandidateReader, SelectorSettings, read_settings, write_settings
 from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.families import check_generator_tokenizer, load_generator, read_generator_config
 from lamp_jax.models.longformer import LongformerConfig
 from lamp_jax.models.peft import read_form, read_peft, write_peft
-from lamp_jax.models.weights import check_tokenizer, load_longformer, load_t5, read_t5_config
+from lamp_jax.models.weights import check_tokenizer, load_longformer
 from lamp_jax.retrieval import encoders
 from lamp_jax.stages.generate import open_adapters
 from lamp_jax.stages.train_adapters import make_form
@@ -155,7 +156,7 @@ def _make_adapters(folder: Path) -> dict[str, Kind]:
     record = {"stage": "trainadapters", "fingerprint": "x", "finished": True, "users": 3}
     (store / "run.json").write_text(json.dumps(record))
     one = {name: values[0] for name, values in adapters.items()}
-    write_peft(peft, one, read_t5_config(base), form.lora, base=base)
+    write_peft(peft, one, read_generator_config(base), form.lora, base=base)
     words = ("generate", "--task", TASK.name, "--questions", str(folder / "questions.json"), "--model", base)
     words += ("--adapters", "{}", "--max-length", "64", "--generation-max-length", "4")
     whole = frozenset(path.name for path in store.iterdir() if path.name != "run.json")
@@ -208,8 +209,8 @@ def _make_data_set(folder: Path) -> Kind:
 
 def _read_model(directory: Path) -> None:
     open_generation(directory, Answering())
-    check_tokenizer(load_tokenizer(directory), directory)
-    load_t5(directory)
+    check_generator_tokenizer(load_tokenizer(directory), directory)
+    load_generator(directory)
 
 
 def _read_encoder(directory: Path) -> None:
@@ -230,7 +231,7 @@ def _read_store(directory: Path) -> None:
 
 
 def _read_peft(directory: Path) -> None:
-    config = read_t5_config(TINY / "t5_ft")
+    config = read_generator_config(TINY / "t5_ft")
     read_peft(directory, config, make_form(str(TINY / "t5_ft"), read_form(directory, config), "float32").shapes)
 
 

@@ -80,6 +80,14 @@ def test_the_json_writer_knows_no_process_group():
     assert "lamp_jax.runs.processes" not in imports(PACKAGE / "runs" / "json_files.py")
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if room(module_name(path)) != "models"], ids=module_name)
+def test_no_module_outside_models_knows_a_family_of_generators(path: Path):
+    """Others use `models.generator` and `models.families`: a new family changes none of them."""
+    assert not [name for name in imports(path) if name.startswith("lamp_jax.models.t5")]
+    named = [node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)]
+    assert not [name for name in named if name.lower().removeprefix("_") in ("t5", "t5config") or "_t5" in name]
+
+
 def test_no_host_module_wakes_jax():
     host = [module_name(path) for path in MODULES if FLOORS[room(module_name(path))] <= WATERLINE]
     program = f"""

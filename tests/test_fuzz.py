@@ -43,7 +43,7 @@ def test_damaged_directories_are_read_or_refused_and_what_lacks_a_part_is_refuse
 
 
 def test_the_fuzz_of_directories_reports_what_it_is_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(fuzz_directories, "load_t5", lambda directory: None)
+    monkeypatch.setattr(fuzz_directories, "load_generator", lambda directory: None)
     counts, failures = fuzz_directories.fuzz(60, 0, tmp_path)
     assert len(failures) == sum(count for name, count in counts.items() if name.endswith("FAILED")) > 0
     assert all("it was read" in failure for failure in failures)

@@ -17,14 +17,13 @@ from lamp_jax.decoding.labels import score_labels
 from lamp_jax.distributed import read
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import NO_TOKEN, pad_rows
+from lamp_jax.models.generator import GeneratorConfig, is_end
 from lamp_jax.models.lora import Adapters, attach
-from lamp_jax.models.t5 import is_end
-from lamp_jax.models.t5_config import T5Config
 from lamp_jax.tasks.catalog import Task
 
 
 class Answerer:
-    """Answers of a T5 to prompts. Compiles once for each length of prompts."""
+    """Answers of a generator to prompts. Compiles once for each length of prompts."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
     return pad_rows(rows, len(rows), max(map(len, rows)))
 
 
-def without_padding(tokens: jax.Array, config: T5Config) -> jax.Array:
+def without_padding(tokens: jax.Array, config: GeneratorConfig) -> jax.Array:
     """Generated tokens [B, T] with NO_TOKEN after the first that ends: the tokenizer may pad with another id."""
     ends = is_end(tokens, config)
     return jnp.where(jnp.cumsum(ends, axis=1) - ends > 0, NO_TOKEN, tokens)
@@ -99,8 +98,7 @@ def make_decoder(
         if labels is not None:
             return score_labels(model, source, jnp.asarray(labels))
         model.config = generation.configure(model.config)
-        mask = model.source_mask(source)
-        constrain = make_constraint(generation, model.config, source, mask, max_new_tokens=longest)
+        constrain = make_constraint(generation, model, source, max_new_tokens=longest)
         if searches_greedily(answering):
             tokens = greedy_search(model, source, max_new_tokens=longest, constrain=constrain)
         else:

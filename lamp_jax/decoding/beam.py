@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamp_jax.decoding.constraints import Constrain
-from lamp_jax.models.t5 import T5, CrossCache, SelfCache, end_tokens, is_end
+from lamp_jax.models.generator import Cache, Generator, Source, end_tokens, is_end
 from lamp_jax.sharding import gathered
 
 # A score that no hypothesis has; added, it takes a candidate out of the choice.
@@ -30,8 +30,10 @@ class _State(NamedTuple):
     """[B, K, T]"""
     live_scores: jax.Array
     """[B, K]: sums of log-probabilities, best first."""
-    cache: SelfCache
-    """Of the live hypotheses, [K, L, B, T, H, size]: K first, as `vmap` wants it, so that nothing is transposed."""
+    last: jax.Array
+    """[B, K]: the tokens that the model reads next."""
+    cache: Cache
+    """Of the live hypotheses, [K, L, B, ...]: K first, as `vmap` wants it, so that nothing is transposed."""
     tokens: jax.Array
     """[B, K, T]: the finished hypotheses."""
     scores: jax.Array
@@ -55,7 +57,7 @@ class _Rules(NamedTuple):
 
 
 def beam_search(
-    model: T5,
+    model: Generator,
     tokens: jax.Array,
     *,
     num_beams: int,
@@ -78,25 +80,23 @@ def beam_search(
     longest = early_stopping == "never" and length_penalty > 0
     expected = np.full_like(divisors, divisors[-1]) if longest else divisors
     rules = _Rules(divisors, expected, early_stopping is True, constrain)
-    mask = model.source_mask(tokens)
-    cache, cross = model.start_cache(model.encode(tokens, mask=mask), mask, max_length=max_new_tokens)
-    start = _start(model, tokens, cache, num_beams=num_beams, max_new_tokens=max_new_tokens)
+    source = model.read_source(tokens)
+    start = _start(model, source, num_beams=num_beams, max_new_tokens=max_new_tokens)
 
     def unfinished(state: _State) -> jax.Array:
         return (state.length < max_new_tokens) & jnp.any(state.open)
 
     def step(state: _State) -> _State:
-        return _step(model, cross, state, rules)
+        return _step(model, source, state, rules)
 
     end = jax.lax.while_loop(unfinished, step, start)
     return Beams(end.tokens, end.scores)
 
 
-def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, max_new_tokens: int) -> _State:
-    # Made from the sources, so that what is split over devices by the batch stays so; by sums, for no slice keeps that
-    # in jax 0.12 where it has a single element, as of one source.
-    zero = jnp.zeros_like(jnp.sum(tokens, axis=1, keepdims=True))
-    places = jnp.broadcast_to(zero, (len(tokens), num_beams))
+def _start(model: Generator, source: Source, *, num_beams: int, max_new_tokens: int) -> _State:
+    first, cache = model.start(source, max_length=max_new_tokens)
+    last = jnp.broadcast_to(first[:, None], (len(first), num_beams))
+    places = jnp.zeros_like(last)  # sharded by the batch, as all that is made of it
     blank = jnp.broadcast_to(places[:, :, None], (*places.shape, max_new_tokens)) + model.config.pad_token_id
     zeros = places.astype(jnp.float32)
     return _State(
@@ -104,6 +104,7 @@ def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, ma
         live_tokens=blank,
         # All hypotheses are equal at the start: only the first may be extended.
         live_scores=zeros + jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEVER),
+        last=last,
         cache=jax.tree.map(lambda x: jnp.repeat(x[None], num_beams, axis=0), cache),
         tokens=blank,
         scores=zeros + _NEVER,
@@ -112,9 +113,9 @@ def _start(model: T5, tokens: jax.Array, cache: SelfCache, *, num_beams: int, ma
     )
 
 
-def _step(model: T5, cross: CrossCache, state: _State, rules: _Rules) -> _State:
+def _step(model: Generator, source: Source, state: _State, rules: _Rules) -> _State:
     num_beams, max_new_tokens = state.live_tokens.shape[1:]
-    best, cache = _extend(model, cross, state, rules.constrain)
+    best, cache = _extend(model, source, state, rules.constrain)
     length = state.length + 1
     divisor = jnp.asarray(rules.divisors)[state.length]
     ends = is_end(best.last, model.config) | (length == max_new_tokens)
@@ -135,6 +136,7 @@ def _step(model: T5, cross: CrossCache, state: _State, rules: _Rules) -> _State:
         length=length,
         live_tokens=_pick(best.tokens, chosen),
         live_scores=live_scores,
+        last=_pick(best.last, chosen),
         cache=jax.tree.map(lambda x: _pick_cache(x, _pick(best.parents, chosen)), cache),
         tokens=_pick(jnp.concatenate([state.tokens, best.tokens], axis=1), places),
         scores=scores,
@@ -156,12 +158,10 @@ class _Candidates(NamedTuple):
     """[B, N, T]"""
 
 
-def _extend(model: T5, cross: CrossCache, state: _State, constrain: Constrain | None) -> tuple[_Candidates, SelfCache]:
+def _extend(model: Generator, source: Source, state: _State, constrain: Constrain | None) -> tuple[_Candidates, Cache]:
     num_beams, max_new_tokens = state.live_tokens.shape[1:]
-    before = jax.lax.dynamic_index_in_dim(state.live_tokens, jnp.maximum(state.length - 1, 0), axis=2, keepdims=False)
-    before = jnp.where(state.length == 0, model.config.decoder_start_token_id, before)
     step = jax.vmap(model.step, in_axes=(1, None, 0, None), out_axes=(1, 0))
-    logits, cache = step(before, state.length, state.cache, cross)
+    logits, cache = step(state.last, state.length, state.cache, source)
 
     # [B, K, V] -> [B, K * V]; top_k needs the whole vocabulary on one device.
     logits = gathered(logits, model.rules.spec("batch", None, None))
@@ -171,7 +171,7 @@ def _extend(model: T5, cross: CrossCache, state: _State, constrain: Constrain | 
     sums = scores + state.live_scores[:, :, None]
     kept = max(2, 1 + len(end_tokens(model.config))) * num_beams
     best, index = jax.lax.top_k(sums.reshape(len(sums), -1), kept)
-    parents, last = index // logits.shape[-1], (index % logits.shape[-1]).astype(before.dtype)
+    parents, last = index // logits.shape[-1], (index % logits.shape[-1]).astype(state.last.dtype)
     here = jnp.arange(max_new_tokens) == state.length
     tokens = jnp.where(here, last[:, :, None], _pick(state.live_tokens, parents))
     return _Candidates(best, parents, last, tokens), cache

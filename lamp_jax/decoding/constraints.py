@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamp_jax.decoding.generation import Generation
-from lamp_jax.models.t5 import end_tokens
-from lamp_jax.models.t5_config import T5Config
+from lamp_jax.models.generator import Generator, GeneratorConfig, end_tokens
 
 Constrain = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """Scores [B, K, V] of the next tokens, the hypotheses' tokens [B, K, T] and how many there are -> scores [B, K, V]."""
@@ -21,7 +20,9 @@ class _Context(NamedTuple):
     """One hypothesis, or with leading axes many."""
 
     text: jax.Array
-    """[1 + T]: the start token, then what is generated; V where there is nothing yet."""
+    """[C + T]: the tokens before the answer, then what is generated; V for padding, and where there is nothing yet."""
+    end: jax.Array
+    """The place in the text of the next token; a scalar."""
     length: jax.Array
     """How many tokens are generated; a scalar."""
     source: jax.Array
@@ -33,30 +34,30 @@ _Change = Callable[[jax.Array, _Context], jax.Array]
 
 
 def make_constraint(
-    generation: Generation, config: T5Config, source: jax.Array, mask: jax.Array, *, max_new_tokens: int
+    generation: Generation, model: Generator, sources: jax.Array, *, max_new_tokens: int
 ) -> Constrain | None:
-    """All that is asked, for the sources [B, S] with their mask; None where that is nothing."""
-    changes = list(_changes(generation, config, max_new_tokens))
+    """All that is asked, for answers of a model to sources [B, S]; None where that is nothing."""
+    changes = list(_changes(generation, model.config, max_new_tokens))
     if not changes:
         return None
-    source = jnp.where(mask, source, config.vocab_size)
+    vocabulary, before = model.config.vocab_size, model.answer_context(sources)
+    before = jnp.where(before < 0, vocabulary, before)
+    sources = jnp.where(model.source_mask(sources), sources, vocabulary)
 
     def constrain(scores: jax.Array, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        start = jnp.asarray(config.decoder_start_token_id, tokens.dtype)
-        tokens = jnp.where(jnp.arange(tokens.shape[-1]) < length, tokens, config.vocab_size)
-        text = jax.lax.pad(tokens, start, [(0, 0, 0), (0, 0, 0), (1, 0, 0)])
-
-        def change(scores: jax.Array, text: jax.Array, source: jax.Array) -> jax.Array:
+        def change(scores: jax.Array, tokens: jax.Array, before: jax.Array, source: jax.Array) -> jax.Array:
+            generated = jnp.where(jnp.arange(len(tokens)) < length, tokens, vocabulary)
+            text = jnp.concatenate([before, generated])
             for one in changes:
-                scores = one(scores, _Context(text, length, source))
+                scores = one(scores, _Context(text, len(before) + length, length, source))
             return scores
 
-        return jax.vmap(jax.vmap(change, in_axes=(0, 0, None)))(scores, text, source)
+        return jax.vmap(jax.vmap(change, in_axes=(0, 0, None, None)))(scores, tokens, before, sources)
 
     return constrain
 
 
-def _changes(asked: Generation, config: T5Config, max_new_tokens: int) -> Iterator[_Change]:
+def _changes(asked: Generation, config: GeneratorConfig, max_new_tokens: int) -> Iterator[_Change]:
     """The changes, in the order in which transformers makes them."""
     vocabulary, ends = config.vocab_size, end_tokens(config)
     bad_words = [(words, -np.inf) for words in asked.bad_words_ids if words not in [(end,) for end in ends]]
@@ -142,9 +143,8 @@ def _tail(context: _Context, size: int) -> jax.Array:
     """The last tokens of a hypothesis, [size]; -1, which no text has, where there are not so many."""
     if size > len(context.text):
         return jnp.full(size, -1)
-    end = context.length + 1
-    found = jax.lax.dynamic_slice(context.text, [jnp.maximum(end - size, 0)], [size])
-    return jnp.where(end >= size, found, -1)
+    found = jax.lax.dynamic_slice(context.text, [jnp.maximum(context.end - size, 0)], [size])
+    return jnp.where(context.end >= size, found, -1)
 
 
 def _force(tokens: np.ndarray, *, at: int) -> _Change:

@@ -16,10 +16,9 @@ from lamp_jax.decoding.generation_names import (
     check_values,
 )
 from lamp_jax.errors import LampError
-from lamp_jax.models.t5 import end_tokens
-from lamp_jax.models.t5_config import T5Config
+from lamp_jax.models.families import read_generator_config
+from lamp_jax.models.generator import end_tokens
 from lamp_jax.models.tensors import CONFIG, find_model, read_json
-from lamp_jax.models.weights import read_t5_config
 from lamp_jax.runs.json_files import write_json
 
 GENERATION_CONFIG = "generation_config.json"
@@ -69,7 +68,7 @@ class Generation:
         """What a run record holds of it."""
         return {"source": Path(self.source).name, "applied": self.applied, "ignored": dict(self.ignored)}
 
-    def configure(self, config: T5Config) -> T5Config:
+    def configure(self, config: Any) -> Any:
         """A model's config with the tokens that start and end generated answers."""
         found: dict[str, Any] = {}
         if ends := self.eos_token_id:
@@ -114,7 +113,7 @@ def read_generation(model: str | Path, answering: Answering) -> Generation:
     if answering.generation_config == "none":
         return Generation(ignored={"all": "--generation-config none"})
     path, values = _read_values(find_model(model))
-    config = read_t5_config(model)
+    config = read_generator_config(model)
     found = check_values(values, path, vocabulary=config.vocab_size)
     ignored = _find_ignored(values, answering)
     if "min_length" in found:  # the start token counts
@@ -128,8 +127,8 @@ def read_generation(model: str | Path, answering: Answering) -> Generation:
                 ignored[name] = "only beam search reads it"
     if found.get("eos_token_id") == end_tokens(config):
         del found["eos_token_id"]
-    if found.get("decoder_start_token_id") == config.decoder_start_token_id:
-        del found["decoder_start_token_id"]
+    if config.decoder_start_token_id in (None, found.get("decoder_start_token_id")):
+        found.pop("decoder_start_token_id", None)
     generation = Generation(**found, source=str(path), ignored=ignored)
     _check_powers(generation, generation.max_new_tokens or answering.generation_max_length - 1)
     return generation

@@ -4,37 +4,32 @@ import jax
 import jax.numpy as jnp
 
 from lamp_jax.losses import is_target, sequence_log_probability, token_log_probabilities
-from lamp_jax.models.t5 import T5, CrossCache, decoder_inputs
+from lamp_jax.models.generator import Generator, Source
 
 
-def score_labels(model: T5, tokens: jax.Array, labels: jax.Array) -> jax.Array:
+def score_labels(model: Generator, tokens: jax.Array, labels: jax.Array) -> jax.Array:
     """log p(label | source) of every label's whole token sequence, `</s>` included; float32.
 
-    Sources [B, S], labels [L, T] (L labels, NO_TOKEN or padding after `</s>`) -> [B, L]. A source is encoded once and
-    its keys and values serve all labels. The probability among the labels is the softmax over the last axis.
+    Sources [B, S], labels [L, T] (L labels, NO_TOKEN or padding after `</s>`) -> [B, L]. A source is read once
+    and serves all labels. The probability among the labels is the softmax over the last axis.
     """
-    mask = model.source_mask(tokens)
-    cross = model.cross_cache(model.encode(tokens, mask=mask), mask)
-    return jax.vmap(lambda label: _score(model, cross, label), out_axes=1)(labels)
+    source = model.read_source(tokens)
+    return jax.vmap(lambda label: _score(model, source, label, rows=len(tokens)), out_axes=1)(labels)
 
 
-def mean_log_probability(model: T5, tokens: jax.Array, target: jax.Array) -> jax.Array:
+def mean_log_probability(model: Generator, tokens: jax.Array, target: jax.Array) -> jax.Array:
     """The mean of log p(y_t | y_<t, source) over each answer's tokens, `</s>` included; float32.
 
     Sources [B, S] and their answers [B, T] -> [B]. 0 where there is no answer.
     """
-    mask = model.source_mask(tokens)
-    logits = model.decode(decoder_inputs(target, model.config), model.encode(tokens, mask=mask), mask)
     pad = model.config.pad_token_id
     count = jnp.sum(is_target(target, pad=pad), axis=-1)
-    return sequence_log_probability(logits, target, pad=pad) / jnp.maximum(count, 1)
+    return sequence_log_probability(model.target_logits(tokens, target), target, pad=pad) / jnp.maximum(count, 1)
 
 
-def _score(model: T5, cross: CrossCache, label: jax.Array) -> jax.Array:
+def _score(model: Generator, source: Source, label: jax.Array, *, rows: int) -> jax.Array:
     """One label [T] for every source -> [B]."""
-    sources = cross.padding.shape[0]
-    target = jnp.broadcast_to(decoder_inputs(label[None], model.config), (sources, len(label)))
-    hidden = model.read_target(target, cross)
+    hidden = model.read_target(jnp.broadcast_to(label, (rows, len(label))), source)
 
     # Token by token, so that no more than [B, L, V] logits exist at once.
     def score_token(xs: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lamp_jax.models.dropout import dropout
 from lamp_jax.models.layers import normal, project
-from lamp_jax.sharding import Rules, mesh_is_set
+from lamp_jax.sharding import Rules, mesh_is_set, sharded_by_rows
 
 AttentionOrder = Literal["whole", "rows"]
 """How an encoder attends: to the whole batch at once (accelerators), or to a few rows at a time (CPUs)."""
@@ -226,8 +226,7 @@ def attend_nearby(
     if first == "seen by all":  # beside the block's own keys, and not twice among them
         is_first = jnp.arange(length)[:, None, None] == 0
         some_hidden = jnp.where(is_first, HIDDEN, hidden)
-        # A sum, because jax 0.12 does not keep how a slice of a single element (of one text) is sharded.
-        first_hidden = jnp.sum(jnp.where(is_first, hidden, 0.0), axis=1, keepdims=True)
+        first_hidden = sharded_by_rows(hidden[:, :1], hidden)
     own_query = jnp.reshape(_pad(query, 0, blocks * reach - length, 0), (-1, blocks, reach, *query.shape[2:]))
     near_keys, near_values, near_hidden = (
         _with_neighbours(x, reach, fill) for x, fill in ((keys, 0), (values, 0), (some_hidden, HIDDEN))

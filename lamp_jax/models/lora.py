@@ -19,11 +19,10 @@ from jax.sharding import PartitionSpec as P
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
 from lamp_jax.models.dropout import dropout, layer_keys
-from lamp_jax.models.hf_names import t5_places
+from lamp_jax.models.families import family_of
+from lamp_jax.models.generator import Generator, GeneratorConfig
 from lamp_jax.models.layers import project
 from lamp_jax.models.quantized import Quantized
-from lamp_jax.models.t5 import T5
-from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import Rules, gathered
 
 Adapters = Mapping[str, Any]
@@ -72,16 +71,14 @@ class Site(NamedTuple):
         return ".".join(self.path)
 
 
-def find_sites(config: T5Config, targets: tuple[str, ...]) -> list[Site]:
+def find_sites(config: GeneratorConfig, targets: tuple[str, ...]) -> list[Site]:
     """The weights that the targets name, as peft does: the last part of Hugging Face's name, in all layers and stacks.
 
     LampError for names that no weight of this model has.
     """
     sites: dict[str, dict[tuple[str, ...], int]] = {}
-    for name, place in t5_places(config).items():
-        if place.layer is not None and place.inputs is not None:
-            last = name.removesuffix(".weight").rpartition(".")[2]
-            sites.setdefault(last, {})[place.path] = place.inputs
+    for name, place in family_of(config).projections(config).items():
+        sites.setdefault(name.rpartition(".")[2], {})[place.path] = place.inputs or 0
     unknown = [target for target in targets if target not in sites]
     if unknown or not targets:
         asked = " ".join(unknown) or "(none)"
@@ -98,7 +95,7 @@ def check_rank(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
         raise LampError(f"--rank {lora.rank}: must be from 1 to {widest}, the narrowest side of the adapted weights")
 
 
-def adapter_shapes(model: T5, lora: Lora) -> dict[str, tuple[int, ...]]:
+def adapter_shapes(model: Generator, lora: Lora) -> dict[str, tuple[int, ...]]:
     """The arrays of one adapter, by name: `.down` [L, in, r] and `.up` [L, r, out] of every site.
 
     LampError for a rank or targets that do not fit the model (which may be abstract).
@@ -112,7 +109,7 @@ def adapter_shapes(model: T5, lora: Lora) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def adapter_specs(model: T5, lora: Lora) -> dict[str, P]:
+def adapter_specs(model: Generator, lora: Lora) -> dict[str, P]:
     """How adapters [U, ...] or [B, ...] lie: the first axis as batches do, the others as the weight when it is used."""
     specs, rules = {}, model.rules
     for site in find_sites(model.config, lora.targets):
@@ -135,11 +132,11 @@ def draw_adapter(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]
     }
 
 
-def attach(model: T5, adapters: Adapters, lora: Lora, *, key: jax.Array | None = None) -> T5:
-    """The same model, changed: each row of a batch has its own adapter [B, ...]; a key drops parts of what they read.
+def attach(model: Any, adapters: Adapters, lora: Lora, *, key: jax.Array | None = None) -> Any:
+    """The same generator, changed: each row of a batch has its own adapter [B, ...].
 
-    Projections that read the same x drop the same parts of it (those of one module have the same key). For a model that
-    was merged for one call.
+    A key drops parts of what adapters read; projections that read the same x drop the same parts of it (those of one
+    module have the same key). For a model that was merged for one call.
     """
     scale, specs = lora.alpha / lora.rank, adapter_specs(model, lora)
     keys: dict[tuple[str, ...], jax.Array | None] = {}

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
-from lamp_jax.models.hf_names import t5_places
+from lamp_jax.models.families import family_of
+from lamp_jax.models.generator import GeneratorConfig
 from lamp_jax.models.lora import DOWN, UP
 from lamp_jax.models.peft_config import CONFIG, read_peft_form
-from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.weights import write_tensors
 from lamp_jax.runs.json_files import atomic_path, atomic_write, check_fetched
 
@@ -25,12 +25,14 @@ WEIGHTS, TORCH = "adapter_model.safetensors", "adapter_model.bin"
 _PREFIX = "base_model.model."
 
 
-def read_form(directory: str | Path, config: T5Config) -> Lora:
-    """What kind of LoRA a directory holds for a T5. LampError for one that cannot be computed here."""
+def read_form(directory: str | Path, config: GeneratorConfig) -> Lora:
+    """What kind of LoRA a directory holds for a generator. LampError for one that cannot be computed here."""
     return read_peft_form(directory, config).lora
 
 
-def read_peft(directory: str | Path, config: T5Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def read_peft(
+    directory: str | Path, config: GeneratorConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     """The adapter of a directory: its arrays of these shapes. LampError, with all that differs, where it has others.
 
     A module that the directory's configuration does not choose gets 0. One of lower rank than the arrays is filled up
@@ -132,7 +134,7 @@ FILES = (CONFIG, WEIGHTS)
 
 
 def write_peft(
-    directory: str | Path, adapter: Mapping[str, np.ndarray], config: T5Config, lora: Lora, *, base: str
+    directory: str | Path, adapter: Mapping[str, np.ndarray], config: GeneratorConfig, lora: Lora, *, base: str
 ) -> None:
     """Writes a directory that `PeftModel.from_pretrained` loads on the base; the weights first, each file whole."""
     directory = Path(directory)
@@ -143,7 +145,7 @@ def write_peft(
     }
     settings: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM",
+        "task_type": family_of(config).peft_task,
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
@@ -158,7 +160,7 @@ def write_peft(
         file.write(json.dumps(settings, indent=2) + "\n")
 
 
-def tensor_shapes(config: T5Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: GeneratorConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """peft's name of every tensor of an adapter -> its shape: lora_A [r, in], lora_B [out, r]."""
     found = {}
     for name, (array, _) in _places(config, shapes).items():
@@ -173,13 +175,12 @@ def _matrix(values: np.ndarray, array: str) -> np.ndarray:
     return values.reshape(rows, -1).T
 
 
-def _places(config: T5Config, arrays: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+def _places(config: GeneratorConfig, arrays: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     """peft's name of every tensor -> the array that holds it, and the layer there."""
     places = {}
-    for name, place in t5_places(config).items():
+    for name, place in family_of(config).projections(config).items():
         site = ".".join(place.path)
-        if place.layer is not None and f"{site}.{DOWN}" in arrays:
-            module = f"{_PREFIX}{name.removesuffix('.weight')}"
-            places[f"{module}.lora_A.weight"] = (f"{site}.{DOWN}", place.layer)
-            places[f"{module}.lora_B.weight"] = (f"{site}.{UP}", place.layer)
+        if f"{site}.{DOWN}" in arrays:
+            places[f"{_PREFIX}{name}.lora_A.weight"] = (f"{site}.{DOWN}", place.layer or 0)
+            places[f"{_PREFIX}{name}.lora_B.weight"] = (f"{site}.{UP}", place.layer or 0)
     return places

@@ -1,6 +1,6 @@
-"""What an `adapter_config.json` of `peft` says: which modules of a T5 have an addition, and of what form.
+"""What an `adapter_config.json` of `peft` says: which modules of a generator have an addition, and of what form.
 
-Modules are chosen as peft 0.21 chooses them, by its names for a T5's modules. An adapter here has an addition in all
+Modules are chosen as peft 0.21 chooses them, by Hugging Face's names of modules. An adapter here has an addition in all
 layers of a projection; where the file's has none, it is 0.
 """
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
-from lamp_jax.models.hf_names import t5_places
-from lamp_jax.models.t5_config import T5Config
+from lamp_jax.models.families import family_of
+from lamp_jax.models.generator import GeneratorConfig
 from lamp_jax.models.weights import read_json
 
 CONFIG = "adapter_config.json"
@@ -26,11 +26,6 @@ _OTHER_KINDS = (
 """Options of peft that make an adapter compute something else."""
 _SAME_BASE = ("gaussian", "orthogonal", "eva", "mica")
 """Names of first values that leave the base's weights as they are; others (PiSSA, OLoRA) are taken out of them."""
-_NO_PROJECTIONS = (
-    *("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
-    *(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias" for stack in ("encoder", "decoder")),
-)
-"""Modules to which peft can add, and lamp cannot."""
 
 
 class Addition(NamedTuple):
@@ -47,8 +42,8 @@ class PeftForm(NamedTuple):
     additions: Mapping[str, Addition]
 
 
-def read_peft_form(directory: str | Path, config: T5Config) -> PeftForm:
-    """The LoRA that a directory says it holds for a T5. LampError for anything that cannot be computed here."""
+def read_peft_form(directory: str | Path, config: GeneratorConfig) -> PeftForm:
+    """The LoRA that a directory says it holds for a generator. LampError for anything that cannot be computed here."""
     path = Path(directory) / CONFIG
     values = read_json(path)
     _check_kind(path, values)
@@ -87,17 +82,13 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
-def _chosen(path: Path, values: Mapping[str, Any], config: T5Config) -> list[str]:
+def _chosen(path: Path, values: Mapping[str, Any], config: GeneratorConfig) -> list[str]:
     """The modules that get an addition. LampError if there are none, or some that lamp has no additions for."""
-    projections = [
-        name.removesuffix(".weight")
-        for name, place in t5_places(config).items()
-        if place.layer is not None and place.inputs is not None
-    ]
-    others = list(_NO_PROJECTIONS)
+    family = family_of(config)
+    projections, others = list(family.projections(config)), family.no_projections
     targets = _names(path, values, "target_modules")
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        targets, others = projections, []  # the output layer is no part of it
+        targets, others = projections, ()  # the output layer is no part of it
     excluded = _names(path, values, "exclude_modules")
     layers, pattern = _layers(path, values, targets)
 
@@ -111,7 +102,7 @@ def _chosen(path: Path, values: Mapping[str, Any], config: T5Config) -> list[str
     unknown = [name for name in others if is_chosen(name)]
     if unknown:
         taken = ", ".join(unknown)
-        raise LampError(f"{path}: target_modules takes in {taken}; only a T5's projections can be imported")
+        raise LampError(f"{path}: target_modules takes in {taken}; only the projections of its layers can be imported")
     found = [name for name in projections if is_chosen(name)]
     if not found:
         last = ", ".join(sorted({name.rpartition(".")[2] for name in projections}))

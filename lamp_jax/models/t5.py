@@ -23,6 +23,7 @@ from lamp_jax.models.attention import (
     hide_padding,
 )
 from lamp_jax.models.dropout import dropout, layer_keys, split_key
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.layers import (
     FeedForward,
     LayerLoop,
@@ -57,27 +58,6 @@ class SelfCache(NamedTuple):
     """[L, B, T, H, K]"""
     values: jax.Array
     """[L, B, T, H, K]"""
-
-
-def decoder_inputs(labels: jax.Array, config: T5Config) -> jax.Array:
-    """Labels [B, T] shifted right behind the start token: what the decoder reads to predict them.
-
-    Labels that are no token (negative) become padding.
-    """
-    labels = jnp.where(labels < 0, config.pad_token_id, labels)
-    start = jnp.asarray(config.decoder_start_token_id, labels.dtype)
-    # No slices: jax 0.12 forgets how one of a single element is sharded, as of one label.
-    return jax.lax.pad(labels, start, [(0, 0, 0), (1, -1, 0)])
-
-
-def is_end(tokens: jax.Array, config: T5Config) -> jax.Array:
-    """True at tokens that end an answer; a config may have several."""
-    return jnp.isin(tokens, jnp.array(end_tokens(config)))
-
-
-def end_tokens(config: T5Config) -> tuple[int, ...]:
-    """The tokens of which each ends an answer."""
-    return config.eos_token_id if isinstance(config.eos_token_id, tuple) else (config.eos_token_id,)
 
 
 class EncoderLayers(nnx.Module):
@@ -220,6 +200,11 @@ class T5(nnx.Module):
             None if tied else normal(rngs, shape, deviation=factor * config.d_model**-0.5, rules=rules, axes=axes)
         )
 
+    @property
+    def depth(self) -> int:
+        """The number of layers, of both stacks together."""
+        return self.config.num_layers + self.config.num_decoder_layers
+
     def source_mask(self, tokens: jax.Array) -> jax.Array:
         """True at every token that is not padding (NO_TOKEN, the config's padding id), [B, S]."""
         return (tokens != self.config.pad_token_id) & (tokens >= 0)
@@ -249,7 +234,7 @@ class T5(nnx.Module):
     ) -> jax.Array:
         """Decoder inputs [B, T], encoded source [B, S, D] and its mask [B, S] -> logits [B, T, V], float32.
 
-        Position t sees the inputs up to t; `decoder_inputs` makes them from labels.
+        Position t sees the inputs up to t; `generator.decoder_inputs` makes them from labels.
         """
         key_first, key_last, key_layers = split_key(key, 3)
         position, padding = self._causal_scores(target.shape[1]), hide_padding(source_mask)
@@ -264,51 +249,66 @@ class T5(nnx.Module):
         x, _ = scan_layers(layer, x, (self.decoder, keys), remat=self.remat, loop=self.loop)
         return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
 
-    def cross_cache(self, encoded: jax.Array, source_mask: jax.Array) -> CrossCache:
-        """Keys and values of the source [B, S, D] for every decoder layer; `source_mask` [B, S] hides padding."""
+    def target_logits(self, tokens: jax.Array, target: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """Sources [B, S] and targets [B, T] -> the logits of each target token, [B, T, V], float32."""
+        encoder_key, decoder_key = split_key(key, 2)
+        mask = self.source_mask(tokens)
+        encoded = self.encode(tokens, mask=mask, key=encoder_key)
+        return self.decode(decoder_inputs(target, self.config), encoded, mask, key=decoder_key)
+
+    def read_source(self, tokens: jax.Array) -> CrossCache:
+        """Keys and values of the encoded sources [B, S] for every decoder layer."""
+        mask = self.source_mask(tokens)
+        encoded = self.encode(tokens, mask=mask)
         _, (keys, values) = jax.lax.scan(
             lambda _, layers: (None, layers.cross.keys_and_values(encoded)), None, self.decoder
         )
-        return CrossCache(keys, values, hide_padding(source_mask))
+        return CrossCache(keys, values, hide_padding(mask))
 
-    def read_target(self, target: jax.Array, cross: CrossCache) -> jax.Array:
-        """Decoder inputs [B, T] -> the decoder's last hidden states [B, T, D], from the cached source; no dropout."""
+    def read_target(self, target: jax.Array, source: CrossCache) -> jax.Array:
+        """Targets [B, T] -> the decoder's last hidden states [B, T, D], from the cached source; no dropout."""
         position = self._causal_scores(target.shape[1])
 
         def layer(x, xs):
             layers, keys, values = xs
-            return layers(x, position, (keys, values, cross.padding), None), None
+            return layers(x, position, (keys, values, source.padding), None), None
 
-        x, _ = scan_layers(layer, self._embed(target), (self.decoder, cross.keys, cross.values), remat="none")
+        x = self._embed(decoder_inputs(target, self.config))
+        x, _ = scan_layers(layer, x, (self.decoder, source.keys, source.values), remat="none")
         return self.decoder_norm(x)
 
-    def start_cache(
-        self, encoded: jax.Array, source_mask: jax.Array, *, max_length: int
-    ) -> tuple[SelfCache, CrossCache]:
-        """An empty target of at most `max_length` tokens, and the source's keys and values, for `step`."""
-        config, rules = self.config, self.rules
-        shape = (config.num_decoder_layers, encoded.shape[0], max_length, config.num_heads, config.d_kv)
-        empty = jnp.zeros(shape, self.dtype, out_sharding=rules.out(None, "batch", None, "heads", None))
-        return SelfCache(empty, empty), self.cross_cache(encoded, source_mask)
+    def answer_context(self, tokens: jax.Array) -> jax.Array:
+        """The start token before each answer, [B, 1]."""
+        layout = self.rules.out("batch", None)
+        return jnp.full((len(tokens), 1), self.config.decoder_start_token_id, tokens.dtype, out_sharding=layout)
+
+    def start(self, source: CrossCache, *, max_length: int) -> tuple[jax.Array, SelfCache]:
+        """The start tokens [B], and an empty cache with room for targets of `max_length` tokens, for `step`."""
+        config, rows = self.config, source.padding.shape[0]
+        shape = (config.num_decoder_layers, rows, max_length, config.num_heads, config.d_kv)
+        layout = self.rules.out(None, "batch", None, "heads", None)
+        empty = jnp.zeros(shape, self.dtype, out_sharding=layout)
+        first = jnp.full((rows,), config.decoder_start_token_id, jnp.int32, out_sharding=self.rules.out("batch"))
+        return first, SelfCache(empty, empty)
 
     def step(
-        self, token: jax.Array, position: jax.Array, self_cache: SelfCache, cross_cache: CrossCache
+        self, token: jax.Array, position: jax.Array, cache: SelfCache, source: CrossCache
     ) -> tuple[jax.Array, SelfCache]:
         """Reads the token [B] at `position` (a scalar, from 0) -> logits [B, V] of the next one, float32; the cache."""
-        length = self_cache.keys.shape[2]
+        length = cache.keys.shape[2]
         distance = jnp.arange(length) - position
         scores = jnp.where(distance > 0, HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
 
         def layer(carry, xs):
             layers, number, keys, values = xs
             x, cache = carry
-            return layers.step(x, number, position, scores, (keys, values, cross_cache.padding), cache), None
+            return layers.step(x, number, position, scores, (keys, values, source.padding), cache), None
 
-        xs = (self.decoder, jnp.arange(self.config.num_decoder_layers), cross_cache.keys, cross_cache.values)
+        xs = (self.decoder, jnp.arange(self.config.num_decoder_layers), source.keys, source.values)
         # A CPU copies every slice of the weights that a loop takes, which for one token costs as much as the products.
         unroll = self.config.num_decoder_layers if self.attention == "rows" else 1
-        (x, self_cache), _ = jax.lax.scan(layer, (self._embed(token[:, None]), self_cache), xs, unroll=unroll)
-        return self.logits(self.decoder_norm(x))[:, 0], self_cache
+        (x, cache), _ = jax.lax.scan(layer, (self._embed(token[:, None]), cache), xs, unroll=unroll)
+        return self.logits(self.decoder_norm(x))[:, 0], cache
 
     def logits(self, x: jax.Array) -> jax.Array:
         """The decoder's last hidden states [..., D] -> [..., V], float32."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lamp_jax.errors import LampError
+from lamp_jax.inputs.tokenizer import round_up_vocabulary
 from lamp_jax.models.config_values import check_tokens, read_flag, read_numbers
 from lamp_jax.models.layers import FeedForwardKind
 
@@ -39,6 +40,8 @@ class T5Config:
     """Ends an answer; any of several does."""
     decoder_start_token_id: int = 0
 
+    model_type: ClassVar[str] = "t5"
+
     def __post_init__(self):
         if self.scale_decoder_outputs == self.tie_word_embeddings:  # one form for equal configurations
             object.__setattr__(self, "scale_decoder_outputs", None)
@@ -54,7 +57,7 @@ class T5Config:
 
         transformers 5 writes `tie_word_embeddings` true for every T5: whether one is tied, its weights say.
         """
-        if values.get("model_type") != "t5":
+        if values.get("model_type") != cls.model_type:
             raise LampError(
                 f"{source}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 or FLAN-T5 model"
             )
@@ -78,6 +81,32 @@ class T5Config:
             )
         return config
 
+    @classmethod
+    def for_scratch(
+        cls,
+        vocabulary: int,
+        *,
+        d_model: int,
+        d_ff: int,
+        num_layers: int,
+        num_decoder_layers: int,
+        num_heads: int,
+        dropout: float,
+    ) -> "T5Config":
+        """The configuration of a new model of FLAN-T5's kind, for a tokenizer of so many pieces."""
+        return cls(
+            vocab_size=round_up_vocabulary(vocabulary),
+            d_model=d_model,
+            d_kv=d_model // num_heads,
+            d_ff=d_ff,
+            num_layers=num_layers,
+            num_decoder_layers=num_decoder_layers,
+            num_heads=num_heads,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+            dropout_rate=dropout,
+        )
+
     def to_hf(self) -> dict[str, Any]:
         """The content of `config.json` for `transformers.T5ForConditionalGeneration`."""
         gated = self.feed_forward_proj == "gated-gelu"
@@ -88,7 +117,7 @@ class T5Config:
             "dtype": "float32",
             "is_encoder_decoder": True,
             "is_gated_act": gated,
-            "model_type": "t5",
+            "model_type": self.model_type,
             "use_cache": True,
         }
 

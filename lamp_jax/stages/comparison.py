@@ -15,7 +15,7 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import check_tokenizer, load_t5
+from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import atomic_write, write_json
 from lamp_jax.runs.processes import on_first
@@ -37,11 +37,11 @@ class Order(NamedTuple):
 def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: Path) -> dict[str, Scores]:
     """The scores of the one trained model with each order's items in the prompt; predictions are written."""
     tokenizer = load_tokenizer(experiment.output)
-    check_tokenizer(tokenizer, experiment.output)
+    check_generator_tokenizer(tokenizer, experiment.output)
     generation = open_generation(experiment.output, experiment.answering)
     scores = {}
     with jax.set_mesh(open_mesh(experiment.devices)):
-        graph, params = nnx.split(load_t5(experiment.output, **model_layout(experiment.devices)))
+        graph, params = nnx.split(load_generator(experiment.output, **model_layout(experiment.devices)))
         answerers: dict[str, Answerer] = {}
         for name, (questions, retriever, adapters) in orders.items():
             store = open_adapters(adapters, experiment.output) if adapters else None

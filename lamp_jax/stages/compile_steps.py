@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.config import SCRATCH, Answering, Learning
+from lamp_jax.config import SCRATCH, Answering, Learning, Storage
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.decoding.generation import NOTHING, read_generation
 from lamp_jax.decoding.labels import mean_log_probability
@@ -19,10 +19,11 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import CandidateBatch
 from lamp_jax.inputs.microbatches import fit_rows
 from lamp_jax.models.bert import Bert, BertConfig
+from lamp_jax.models.families import abstract_generator, published_configs, read_generator_config
+from lamp_jax.models.generator import GeneratorConfig
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.lora import adapter_shapes, adapter_specs
-from lamp_jax.models.t5_config import SIZES, T5Config
-from lamp_jax.models.weights import CONFIG, abstract_t5, read_config, read_t5_config
+from lamp_jax.models.weights import CONFIG, read_config
 from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
 from lamp_jax.options.generator import Generate, Train
@@ -170,7 +171,8 @@ def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rule
 
 def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, Rules]:
     layout = model_layout(experiment.devices)
-    model = abstract_t5(_t5_config(experiment), storage=getattr(experiment, "storage", "float32"), **layout)
+    storage: Storage = getattr(experiment, "storage", "float32")
+    model = abstract_generator(_generator_config(experiment), storage=storage, **layout)
     graph, params = nnx.split(model)
     return graph, _placed(params), layout["rules"]
 
@@ -220,15 +222,15 @@ def _candidate_batch(learning: Learning, queries: int, candidates: int, length: 
     return CandidateBatch(*shapes)
 
 
-def _t5_config(experiment: Asking | TrainAdapters) -> T5Config:
+def _generator_config(experiment: Asking | TrainAdapters) -> GeneratorConfig:
     if isinstance(experiment, Train) and experiment.model == SCRATCH:
         raise LampError("--model scratch: how large its vocabulary is shows only when it is trained; name a model")
     if Path(experiment.model).is_dir():
-        return read_t5_config(experiment.model)
-    name = experiment.model.rpartition("/")[2]
-    if name not in SIZES:
-        raise LampError(f"--model {experiment.model}: give a directory with {CONFIG}, or one of {', '.join(SIZES)}")
-    return SIZES[name]
+        return read_generator_config(experiment.model)
+    name, published = experiment.model.rpartition("/")[2], published_configs()
+    if name not in published:
+        raise LampError(f"--model {experiment.model}: give a directory with {CONFIG}, or one of {', '.join(published)}")
+    return published[name]
 
 
 def _encoder_config(name: str, kind: type[BertConfig]) -> Any:

@@ -1,4 +1,4 @@
-"""`lamp demo`: a benchmark is made, a small T5 trained on it, and retrievers compared in one table."""
+"""`lamp demo`: a benchmark is made, a small generator trained on it, and retrievers compared in one table."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,8 +1,8 @@
 """`lamp export-adapter`: one user's adapter of a store as a directory that Hugging Face's peft loads."""
 
 from lamp_jax.artifacts.adapters import FORM, open_store
+from lamp_jax.models.families import read_generator_config
 from lamp_jax.models.peft import FILES, write_peft
-from lamp_jax.models.weights import read_t5_config
 from lamp_jax.options.adapters import ExportAdapter
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.remote import bring_input
@@ -20,6 +20,6 @@ def run(options: ExportAdapter) -> None:
     if record.state == "done":
         return print(f"{options.output}: already exported")
     record.begin()
-    write_peft(record.place, adapter, read_t5_config(model), store.form.lora, base=with_urls(model))
+    write_peft(record.place, adapter, read_generator_config(model), store.form.lora, base=with_urls(model))
     record.finish()
     print(f"{options.output}: the adapter of {options.user}, for PeftModel.from_pretrained(base, ...)")

@@ -21,7 +21,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import check_tokenizer, load_t5
+from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
 from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.journals import Journal, read_journal
@@ -82,10 +82,10 @@ def collect(
         return record.place / shard_file(kind, shard, options.shards)
 
     task, tokenizer = find_task(options.task), load_tokenizer(options.model)
-    check_tokenizer(tokenizer, options.model)
+    check_generator_tokenizer(tokenizer, options.model)
     with jax.set_mesh(open_mesh(options.devices)):
         check_divides("--batch-size", options.batch_size, "data")
-        graph, params = nnx.split(load_t5(options.model, **model_layout(options.devices)))
+        graph, params = nnx.split(load_generator(options.model, **model_layout(options.devices)))
         mine = trials(options.shard)
         rate = (_likelihoods if reward == "likelihood" else _metrics)(options, task, tokenizer, graph, params, mine)
         record.begin()

@@ -20,7 +20,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
 from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.weights import check_tokenizer, fingerprint_t5, load_t5
+from lamp_jax.models.families import check_generator_tokenizer, fingerprint_generator, load_generator
 from lamp_jax.options.generator import Generate
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.outputs import read_record
@@ -60,9 +60,10 @@ def run(options: Generate) -> None:
         facts["adapted"] = count_adapted(store, questions, path=options.questions)
         print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     tokenizer = load_tokenizer(options.model)
-    check_tokenizer(tokenizer, options.model)
+    check_generator_tokenizer(tokenizer, options.model)
     with jax.set_mesh(mesh):  # before prompts are made: a damaged model ends the command at once
-        graph, params = nnx.split(load_t5(options.model, storage=options.storage, **model_layout(options.devices)))
+        layout = model_layout(options.devices)
+        graph, params = nnx.split(load_generator(options.model, storage=options.storage, **layout))
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
@@ -92,7 +93,7 @@ def run(options: Generate) -> None:
 def open_adapters(directory: str, model: str) -> AdapterStore:
     """A store whose adapters were made for this model. LampError for another's."""
     store = open_store(directory)
-    check_form(store.form, replace(store.form, base=fingerprint_t5(model), base_name=model), where=directory)
+    check_form(store.form, replace(store.form, base=fingerprint_generator(model), base_name=model), where=directory)
     try:
         wanted = make_form(model, store.form.lora, store.form.dtype)
     except LampError as error:

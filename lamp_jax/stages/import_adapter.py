@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from lamp_jax.artifacts.adapters import Entry, create_store, read_store_form
+from lamp_jax.models.families import read_generator_config
 from lamp_jax.models.peft import read_form, read_peft
-from lamp_jax.models.weights import read_t5_config
 from lamp_jax.options.adapters import ImportAdapter
 from lamp_jax.runs.outputs import check_apart
 from lamp_jax.stages.train_adapters import make_form
@@ -14,7 +14,7 @@ from lamp_jax.stages.train_adapters import make_form
 
 def run(options: ImportAdapter) -> None:
     check_apart([Path(options.store)], [options.directory, options.model])
-    config = read_t5_config(options.model)
+    config = read_generator_config(options.model)
     lora = read_form(options.directory, config)
     form = make_form(options.model, lora, _kept(options))
     adapter = read_peft(options.directory, config, form.shapes)

@@ -1,4 +1,4 @@
-"""`lamp train`: a T5 fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
+"""`lamp train`: a generator fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
 
 import dataclasses
 import math
@@ -30,12 +30,17 @@ from lamp_jax.inputs.tokenizer import (
     TOKENIZER_FILES,
     keep_tokenizer,
     load_tokenizer,
-    round_up_vocabulary,
     train_tokenizer,
 )
-from lamp_jax.models.t5 import T5
-from lamp_jax.models.t5_config import T5Config
-from lamp_jax.models.weights import MODEL_FILES, check_tokenizer, load_t5, save_t5
+from lamp_jax.models.families import (
+    check_generator_tokenizer,
+    load_generator,
+    new_generator,
+    save_generator,
+    scratch_config,
+)
+from lamp_jax.models.generator import Generator
+from lamp_jax.models.weights import MODEL_FILES
 from lamp_jax.options.generator import Train
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
@@ -102,7 +107,7 @@ def train_generator(
     output = Path(options.output)
     tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, task, questions))
     if options.model != SCRATCH:
-        check_tokenizer(tokenizer, options.model)
+        check_generator_tokenizer(tokenizer, options.model)
         on_first(lambda: keep_generation(options.model, output))
     model = _prepare_model(options, len(tokenizer))
     graph, params = nnx.split(model)
@@ -120,7 +125,7 @@ def train_generator(
         rules=model.rules,
         evaluate=_evaluation(options, task, validation, tokenizer, graph, generation),
         higher_is_better=task.higher_is_better,
-        keep_best=lambda params: save_t5(nnx.merge(graph, params), output),
+        keep_best=lambda params: save_generator(nnx.merge(graph, params), output),
     )
 
 
@@ -140,23 +145,21 @@ def _texts(task: Task, questions: QuestionSource) -> list[str]:
     return list(texts | items)
 
 
-def _prepare_model(options: Train, vocabulary: int) -> T5:
-    size, layout = options.scratch, model_layout(options.devices)
+def _prepare_model(options: Train, vocabulary: int) -> Generator:
+    layout = model_layout(options.devices)
     if options.model != SCRATCH:
-        return load_t5(options.model, **layout)
-    config = T5Config(
-        vocab_size=round_up_vocabulary(vocabulary),
+        return load_generator(options.model, **layout)
+    size = options.scratch
+    config = scratch_config(
+        vocabulary,
         d_model=size.d_model,
-        d_kv=size.d_model // size.num_heads,
         d_ff=size.d_ff,
         num_layers=size.num_layers,
         num_decoder_layers=size.num_decoder_layers,
         num_heads=size.num_heads,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=size.dropout,
+        dropout=size.dropout,
     )
-    return T5(config, rngs=nnx.Rngs(options.seed), **layout)
+    return new_generator(config, seed=options.seed, **layout)
 
 
 def _examples(options: Train, task: Task, questions: QuestionSource, tokenizer: Any) -> Iterator[Example]:

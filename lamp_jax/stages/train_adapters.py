@@ -29,8 +29,14 @@ from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.generator import gold_of
 from lamp_jax.inputs.microbatches import UserExamples
 from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.models.families import (
+    abstract_generator,
+    check_generator_tokenizer,
+    fingerprint_generator,
+    load_generator,
+    read_generator_config,
+)
 from lamp_jax.models.lora import adapter_shapes
-from lamp_jax.models.weights import abstract_t5, check_tokenizer, fingerprint_t5, load_t5, read_t5_config
 from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.processes import on_first
@@ -62,7 +68,7 @@ def run(options: TrainAdapters) -> None:
         _check(options)
     form = make_form(options.model, options.lora, options.keep)
     tokenizer = load_tokenizer(options.model)
-    check_tokenizer(tokenizer, options.model)
+    check_generator_tokenizer(tokenizer, options.model)
     learners, without = read_learners(options, task, tokenizer)
     record.begin()
     output = record.place
@@ -71,7 +77,7 @@ def run(options: TrainAdapters) -> None:
         contextlib.closing(create_store(output, form)) as store,
         contextlib.closing(Journal(output / FAILED)) as failed,
     ):
-        model = load_t5(options.model, storage=options.storage, **model_layout(options.devices))
+        model = load_generator(options.model, storage=options.storage, **model_layout(options.devices))
         cohorts = AdapterCohorts(options, model, learners)
         done = {entry["user"] for entry in failed.entries}
         adapt(
@@ -155,9 +161,9 @@ def _check(options: TrainAdapters) -> None:
 
 def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> Form:
     """What all adapters of a base have in common. LampError for a rank or targets that do not fit it."""
-    shapes = adapter_shapes(abstract_t5(read_t5_config(model)), lora)
+    shapes = adapter_shapes(abstract_generator(read_generator_config(model)), lora)
     targets = tuple(sorted(set(lora.targets)))
-    return Form(fingerprint_t5(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
+    return Form(fingerprint_generator(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
 
 
 def read_learners(options: TrainAdapters, task: Task, tokenizer: Any) -> tuple[list[UserExamples], int]:

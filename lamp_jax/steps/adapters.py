@@ -19,7 +19,6 @@ from lamp_jax.config import Lora, Optimization
 from lamp_jax.losses import sequence_log_probability
 from lamp_jax.models.dropout import split_key
 from lamp_jax.models.lora import attach
-from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.sharding import Rules, gathered, shards
 from lamp_jax.steps.update import direction
 
@@ -166,11 +165,9 @@ def _row_losses(
     model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: MicrobatchArrays, key: jax.Array
 ) -> jax.Array:
     """The sum over each row's target tokens of their negative log-probability, [B]."""
-    encoder_key, decoder_key, adapter_key = split_key(key, 3)
+    *_, adapter_key = split_key(key, 3)  # the model's dropout takes the first two of this key
     model = attach(model, rows, lora, key=adapter_key)
-    mask = model.source_mask(part.source)
-    encoded = model.encode(part.source, mask=mask, key=encoder_key)
-    logits = model.decode(decoder_inputs(part.target, model.config), encoded, mask, key=decoder_key)
+    logits = model.target_logits(part.source, part.target, key=key)
     return -sequence_log_probability(logits, part.target, pad=model.config.pad_token_id)
 
 

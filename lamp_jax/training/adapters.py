@@ -20,8 +20,8 @@ from lamp_jax.config import AdapterTraining
 from lamp_jax.distributed import read, watch
 from lamp_jax.errors import Preempted
 from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples, fit_shapes, make_blocks
+from lamp_jax.models.generator import Generator
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
-from lamp_jax.models.t5 import T5
 from lamp_jax.runs.processes import is_first, on_first
 from lamp_jax.runs.remote import CHECKPOINTS
 from lamp_jax.sharding import on_cpu, own_rows, place_batch, put, shards
@@ -55,10 +55,10 @@ class Start(NamedTuple):
 class AdapterCohorts:
     """All users of a run and the base that they share, on the current mesh."""
 
-    def __init__(self, options: AdapterTraining, model: T5, learners: Sequence[UserExamples]):
+    def __init__(self, options: AdapterTraining, model: Generator, learners: Sequence[UserExamples]):
         self.options, self.rules, self.devices = options, model.rules, shards(model.rules.batch)
         self.shapes, self._specs = adapter_shapes(model, options.lora), adapter_specs(model, options.lora)
-        if on_cpu() and model.config.num_layers + model.config.num_decoder_layers <= _FEW_LAYERS:
+        if on_cpu() and model.depth <= _FEW_LAYERS:
             model.loop = "unrolled"
         graph, self._base = nnx.split(model)
         shared = options.shared != "no"

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamp_jax.models.t5 import CrossCache, SelfCache
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL
 
@@ -28,22 +27,16 @@ class MarkovChain:
     def config(self):
         return T5Config(vocab_size=self.table.shape[-1])
 
-    def source_mask(self, tokens):
-        return tokens >= 0
+    def read_source(self, tokens):
+        return tokens[:, 0]
 
-    def encode(self, tokens, *, mask):
-        return tokens
+    def start(self, source, *, max_length):
+        return jnp.zeros_like(source), jnp.zeros((1, len(source), max_length + 1), jnp.int32)
 
-    def start_cache(self, encoded, mask, *, max_length):
-        empty = jnp.zeros((1, len(encoded), max_length + 1, 1, 1), jnp.int32)
-        return SelfCache(empty, empty), CrossCache(encoded, encoded, encoded)
-
-    def step(self, token, position, cache, cross):
-        read = cache.keys[0, :, :, 0, 0]
-        before = jax.lax.dynamic_index_in_dim(read, position, axis=1, keepdims=False)
-        new = token[None, :, None, None, None]
-        keys = jax.lax.dynamic_update_slice_in_dim(cache.keys, new, position + 1, axis=2)
-        return jnp.asarray(self.table)[cross.keys[:, 0], before, token], SelfCache(keys, cache.values)
+    def step(self, token, position, cache, source):
+        before = jax.lax.dynamic_index_in_dim(cache[0], position, axis=1, keepdims=False)
+        cache = jax.lax.dynamic_update_slice_in_dim(cache, token[None, :, None], position + 1, axis=2)
+        return jnp.asarray(self.table)[source, before, token], cache
 
 
 def random_chain(sources: int, vocabulary: int, seed: int, *, end: float = 0.0) -> MarkovChain:

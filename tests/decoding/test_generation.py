@@ -29,8 +29,8 @@ from lamp_jax.decoding.generation import (
     read_generation,
 )
 from lamp_jax.errors import LampError
+from lamp_jax.models.families import load_generator, save_generator
 from lamp_jax.models.t5 import T5
-from lamp_jax.models.weights import load_t5, save_t5
 from lamp_jax.sharding import FSDP_AND_TENSOR_PARALLEL, make_mesh, place_batch
 from tests.goldens.cases import CASES as FOLDER
 from tests.models.tiny import GATED, build, make_batch, place_values
@@ -116,7 +116,7 @@ def save_model(directory):
 
     flat = {path: drawn(path, leaf) for path, leaf in nnx.to_flat_state(nnx.state(build(GATED)))}
     model = place_values(jax.eval_shape(lambda: T5(GATED, rngs=nnx.Rngs(0))), nnx.from_flat_state(flat))
-    save_t5(model, directory)
+    save_generator(model, directory)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def answering(num_beams=3, **options):
 
 def decode(directory, answering, sources=SOURCES):
     """The tokens of each answer, the end included."""
-    graph, params = nnx.split(load_t5(directory))
+    graph, params = nnx.split(load_generator(directory))
     generation = read_generation(directory, answering)
     with jax.default_matmul_precision("highest"):
         tokens = make_decoder(graph, answering, None, generation=generation)(params, sources)
@@ -234,7 +234,7 @@ def test_several_devices_answer_as_one(model, tmp_path):
     for beams in (1, 3):
         expected = decode(directory, answering(beams), sources)
         with jax.set_mesh(make_mesh(4, 2)):
-            graph, params = nnx.split(load_t5(directory, rules=FSDP_AND_TENSOR_PARALLEL))
+            graph, params = nnx.split(load_generator(directory, rules=FSDP_AND_TENSOR_PARALLEL))
             generation = read_generation(directory, answering(beams))
             run = make_decoder(graph, answering(beams), None, generation=generation)
             tokens = np.asarray(run(params, place_batch(sources)))

@@ -5,7 +5,7 @@ import pytest
 
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.losses import sequence_log_probability
-from lamp_jax.models.t5 import decoder_inputs
+from lamp_jax.models.generator import decoder_inputs
 from tests.models.tiny import GATED, TIED, build, make_batch
 
 LABELS = np.array([[5, 1, 0, 0], [7, 8, 9, 1], [1, 0, 0, 0]])

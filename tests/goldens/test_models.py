@@ -15,8 +15,9 @@ from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.bert import NO_TOKEN
-from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.models.weights import hf_tensors, load_bert, load_longformer, load_t5, t5_places
+from lamp_jax.models.families import load_generator
+from lamp_jax.models.generator import decoder_inputs
+from lamp_jax.models.weights import hf_tensors, load_bert, load_longformer, t5_places
 from tests.goldens.cases import CASES
 
 pytestmark = pytest.mark.golden
@@ -41,7 +42,7 @@ WITH_LOSSES = [name for name in GENERATED if name in FORWARD and "loss_each" in 
 
 @functools.cache
 def load(name):
-    return load_t5(CASES / "tiny" / name)
+    return load_generator(CASES / "tiny" / name)
 
 
 @functools.cache

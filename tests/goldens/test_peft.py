@@ -11,10 +11,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from lamp_jax.losses import token_cross_entropy
+from lamp_jax.models.families import abstract_generator, load_generator, read_generator_config
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.peft import CONFIG, WEIGHTS, read_form, read_peft, write_peft
-from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.models.weights import abstract_t5, load_t5, read_t5_config
 from tests.goldens.cases import CASES
 
 pytestmark = pytest.mark.golden
@@ -35,9 +35,9 @@ def find_base(name):
 
 def read_adapter(name):
     """The adapter's form and arrays."""
-    config = read_t5_config(find_base(name))
+    config = read_generator_config(find_base(name))
     form = read_form(FOLDER / name, config)
-    return form, read_peft(FOLDER / name, config, adapter_shapes(abstract_t5(config), form))
+    return form, read_peft(FOLDER / name, config, adapter_shapes(abstract_generator(config), form))
 
 
 def read_numbers(name):
@@ -53,7 +53,7 @@ def read_forward(name):
 def forward(name):
     """The batch's logits and mean loss, and the loss's gradient of the adapter."""
     golden, (form, adapter) = read_forward(name), read_adapter(name)
-    graph, params = nnx.split(load_t5(find_base(name)))
+    graph, params = nnx.split(load_generator(find_base(name)))
 
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
@@ -80,7 +80,7 @@ def test_loss_is_pefts(name):
 
 def test_gradient_norms_are_pefts(name, tmp_path):
     (form, _), gradient = read_adapter(name), forward(name)[2]
-    write_peft(tmp_path, gradient, read_t5_config(find_base(name)), form, base="")
+    write_peft(tmp_path, gradient, read_generator_config(find_base(name)), form, base="")
     # In memory peft names an adapter, which it leaves out of its files.
     norms = {
         key.replace(".weight", ".default.weight"): np.linalg.norm(values)
@@ -99,8 +99,10 @@ def test_as_many_values_learn(name):
 
 def test_what_peft_wrote_is_written_again(name, tmp_path):
     form, adapter = read_adapter(name)
-    write_peft(tmp_path, adapter, read_t5_config(find_base(name)), form, base="tiny")
+    write_peft(tmp_path, adapter, read_generator_config(find_base(name)), form, base="tiny")
     found, expected = load_file(tmp_path / WEIGHTS), load_file(FOLDER / name / WEIGHTS)
     assert found.keys() == expected.keys()
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert read_form(tmp_path, read_t5_config(find_base(name))) == replace(form, targets=tuple(sorted(form.targets)))
+    assert read_form(tmp_path, read_generator_config(find_base(name))) == replace(
+        form, targets=tuple(sorted(form.targets))
+    )

@@ -15,10 +15,10 @@ from lamp_jax.artifacts.adapters import Entry, Form, create_store, open_store
 from lamp_jax.config import Answering, Lora
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.errors import LampError
+from lamp_jax.models.families import abstract_generator
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.lora import Adapted, adapter_shapes, adapter_specs, attach, draw_adapter, find_sites
-from lamp_jax.models.t5 import decoder_inputs
 from lamp_jax.models.t5_config import SIZES
-from lamp_jax.models.weights import abstract_t5
 from lamp_jax.sharding import RULES, make_mesh, place_batch, put
 from tests.models.tiny import GATED, TIED, build, make_batch
 
@@ -246,7 +246,7 @@ def test_adapters_lie_as_batches_and_weights_do():
 def test_a_store_of_the_largest_models_adapters_has_the_computed_size(tmp_path):
     """FLAN-T5-XXL, rank 8, q, k and v: 14.16 million numbers a user."""
     lora = Lora()
-    shapes = adapter_shapes(abstract_t5(SIZES["flan-t5-xxl"]), lora)
+    shapes = adapter_shapes(abstract_generator(SIZES["flan-t5-xxl"]), lora)
     numbers = sum(math.prod(shape) for shape in shapes.values())
     assert numbers == 8 * 3 * (24 + 2 * 24) * (4096 + 4096)
     form = Form("base", "google/flan-t5-xxl", lora.rank, lora.alpha, lora.targets, shapes, "bfloat16")

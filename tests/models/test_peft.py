@@ -13,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
+from lamp_jax.models.families import abstract_generator, save_generator
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.peft import CONFIG, TORCH, WEIGHTS, read_form, read_peft, tensor_shapes, write_peft
 from lamp_jax.models.peft_config import read_peft_form
-from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.models.weights import abstract_t5, save_t5
 from tests.models.tiny import GATED, TIED, build, make_batch
 
 CONFIGS = {"tied": TIED, "gated": GATED}
@@ -34,7 +34,7 @@ def kind(request):
 
 
 def shapes_of(kind, lora=None):
-    return adapter_shapes(abstract_t5(CONFIGS[kind]), lora or LORAS[kind])
+    return adapter_shapes(abstract_generator(CONFIGS[kind]), lora or LORAS[kind])
 
 
 def draw(kind):
@@ -219,7 +219,7 @@ def test_modules_are_chosen_by_names_and_patterns(directory, choice, count, targ
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"target_modules": ".*"}, "target_modules takes in shared, .*lm_head.*; only a T5's projections"),
+        ({"target_modules": ".*"}, "target_modules takes in shared, .*lm_head.*; only the projections of its layers"),
         ({"target_modules": ["q", "lm_head"]}, "target_modules takes in lm_head;"),
         (
             {"target_modules": ["query"]},
@@ -492,5 +492,5 @@ def open_theirs(directory, kind):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    save_t5(build(CONFIGS[kind]), directory)
+    save_generator(build(CONFIGS[kind]), directory)
     return torch, peft, transformers.T5ForConditionalGeneration.from_pretrained(directory)

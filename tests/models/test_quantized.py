@@ -17,11 +17,13 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax.config import Lora
+from lamp_jax.models.families import abstract_generator, fingerprint_generator, load_generator, save_generator
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.hf_names import t5_places
 from lamp_jax.models.lora import adapter_shapes, attach
 from lamp_jax.models.quantized import Quantized, quantize
-from lamp_jax.models.t5 import T5, decoder_inputs
-from lamp_jax.models.weights import abstract_t5, fill, fingerprint_t5, load_t5, open_checkpoint, save_t5
+from lamp_jax.models.t5 import T5
+from lamp_jax.models.weights import fill, open_checkpoint
 from lamp_jax.sharding import RULES, make_mesh, place_batch
 from tests.models.tiny import GATED, TIED, build, make_batch
 
@@ -33,7 +35,7 @@ STORAGES = ("int8", "bfloat16")
 def saved(request, tmp_path_factory):
     """The config of a T5, and the directory where it lies."""
     directory = tmp_path_factory.mktemp(request.param)
-    save_t5(build(CONFIGS[request.param]), directory)
+    save_generator(build(CONFIGS[request.param]), directory)
     return CONFIGS[request.param], directory
 
 
@@ -88,15 +90,15 @@ def test_what_is_stored_small_says_nearly_the_same(saved, storage, bound):
     Each product is off by about as much of its size, and a logit stands behind some tens of them.
     """
     _, directory = saved
-    expected = logits_of(load_t5(directory))
-    found = logits_of(load_t5(directory, storage=storage))
+    expected = logits_of(load_generator(directory))
+    found = logits_of(load_generator(directory, storage=storage))
     error = np.sqrt(np.mean(np.square(found - expected))) / expected.std()
     assert 1e-4 < error < bound
 
 
 def dequantized(config, directory) -> T5:
     """The T5 with float32 matrices that are what those in 8 bits stand for, and embeddings as in bfloat16."""
-    model = load_t5(directory)
+    model = load_generator(directory)
     for place in {place.path: place for place in t5_places(config).values()}.values():
         *parents, last = place.path
         holder = reduce(getattr, parents, model)
@@ -111,7 +113,7 @@ def dequantized(config, directory) -> T5:
 
 
 def test_the_model_is_that_of_the_dequantized_matrices(saved):
-    found, expected = logits_of(load_t5(saved[1], storage="int8")), logits_of(dequantized(*saved))
+    found, expected = logits_of(load_generator(saved[1], storage="int8")), logits_of(dequantized(*saved))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -121,7 +123,7 @@ def test_adapters_are_additions_to_small_matrices_too(saved):
     rng = np.random.default_rng(0)
     adapters = {
         name: 0.15 * rng.standard_normal((8, *shape), np.float32)
-        for name, shape in adapter_shapes(abstract_t5(config), lora).items()
+        for name, shape in adapter_shapes(abstract_generator(config), lora).items()
     }
 
     @partial(jax.jit, static_argnums=0)
@@ -129,7 +131,7 @@ def test_adapters_are_additions_to_small_matrices_too(saved):
         model, (tokens, labels) = attach(nnx.merge(graph, params), adapters, lora), make_batch()
         return model.decode(decoder_inputs(labels, config), model.encode(tokens), model.source_mask(tokens))
 
-    small, wide = load_t5(saved[1], storage="int8"), dequantized(*saved)
+    small, wide = load_generator(saved[1], storage="int8"), dequantized(*saved)
     found, expected = (adapted(*nnx.split(model)) for model in (small, wide))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -140,17 +142,17 @@ def test_adapters_are_additions_to_small_matrices_too(saved):
 )
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_mesh_says_the_same_as_one_device(tmp_path, storage, sharding):
-    save_t5(build(replace(GATED, num_layers=1, num_decoder_layers=1)), tmp_path)
-    expected = logits_of(load_t5(tmp_path, storage=storage))
+    save_generator(build(replace(GATED, num_layers=1, num_decoder_layers=1)), tmp_path)
+    expected = logits_of(load_generator(tmp_path, storage=storage))
     with jax.set_mesh(make_mesh(4, 2)):
-        model = load_t5(tmp_path, storage=storage, rules=RULES[sharding])
+        model = load_generator(tmp_path, storage=storage, rules=RULES[sharding])
         np.testing.assert_allclose(logits_of(model), expected, atol=1e-5)
 
 
 def test_what_is_stored_small_lies_as_the_rules_say(tmp_path):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     with jax.set_mesh(make_mesh(4, 2)):
-        model = load_t5(tmp_path, storage="int8", rules=RULES["fsdp+tensor"])
+        model = load_generator(tmp_path, storage="int8", rules=RULES["fsdp+tensor"])
     query, outer = model.encoder.attention.query, model.decoder.mlp.outer
     assert query.steps[...].sharding.spec == P(None, "data", "model", None)
     assert query.scale[...].sharding.spec == P(None, "model", None)
@@ -162,8 +164,8 @@ def test_what_is_stored_small_lies_as_the_rules_say(tmp_path):
 @pytest.mark.parametrize("storage", ["float32", *STORAGES])
 def test_types_in_memory_are_those_asked_for(saved, storage):
     config, directory = saved
-    found = types_of(load_t5(directory, storage=storage))
-    assert found == types_of(abstract_t5(config, storage=storage))
+    found = types_of(load_generator(directory, storage=storage))
+    assert found == types_of(abstract_generator(config, storage=storage))
     assert {kind for name, kind in found.items() if "norm" in name or "positions" in name} == {"float32"}
     assert found["embedding"] == ("float32" if storage == "float32" else "bfloat16")
     matrices = {".".join(place.path) for place in t5_places(config).values() if place.inputs is not None}
@@ -181,14 +183,14 @@ def types_of(model) -> dict[str, str]:
 
 
 def test_no_float32_copy_of_a_matrix_is_kept(saved):
-    model = load_t5(saved[1], storage="int8")
+    model = load_generator(saved[1], storage="int8")
     assert isinstance(model.encoder.attention.query, Quantized)
-    assert model.encoder.attention.query.shape == load_t5(saved[1]).encoder.attention.query.shape
+    assert model.encoder.attention.query.shape == load_generator(saved[1]).encoder.attention.query.shape
 
 
 def test_layers_that_are_read_one_by_one_are_those_of_a_whole_weight(saved):
     config, directory = saved
-    wide, small = load_t5(directory), load_t5(directory, storage="int8")
+    wide, small = load_generator(directory), load_generator(directory, storage="int8")
     for place in t5_places(config).values():
         if place.inputs is not None:
             found, whole = (reduce(getattr, place.path, model) for model in (small, wide))
@@ -199,8 +201,8 @@ def test_layers_that_are_read_one_by_one_are_those_of_a_whole_weight(saved):
 
 def test_no_weight_is_a_float32_of_all_its_layers_on_the_way_to_8_bits(tmp_path):
     config = replace(GATED, num_layers=32, num_decoder_layers=1, d_ff=4096)
-    save_t5(build(config), tmp_path)
-    abstract = abstract_t5(config, storage="int8")
+    save_generator(build(config), tmp_path)
+    abstract = abstract_generator(config, storage="int8")
     tracemalloc.start()
     model = fill(abstract, open_checkpoint(tmp_path), t5_places(config))
     left, most = tracemalloc.get_traced_memory()
@@ -222,33 +224,33 @@ def split_file(directory):
 
 
 def test_the_fingerprint_is_that_of_the_weights_not_of_their_files(tmp_path):
-    save_t5(build(GATED), tmp_path)
-    whole = fingerprint_t5(tmp_path)
-    assert whole == fingerprint_t5(tmp_path)
+    save_generator(build(GATED), tmp_path)
+    whole = fingerprint_generator(tmp_path)
+    assert whole == fingerprint_generator(tmp_path)
     split_file(tmp_path)
-    assert fingerprint_t5(tmp_path) == whole
+    assert fingerprint_generator(tmp_path) == whole
 
 
 @pytest.mark.parametrize("name", ["decoder.block.1.layer.2.DenseReluDense.wo.weight", "shared.weight"])
 def test_the_fingerprint_of_a_trained_model_is_another(tmp_path, name):
     """One matrix is enough, as training changes it: everywhere."""
-    save_t5(build(GATED), tmp_path)
-    before = fingerprint_t5(tmp_path)
+    save_generator(build(GATED), tmp_path)
+    before = fingerprint_generator(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     rng = np.random.default_rng(0)
     tensors[name] = tensors[name] + 1e-4 * rng.standard_normal(tensors[name].shape, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
-    assert fingerprint_t5(tmp_path) != before
+    assert fingerprint_generator(tmp_path) != before
 
 
 def test_models_of_other_sizes_have_other_fingerprints(tmp_path):
     """Also where all weights that both have are equal."""
-    save_t5(build(GATED), tmp_path)
-    before = fingerprint_t5(tmp_path)
+    save_generator(build(GATED), tmp_path)
+    before = fingerprint_generator(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     kept = {name: values for name, values in tensors.items() if "decoder.block.1." not in name}
     save_file(kept, tmp_path / "model.safetensors")
     file = tmp_path / "config.json"
     values = json.loads(file.read_text(encoding="utf-8")) | {"num_decoder_layers": 1}
     file.write_text(json.dumps(values), encoding="utf-8")
-    assert fingerprint_t5(tmp_path) != before
+    assert fingerprint_generator(tmp_path) != before

@@ -8,8 +8,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.errors import LampError
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.layers import normal
-from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import SIZES, T5Config
 from lamp_jax.sharding import (
     DATA_PARALLEL,
@@ -30,19 +31,21 @@ def test_cached_decoding_equals_full_decoding(config):
 
     @jax.jit
     def run(model):
-        mask = model.source_mask(tokens)
-        encoded = model.encode(tokens)
-        cache, cross = model.start_cache(encoded, mask, max_length=target.shape[1])
+        source = model.read_source(tokens)
+        first, cache = model.start(source, max_length=target.shape[1])
 
         def step(cache, xs):
-            logits, cache = model.step(*xs, cache, cross)
+            logits, cache = model.step(*xs, cache, source)
             return cache, logits
 
         _, stepped = jax.lax.scan(step, cache, (target.T, jnp.arange(target.shape[1])))
-        return model.decode(target, encoded, mask), jnp.swapaxes(stepped, 0, 1)
+        at_once = model.logits(model.read_target(jnp.asarray(labels), source))
+        return first, model.target_logits(tokens, jnp.asarray(labels)), jnp.swapaxes(stepped, 0, 1), at_once
 
-    full, stepped = run(model)
+    first, full, stepped, at_once = run(model)
+    np.testing.assert_array_equal(first, target[:, 0])
     np.testing.assert_allclose(stepped, full, atol=1e-5)
+    np.testing.assert_allclose(at_once, full, atol=1e-5)
 
 
 def test_what_the_mask_hides_changes_nothing():

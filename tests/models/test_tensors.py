@@ -10,19 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax.errors import LampError
 from lamp_jax.models.bert import BertConfig
+from lamp_jax.models.families import fingerprint_generator, load_generator, save_generator
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.tensors import check_finite, open_checkpoint
-from lamp_jax.models.weights import (
-    check_tokenizer,
-    fingerprint_t5,
-    load_bert,
-    load_longformer,
-    load_t5,
-    save_bert,
-    save_longformer,
-    save_t5,
-)
+from lamp_jax.models.weights import check_tokenizer, load_bert, load_longformer, save_bert, save_longformer
 from tests.models.tiny import BERT, GATED, TIED, build, build_bert
 
 LONGFORMER = LongformerConfig(
@@ -35,7 +27,7 @@ LONGFORMER = LongformerConfig(
     attention_window=8,
 )
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 990345061\n"
-LOADERS = {"t5": load_t5, "bert": load_bert, "longformer": load_longformer}
+LOADERS = {"t5": load_generator, "bert": load_bert, "longformer": load_longformer}
 A_MATRIX = {
     "t5": "decoder.block.1.layer.2.DenseReluDense.wo.weight",
     "bert": "encoder.layer.1.output.dense.weight",
@@ -60,7 +52,7 @@ def directory(kind, tmp_path):
     elif kind == "bert":
         save_bert(build_bert(BERT), tmp_path)
     else:
-        save_t5(build(GATED), tmp_path)
+        save_generator(build(GATED), tmp_path)
     return tmp_path
 
 
@@ -91,7 +83,7 @@ def test_a_weight_that_is_not_finite_is_an_error_that_names_the_tensor(kind, dir
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 def test_quantized_and_sharded_weights_are_checked_alike(tmp_path, storage):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     tensors = weights_of(tmp_path)
     tensors[A_MATRIX["t5"]][3, 2] = np.nan
     halves = [dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])]
@@ -102,16 +94,16 @@ def test_quantized_and_sharded_weights_are_checked_alike(tmp_path, storage):
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(LampError, match=rf"part-\d\.safetensors: 1 of 512 values of {A_MATRIX['t5']} are not finite"):
-        load_t5(tmp_path, storage=storage)
+        load_generator(tmp_path, storage=storage)
 
 
 def test_what_the_fingerprint_reads_is_checked_too(tmp_path):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     tensors = weights_of(tmp_path)
     tensors["shared.weight"][0] = np.nan
     rewrite(tmp_path, tensors)
     with pytest.raises(LampError, match=r"shared\.weight are not finite"):
-        fingerprint_t5(tmp_path)
+        fingerprint_generator(tmp_path)
 
 
 def test_large_finite_values_are_no_error(tmp_path):
@@ -204,23 +196,23 @@ def test_a_shard_without_a_tensor_that_the_index_gives_it_is_an_error(kind, dire
 
 
 def test_of_two_shards_with_a_tensor_the_index_chooses(tmp_path):
-    save_t5(build(TIED), tmp_path)
+    save_generator(build(TIED), tmp_path)
     names = shard(tmp_path)
     write_index(tmp_path, {"weight_map": names})
     old = {name: np.ones(2, np.float32) for name in names}
     for file in ("model-0.safetensors", "model-1.safetensors"):
         held = load_file(tmp_path / file)
         save_file({**old, **held}, tmp_path / file)
-    model = load_t5(tmp_path)
+    model = load_generator(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, model, build(TIED))
 
 
 def test_many_mismatches_are_counted_and_the_first_listed(tmp_path):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_layers": 1000}))
     with pytest.raises(LampError, match=r"\(\d{4} mismatches\)") as caught:
-        load_t5(tmp_path)
+        load_generator(tmp_path)
     assert len(str(caught.value).splitlines()) < 50
 
 
@@ -245,7 +237,7 @@ def test_sharded_pytorch_files_are_read(kind, directory):
 
 def test_damaged_pytorch_shards_are_named(tmp_path):
     torch = pytest.importorskip("torch")
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     names = torch_shards(tmp_path)
     shards = sorted(set(names.values()))
     sound = (tmp_path / shards[1]).read_bytes()
@@ -257,32 +249,32 @@ def test_damaged_pytorch_shards_are_named(tmp_path):
     ):
         (tmp_path / shards[1]).write_bytes(content)
         with pytest.raises(LampError, match=rf"{shards[1]}: {match}"):
-            load_t5(tmp_path)
+            load_generator(tmp_path)
     torch.save([1, 2], tmp_path / shards[1])
     with pytest.raises(LampError, match="holds something else than tensors by name"):
-        load_t5(tmp_path)
+        load_generator(tmp_path)
     (tmp_path / shards[1]).unlink()
     with pytest.raises(LampError, match=rf"{shards[1]}: named in pytorch_model\.bin\.index\.json but not there"):
-        load_t5(tmp_path)
+        load_generator(tmp_path)
 
 
 def test_a_pytorch_weight_that_is_not_finite_or_no_float_is_an_error(tmp_path):
     torch = pytest.importorskip("torch")
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     tensors = {name: torch.tensor(tensor) for name, tensor in weights_of(tmp_path).items()}
     (tmp_path / "model.safetensors").unlink()
     tensors[A_VECTOR["t5"]][2] = torch.inf
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     with pytest.raises(LampError, match=rf"pytorch_model\.bin: 1 of 16 values of {A_VECTOR['t5']} are not finite"):
-        load_t5(tmp_path)
+        load_generator(tmp_path)
     tensors[A_VECTOR["t5"]] = torch.ones(16, dtype=torch.int64)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     with pytest.raises(LampError, match=rf"{A_VECTOR['t5']} has the type torch\.int64"):
-        load_t5(tmp_path)
+        load_generator(tmp_path)
 
 
 def test_only_where_torch_is_missing_one_is_sent_to_install_it(tmp_path, monkeypatch):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "training_args.bin").write_bytes(b"x")
     with pytest.raises(LampError, match=r"has no weights .* but training_args\.bin; give a directory") as caught:

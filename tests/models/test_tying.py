@@ -10,8 +10,14 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
+from lamp_jax.models.families import (
+    abstract_generator,
+    fingerprint_generator,
+    load_generator,
+    read_generator_config,
+    save_generator,
+)
 from lamp_jax.models.lora import adapter_shapes
-from lamp_jax.models.weights import abstract_t5, fingerprint_t5, load_t5, read_t5_config, save_t5
 from tests.models.tiny import GATED, build, make_batch
 
 KINDS = {
@@ -36,7 +42,7 @@ def kind(request):
 def directory_of(kind: str, directory, *, version: int = 5):
     """A model with random weights, its files as this version of transformers writes them."""
     tied, scaled = KINDS[kind]
-    save_t5(build(GATED), directory)
+    save_generator(build(GATED), directory)
     random = np.random.default_rng(0)
     tensors = {
         name: (0.5 * random.standard_normal(tensor.shape)).astype(np.float32)
@@ -74,42 +80,42 @@ def form_of(config):
 
 
 def test_each_combination_is_read_as_transformers_5_writes_it(tmp_path, kind):
-    model = load_t5(directory_of(kind, tmp_path))
-    assert form_of(model.config) == form_of(read_t5_config(tmp_path)) == KINDS[kind]
+    model = load_generator(directory_of(kind, tmp_path))
+    assert form_of(model.config) == form_of(read_generator_config(tmp_path)) == KINDS[kind]
     assert (model.head is None) == KINDS[kind][0]
     np.testing.assert_allclose(logits_of(model)[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["tied, scaled", "untied, unscaled"])
 def test_both_that_transformers_4_knows_are_read_as_it_writes_them(tmp_path, kind):
-    model = load_t5(directory_of(kind, tmp_path, version=4))
+    model = load_generator(directory_of(kind, tmp_path, version=4))
     assert form_of(model.config) == KINDS[kind]
     np.testing.assert_allclose(logits_of(model)[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
 
 
 def test_each_combination_is_written_and_read_again(tmp_path, kind):
-    model = load_t5(directory_of(kind, tmp_path / "one"))
-    save_t5(model, tmp_path / "other")
-    again = load_t5(tmp_path / "other")
+    model = load_generator(directory_of(kind, tmp_path / "one"))
+    save_generator(model, tmp_path / "other")
+    again = load_generator(tmp_path / "other")
     assert again.config == model.config
     assert ("lm_head.weight" in load_file(tmp_path / "other" / "model.safetensors")) != KINDS[kind][0]
     np.testing.assert_array_equal(logits_of(again), logits_of(model))
-    assert fingerprint_t5(tmp_path / "other") == fingerprint_t5(tmp_path / "one")
+    assert fingerprint_generator(tmp_path / "other") == fingerprint_generator(tmp_path / "one")
 
 
 def test_storage_and_adapters_follow(tmp_path, kind):
     directory = directory_of(kind, tmp_path)
-    wide, small = load_t5(directory), load_t5(directory, storage="bfloat16")
+    wide, small = load_generator(directory), load_generator(directory, storage="bfloat16")
     assert form_of(small.config) == KINDS[kind]
     np.testing.assert_allclose(logits_of(small), logits_of(wide), atol=0.15 * np.abs(logits_of(wide)).max())
-    assert adapter_shapes(abstract_t5(read_t5_config(directory)), Lora()) == adapter_shapes(wide, Lora())
+    assert adapter_shapes(abstract_generator(read_generator_config(directory)), Lora()) == adapter_shapes(wide, Lora())
 
 
 def test_the_head_of_a_copy_of_the_embedding_is_tied(tmp_path):
     directory = directory_of("tied, unscaled", tmp_path)
-    expected = logits_of(load_t5(directory))
+    expected = logits_of(load_generator(directory))
     change_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["shared.weight"].copy()}))
-    model = load_t5(directory)
+    model = load_generator(directory)
     assert model.head is None
     np.testing.assert_array_equal(logits_of(model), expected)
 
@@ -122,18 +128,18 @@ def test_a_head_that_differs_late_is_no_copy(tmp_path):
         tensors["lm_head.weight"][-1, -1] += 1
 
     change_tensors(directory, add_head)
-    assert form_of(load_t5(directory).config) == (False, False)
+    assert form_of(load_generator(directory).config) == (False, False)
 
 
 @pytest.mark.parametrize("kind", ["tied, scaled", "tied, unscaled"])
 def test_a_matrix_that_is_stored_as_the_head_alone_is_both(tmp_path, kind):
     directory = directory_of(kind, tmp_path)
-    before = fingerprint_t5(directory)
+    before = fingerprint_generator(directory)
     change_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("shared.weight")}))
-    model = load_t5(directory)
-    assert form_of(model.config) == form_of(read_t5_config(directory)) == KINDS[kind]
+    model = load_generator(directory)
+    assert form_of(model.config) == form_of(read_generator_config(directory)) == KINDS[kind]
     np.testing.assert_allclose(logits_of(model)[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
-    assert fingerprint_t5(directory) == before
+    assert fingerprint_generator(directory) == before
 
 
 @pytest.mark.parametrize("missing", ["lm_head.weight", "shared.weight"])
@@ -141,9 +147,9 @@ def test_a_config_that_says_untied_wants_both_matrices(tmp_path, missing):
     directory = directory_of("untied, unscaled", tmp_path, version=4)
     change_tensors(directory, lambda tensors: tensors.pop(missing))
     with pytest.raises(LampError, match=f"missing: {missing}"):
-        load_t5(directory)
+        load_generator(directory)
     with pytest.raises(LampError, match=f"missing: {missing}"):
-        fingerprint_t5(directory)
+        fingerprint_generator(directory)
 
 
 def test_an_embedding_unlike_its_copy_is_an_error(tmp_path):
@@ -154,7 +160,7 @@ def test_an_embedding_unlike_its_copy_is_an_error(tmp_path):
 
     change_tensors(directory, add_copy)
     with pytest.raises(LampError, match=r"encoder\.embed_tokens\.weight should be equal to shared\.weight"):
-        load_t5(directory)
+        load_generator(directory)
 
 
 def test_equal_configurations_are_written_alike():
@@ -184,9 +190,9 @@ def test_transformers_says_the_same_before_and_after(tmp_path, kind):
     theirs, expected = logits_of_theirs(directory_of(kind, tmp_path / "made"))
     np.testing.assert_allclose(expected[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_t5(tmp_path / "theirs")
+    ours = load_generator(tmp_path / "theirs")
     np.testing.assert_allclose(logits_of(ours), expected, atol=1e-4)
-    save_t5(ours, tmp_path / "ours")
+    save_generator(ours, tmp_path / "ours")
     _, again = logits_of_theirs(tmp_path / "ours")
     np.testing.assert_allclose(again, expected, atol=1e-5)
 
@@ -206,6 +212,6 @@ def test_what_transformers_makes_anew_is_read(tmp_path, tied):
     with torch.no_grad():
         mask = torch.tensor(tokens != 0).long()
         expected = theirs(input_ids=torch.tensor(tokens), attention_mask=mask, decoder_input_ids=torch.tensor(labels))
-    ours = load_t5(tmp_path)
+    ours = load_generator(tmp_path)
     assert ours.config.scales_outputs is tied
     np.testing.assert_allclose(logits_of(ours), expected.logits.numpy(), atol=1e-4)

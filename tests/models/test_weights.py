@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax.errors import LampError
 from lamp_jax.models import weights
+from lamp_jax.models.families import load_generator, save_generator
 from lamp_jax.models.hf_names import t5_places
-from lamp_jax.models.weights import hf_tensors, load_t5, save_t5
+from lamp_jax.models.weights import hf_tensors
 from lamp_jax.sharding import FSDP_AND_TENSOR_PARALLEL, make_mesh
 from tests.models.tiny import GATED, TIED, build, make_batch
 
@@ -25,7 +26,7 @@ def config(request):
 
 @pytest.fixture
 def directory(tmp_path, config):
-    save_t5(build(config), tmp_path)
+    save_generator(build(config), tmp_path)
     return tmp_path
 
 
@@ -47,7 +48,7 @@ def assert_same(one, other):
 
 
 def test_what_is_saved_is_loaded(directory, config):
-    assert_same(load_t5(directory), build(config))
+    assert_same(load_generator(directory), build(config))
 
 
 def test_every_parameter_has_one_place(config):
@@ -85,16 +86,16 @@ def test_sharded_files_are_read_by_their_index(directory, config):
         save_file({name: tensors[name] for name in names if names[name] == shard}, directory / shard)
     (directory / "model.safetensors").unlink()
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}), encoding="utf-8")
-    assert_same(load_t5(directory), build(config))
+    assert_same(load_generator(directory), build(config))
 
     (directory / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(LampError, match=r"model-00002-of-00002\.safetensors: named in"):
-        load_t5(directory)
+        load_generator(directory)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_is_read_as_float32(tmp_path, dtype):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     tensors = {name: tensor.astype(dtype) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     kinds = {ml_dtypes.bfloat16: "BF16", np.float16: "F16"}
     header, offset = {}, 0
@@ -104,19 +105,19 @@ def test_half_precision_is_read_as_float32(tmp_path, dtype):
     head = json.dumps(header).encode()
     content = len(head).to_bytes(8, "little") + head + b"".join(tensor.tobytes() for tensor in tensors.values())
     (tmp_path / "model.safetensors").write_bytes(content)
-    model = load_t5(tmp_path)
+    model = load_generator(tmp_path)
     assert model.embedding[...].dtype == jnp.float32
     np.testing.assert_array_equal(model.embedding[...], tensors["shared.weight"].astype(np.float32))
 
 
 def test_parameters_are_loaded_onto_the_mesh_and_saved_from_it(tmp_path):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     with jax.set_mesh(make_mesh(4, 2)):
-        model = load_t5(tmp_path, rules=FSDP_AND_TENSOR_PARALLEL)
-        save_t5(model, tmp_path / "again")
+        model = load_generator(tmp_path, rules=FSDP_AND_TENSOR_PARALLEL)
+        save_generator(model, tmp_path / "again")
     assert model.encoder.mlp.inner[...].sharding.spec == P(None, "data", "model")
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(model), jax.tree.leaves(build(GATED)))
-    assert_same(load_t5(tmp_path / "again"), build(GATED))
+    assert_same(load_generator(tmp_path / "again"), build(GATED))
 
 
 def test_copies_of_the_embedding_are_accepted(directory, config):
@@ -126,9 +127,9 @@ def test_copies_of_the_embedding_are_accepted(directory, config):
         tensors[leftover] = np.zeros((32, 4), np.float32)
 
     change_tensors(directory, add_copies)
-    assert_same(load_t5(directory), build(config))
+    assert_same(load_generator(directory), build(config))
     change_tensors(directory, lambda tensors: tensors.pop("shared.weight"))
-    assert_same(load_t5(directory), build(config))
+    assert_same(load_generator(directory), build(config))
 
 
 def test_all_mismatches_are_reported_together(directory, config):
@@ -139,7 +140,7 @@ def test_all_mismatches_are_reported_together(directory, config):
 
     change_tensors(directory, spoil)
     with pytest.raises(LampError) as caught:
-        load_t5(directory)
+        load_generator(directory)
     message = str(caught.value)
     assert str(directory) in message
     assert "(3 mismatches)" in message
@@ -153,10 +154,10 @@ def test_all_mismatches_are_reported_together(directory, config):
 
 
 def test_a_config_of_another_size_is_reported(tmp_path):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     change_config(tmp_path, num_layers=3)
     with pytest.raises(LampError, match=r"missing: encoder\.block\.2\.layer\.0\.layer_norm\.weight"):
-        load_t5(tmp_path)
+        load_generator(tmp_path)
 
 
 def remove_weights(directory):
@@ -192,29 +193,29 @@ def cut_weights(directory):
 )
 def test_a_directory_that_is_no_model_is_a_named_error(tmp_path, monkeypatch, spoil, message):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # a machine without torch
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     spoil(tmp_path)
     with pytest.raises(LampError, match=message) as caught:
-        load_t5(tmp_path)
+        load_generator(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_a_pytorch_file_is_read_where_torch_is(tmp_path):
     torch = pytest.importorskip("torch")
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
     remove_weights(tmp_path)
-    assert_same(load_t5(tmp_path), build(GATED))
+    assert_same(load_generator(tmp_path), build(GATED))
     whole = (tmp_path / "pytorch_model.bin").read_bytes()
     (tmp_path / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(LampError, match=r"pytorch_model\.bin: not a whole PyTorch file"):
-        load_t5(tmp_path)
+        load_generator(tmp_path)
 
 
 def test_a_hub_model_without_safetensors_is_asked_for_its_pytorch_file(tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     leave_torch_weights(tmp_path)
     asked = []
     monkeypatch.setattr(
@@ -222,17 +223,17 @@ def test_a_hub_model_without_safetensors_is_asked_for_its_pytorch_file(tmp_path,
         lambda name, allow_patterns: asked.append("pytorch_model.bin" in allow_patterns) or str(tmp_path),
     )
     with pytest.raises(LampError, match="not a whole PyTorch file"):
-        load_t5("facebook/contriever")
+        load_generator("facebook/contriever")
     assert asked == [False, True]
 
 
 def test_a_hub_name_is_loaded_from_the_hubs_copy(tmp_path, monkeypatch):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
     asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path), raising=True
     )
-    assert_same(load_t5("google/flan-t5-base"), build(GATED))
+    assert_same(load_generator("google/flan-t5-base"), build(GATED))
     assert asked == ["google/flan-t5-base"]
 
 
@@ -242,16 +243,16 @@ def test_a_name_that_nobody_knows_is_a_named_error(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(LampError, match=r"runs/missing: neither a directory nor a model .*offline"):
-        load_t5("runs/missing")
+        load_generator("runs/missing")
 
 
 def test_a_path_that_is_no_name_is_a_named_error():
     with pytest.raises(LampError, match="/no/such/directory: neither a directory"):
-        load_t5("/no/such/directory")
+        load_generator("/no/such/directory")
 
 
 def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
-    save_t5(build(GATED), tmp_path)
+    save_generator(build(GATED), tmp_path)
 
     def save_half(tensors, path, **_):
         path.write_bytes(b"half")
@@ -259,8 +260,8 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
 
     monkeypatch.setattr(weights, "save_file", save_half)
     with pytest.raises(KeyboardInterrupt):
-        save_t5(build(GATED), tmp_path)
-    assert_same(load_t5(tmp_path), build(GATED))
+        save_generator(build(GATED), tmp_path)
+    assert_same(load_generator(tmp_path), build(GATED))
 
 
 @pytest.mark.parity
@@ -273,10 +274,10 @@ def test_transformers_loads_what_is_saved_and_says_the_same(directory, config):
     with torch.no_grad():
         mask = torch.tensor(tokens != 0).long()
         expected = theirs(input_ids=torch.tensor(tokens), attention_mask=mask, decoder_input_ids=torch.tensor(labels))
-    ours = load_t5(directory)
+    ours = load_generator(directory)
     logits = jax.jit(lambda model: model.decode(labels, model.encode(tokens), model.source_mask(tokens)))(ours)
     np.testing.assert_allclose(logits, expected.logits.numpy(), atol=1e-4)
 
     theirs.save_pretrained(directory / "theirs")
     shutil.copy(directory / "theirs" / "config.json", directory / "config.json")
-    assert_same(load_t5(directory / "theirs"), ours)
+    assert_same(load_generator(directory / "theirs"), ours)

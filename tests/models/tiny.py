@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding
 
 from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.bert import Bert, BertConfig
-from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.generator import decoder_inputs
+from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import mesh_is_set
 

@@ -160,7 +160,7 @@ def test_what_has_an_adapter_is_told_before_the_long_work(questions, whole, tmp_
 
 
 def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(questions, whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages_generate, "load_t5", None)
+    monkeypatch.setattr(stages_generate, "load_generator", None)
     records = json.loads(questions.read_text())
     for number, record in enumerate(records):
         record["user_id"] = f"stranger-{number}"

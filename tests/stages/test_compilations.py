@@ -23,7 +23,7 @@ from lamp_jax.encoding import open_encoder
 from lamp_jax.inputs.batches import choose_buckets, choose_text_buckets, fit_buckets
 from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
-from lamp_jax.models.weights import load_t5
+from lamp_jax.models.families import load_generator
 from lamp_jax.options import Answering, Devices, Prompting, Prompts
 from lamp_jax.retrieval.dense import embed_all
 from lamp_jax.sharding import make_mesh, model_layout
@@ -134,7 +134,7 @@ def test_more_questions_of_the_same_lengths_compile_nothing(decode):
         return found, fit_buckets((len(example.source) for example in examples), LENGTH)
 
     with jax.set_mesh(make_mesh()):
-        graph, params = nnx.split(load_t5(str(MODEL), **model_layout(Devices())))
+        graph, params = nnx.split(load_generator(str(MODEL), **model_layout(Devices())))
         answerer = Answerer(graph, tokenizer, task, Answering(decode, num_beams=2, generation_max_length=8))
         records = make_questions(0, 48)
         cold, met = ask(records)

@@ -19,8 +19,8 @@ from lamp_jax.data.files import Question, read_questions
 from lamp_jax.inputs.batches import pad_rows
 from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.t5 import decoder_inputs
-from lamp_jax.models.weights import load_t5
+from lamp_jax.models.families import load_generator
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.options import Prompting, Prompts
 from lamp_jax.runs.journals import read_journal
 from lamp_jax.tasks.catalog import find_task
@@ -214,7 +214,7 @@ def test_a_question_without_a_gold_is_named(merged, tmp_path, capsys):
 
 def mean_log_probabilities(sources, targets):
     """From the logits of one batch, token by token in float64."""
-    model = load_t5(MODEL)
+    model = load_generator(MODEL)
     tokens = pad_rows(sources, len(sources), 128, pad=0)
     labels = pad_rows(targets, len(targets), max(map(len, targets)), pad=0)
 

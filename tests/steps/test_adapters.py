@@ -16,8 +16,9 @@ from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
 from lamp_jax.inputs.batches import Example, pad_rows
 from lamp_jax.inputs.microbatches import UserExamples
+from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.lora import adapter_shapes, attach
-from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.t5 import T5
 from lamp_jax.options import Learning, Lora, Optimization, TrainAdapters
 from lamp_jax.sharding import RULES, make_mesh
 from lamp_jax.steps.adapters import MicrobatchArrays, Users, learning_rate, make_adapter_update, start_users

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from lamp_jax.config import Learning
-from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.generator import decoder_inputs
+from lamp_jax.models.t5 import T5
 from lamp_jax.sharding import DATA_PARALLEL, make_mesh, place_batch
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.update import make_optimizer, make_update, start

@@ -14,7 +14,7 @@ from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.errors import LampError
 from lamp_jax.models.bert import NO_TOKEN, Bert
 from lamp_jax.models.longformer import Longformer, LongformerConfig
-from lamp_jax.models.t5 import T5, decoder_inputs
+from lamp_jax.models.t5 import T5
 from lamp_jax.options import CORRECT, Answering, Learning, TrainRetriever, TrainSelector
 from lamp_jax.sharding import RULES, Rules, make_mesh, place_batch
 from lamp_jax.steps.generator import generator_loss
@@ -253,16 +253,15 @@ def first_layer(stack: Any) -> Any:
 
 
 def t5_activations(model: T5, source: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
-    mask, encoded = model.source_mask(source), model.encode(source)
-    layer = first_layer(model.encoder)
-    cache, cross = model.start_cache(encoded, mask, max_length=4)
-    stepped, filled = model.step(source[:, 0], jax.numpy.int32(0), cache, cross)
+    encoded, layer, cross = model.encode(source), first_layer(model.encoder), model.read_source(source)
+    first, cache = model.start(cross, max_length=4)
+    stepped, filled = model.step(first, jax.numpy.int32(0), cache, cross)
     return {
         "encoded": encoded,
         "heads": layer.attention.queries(encoded),
         "mixed": layer.attention.mix(layer.attention.queries(encoded)),
         "narrow": layer.mlp(encoded, rate=0.0, key=None),
-        "logits": model.decode(decoder_inputs(target, model.config), encoded, mask),
+        "logits": model.target_logits(source, target),
         "cached": filled.keys,
         "read": cross.values,
         "next": stepped,

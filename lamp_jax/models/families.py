@@ -1,0 +1,167 @@
+"""The families of generators by the `model_type` of their `config.json`, and generators from and to directories."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamp_jax.config import Storage
+from lamp_jax.errors import LampError
+from lamp_jax.models import weights
+from lamp_jax.models.generator import Generator, GeneratorConfig
+from lamp_jax.models.hf_names import Place, t5_places
+from lamp_jax.models.quantized import abstract_quantized, as_type
+from lamp_jax.models.t5 import T5
+from lamp_jax.models.t5_config import SIZES, T5Config
+from lamp_jax.models.t5_weights import NO_PROJECTIONS, open_t5, read_t5_config
+from lamp_jax.models.tensors import CONFIG, Checkpoint, find_model, read_json
+from lamp_jax.runs.json_files import glimpse
+
+_FINGERPRINT_ROWS = 8  # of each matrix
+_NEVER_SMALL = ("scale", "table")  # norms and relative positions, by their last name
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of generators: its model, and how that is stored in Hugging Face's files."""
+
+    config: type[Any]
+    """A frozen dataclass as `GeneratorConfig` says, with `from_hf(values, source=...)` and `to_hf()`."""
+    model: Callable[..., Generator]
+    """Takes a config, `rngs`, and as keyword arguments what `sharding.model_layout` gives."""
+    places: Callable[[Any], Mapping[str, Place]]
+    """The config -> Hugging Face's name of every parameter, and its place in the model."""
+    read_config: Callable[[Path], Any]
+    """A directory's config, where the weights tell more of it than `config.json`."""
+    open: Callable[[Path], tuple[Any, Checkpoint, Mapping[str, Place]]]
+    """A directory's config, the tensors that are read of its weights, and their places."""
+    peft_task: str
+    """The `task_type` of peft's adapters."""
+    no_projections: tuple[str, ...] = ()
+    """Modules beside the projections of layers to which peft can add, and LoRA here cannot."""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """The configs of published models, by the last part of their names on the hub."""
+
+    def projections(self, config: GeneratorConfig) -> dict[str, Place]:
+        """The matrices that LoRA can add to, those of all layers, by Hugging Face's name of their module."""
+        return {
+            name.removesuffix(".weight"): place
+            for name, place in self.places(config).items()
+            if place.layer is not None and place.inputs
+        }
+
+
+FAMILIES: dict[str, Family] = {
+    T5Config.model_type: Family(
+        config=T5Config,
+        model=T5,
+        places=t5_places,
+        read_config=read_t5_config,
+        open=open_t5,
+        peft_task="SEQ_2_SEQ_LM",
+        no_projections=NO_PROJECTIONS,
+        sizes=SIZES,
+    ),
+}
+"""By model type. A new architecture is one more row."""
+
+
+def find_family(directory: Path) -> Family:
+    """The family of the generator in a directory. LampError for a `config.json` of another kind of model."""
+    kind = read_json(directory / CONFIG).get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise LampError(
+            f"{directory / CONFIG}: model_type is {glimpse(kind)}, and generators that can be read are of the types "
+            f"{', '.join(FAMILIES)}; give such a model, as google/flan-t5-base is"
+        )
+    return FAMILIES[kind]
+
+
+def family_of(config: GeneratorConfig) -> Family:
+    """The family of a config."""
+    return FAMILIES[config.model_type]
+
+
+def published_configs() -> dict[str, GeneratorConfig]:
+    """The configs of published models of all families, by the last part of their names on the hub."""
+    return {name: config for family in FAMILIES.values() for name, config in family.sizes.items()}
+
+
+def scratch_config(vocabulary: int, **sizes: Any) -> GeneratorConfig:
+    """The config of a new model for a tokenizer of so many pieces, as `T5Config.for_scratch` makes it."""
+    return T5Config.for_scratch(vocabulary, **sizes)
+
+
+def new_generator(config: GeneratorConfig, *, seed: int, **layout: Any) -> Generator:
+    """A generator with parameters drawn from the seed, on the current mesh; `layout` as of `load_generator`."""
+    return family_of(config).model(config, rngs=nnx.Rngs(seed), **layout)
+
+
+def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32", **layout: Any) -> Generator:
+    """A generator of shapes without numbers."""
+    model = jax.eval_shape(lambda: new_generator(config, seed=0, **layout))
+    if storage == "float32":
+        return model
+    for place in {place.path: place for place in family_of(config).places(config).values()}.values():
+        *parents, last = place.path
+        holder = reduce(getattr, parents, model)
+        if storage == "int8" and place.inputs:
+            setattr(holder, last, abstract_quantized(getattr(holder, last), inputs=place.inputs))
+        elif last not in _NEVER_SMALL:
+            weight = getattr(holder, last)
+            setattr(holder, last, weight.replace(as_type(weight.get_value(), jnp.bfloat16)))
+    return model
+
+
+def load_generator(source: str | Path, *, storage: Storage = "float32", **layout: Any) -> Generator:
+    """A generator from a directory or a hub name, onto the current mesh; parameters float32.
+
+    For a model that is only read, `storage` says in which type its matrices are kept in memory. `layout` is what a
+    family's model takes beside its config: dtype, remat, attention, rules. LampError, naming the file, for a model of
+    no family in the table, and if the directory has no usable config or weights or they do not fit each other.
+    """
+    directory = find_model(source)
+    config, checkpoint, places = find_family(directory).open(directory)
+    return weights.fill(abstract_generator(config, storage=storage, **layout), checkpoint, places)
+
+
+def read_generator_config(source: str | Path) -> GeneratorConfig:
+    """The config of a generator in a directory or of a hub name. LampError as load_generator.
+
+    Weights that are there are asked for what `config.json` does not say.
+    """
+    directory = find_model(source)
+    return find_family(directory).read_config(directory)
+
+
+def check_generator_tokenizer(tokenizer: Any, source: str | Path) -> None:
+    """LampError for a tokenizer with ids for which the generator of a directory or hub name has no embedding."""
+    weights.check_tokenizer(tokenizer, source, find_family(find_model(source)).config)
+
+
+def fingerprint_generator(source: str | Path) -> str:
+    """What tells a generator's weights from any other's: SHA-256 over a few rows of each, however they are stored."""
+    directory = find_model(source)
+    config, checkpoint, places = find_family(directory).open(directory)
+    weights.check_fit(abstract_generator(config), checkpoint, places)
+    digest = hashlib.sha256()
+    for name, place in sorted(places.items(), key=lambda one: (one[1].path, one[1].layer or 0)):
+        digest.update(f"{'.'.join(place.path)} {place.layer}".encode())
+        digest.update(checkpoint.read(name, slice(_FINGERPRINT_ROWS)).astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def save_generator(model: Any, directory: str | Path) -> None:
+    """Writes `config.json` and `model.safetensors` so that transformers' `from_pretrained` reads them.
+
+    Each file appears complete or not at all, the weights first. With several processes all call it; the first one
+    writes.
+    """
+    config = model.config
+    weights.save(model, family_of(config).places(config), config.to_hf(), directory)
