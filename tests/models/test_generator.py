@@ -5,7 +5,7 @@ The oracle is the same model written as a loop in numpy.
 
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,7 +65,7 @@ class ToyConfig:
 
     @classmethod
     def from_hf(cls, values, *, source):
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
     def to_hf(self):
         return asdict(self) | {"model_type": self.model_type}
@@ -280,12 +280,11 @@ def test_generation_settings_count_the_prompt(model):
 def test_training_sums_the_cross_entropy_of_answers(model):
     graph, params = nnx.split(model)
     batch = (jnp.asarray(SOURCES[:3]), jnp.asarray(pad_rows(LABELS, 3, 5)))
-    loss_sum = generator_loss(graph)
-    (total, count), gradient = jax.jit(
-        lambda params: jax.value_and_grad(lambda params: loss_sum(params, batch, jax.random.key(0)), has_aux=True)(
-            params
-        )
-    )(params)
+
+    def loss(params):
+        return generator_loss(graph)(params, batch, jax.random.key(0))
+
+    (total, count), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     oracle = Oracle(model)
     expected = -sum(oracle.score(prompt, label) for prompt, label in zip(PROMPTS, LABELS, strict=False))
     np.testing.assert_allclose(total, expected, rtol=1e-4)
@@ -326,7 +325,7 @@ def test_directories_are_read_by_their_model_type(model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(found), nnx.state(model))
     save_generator(new_generator(model.config, seed=1), tmp_path / "other")
     assert fingerprint_generator(tmp_path) != fingerprint_generator(tmp_path / "other")
-    assert published_configs()["toy-large"].width == 60 and "flan-t5-base" in published_configs()
+    assert published_configs().keys() > {"toy-large", "flan-t5-base"}
 
     class Tokenizer:
         def get_vocab(self):
