@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lamp_jax.models.attention import AttentionOrder
+from lamp_jax.models.kernels import AttentionOrder
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 
 LENGTHS = (512, 1024, 2048, 4096)

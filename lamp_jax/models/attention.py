@@ -1,25 +1,16 @@
-"""Attention: scores from products and relative positions, computed for all rows or a few at a time."""
+"""What is around attention: its projections, masks, relative positions and dropout; `kernels` has its computation."""
 
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from lamp_jax.models.dropout import dropout
+from lamp_jax.models.kernels import HIDDEN
 from lamp_jax.models.layers import normal, project
-from lamp_jax.sharding import Rules, mesh_is_set, sharded_by_rows
-
-AttentionOrder = Literal["whole", "rows"]
-"""How an encoder attends: to the whole batch at once (accelerators), or to a few rows at a time (CPUs)."""
-
-HIDDEN = -1e9
-"""Finite, so that a row of nothing but padding gives numbers; far below any score."""
-
-NOTHING = np.zeros((1, 1, 1, 1), np.float32)
-"""Scores to add where there are none."""
+from lamp_jax.sharding import Rules
 
 
 def hide_padding(mask: jax.Array) -> jax.Array:
@@ -87,182 +78,6 @@ class RelativePositions(nnx.Module):
         return rows[None, :, :, length - 1 :]
 
 
-def computed_once(x: jax.Array) -> jax.Array:
-    """x, computed before it is read: programs for CPUs would compute shifted scores anew wherever they are added.
-
-    What goes into a loop is computed; the loop adds 0 twice, in a way that keeps it from being left out.
-    """
-    return jax.lax.fori_loop(0, 2, lambda turn, x: x + (turn >> 1).astype(x.dtype), x)
-
-
-@jax.custom_vjp
-def attend(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, padding: jax.Array) -> jax.Array:
-    """softmax(query keys^T + position + padding) values: [B, T, H, K], two of [B, S, H, K] -> [B, T, H, K].
-
-    `position` broadcasts to [1, H, T, S] and has a gradient, `padding` to [B, 1, 1, S] and has none. The scores are
-    not scaled (T5). The backward pass computes the weights again instead of storing them.
-    """
-    return _attend_forward(query, keys, values, position, padding)[0]
-
-
-# dot_general dimension numbers on [B, T, H, K], [B, S, H, K] and [B, H, T, S]: contracted axes, then batch axes.
-_OVER_SIZE = (((3,), (3,)), ((0, 2), (0, 2)))
-_OVER_KEYS = (((3,), (1,)), ((0, 1), (0, 2)))
-_OVER_QUERIES = (((1,), (2,)), ((0, 2), (0, 1)))
-
-
-def _scores(query, keys, position, padding):
-    scores = jax.lax.dot_general(query, keys, _OVER_SIZE, preferred_element_type=jnp.float32)
-    return scores + position + padding
-
-
-def _attend_forward(query, keys, values, position, padding):
-    scores = _scores(query, keys, position, padding)
-    highest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = jax.lax.dot_general(weights.astype(values.dtype), values, _OVER_KEYS, preferred_element_type=jnp.float32)
-    mixed = jnp.swapaxes(mixed / total, 1, 2).astype(values.dtype)
-    return mixed, (query, keys, values, position, padding, mixed, highest + jnp.log(total))
-
-
-def _attend_backward(kept, gradient):
-    query, keys, values, position, padding, mixed, log_total = kept
-    weights = jnp.exp(_scores(query, keys, position, padding) - log_total)
-    # The softmax's gradient needs sum_s w_s dw_s for every query, which is the output times its gradient.
-    inner = jnp.sum(gradient.astype(jnp.float32) * mixed, axis=-1)
-    d_weights = jax.lax.dot_general(gradient, values, _OVER_SIZE, preferred_element_type=jnp.float32)
-    d_scores = weights * (d_weights - jnp.swapaxes(inner, 1, 2)[..., None])
-    narrow = d_scores.astype(query.dtype)
-    d_query = jnp.swapaxes(jax.lax.dot_general(narrow, keys, _OVER_KEYS), 1, 2)
-    d_keys = jax.lax.dot_general(query, narrow, _OVER_QUERIES)
-    d_values = jax.lax.dot_general(gradient, weights.astype(gradient.dtype), _OVER_QUERIES)
-    # [B, H, K, S] -> [B, S, H, K]
-    d_keys, d_values = (jnp.transpose(d, (0, 3, 1, 2)) for d in (d_keys, d_values))
-    broadcast = [axis for axis in range(4) if position.shape[axis] == 1]
-    return d_query, d_keys, d_values, jnp.sum(d_scores, axis=broadcast, keepdims=True), jnp.zeros_like(padding)
-
-
-attend.defvjp(_attend_forward, _attend_backward)
-
-
-# How many scores a CPU makes at once. More of them leave its caches, fewer keep its cores from working together.
-_SCORES_AT_ONCE = 2**22
-
-
-def attend_by_rows(
-    query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, padding: jax.Array, *, rules: Rules
-) -> jax.Array:
-    """`attend` for a few rows of the batch at a time.
-
-    No more than some rows' [H, T, S] scores exist at once, so that they stay in a CPU's cache (two to three times
-    faster there at T = S = 320). `position` is [1, H, T, S] or NOTHING, `padding` [B, 1, 1, S].
-    """
-
-    by_head = position.shape[1] > 1
-
-    def attend_locally(query, keys, values, position, padding):
-        # Every shard has a gradient of its own for the positions that it shares with others; the cast adds them up.
-        shared = [rules.batch] + [rules.heads] * (not by_head)
-        axes = tuple(axis for axis in shared if axis is not None)
-        if mesh_is_set() and axes:
-            position = jax.lax.pcast(position, axes, to="varying")
-        rows = max(1, min(len(query), _SCORES_AT_ONCE // (query.shape[1] * query.shape[2] * keys.shape[1])))
-
-        def attend_row(row):
-            query, keys, values, padding = (x[None] for x in row)
-            return attend(query, keys, values, position, padding)[0]
-
-        return jax.lax.map(attend_row, (query, keys, values, padding), batch_size=rows)
-
-    if not mesh_is_set():
-        return attend_locally(query, keys, values, position, padding)
-    whole = rules.spec("batch", None, "heads", None)
-    of_positions = rules.spec(None, "heads" if by_head else None, None, None)
-    specs = (whole, whole, whole, of_positions, rules.spec("batch", None, None, None))
-    return jax.shard_map(attend_locally, in_specs=specs, out_specs=whole)(query, keys, values, position, padding)
-
-
-def attend_in_order(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    position: jax.Array | np.ndarray,
-    padding: jax.Array,
-    *,
-    order: AttentionOrder,
-    rules: Rules,
-) -> jax.Array:
-    """`attend` to the whole batch or by rows."""
-    if order == "rows":
-        return attend_by_rows(query, keys, values, jnp.asarray(position), padding, rules=rules)
-    return attend(query, keys, values, position, padding)
-
-
-def attend_nearby(
-    query: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    padding: jax.Array,
-    *,
-    reach: int,
-    first: Literal["seen by all", "like others"],
-    order: AttentionOrder,
-    rules: Rules,
-) -> jax.Array:
-    """`attend` to the `reach` tokens on either side alone, and to the first one if it is seen by all.
-
-    Three of [B, S, H, K] -> [B, S, H, K]; `padding` [B, 1, 1, S]. In blocks of `reach` tokens, each with the block
-    before and the block behind it: [H, S, 3 reach] scores for a row, so that memory grows linearly with S.
-    """
-    length = query.shape[1]
-    if length <= reach + 1:
-        return attend_in_order(query, keys, values, NOTHING, padding, order=order, rules=rules)
-    blocks = -(-length // reach)
-    distance = np.arange(3 * reach) - reach - np.arange(reach)[:, None]
-    band = np.where(np.abs(distance) <= reach, 0, HIDDEN).astype(np.float32)[None, None]
-    hidden = jnp.swapaxes(padding, 1, 3)  # [B, S, 1, 1], as keys lie
-    some_hidden = hidden
-    if first == "seen by all":  # beside the block's own keys, and not twice among them
-        is_first = jnp.arange(length)[:, None, None] == 0
-        some_hidden = jnp.where(is_first, HIDDEN, hidden)
-        first_hidden = sharded_by_rows(hidden[:, :1], hidden)
-    own_query = jnp.reshape(_pad(query, 0, blocks * reach - length, 0), (-1, blocks, reach, *query.shape[2:]))
-    near_keys, near_values, near_hidden = (
-        _with_neighbours(x, reach, fill) for x, fill in ((keys, 0), (values, 0), (some_hidden, HIDDEN))
-    )
-    if first == "seen by all":
-        near_keys, near_values, near_hidden = (
-            jnp.concatenate([jnp.broadcast_to(x[:, None], (*near.shape[:2], 1, *near.shape[3:])), near], axis=2)
-            for x, near in ((keys[:, :1], near_keys), (values[:, :1], near_values), (first_hidden, near_hidden))
-        )
-        band = np.pad(band, ((0, 0), (0, 0), (0, 0), (1, 0)))
-
-    def fold(x: jax.Array, heads: str | None) -> jax.Array:
-        """[B, blocks, ...] -> [B * blocks, ...]"""
-        layout = rules.out("batch", None, heads, None)
-        return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=layout)
-
-    folded = (fold(own_query, "heads"), fold(near_keys, "heads"), fold(near_values, "heads"))
-    folded_hidden = jnp.swapaxes(fold(near_hidden, None), 1, 3)
-    found = attend_in_order(*folded, band, folded_hidden, order=order, rules=rules)
-    whole = (query.shape[0], blocks * reach, *query.shape[2:])
-    return jnp.reshape(found, whole, out_sharding=rules.out("batch", None, "heads", None))[:, :length]
-
-
-def _pad(x: jax.Array, before: int, behind: int, fill: float) -> jax.Array:
-    """[B, S, ...] -> [B, before + S + behind, ...]"""
-    return jnp.pad(x, ((0, 0), (before, behind), (0, 0), (0, 0)), constant_values=fill)
-
-
-def _with_neighbours(x: jax.Array, reach: int, fill: float) -> jax.Array:
-    """[B, S, ...] -> [B, blocks, 3 reach, ...]: every block of `reach` between the ones beside it."""
-    blocks = -(-x.shape[1] // reach)
-    padded = _pad(x, reach, (blocks + 1) * reach - x.shape[1], fill)
-    parts = jnp.reshape(padded, (-1, blocks + 2, reach, *x.shape[2:]))
-    return jnp.concatenate([parts[:, :-2], parts[:, 1:-1], parts[:, 2:]], axis=2)
-
-
 def drop_values(values: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Dropout of attention weights, the same for all queries, on values [B, S, H, K]: whole vectors K fall out.
 
@@ -272,7 +87,7 @@ def drop_values(values: jax.Array, rate: float, key: jax.Array | None) -> jax.Ar
 
 
 class Attention(nnx.Module):
-    """The four projections of multi-head attention, without biases; `attend` stands between them."""
+    """The four projections of multi-head attention, without biases; `kernels.attend` is between them."""
 
     def __init__(self, layers: int, hidden: int, heads: int, size: int, *, factor: float, rngs: nnx.Rngs, rules: Rules):
         shape, axes = (layers, hidden, heads, size), (None, "embed", "heads", None)

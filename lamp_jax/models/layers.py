@@ -14,7 +14,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.models.dropout import dropout
-from lamp_jax.sharding import Rules, gathered, layout_of
+from lamp_jax.models.kernels import product, whole
+from lamp_jax.sharding import Rules, gathered
 
 FeedForwardKind = Literal["relu", "gated-gelu"]
 
@@ -27,9 +28,9 @@ LayerLoop = Literal["scanned", "unrolled"]
 
 
 def scan_layers(
-    layer: Callable[..., Any], x: jax.Array, xs: Any, *, remat: Remat, loop: LayerLoop = "scanned"
-) -> tuple[jax.Array, Any]:
-    """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`."""
+    layer: Callable[..., Any], x: Any, xs: Any, *, remat: Remat, loop: LayerLoop = "scanned"
+) -> tuple[Any, Any]:
+    """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`; x is a tree of arrays."""
     if remat == "full":
         layer = jax.checkpoint(layer)
     elif remat == "dots":
@@ -47,11 +48,7 @@ def normal(
 
 def read(parameter: nnx.Param, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
     """The parameter in the compute dtype, as a product uses it: whole along the hidden axis."""
-    return _whole(parameter[...].astype(dtype), rules)
-
-
-def _whole(weight: jax.Array, rules: Rules) -> jax.Array:
-    return gathered(weight, rules.gathered(jax.typeof(weight).sharding.spec))
+    return whole(parameter[...].astype(dtype), rules)
 
 
 def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
@@ -135,39 +132,10 @@ def project(
     out: P | None = None,
     dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-    """einsum(subscripts, x, parameter), laid out as `out`; in x's dtype, or the given one.
-
-    Its own gradient. A weight that is split over the hidden axis is gathered for the product and again for the
-    gradient, not kept between them, and its gradient is summed right into that layout. And a CPU has to transpose the
-    left operand of the weight's gradient: here that is x, stored and shared by all products of x, where JAX's rule
-    takes the output's gradient with all that computes it.
-    """
+    """einsum(subscripts, x, parameter), sharded as `out`; in x's dtype, or the given one. Its gradient: `product`."""
     if isinstance(parameter, nnx.Module):
         return parameter.product(subscripts, x, rules, out=out, dtype=dtype)
-    return _project(subscripts, x, cast(nnx.Param, parameter)[...].astype(x.dtype), rules, out, dtype or x.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
-def _project(subscripts, x, weight, rules, out, dtype):
-    weight = _whole(weight, rules)
-    return jnp.einsum(subscripts, x, weight, out_sharding=out, preferred_element_type=dtype)
-
-
-def _project_forward(subscripts, x, weight, rules, out, dtype):
-    return _project(subscripts, x, weight, rules, out, dtype), (x, weight)
-
-
-def _project_backward(subscripts, rules, out, dtype, kept, gradient):
-    x, weight = kept
-    gradient = gradient.astype(x.dtype)
-    inputs, rest = subscripts.split(",")
-    matrix, outputs = rest.split("->")
-    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, _whole(weight, rules), out_sharding=layout_of(x))
-    d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=layout_of(weight))
-    return d_x, d_weight
-
-
-_project.defvjp(_project_forward, _project_backward)
+    return product(subscripts, x, cast(nnx.Param, parameter)[...].astype(x.dtype), rules, out, dtype or x.dtype)
 
 
 class FeedForward(nnx.Module):

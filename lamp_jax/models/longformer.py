@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax.errors import LampError
-from lamp_jax.models.attention import AttentionOrder, attend_nearby
 from lamp_jax.models.bert import Bert, BertConfig, BertLayers
 from lamp_jax.models.config_values import check_whole
 from lamp_jax.models.dropout import dropout
+from lamp_jax.models.kernels import AttentionOrder, attend_nearby
 from lamp_jax.models.layers import normal, project, read, zeros
 from lamp_jax.sharding import Rules
 

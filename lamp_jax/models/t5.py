@@ -10,20 +10,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamp_jax.models.attention import (
+from lamp_jax.models.attention import Attention, RelativePositions, drop_values, hide_padding
+from lamp_jax.models.dropout import dropout, layer_keys, split_key
+from lamp_jax.models.generator import decoder_inputs
+from lamp_jax.models.kernels import (
     HIDDEN,
     NOTHING,
-    Attention,
     AttentionOrder,
-    RelativePositions,
     attend,
     attend_in_order,
     computed_once,
-    drop_values,
-    hide_padding,
+    step_loop,
+    write_to_cache,
 )
-from lamp_jax.models.dropout import dropout, layer_keys, split_key
-from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.layers import (
     FeedForward,
     LayerLoop,
@@ -131,14 +130,10 @@ class DecoderLayers(nnx.Module):
         """One layer over one token, x [B, 1, D]; `cache` is that of all layers, with room at `position`."""
         normed = self.attention_norm(x)
         fresh = self.attention.keys_and_values(normed)
-        # The whole cache is handed on and written to in place: a scan that stacks the layers' caches copies them.
         cache = SelfCache(
-            *(
-                jax.lax.dynamic_update_slice(whole, new[None], (layer, 0, position, 0, 0))
-                for whole, new in zip(cache, fresh, strict=True)
-            )
+            *(write_to_cache(old, new, layer=layer, position=position) for old, new in zip(cache, fresh, strict=True))
         )
-        own = (jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False) for whole in cache)
+        own = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
         heads = attend(self.attention.queries(normed), *own, position_scores, NOTHING)
         x = x + self.attention.mix(heads)
         keys, values, padding = cross
@@ -213,9 +208,7 @@ class T5(nnx.Module):
         """Tokens [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (by default all but padding)."""
         mask = self.source_mask(tokens) if mask is None else mask
         key_first, key_last, key_layers = split_key(key, 3)
-        position, padding = self.encoder_positions(tokens.shape[1]), hide_padding(mask)
-        if self.loop == "unrolled":
-            position = computed_once(position)
+        position, padding = self._source_scores(tokens.shape[1]), hide_padding(mask)
 
         def attend_source(query, keys, values):
             return attend_in_order(query, keys, values, position, padding, order=self.attention, rules=self.rules)
@@ -305,9 +298,8 @@ class T5(nnx.Module):
             return layers.step(x, number, position, scores, (keys, values, source.padding), cache), None
 
         xs = (self.decoder, jnp.arange(self.config.num_decoder_layers), source.keys, source.values)
-        # A CPU copies every slice of the weights that a loop takes, which for one token costs as much as the products.
-        unroll = self.config.num_decoder_layers if self.attention == "rows" else 1
-        (x, cache), _ = jax.lax.scan(layer, (self._embed(token[:, None]), cache), xs, unroll=unroll)
+        carry = (self._embed(token[:, None]), cache)
+        (x, cache), _ = scan_layers(layer, carry, xs, remat="none", loop=step_loop(self.attention))
         return self.logits(self.decoder_norm(x))[:, 0], cache
 
     def logits(self, x: jax.Array) -> jax.Array:
@@ -322,6 +314,11 @@ class T5(nnx.Module):
         """[B, T] -> [B, T, D]."""
         tokens = jnp.where(tokens < 0, self.config.pad_token_id, tokens)
         return look_up(self.embedding, tokens, self.rules, dtype=self.dtype)
+
+    def _source_scores(self, length: int) -> jax.Array:
+        """Scores of all source tokens by distance, [1, H, S, S]."""
+        position = self.encoder_positions(length)
+        return computed_once(position) if self.loop == "unrolled" else position
 
     def _causal_scores(self, length: int) -> jax.Array:
         """Scores of the earlier target tokens by distance, very negative for the later ones, [1, H, T, T]."""

@@ -17,7 +17,8 @@ from lamp_jax.losses import token_cross_entropy
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.families import load_generator
 from lamp_jax.models.generator import decoder_inputs
-from lamp_jax.models.weights import hf_tensors, load_bert, load_longformer, t5_places
+from lamp_jax.models.hf_names import t5_places
+from lamp_jax.models.weights import hf_tensors, load_bert, load_longformer
 from tests.goldens.cases import CASES
 
 pytestmark = pytest.mark.golden

@@ -9,7 +9,8 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamp_jax.models.attention import RelativePositions, attend, attend_by_rows, relative_position_bucket
+from lamp_jax.models.attention import RelativePositions, relative_position_bucket
+from lamp_jax.models.kernels import attend, attend_by_rows
 from lamp_jax.sharding import DATA_PARALLEL
 
 
@@ -85,7 +86,7 @@ def attention_by_rows(*inputs):
 @pytest.mark.parametrize("ours", [attend, attention_by_rows])
 def test_attention_and_its_gradients_are_those_of_the_formula(ours, monkeypatch):
     # Two rows at a time, and one that is left over.
-    monkeypatch.setattr("lamp_jax.models.attention._SCORES_AT_ONCE", 2 * 2 * 6 * 7)
+    monkeypatch.setattr("lamp_jax.models.kernels._SCORES_AT_ONCE", 2 * 2 * 6 * 7)
     inputs = attention_inputs()
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from lamp_jax.errors import LampError
-from lamp_jax.models.attention import attend_nearby
 from lamp_jax.models.bert import NO_TOKEN
+from lamp_jax.models.kernels import attend_nearby
 from lamp_jax.models.longformer import Longformer, LongformerConfig
 from lamp_jax.models.weights import load_longformer, save_longformer
 from lamp_jax.sharding import DATA_PARALLEL, FSDP, FSDP_AND_TENSOR_PARALLEL, TENSOR_PARALLEL, make_mesh, place_batch
