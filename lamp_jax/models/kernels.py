@@ -210,7 +210,7 @@ def product(
     left operand of the weight's gradient: here that is x, stored and shared by all products of x, where JAX's rule
     takes the output's gradient with all that computes it.
     """
-    weight = whole(weight, rules)
+    weight = gather_weight(weight, rules)
     return jnp.einsum(subscripts, x, weight, out_sharding=out, preferred_element_type=dtype)
 
 
@@ -223,7 +223,7 @@ def _product_backward(subscripts, rules, out, dtype, kept, gradient):
     gradient = gradient.astype(x.dtype)
     inputs, rest = subscripts.split(",")
     matrix, outputs = rest.split("->")
-    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, whole(weight, rules), out_sharding=layout_of(x))
+    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, gather_weight(weight, rules), out_sharding=layout_of(x))
     d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=layout_of(weight))
     return d_x, d_weight
 
@@ -231,7 +231,7 @@ def _product_backward(subscripts, rules, out, dtype, kept, gradient):
 product.defvjp(_product_forward, _product_backward)
 
 
-def whole(weight: jax.Array, rules: Rules) -> jax.Array:
+def gather_weight(weight: jax.Array, rules: Rules) -> jax.Array:
     """The weight gathered along the hidden axis, as products use it."""
     return gathered(weight, rules.gathered(jax.typeof(weight).sharding.spec))
 

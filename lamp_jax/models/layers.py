@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.models.dropout import dropout
-from lamp_jax.models.kernels import product, whole
+from lamp_jax.models.kernels import gather_weight, product
 from lamp_jax.sharding import Rules, gathered
 
 FeedForwardKind = Literal["relu", "gated-gelu"]
@@ -48,7 +48,7 @@ def normal(
 
 def read(parameter: nnx.Param, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
     """The parameter in the compute dtype, as a product uses it: whole along the hidden axis."""
-    return whole(parameter[...].astype(dtype), rules)
+    return gather_weight(parameter[...].astype(dtype), rules)
 
 
 def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
