@@ -67,7 +67,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],  # and libtpu, with which `lamp compile` needs no TPU
         "cuda": ["jax[cuda13]>=0.10.2"],
         "gcs": ["gcsfs>=2024.6"],  # gs:// work directories
-        "notebooks": ["ipykernel>=6.29", "matplotlib>=3.9"],
+        "notebooks": ["ipykernel>=6.29", "ipywidgets>=8.1", "matplotlib>=3.9", "pandas>=2.2"],  # widgets: progress bars
         "beam": ["apache-beam>=2.70,<3"],
         "test": [
             "pytest>=8",
@@ -83,6 +83,7 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "matplotlib>=3.9",
+            "pandas>=2.2",  # takes what the library returns
             "apache-beam>=2.70,<3; python_version < '3.14'",
         ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.

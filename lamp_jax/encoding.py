@@ -1,17 +1,19 @@
 """Numbers from texts: a dual encoder's vectors, a selector's scores, in batches of few shapes over the whole mesh."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
 
 from lamp_jax.artifacts.selector import CandidateSet
-from lamp_jax.config import Devices, Encoding
+from lamp_jax.config import CORRECT, Compatibility, Devices, Encoding
+from lamp_jax.data.files import Question
 from lamp_jax.distributed import read
 from lamp_jax.inputs.batches import Example, choose_text_buckets, prediction_batches
 from lamp_jax.inputs.reader import TextReader
@@ -20,9 +22,12 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer
 from lamp_jax.models.weights import CONFIG, check_tokenizer, find_model, load_bert, read_json
-from lamp_jax.retrieval.dense import Embed
+from lamp_jax.retrieval.dense import Embed, rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings, FoundEncoder, choose_settings, find_encoder
-from lamp_jax.sharding import DATA_PARALLEL, model_layout, on_cpu, own_rows, place_batch, shards
+from lamp_jax.retrieval.scored import Ranked
+from lamp_jax.runs.library import TemporaryPlace
+from lamp_jax.sharding import DATA_PARALLEL, mesh_is_set, model_layout, on_cpu, own_rows, place_batch, shards
+from lamp_jax.tasks.catalog import Task
 
 # Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
 _WINDOW = 8192
@@ -34,13 +39,24 @@ _LENGTHS_APART = 32
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 32768
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class DualEncoder:
     """What embeds queries, and what embeds documents: one and the same where texts are read alike."""
 
     queries: Embed
     documents: Embed
     settings: EncoderSettings
+    name: str
+    """Its directory or hub name."""
+    mesh: Mesh | None
+    """On which it computes; None: no mesh was set."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What its training came to: `before` and `best`, the rewards on validation, `best_step`, `step`."""
+    temporary: TemporaryPlace | None = None
+    """The directory, where it is removed with the encoder."""
+
+    def __repr__(self) -> str:
+        return f"DualEncoder({self.name!r}, {self.settings})"
 
 
 def open_encoder(
@@ -61,7 +77,29 @@ def open_encoder(
     encoders = TextEncoders(graph, reader, batch_tokens=batch_tokens)
     queries = partial(encoders.queries, params)
     documents = queries if encoders.queries is encoders.documents else partial(encoders.documents, params)
-    return DualEncoder(queries, documents, reader.settings)
+    mesh = jax.sharding.get_mesh() if mesh_is_set() else None
+    return DualEncoder(queries, documents, reader.settings, name, mesh)
+
+
+def rank_by_encoder(
+    questions: Iterable[Question],
+    task: Task,
+    encoder: DualEncoder,
+    *,
+    use_date: bool = False,
+    compatibility: Compatibility = CORRECT,
+) -> Iterator[Ranked]:
+    """Every question's profile by an encoder, on the current mesh. LampError as rank_dense."""
+    queries = None if encoder.queries is encoder.documents else encoder.queries
+    return rank_dense(
+        questions,
+        task,
+        encoder.documents,
+        embed_query=queries,
+        similarity=encoder.settings.similarity,
+        use_date=use_date,
+        compatibility=compatibility,
+    )
 
 
 def open_reader(found: FoundEncoder, encoding: Encoding, *, max_length: int | None) -> TextReader:

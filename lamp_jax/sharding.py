@@ -1,7 +1,8 @@
 """How arrays lie on devices: one mesh `("data", "model")` and one table from axis name to mesh axis."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -160,6 +161,30 @@ def _arrange_slice(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
     chips = create_device_mesh(shape, first, allow_split_physical_axes=True)
     by_core = [np.vectorize(lambda chip, core=core: of_chip[(*chip.coords, core)])(chips) for core in range(cores)]
     return np.stack(by_core, axis=2 if model % cores == 0 else 1).reshape(data, model)
+
+
+@contextmanager
+def set_or_default_mesh() -> Iterator[Mesh]:
+    """The mesh that is set (`jax.set_mesh`), or for the block one of all devices along `data`.
+
+    LampError for a mesh on which models cannot be laid out.
+    """
+    if not mesh_is_set():
+        with jax.set_mesh(make_mesh()):
+            yield jax.sharding.get_mesh()
+        return
+    mesh = jax.sharding.get_mesh()
+    if mesh.axis_names != MESH_AXES or set(mesh.axis_types) != {AxisType.Explicit}:
+        raise LampError(
+            f"mesh: the one that is set has the axes {mesh.axis_names} of types {mesh.axis_types}; set one of "
+            f"lamp_jax.sharding.make_mesh, or jax.make_mesh((data, model), {MESH_AXES}), or none"
+        )
+    yield mesh
+
+
+def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """The mesh on which something was made, for the block; None: it was made without one."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def mesh_is_set() -> bool:

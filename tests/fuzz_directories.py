@@ -40,8 +40,8 @@ from lamp_jax.models.peft import read_form, read_peft, write_peft
 from lamp_jax.models.weights import check_tokenizer, load_longformer
 from lamp_jax.retrieval import encoders
 from lamp_jax.stages.generate import open_adapters
-from lamp_jax.stages.train_adapters import make_form
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.training.store import make_form
 from tests.fuzz import damage
 
 TINY = Path(__file__).parent / "cases" / "tiny"

@@ -26,10 +26,21 @@ TABLES = {
     ],
     "lamp_data.ipynb": [rf"^{name} +MAE +\d\.\d+ " for name in ("zero_shot_none", "zero_shot_bm25", "tuned_bm25")],
     "adapters.ipynb": [rf"^{name} +[01]\.\d+ " for name in ("none", "rag", "peft", "rag\\+peft")],
+    "library.ipynb": [
+        r"^scores \{'without': \d",
+        r"^with +Answer\(.*p=0\.\d",
+        r"^tokens \(1, \d+\) states \(1, \d+, 64\)",
+    ],
     "retriever_optimization.ipynb": [rf"^{name} +[01]\.\d+ " for name in ("none", "bm25", "ropg-kd", "ropg-rl")],
 }
 """What must stand in the outputs."""
-PICTURES = {"quickstart.ipynb": 2, "adapters.ipynb": 2, "lamp_data.ipynb": 1, "retriever_optimization.ipynb": 1}
+PICTURES = {
+    "quickstart.ipynb": 2,
+    "library.ipynb": 2,
+    "adapters.ipynb": 2,
+    "lamp_data.ipynb": 1,
+    "retriever_optimization.ipynb": 1,
+}
 
 
 def read(name):
@@ -38,6 +49,11 @@ def read(name):
 
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def runs_commands(name):
+    """Whether a notebook's work is done by commands, not by the library in the notebook's own process."""
+    return any(cell.source.startswith("%%") for cell in code_cells(read(name)))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +110,7 @@ def test_notebook_runs_at_smoke_size(name, kernel, tmp_path):
 
 @pytest.mark.slow
 def test_a_command_that_fails_stops_a_notebook(kernel, tmp_path):
-    notebook = read("quickstart.ipynb")
+    notebook = read("retriever_optimization.ipynb")
     demo = next(cell for cell in code_cells(notebook) if cell.id == "demo")
     demo.source = demo.source.replace("--output demo", "--size enormous")
     resources = {"metadata": {"path": str(tmp_path)}}
@@ -113,7 +129,11 @@ def test_notebooks_define_nothing(name):
             assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_quickstart_and_library_compute_in_their_own_process():
+    assert [name for name in NAMES if not runs_commands(name)] == ["library.ipynb", "quickstart.ipynb"]
+
+
+@pytest.mark.parametrize("name", list(filter(runs_commands, NAMES)))
 def test_what_a_notebook_of_commands_imports_wakes_no_jax(name):
     """jax in the notebook's own process would keep a TPU from the commands."""
     sources = [cell.source for cell in code_cells(read(name))]

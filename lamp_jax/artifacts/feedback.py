@@ -170,23 +170,41 @@ def read_feedback(
             for key in by_key.keys() & found_here.keys():
                 raise LampError(f"{source}: {key!r}: there twice, in another file too; give each run once")
             by_key |= found_here
-    pairs = list(first_pairs(questions, profile_size))
     if by_key:
-        _check_keys(pairs)
-    found: dict[str, list[Metrics]] = {question.id: [] for question in questions}
-    missing = []
-    for pair in pairs:
+        _check_keys(first_pairs(questions, profile_size))
+
+    def look_up(pair: Pair) -> Metrics | None:
         places = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
         metrics = [one for one in places if one is not None]
         if len(metrics) == 2:
             raise LampError(f"{pair.reference_key!r}: there twice, in a directory and in a file; give each run once")
-        if metrics:
-            found[pair.question.id].append(metrics[0])
-        else:
+        return metrics[0] if metrics else None
+
+    name = ", ".join(map(str, sources))
+    return match_feedback(look_up, task, questions, profile_size=profile_size, name=name)
+
+
+def match_feedback(
+    look_up: Callable[[Pair], Metrics | None],
+    task: Task,
+    questions: Sequence[Question],
+    *,
+    profile_size: int,
+    name: str,
+) -> dict[str, list[Metrics]]:
+    """For each question the metrics of its first items, as `look_up` finds them. LampError for pairs without any."""
+    pairs = list(first_pairs(questions, profile_size))
+    found: dict[str, list[Metrics]] = {question.id: [] for question in questions}
+    missing = []
+    for pair in pairs:
+        metrics = look_up(pair)
+        if metrics is None:
             missing.append(pair.reference_key)
+        else:
+            found[pair.question.id].append(metrics)
     if missing:
         raise LampError(
-            f"{', '.join(map(str, sources))}: no feedback for {len(missing)} of {len(pairs)} question-item pairs "
+            f"{name}: no feedback for {len(missing)} of {len(pairs)} question-item pairs "
             f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); make it with `lamp feedback "
             f"items --task {task.name} --profile-size {profile_size}` on the same questions, or give --profile-size"
         )

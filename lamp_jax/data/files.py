@@ -18,7 +18,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _ID = "a text (no half of a surrogate pair) or a whole number"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Question:
     """One sample of a LaMP file. `profile` is in the file's order; `output` is the gold where it is known."""
 
@@ -32,6 +32,15 @@ class Question:
     def user(self) -> str:
         """Who asks. Files of the user-based split have no user ids: there every question is another user's."""
         return self.id if self.user_id is None else str(self.user_id)
+
+    def __repr__(self) -> str:
+        gold = "" if self.output is None else f", output={shorten(self.output)}"
+        return f"{type(self).__name__}({self.id!r}, {len(self.profile)} items, {shorten(self.input)}{gold})"
+
+
+def shorten(text: str, longest: int = 40) -> str:
+    """A text as `repr` shows it, its end left out where it is long."""
+    return repr(text if len(text) <= longest else f"{text[: longest - 3]}...")
 
 
 class Outputs(NamedTuple):
@@ -74,6 +83,14 @@ def question_in(
     question = _question(_parsed(raw, path), where, patches)
     if task is not None:
         check_items(question, task, path)
+    return question
+
+
+def question_of(record: Any, where: str, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES) -> Question:
+    """The question that a record (of an official file's fields) is. LampError, by `where`, as stream_questions."""
+    question = _question(record, where, patches)
+    if task is not None:
+        check_items(question, task, where)
     return question
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.config import Part, Split, Work
 from lamp_jax.data.chunks import Chunk, cut, questions_of

@@ -1,7 +1,7 @@
 """How prompts become answers: one jitted function for each way of decoding, and what it says read as text."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ from lamp_jax.inputs.batches import NO_TOKEN, pad_rows
 from lamp_jax.models.generator import GeneratorConfig, is_end
 from lamp_jax.models.lora import Adapters, attach
 from lamp_jax.tasks.catalog import Task
+
+
+class Decoded(NamedTuple):
+    """An answer, and where labels were scored their probabilities, float64 [L] in the task's order."""
+
+    text: str
+    probabilities: np.ndarray | None
 
 
 class Answerer:
@@ -44,21 +51,30 @@ class Answerer:
 
     def __call__(self, params: Any, source: jax.Array, adapters: Adapters | None = None) -> list[str]:
         """Prompts [B, S], with `lora` each with its own adapter, -> B answers, of all processes' in each of them."""
+        return [answer.text for answer in self.decode(params, source, adapters)]
+
+    def decode(self, params: Any, source: jax.Array, adapters: Adapters | None = None) -> list[Decoded]:
+        """As a call, with the labels' probabilities."""
         result = read(self._decode(params, source, adapters))
         if self.by_labels:
-            return [choose_label(row, self.task) for row in result]
+            return [Decoded(choose_label(row, self.task), label_probabilities(row)) for row in result]
         rows = [row[row != NO_TOKEN] for row in result]
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return [Decoded(text.strip(), None) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def label_probabilities(log_probabilities: np.ndarray) -> np.ndarray:
+    """Softmax over the labels, float64 [L]."""
+    weights = np.exp(log_probabilities - np.max(log_probabilities), dtype=np.float64)
+    return weights / weights.sum()
 
 
 def choose_label(log_probabilities: np.ndarray, task: Task) -> str:
     """The label [L] that is best for the task's metric.
 
-    Softmax over the labels; for accuracy the most probable one, for MAE the median: the first label, in their order,
-    at which the cumulative probability reaches one half.
+    For accuracy the most probable one, for MAE the median: the first label, in their order, at which the cumulative
+    probability reaches one half.
     """
-    weights = np.exp(log_probabilities - np.max(log_probabilities), dtype=np.float64)
-    probabilities = weights / weights.sum()
+    probabilities = label_probabilities(log_probabilities)
     if task.metric == "mae":
         return task.labels[int(np.searchsorted(np.cumsum(probabilities), 0.5))]
     return task.labels[int(np.argmax(probabilities))]

@@ -34,8 +34,9 @@ def make_prompts(
     options: PromptOptions,
     *,
     retriever: str,
+    workers: int = 1,
 ) -> Iterator[Prompt]:
-    """What a generator reads for each question, in their order."""
+    """What a generator reads for each question, in their order; `workers` processes rank, where there is work."""
     prompt_tokenizer = PromptTokenizer(tokenizer)
     length, compatibility = options.prompting.max_length, options.compatibility
 
@@ -44,19 +45,22 @@ def make_prompts(
             task, question.input, items, prompt_tokenizer, max_length=length, compatibility=compatibility
         )
 
+    items = retrieved_items(questions, task, options, retriever=retriever, workers=workers)
     # Threads, because nearly all of the time is spent in the tokenizer, which lets others run.
     with ThreadPoolExecutor(available_cores()) as pool:
-        yield from pool.map(build, questions, retrieved_items(questions, task, options, retriever=retriever))
+        yield from pool.map(build, questions, items)
 
 
 def retrieved_items(
-    questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: str
+    questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: str, workers: int = 1
 ) -> Iterator[Sequence[Item]]:
     """The items that each question's prompt holds, best first, at most `num_retrieved`."""
     count, compatibility = options.prompting.num_retrieved, options.compatibility
     if not count:
         return (() for _ in questions)
-    given = RankOptions(use_date=options.prompting.use_date, seed=options.seed, compatibility=compatibility)
+    given = RankOptions(
+        use_date=options.prompting.use_date, seed=options.seed, workers=workers, compatibility=compatibility
+    )
     return find_retriever(retriever).retrieve(questions, task, given, count)
 
 

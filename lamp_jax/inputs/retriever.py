@@ -1,13 +1,13 @@
 """Questions with feedback as a retriever learns from them: their texts with rewards, and their token ids."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from lamp_jax.artifacts.feedback import Metrics, first_pairs, read_feedback
-from lamp_jax.config import Compatibility, Ropg
+from lamp_jax.config import Compatibility
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import Candidates
@@ -15,6 +15,7 @@ from lamp_jax.inputs.generator import gold_of
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
+from lamp_jax.settings import Ropg
 from lamp_jax.tasks.catalog import Task
 from lamp_jax.tasks.rewards import reward_of, worst_error
 
@@ -36,6 +37,22 @@ def read_scored_questions(
     """The questions of a file with the rewards of their first items. LampError for what is missing or no number."""
     questions = read_questions(path, task=task)
     metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
+    return score_questions(ropg, task, questions, metrics, path=path, compatibility=compatibility)
+
+
+def score_questions(
+    ropg: Ropg,
+    task: Task,
+    questions: Iterable[Question],
+    metrics: Mapping[str, Sequence[Metrics]],
+    *,
+    path: str,
+    compatibility: Compatibility,
+) -> list[ScoredQuestion]:
+    """Questions with the rewards of their first items; `metrics` are those of each question's, by its id.
+
+    Questions without items are left out. LampError, by `path`, for what is missing or no number.
+    """
     score = partial(_score, ropg, task, path, compatibility)
     return [score(question, metrics[question.id]) for question in questions if question.profile]
 

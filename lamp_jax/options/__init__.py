@@ -5,7 +5,6 @@ from lamp_jax.config import (
     EXECUTION_ONLY,
     REFERENCE,
     SCRATCH,
-    AdapterTraining,
     Answering,
     Compatibility,
     Decoding,
@@ -18,7 +17,6 @@ from lamp_jax.config import (
     PoolingMode,
     Profiles,
     Prompting,
-    Ropg,
     ScratchEncoder,
     SelectorMetric,
     SelectorMode,
@@ -31,10 +29,11 @@ from lamp_jax.options.adapters import ConvertStore, ExportAdapter, ImportAdapter
 from lamp_jax.options.data import Avocado, Build, Check, Download, Synth, Tfds
 from lamp_jax.options.demo import Compile, Demo
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
-from lamp_jax.options.generator import Evaluate, Generate, Scratch, Train
+from lamp_jax.options.generator import Evaluate, Generate, Train
 from lamp_jax.options.retrieval import Merge, Prompts, Rank
 from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.options.selector import ScratchSelector, Select, SelectorData, TrainSelector
+from lamp_jax.settings import AdapterTraining, GeneratorTraining, RetrieverTraining, Ropg, Scratch
 
 __all__ = [
     "CORRECT",
@@ -59,6 +58,7 @@ __all__ = [
     "FeedbackItems",
     "FeedbackRetrievers",
     "Generate",
+    "GeneratorTraining",
     "ImportAdapter",
     "Learning",
     "Lora",
@@ -70,6 +70,7 @@ __all__ = [
     "Prompting",
     "Prompts",
     "Rank",
+    "RetrieverTraining",
     "Ropg",
     "Scratch",
     "ScratchEncoder",

@@ -5,12 +5,12 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from lamp_jax.config import AdapterTraining, Profiles, Storage
-from lamp_jax.options.shared import Compatible, Computes, Writes
+from lamp_jax.options.shared import Computes, Writes
+from lamp_jax.settings import AdapterTraining
 
 
 @dataclass(frozen=True)
-class TrainAdapters(AdapterTraining, Writes, Compatible, Computes):
+class TrainAdapters(AdapterTraining, Writes, Computes):
     """Train one LoRA adapter per user on the user's own profile, many users at once over one frozen model."""
 
     task: str
@@ -21,16 +21,6 @@ class TrainAdapters(AdapterTraining, Writes, Compatible, Computes):
     """Directory of the adapter store and the training logs."""
     model: str = "google/flan-t5-base"
     """Model directory or hub name of the frozen base model."""
-    profiles: Profiles = "single"
-    """Training data of a user with several questions."""
-    max_length: int = 512
-    """Longest input, in tokens, `</s>` included."""
-    target_length: int = 512
-    """Longest answer, in tokens, `</s>` included."""
-    keep: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the adapters in the store."""
-    storage: Storage = "float32"
-    """Data type of the base model's matrices in memory."""
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,15 @@
 """Options of the commands that train a generator, generate answers and score them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from lamp_jax.config import CORRECT, Answering, Compatibility, Learning, Prompting, Storage
+from lamp_jax.config import CORRECT, Answering, Compatibility, Prompting, Storage
 from lamp_jax.options.shared import ChosenRetriever, ChosenRetrievers, Compatible, Computes, Writes
+from lamp_jax.settings import GeneratorTraining
 
 
 @dataclass(frozen=True)
-class Scratch:
-    """Size of a generator trained from scratch (`--model scratch`), with FLAN-T5's architecture."""
-
-    d_model: int = 128
-    """Width."""
-    d_ff: int = 256
-    """Width of the feed-forward layers."""
-    num_layers: int = 2
-    """Layers of the encoder."""
-    num_decoder_layers: int = 2
-    """Layers of the decoder."""
-    num_heads: int = 4
-    """Attention heads, each of size d_model / num_heads."""
-    vocab_size: int = 4096
-    """Vocabulary size of the tokenizer, which is trained on the prompts and answers of the train file."""
-    dropout: float = 0.1
-    """Dropout rate."""
-
-
-@dataclass(frozen=True)
-class Train(Writes, Compatible, Computes):
+class Train(GeneratorTraining, Writes, Computes):
     """Fine-tune T5 / FLAN-T5, or train one from scratch, with or without profiles."""
 
     task: str
@@ -41,21 +22,10 @@ class Train(Writes, Compatible, Computes):
     output: str
     """Output directory: a Hugging Face model directory with logs and checkpoints for resuming."""
     model: str = "google/flan-t5-base"
-    """Model directory or hub name of the initial model; `scratch` for a new model of the size below."""
-    scratch: Scratch = Scratch()
-    retrievers: ChosenRetrievers = ("file",)
-    prompting: Prompting = Prompting()
-    profile_targets: int = 0
-    """Number of additional train examples per profile: its newest N items, each with only the items before it as
-    profile."""
-    learning: Learning = Learning()
-    seed: int = 0
-    """Random seed of initialization, dropout, the order of examples and the `random` retriever."""
-    validation_size: int = 0
-    """Number of validation questions per evaluation, from the first; 0: all."""
+    """Model directory or hub name of the initial model; `scratch` for a new model of the size of `scratch`."""
+    retrievers: ChosenRetrievers = field(default=("file",), kw_only=True)  # with the help text of all names
     workers: int = 0
     """Processes that prepare examples; 0: one per core for many questions, threads for few."""
-    answering: Answering = Answering()
 
 
 @dataclass(frozen=True)

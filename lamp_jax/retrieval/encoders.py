@@ -141,6 +141,18 @@ def choose_settings(
     return settings
 
 
+def choose_dates(settings: EncoderSettings, *, use_date: bool, name: str) -> bool:
+    """Whether documents have dates: as the encoder was trained, or as `use_date` says for encoders of others.
+
+    LampError, by `name`, where dates are asked for and it was trained without.
+    """
+    if settings.use_date is None:
+        return use_date
+    if use_date and not settings.use_date:
+        raise LampError(f"{name}: was trained on documents without dates; leave --use-date out")
+    return settings.use_date
+
+
 def check_length(positions: int, length: int, name: str, *, option: str = "--max-length") -> None:
     """LampError unless an encoder with so many positions reads texts of `length` tokens."""
     if length > positions:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.data.layout import PARTS
 from lamp_jax.datasets import avocado

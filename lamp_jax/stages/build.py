@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.datasets.columns import open_histories, split_join
 from lamp_jax.datasets.dates import check_date_format

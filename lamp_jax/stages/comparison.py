@@ -1,6 +1,5 @@
 """One model's answers under several orders of the profiles: `predictions/`, `results.json` and `table.txt`."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,6 +10,7 @@ import jax
 from flax import nnx
 
 from lamp_jax.data.files import Question, write_predictions
+from lamp_jax.decoding.answering import answer, read_adapters
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
@@ -19,11 +19,12 @@ from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import atomic_write, write_json
 from lamp_jax.runs.processes import on_first
+from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import model_layout, open_mesh
-from lamp_jax.stages.generate import answer, open_adapters, read_adapters
+from lamp_jax.stages.generate import open_adapters, users_of
 from lamp_jax.tasks.catalog import Task
-from lamp_jax.tasks.metrics import Scores, paired_test, score
-from lamp_jax.tasks.significance import confidence_interval
+from lamp_jax.tasks.comparison import Against, compare_row, format_table
+from lamp_jax.tasks.metrics import Scores, score
 
 
 class Order(NamedTuple):
@@ -50,30 +51,21 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
                 answerers[adapters] = Answerer(
                     graph, tokenizer, task, experiment.answering, generation=generation, lora=lora
                 )
-            prompts = make_prompts(questions, task, tokenizer, experiment, retriever=retriever)
+            prompts = make_prompts(
+                questions, task, tokenizer, experiment, retriever=retriever, workers=available_cores()
+            )
             answers = answer(
                 prompt_examples(questions, prompts),
                 answerers[adapters],
                 params,
                 batch_size=experiment.learning.batch_size,
                 max_length=experiment.prompting.max_length,
-                adapters=store and read_adapters(store, questions),
+                adapters=store and read_adapters(store, users_of(questions)),
             )
             on_first(partial(write_predictions, output / "predictions" / f"{name}.json", task, answers))
             golds = {question.id: gold_of(question) for question in questions}
             scores[name] = score(task, answers, golds, compatibility=experiment.compatibility)
     return scores
-
-
-class Against(NamedTuple):
-    """A paired test of every row against one of them, over all questions or one group of users."""
-
-    row: str
-    group: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"p vs {self.row}" + (f" ({self.group})" if self.group else "")
 
 
 def report(
@@ -96,10 +88,11 @@ def report(
         groups.setdefault(oracle[question.id]["group"], []).append(question.id)
     ordered = dict(sorted(groups.items(), key=lambda one: (int((re.findall(r"\d+", one[0]) or [0])[0]), one[0])))
     rows = [
-        _row(name, scores, ordered, tests) | {title: numbers.get(name) for title, numbers in (further or {}).items()}
+        compare_row(name, scores, ordered, tests)
+        | {title: numbers.get(name) for title, numbers in (further or {}).items()}
         for name in scores
     ]
-    text = _table(rows, list(further or {}))
+    text = format_table(rows, list(further or {}))
     direction = "higher is better" if task.higher_is_better else "lower is better"
     results = {"task": task.name, "direction": direction, "seed": seed, "rows": rows}
     on_first(partial(_write, output, text, results))
@@ -110,43 +103,3 @@ def _write(output: Path, text: str, results: Mapping[str, Any]) -> None:
     with atomic_write(output / "table.txt") as file:
         file.write(text + "\n")
     write_json(output / "results.json", results)
-
-
-def _row(
-    name: str, scores: Mapping[str, Scores], groups: Mapping[str, Sequence[str]], tests: Sequence[Against]
-) -> dict[str, Any]:
-    """One line of `results.json`: mean, 95 % interval, tests against other rows, mean by group of users."""
-    metric, samples = scores[name].metric, scores[name].samples
-    interval = confidence_interval(samples)
-
-    def test(against: Against) -> float:
-        ids = groups[against.group] if against.group else list(samples)
-        one, other = ({key: scores[row].samples[key] for key in ids} for row in (name, against.row))
-        return paired_test(metric, one, other).p
-
-    return {
-        "retriever": name,
-        "metric": metric,
-        "mean": scores[name].value,
-        "low": interval.low,
-        "high": interval.high,
-        "n": len(samples),
-        "tests": {against.title: test(against) for against in tests},
-        "groups": {group: math.fsum(samples[key] for key in ids) / len(ids) for group, ids in groups.items()},
-    }
-
-
-def _table(rows: Sequence[Mapping[str, Any]], further: Sequence[str]) -> str:
-    """The rows as lines of text."""
-    titles, groups = list(rows[0]["tests"]), list(rows[0]["groups"])
-    widths = [max(10, len(title) + 2) for title in titles]
-    head = f"{'retriever':10} {rows[0]['metric']:>8}  95 % interval "
-    head += "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
-    lines = [head + "".join(f"{title:>10}" for title in (*further, *groups))]
-    for one in rows:
-        tests = "".join(f"{one['tests'][title]:{width}.2g}" for title, width in zip(titles, widths, strict=True))
-        others = [*(one[title] for title in further), *(one["groups"][group] for group in groups)]
-        cells = "".join(f"{'' if value is None else format(value, '.3f'):>10}" for value in others)
-        interval = f"{one['low']:.3f} to {one['high']:.3f}"
-        lines.append(f"{one['retriever']:10} {one['mean']:8.3f}  {interval}{tests}{cells}")
-    return "\n".join(lines)

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.artifacts import old_store
 from lamp_jax.artifacts.adapters import FILES, AdapterStore, Entry, create_store, read_old_form

@@ -11,9 +11,10 @@ from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages import demo_adapters, demo_retriever, demo_selector, synth, train
-from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.stages.comparison import Order, compare, report
 from lamp_jax.stages.demo_pages import page_paths, read_page
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.comparison import Against
 
 _PREDICTIONS = ("predictions/*.json", "table.txt", "results.json")
 _FILES = (*("data/", "model/", "train.json", "dev.json"), *_PREDICTIONS, *("retriever/", "selector/", "adapters/"))

@@ -13,9 +13,10 @@ from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import synth, train_adapters
-from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.stages.comparison import Order, compare, report
 from lamp_jax.stages.demo_pages import read_page
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.comparison import Against
 
 _FEW, _MANY = 10, 50  # profile items
 

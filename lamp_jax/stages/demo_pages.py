@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 from lamp_jax.config import ScratchEncoder
 from lamp_jax.errors import LampError
 from lamp_jax.options.demo import Demo
-from lamp_jax.options.generator import Scratch
 from lamp_jax.options.pages import installed_page, read_experiment
 from lamp_jax.options.selector import ScratchSelector
+from lamp_jax.settings import Scratch
 
 Experiment = TypeVar("Experiment")
 

@@ -16,9 +16,11 @@ from lamp_jax.retrieval.ranking import RankingFile, apply_rankings
 from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import feedback_items, rank, train_retriever
-from lamp_jax.stages.comparison import Against, Order, compare, report
+from lamp_jax.stages.comparison import Order, compare, report
 from lamp_jax.stages.demo_pages import read_page
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.comparison import Against
+from lamp_jax.training.retriever import choose_form, find_start, prepare_model, prepare_tokenizer
 
 HARD_GROUP = "hidden"
 """The users whose relevant items share no words with their question."""
@@ -85,9 +87,9 @@ def make_untrained(training: TrainRetriever, directory: Path) -> None:
         training.feedback,
         compatibility=training.compatibility,
     )
-    start = train_retriever.find_start(training)
-    settings = train_retriever.choose_form(training, start)
-    tokenizer = train_retriever.prepare_tokenizer(replace(training, output=str(directory)), start, scored)
-    model = train_retriever.prepare_model(training, start, settings, len(tokenizer))
+    start = find_start(training.encoder)
+    settings = choose_form(training, start)
+    tokenizer = prepare_tokenizer(training, start, scored, directory)
+    model = prepare_model(training, start, settings, len(tokenizer), training.devices)
     save_bert(model, directory)
     on_first(lambda: write_settings(directory, settings, width=model.config.hidden_size))

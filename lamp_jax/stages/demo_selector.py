@@ -18,8 +18,9 @@ from lamp_jax.retrieval.selector import success_rate
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.stages import feedback_retrievers, merge, rank, select, selector_data, train_selector
-from lamp_jax.stages.comparison import Against, report
+from lamp_jax.stages.comparison import report
 from lamp_jax.stages.demo_pages import read_page
+from lamp_jax.tasks.comparison import Against
 from lamp_jax.tasks.metrics import Scores, score
 
 NOBODY = feedback_retrievers.NOBODY

@@ -4,7 +4,7 @@ import os
 import threading
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.data.layout import SITE, TreeFile, benchmark_files
 from lamp_jax.datasets.download import Source, download

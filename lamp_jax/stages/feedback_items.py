@@ -5,12 +5,13 @@ from dataclasses import replace
 from lamp_jax.artifacts.feedback import first_pairs, read_shards, write_reference
 from lamp_jax.config import Prompting
 from lamp_jax.data.files import read_questions
+from lamp_jax.decoding.feedback import Trial
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.generator import gold_of
 from lamp_jax.options.feedback import FeedbackItems
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
-from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
+from lamp_jax.stages.feedback import check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.metrics import check_golds
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from lamp_jax.data.files import Question, check_same_ids, read_questions
 from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.decoding.feedback import Trial
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.errors import LampError
 from lamp_jax.options.feedback import FeedbackRetrievers
 from lamp_jax.runs.records import guard_outputs, reserve
-from lamp_jax.stages.feedback import Trial, check_shards, collect, shard_part
+from lamp_jax.stages.feedback import check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds
 

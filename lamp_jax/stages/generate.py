@@ -1,39 +1,33 @@
 """`lamp generate`: a model's answers to questions as an official prediction file, scored where golds are known."""
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from lamp_jax.artifacts.adapters import CHECKED, AdapterStore, check_form, count_users, open_store
+from lamp_jax.artifacts.adapters import CHECKED, AdapterStore, count_users, open_store
 from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
+from lamp_jax.decoding.answering import answer, read_adapters
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
-from lamp_jax.distributed import stop_if_asked
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import Example, fit_buckets, prediction_batches
 from lamp_jax.inputs.generator import make_prompts, prompt_examples
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.models.families import check_generator_tokenizer, fingerprint_generator, load_generator
+from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.generator import Generate
 from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
-from lamp_jax.sharding import check_divides, model_layout, open_mesh, own_rows, place_batch
+from lamp_jax.runs.workers import available_cores
+from lamp_jax.sharding import check_divides, model_layout, open_mesh
 from lamp_jax.stages.evaluate import report, write_report
-from lamp_jax.stages.train_adapters import make_form
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds, score
-
-ReadAdapters = Callable[[Sequence[str]], dict[str, np.ndarray]]
-"""The adapters [B, ...] of the examples of B ids; an empty id stands for a row that only fills a batch."""
+from lamp_jax.training.store import check_store
 
 
 @guard_outputs
@@ -64,7 +58,7 @@ def run(options: Generate) -> None:
     with jax.set_mesh(mesh):  # before prompts are made: a damaged model ends the command at once
         layout = model_layout(options.devices)
         graph, params = nnx.split(load_generator(options.model, storage=options.storage, **layout))
-    prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever)
+    prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever, workers=available_cores())
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(mesh):
@@ -79,7 +73,7 @@ def run(options: Generate) -> None:
                 batch_size=options.batch_size,
                 max_length=options.prompting.max_length,
                 journal=journal,
-                adapters=store and read_adapters(store, questions),
+                adapters=store and read_adapters(store, users_of(questions)),
             )
     on_first(lambda: write_predictions(record.place, task, answers))
     print(f"{options.output}: {len(answers)} answers")
@@ -93,12 +87,7 @@ def run(options: Generate) -> None:
 def open_adapters(directory: str, model: str) -> AdapterStore:
     """A store whose adapters were made for this model. LampError for another's."""
     store = open_store(directory)
-    check_form(store.form, replace(store.form, base=fingerprint_generator(model), base_name=model), where=directory)
-    try:
-        wanted = make_form(model, store.form.lora, store.form.dtype)
-    except LampError as error:
-        raise LampError(f"{directory}: {error}; copy the store again, or give another one") from None
-    check_form(store.form, wanted, where=directory)
+    check_store(store, model, where=directory)
     made = read_record(Path(directory)) or {}
     trained = made.get("users") if made.get("finished") else 0
     if made.get("finished") and (type(trained) is not int or trained > len(store.entries)):
@@ -111,6 +100,11 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     return store
 
 
+def users_of(questions: Sequence[Question]) -> dict[str, str]:
+    """Who asks each question, by the question's id."""
+    return {question.id: question.user for question in questions}
+
+
 def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: str) -> int:
     """How many questions of a file an adapter answers. LampError where there is none."""
     found = sum(user is not None for user in store.serving([question.user for question in questions]))
@@ -121,48 +115,6 @@ def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: s
             f"{count_users(asked)} of {path}; give the store of these users, or leave --adapters out"
         )
     return found
-
-
-def read_adapters(store: AdapterStore, questions: Sequence[Question]) -> ReadAdapters:
-    """What reads the adapters of questions by their ids, as `answer` asks for them."""
-    users = {question.id: question.user for question in questions}
-    return lambda ids: store.read_for([users.get(key) for key in ids])
-
-
-def answer(
-    examples: Sequence[Example],
-    answerer: Answerer,
-    params: Any,
-    *,
-    batch_size: int,
-    max_length: int,
-    journal: Journal | None = None,
-    adapters: ReadAdapters | None = None,
-) -> dict[str, str]:
-    """The answer to every example, by id, in their order. With a journal, what it holds is not answered again."""
-    answers: dict[str, str] = dict(journal.entries) if journal else {}
-    lengths = fit_buckets((len(example.source) for example in examples), max_length)
-    rows = dict.fromkeys(lengths, batch_size)
-    batches = prediction_batches(examples, rows=rows, own=own_rows)
-    with tqdm(total=len(examples), desc="answers", unit="question", disable=None, leave=journal is not None) as bar:
-        for positions, batch in batches:
-            ids = [examples[position].id for position in positions]
-            if not all(key in answers for key in ids):
-                own = adapters and adapters(_own(ids, batch_size))
-                texts = answerer(params, place_batch(batch.source), own and place_batch(own))
-                fresh = dict(zip(ids, texts, strict=False))  # rows beyond the ids only fill the batch
-                answers |= fresh
-                if journal:
-                    journal.append(fresh.items())
-                    stop_if_asked()
-            bar.update(len(ids))
-    return {example.id: answers[example.id] for example in examples}
-
-
-def _own(ids: Sequence[str], rows: int) -> list[str]:
-    """Of a batch's ids those of the rows that this process makes."""
-    padded = [*ids, *[""] * (rows - len(ids))]
-    return [padded[row] for row in own_rows(rows)]
 
 
 def _known_golds(questions: Sequence[Question], task: Task, *, path: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from lamp_jax.models.families import read_generator_config
 from lamp_jax.models.peft import read_form, read_peft
 from lamp_jax.options.adapters import ImportAdapter
 from lamp_jax.runs.outputs import check_apart
-from lamp_jax.stages.train_adapters import make_form
+from lamp_jax.training.store import make_form
 
 
 def run(options: ImportAdapter) -> None:

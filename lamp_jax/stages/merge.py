@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.data.chunks import Chunk, map_chunks, questions_of
 from lamp_jax.data.files import check_same_ids, check_unique, question_record, read_outputs

@@ -7,14 +7,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.data.chunks import map_chunks
 from lamp_jax.data.files import Question, check_unique, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Rank
 from lamp_jax.retrieval.dense import EmbeddingCache
-from lamp_jax.retrieval.encoders import EncoderSettings
+from lamp_jax.retrieval.encoders import EncoderSettings, choose_dates
 from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
 from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, rank_chunk, write_rankings
 from lamp_jax.runs.outputs import check_apart
@@ -122,7 +122,7 @@ def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[Enco
             embed=documents,
             embed_query=queries,
             similarity=opened.settings.similarity,
-            use_date=_choose_dates(options, opened.settings),
+            use_date=choose_dates(opened.settings, use_date=options.use_date, name=options.encoder),
         )
         try:
             yield from map(encode_ranking, ranker.rank(questions, task, given))
@@ -137,12 +137,3 @@ def _describe(options: Rank, settings: EncoderSettings) -> dict[str, Any]:
 
 def _read(options: Rank, task: Task) -> list[Question]:
     return read_questions(options.questions, task=task, patches=options.compatibility.patches)
-
-
-def _choose_dates(options: Rank, settings: EncoderSettings) -> bool:
-    """Whether documents have dates: as the encoder was trained, or as the options say for others."""
-    if settings.use_date is None:
-        return options.use_date
-    if options.use_date and not settings.use_date:
-        raise LampError(f"{options.encoder}: was trained on documents without dates; leave --use-date out")
-    return settings.use_date

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamp_jax import losses
-from lamp_jax.config import Compatibility, Ropg
+from lamp_jax.config import Compatibility
 from lamp_jax.models.bert import Bert
 from lamp_jax.retrieval.encoders import EncoderSettings
+from lamp_jax.settings import Ropg
 from lamp_jax.steps.update import LossSum
 
 Objective = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]

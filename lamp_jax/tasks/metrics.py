@@ -29,7 +29,7 @@ class GoldError(LampError):
     """A gold that is none of its task's labels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """What `score` found. Metrics have their official names: accuracy, f1, MAE, RMSE, rouge-1, rouge-L, ...
 
@@ -52,6 +52,11 @@ class Scores:
     def samples(self) -> dict[str, float]:
         """The main metric by question id."""
         return self.per_sample[self.metric]
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {value:.4g}" for name, value in self.mean.items())
+        invalid = f", {len(self.invalid)} invalid answers" if self.invalid else ""
+        return f"Scores({means}; {len(self.samples)} questions{invalid})"
 
 
 def score(

@@ -14,9 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from lamp_jax.config import AdapterTraining
 from lamp_jax.distributed import read, watch
 from lamp_jax.errors import Preempted
 from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples, fit_shapes, make_blocks
@@ -24,6 +23,7 @@ from lamp_jax.models.generator import Generator
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
 from lamp_jax.runs.processes import is_first, on_first
 from lamp_jax.runs.remote import CHECKPOINTS
+from lamp_jax.settings import AdapterTraining
 from lamp_jax.sharding import on_cpu, own_rows, place_batch, put, shards
 from lamp_jax.steps.adapters import AdapterState, MicrobatchArrays, Users, make_adapter_update, start_users
 from lamp_jax.training.checkpoints import Checkpoints

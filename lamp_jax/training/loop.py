@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lamp_jax.config import Learning, Optimization
 from lamp_jax.distributed import watch

@@ -26,10 +26,10 @@ from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.hf_names import bert_places
 from lamp_jax.models.weights import hf_tensors, load_bert
 from lamp_jax.options import REFERENCE, Encoding, TrainRetriever
-from lamp_jax.stages.train_retriever import choose_baselines, choose_form, find_start
 from lamp_jax.steps.retriever import choose_objective, score_candidates
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.rewards import reward_of
+from lamp_jax.training.retriever import choose_baselines, choose_form, find_start
 from tests.goldens.cases import CASES, order_profile, read_json, read_outputs, read_questions, read_ranking
 
 pytestmark = pytest.mark.golden
@@ -141,7 +141,7 @@ def examples_of(entry, scored, **changes):
     """As the stage makes them, padded with empty documents."""
     options = options_of(entry, **changes)
     baselines = choose_baselines(options, scored, _UNUSED, _UNUSED)
-    reader = TextReader(load_its_tokenizer(), choose_form(options, find_start(options)))
+    reader = TextReader(load_its_tokenizer(), choose_form(options, find_start(options.encoder)))
     return make_candidates(
         options, find_task(options.task), scored, reader, baselines, compatibility=options.compatibility
     )
@@ -156,7 +156,7 @@ def lengths_of(case):
 def test_the_two_lengths_are_the_cases_and_by_default_the_public_codes():
     def found(**changes):
         options = options_of({"task": 1, "kind": "kd"}, **changes)
-        settings = choose_form(options, find_start(options))
+        settings = choose_form(options, find_start(options.encoder))
         return settings.query_length, settings.document_length
 
     assert found() == (512, 512)

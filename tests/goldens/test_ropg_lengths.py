@@ -16,9 +16,9 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN
 from lamp_jax.models.weights import load_bert
 from lamp_jax.options import CORRECT, REFERENCE, Encoding, TrainRetriever
-from lamp_jax.stages.train_retriever import choose_form, find_start
 from lamp_jax.steps.retriever import choose_objective, score_candidates
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.training.retriever import choose_form, find_start
 from tests.goldens.cases import CASES
 
 torch = pytest.importorskip("torch", reason="needs PyTorch, of the extra `parity`")
@@ -32,7 +32,7 @@ COUNTS = (4, 2, 4, 1, 3)
 """Documents of the five questions."""
 
 
-def make_judged():
+def make_scored():
     draw = random.Random(0)
 
     def text(longest):
@@ -92,8 +92,8 @@ def test_loss_and_gradient_are_pytorchs(compatibility, lengths, pooling):
         encoding=Encoding(query_length=lengths[0], document_length=lengths[1], **form),
         compatibility=compatibility,
     )
-    scored = list(make_judged())
-    reader = TextReader(load_tokenizer(BERT), choose_form(options, find_start(options)))
+    scored = list(make_scored())
+    reader = TextReader(load_tokenizer(BERT), choose_form(options, find_start(options.encoder)))
     examples = make_candidates(
         options, find_task("LaMP-2"), scored, reader, [0.0] * len(scored), compatibility=options.compatibility
     )

@@ -20,9 +20,9 @@ from lamp_jax.data.files import read_outputs
 from lamp_jax.models.lora import draw_adapter
 from lamp_jax.models.peft import WEIGHTS
 from lamp_jax.stages import generate as stages_generate
-from lamp_jax.stages.train_adapters import FAILED, make_form
 from lamp_jax.training import adapters as adapting
 from lamp_jax.training.loop import RUN_FILES
+from lamp_jax.training.store import FAILED, make_form
 from tests.bucket import let_orbax_write, url
 
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")

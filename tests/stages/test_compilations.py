@@ -18,6 +18,7 @@ from flax import nnx
 from lamp_jax import cli
 from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.data.files import Question
+from lamp_jax.decoding.answering import answer
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.encoding import open_encoder
 from lamp_jax.inputs.batches import choose_buckets, choose_text_buckets, fit_buckets
@@ -27,7 +28,6 @@ from lamp_jax.models.families import load_generator
 from lamp_jax.options import Answering, Devices, Prompting, Prompts
 from lamp_jax.retrieval.dense import embed_all
 from lamp_jax.sharding import make_mesh, model_layout
-from lamp_jax.stages.generate import answer
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
 

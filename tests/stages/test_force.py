@@ -13,7 +13,7 @@ import pytest
 from lamp_jax import cli, config
 from lamp_jax.artifacts.adapters import Entry, create_store
 from lamp_jax.runs.records import record_path
-from lamp_jax.stages.train_adapters import make_form
+from lamp_jax.training.store import make_form
 
 TINY = Path(__file__).parents[1] / "cases" / "tiny"
 QUESTION = {

@@ -1,0 +1,330 @@
+"""The library's functions that ask a generator for feedback and train: what `lamp_jax.api` gives of them.
+
+A training writes to `output`, a directory, or where none is given to one that is removed with what is returned. With
+`output` there is a run record, as of a command: the same call finds its work done, or resumes it where it was stopped;
+another call is refused, unless `force` replaces what is there.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lamp_jax.artifacts.feedback import Metrics, Pair, first_pairs, match_feedback
+from lamp_jax.config import CORRECT, SCRATCH, Answering, Compatibility, Decoding, Devices, Prompting
+from lamp_jax.data.files import Question, check_unique, question_record
+from lamp_jax.errors import LampError
+from lamp_jax.inputs.generator import gold_of
+from lamp_jax.inputs.retriever import ScoredQuestion, score_questions
+from lamp_jax.inputs.tokenizer import load_tokenizer
+from lamp_jax.results import ItemFeedback, Rows
+from lamp_jax.runs.json_files import encode
+from lamp_jax.runs.library import LibraryRun, run_in
+from lamp_jax.settings import AdapterTraining, GeneratorTraining, RetrieverTraining
+from lamp_jax.tasks.catalog import Task, find_task
+from lamp_jax.tasks.metrics import check_golds
+from lamp_jax.tasks.rewards import LIKELIHOOD, Reward, reward_of
+
+if TYPE_CHECKING:
+    from lamp_jax.decoding.model import Model
+    from lamp_jax.encoding import DualEncoder
+    from lamp_jax.training.store import TrainedStore
+
+Dtype = Literal["float32", "bfloat16"]
+Sharding = Literal["data", "fsdp", "tensor", "fsdp+tensor"]
+
+_TRAIN, _VALIDATION = "the train questions", "the validation questions"
+
+
+def finetune(
+    model: "Model | str | Path",
+    train: Iterable[Question],
+    validation: Iterable[Question],
+    task: str | Task,
+    settings: GeneratorTraining = GeneratorTraining(),  # noqa: B008 (frozen)
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    dtype: Dtype = "float32",
+    sharding: Sharding = "data",
+    remat: Literal["none", "full"] = "none",
+) -> "Model":
+    """A generator that is trained on the questions' prompts and golds, the best by the task's metric on `validation`.
+
+    `model` is where to start: a directory, a hub name, a model (of which the files are read), or `scratch`. It is the
+    training of `lamp train`, to the last digit: AdamW on the cross-entropy of the golds' tokens. `dtype`, `sharding`
+    and `remat` (`full` recomputes each layer in the backward pass) are as in `load`. The returned model's `facts` have
+    its score and step. LampError for a question without gold, a batch that does not divide over the mesh, and a
+    training whose numbers are not finite.
+
+    >>> trained = lamp.finetune(
+    ...     "scratch", questions, questions[:4], "LaMP-3",
+    ...     lamp.GeneratorTraining(scratch=lamp.Scratch(16, 32, 1, 1, 2, 300), prompting=lamp.Prompting(2, 128),
+    ...                            learning=lamp.Learning(epochs=1, batch_size=8),
+    ...                            answering=lamp.Answering("labels")))
+    >>> trained.facts["step"]
+    1
+    """  # fmt: skip
+    from lamp_jax.decoding.generation import NOTHING, read_generation
+    from lamp_jax.decoding.model import open_model
+    from lamp_jax.sharding import set_or_default_mesh
+    from lamp_jax.training.divergence import check_converging
+    from lamp_jax.training.generator import FILES, add_profile_targets, check_questions, train_generator
+    from lamp_jax.training.loop import check_learning
+
+    found, start, devices = _task(task), _directory(model), Devices(dtype=dtype, sharding=sharding, remat=remat)
+    train, validation = list(train), list(validation)
+    check_questions(train, found, _TRAIN)
+    check_questions(validation, found, _VALIDATION, scored=True)
+    if not train or not validation:
+        raise LampError(f"{_VALIDATION if train else _TRAIN}: there are none; give at least one")
+    generation = NOTHING if start == SCRATCH else read_generation(start, settings.answering)
+    questions = add_profile_targets(train, found, newest=settings.profile_targets)
+    contents = {"train": _digest(train), "validation": _digest(validation)}
+
+    with set_or_default_mesh() as mesh:
+        check_learning(settings.learning, mesh)
+
+        def work(place: Path) -> Mapping[str, Any]:
+            check_converging(place)
+            progress = train_generator(
+                settings, found, questions, validation, generation, model=start, output=place, devices=devices
+            )
+            return {**asdict(progress), "generation": generation.facts}
+
+        inputs = [start] * (start != SCRATCH)
+        run = LibraryRun("finetune", found.name, settings, contents)
+        done = run_in(output, run, work, inputs=inputs, makes=FILES, force=force)
+        return open_model(done.directory, devices, facts=done.facts, temporary=done.temporary)
+
+
+def feedback(
+    model: "Model",
+    questions: Iterable[Question],
+    task: str | Task,
+    *,
+    profile_size: int = 16,
+    reward: Reward = "metric",
+    decode: Decoding = "beam",
+    num_beams: int = 4,
+    generation_max_length: int = 128,
+    generation_config: Literal["model", "none"] = "model",
+    max_length: int = 512,
+    batch_size: int = 16,
+    compatibility: Compatibility = CORRECT,
+) -> Rows[ItemFeedback]:
+    """What the model makes of each question with each of its first `profile_size` items alone in the prompt.
+
+    The reward is that of the task's metric (for MAE, 1 where the answer is right and 0 where it is as wrong as can be:
+    arXiv 2404.05970, Eq. 8), or the mean log-probability of the gold's tokens, in nats. Prompts have at most
+    `max_length` tokens; the other options are those of `generate`. LampError for a question without gold.
+
+    >>> lamp.feedback(model, questions[:2], "LaMP-3", profile_size=1, decode="labels")[0].rank
+    0
+    """
+    from flax import nnx
+    from tqdm.auto import tqdm
+
+    from lamp_jax.decoding.feedback import Trial, likelihood_rater, metric_rater, rate_trials
+    from lamp_jax.sharding import check_divides, use_mesh
+
+    found, questions = _task(task), list(questions)
+    check_unique((question.id for question in questions), set(), "the questions")
+    golds = {question.id: gold_of(question) for question in questions}
+    if reward == "metric":
+        check_golds(found, golds, path="the questions")
+    answering = Answering(decode, num_beams, generation_max_length, generation_config)
+    pairs = first_pairs(questions, profile_size)
+    trials = [Trial(replace(pair.question, profile=(pair.question.profile[pair.rank],)), pair.names) for pair in pairs]
+    graph, params = nnx.split(model.module)
+    rows = Rows()
+    with (
+        use_mesh(model.mesh),
+        tqdm(total=len(trials), desc="feedback", unit="prompt", disable=None) as bar,
+    ):
+        check_divides("batch_size", batch_size, "data")
+        if reward == "likelihood":
+            rate = likelihood_rater(graph, params, model.tokenizer, trials, answering=answering, batch_size=batch_size)
+        else:
+            rate = metric_rater(model.answerer(found, answering), params, found, compatibility=compatibility)
+        batches = rate_trials(
+            trials,
+            rate,
+            found,
+            model.tokenizer,
+            prompting=Prompting(1, max_length),
+            batch_size=batch_size,
+            compatibility=compatibility,
+            advance=bar.update,
+        )
+        for batch in batches:
+            for trial, (output, metrics) in zip(batch.trials, batch.answers, strict=True):
+                worth = reward_of(found, metrics, golds[trial.question.id], kind=reward)
+                rows.append(ItemFeedback(**trial.names, output=output, reward=worth, metrics=metrics))
+    order = {question.id: place for place, question in enumerate(questions)}
+    return Rows(sorted(rows, key=lambda row: (order[row.question], row.rank)))
+
+
+def train_retriever(
+    encoder: "DualEncoder | str | Path",
+    questions: Iterable[Question],
+    feedback: Iterable[ItemFeedback],
+    task: str | Task,
+    settings: RetrieverTraining = RetrieverTraining(),  # noqa: B008 (frozen)
+    *,
+    validation: tuple[Iterable[Question], Iterable[ItemFeedback]] | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    dtype: Dtype = "float32",
+    sharding: Sharding = "data",
+) -> "DualEncoder":
+    """A dual encoder that learns from feedback which items to rank first; `rank` takes it as its `encoder`.
+
+    `encoder` is where to start: a directory, a hub name, an encoder (of which the files are read), or `scratch`. It is
+    the training of `lamp train-retriever`, to the last digit: ROPG-KD, which distils the softmax of the rewards, or
+    ROPG-RL, which raises the expected reward (arXiv 2404.05970, section 4.1). The best by the mean reward of the items
+    that it ranks first is kept, on the `validation` questions and their feedback, or on a share that is held out. The
+    returned encoder's `facts` have that reward before training and at the best step. LampError where feedback is
+    missing, and where all rewards of every question are equal.
+
+    >>> rows = [lamp.ItemFeedback(q.id, str(item["id"]), place, None, 0.0, {"MAE": float(place % 5)})
+    ...         for q in questions for place, item in enumerate(q.profile[:3])]
+    >>> trained = lamp.train_retriever(
+    ...     "scratch", questions, rows, "LaMP-3",
+    ...     lamp.RetrieverTraining(scratch=lamp.ScratchEncoder(16, 32, 1, 2, 300), profile_size=3, held_out=0.25,
+    ...                            max_length=32, learning=lamp.Learning(epochs=1, batch_size=8)))
+    >>> len(lamp.rank(questions[:2], "LaMP-3", "dense", encoder=trained))
+    2
+    """  # fmt: skip
+    from lamp_jax.encoding import open_encoder
+    from lamp_jax.sharding import set_or_default_mesh
+    from lamp_jax.training.divergence import check_converging
+    from lamp_jax.training.loop import check_learning
+    from lamp_jax.training.retriever import (
+        FILES,
+        check_retriever_training,
+        choose_form,
+        divide,
+        find_start,
+        train_retriever,
+    )
+
+    found, devices = _task(task), Devices(dtype=dtype, sharding=sharding)
+    start_name = str(encoder) if isinstance(encoder, str | Path) else encoder.name
+    check_retriever_training(settings)
+    questions, feedback = list(questions), list(feedback)
+    held = ([], []) if validation is None else (list(validation[0]), list(validation[1]))
+    scored = _score_questions(settings, found, questions, feedback, name=_TRAIN)
+    divided = divide(settings, scored, _score_questions(settings, found, *held, name=_VALIDATION), name=_TRAIN)
+    contents = {"questions": _digest(questions), "feedback": _digest_rows(feedback)}
+    contents |= {"validation": _digest(held[0]), "validation_feedback": _digest_rows(held[1])}
+
+    with set_or_default_mesh() as mesh:
+        check_learning(settings.learning, mesh)
+        start = find_start(start_name)
+        form = choose_form(settings, start)
+
+        def work(place: Path) -> Mapping[str, Any]:
+            check_converging(place)
+            before, progress = train_retriever(
+                settings, found, divided.train, divided.validation, start, form, output=place, devices=devices
+            )
+            counts = {"questions": len(divided.train), "skipped_equal_rewards": divided.skipped}
+            return {**counts, "before": before, "encoder": asdict(form), **asdict(progress)}
+
+        inputs = [start_name] * (start_name != SCRATCH)
+        run = LibraryRun("train_retriever", found.name, settings, contents)
+        done = run_in(output, run, work, inputs=inputs, makes=FILES, force=force)
+        opened = open_encoder(str(done.directory), devices)
+        return replace(opened, facts=done.facts, temporary=done.temporary)
+
+
+def adapters(
+    model: "Model | str | Path",
+    questions: Iterable[Question],
+    task: str | Task,
+    settings: AdapterTraining = AdapterTraining(),  # noqa: B008 (frozen)
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    dtype: Dtype = "float32",
+    sharding: Sharding = "data",
+) -> "TrainedStore":
+    """Every user's own LoRA adapter over the model, learned from the user's profile, many users at a time.
+
+    `generate` takes the store as its `adapters`. It is the training of `lamp train-adapters`, to the last digit
+    (arXiv 2409.09510). `.users` has a row for each adapter: user, items, updates, the last epoch's loss in nats a
+    token. LampError for numbers that do not fit, and where no user has anything to learn from.
+
+    >>> store = lamp.adapters(
+    ...     model, questions[:4], "LaMP-3",
+    ...     lamp.AdapterTraining(users_per_step=8, max_length=64, target_length=8, lora=lamp.Lora(2, 8),
+    ...                          learning=lamp.Optimization(epochs=1)))
+    >>> len(store.users)
+    4
+    """  # fmt: skip
+    from lamp_jax.artifacts.adapters import open_store
+    from lamp_jax.models.families import check_generator_tokenizer
+    from lamp_jax.sharding import set_or_default_mesh
+    from lamp_jax.training.store import (
+        FILES,
+        TrainedStore,
+        check_store_training,
+        find_learners,
+        make_form,
+        train_store,
+    )
+
+    found, base, devices = _task(task), _directory(model), Devices(dtype=dtype, sharding=sharding)
+    questions = list(questions)
+    with set_or_default_mesh():
+        check_store_training(settings)
+        form = make_form(base, settings.lora, settings.keep)
+        tokenizer = load_tokenizer(base)
+        check_generator_tokenizer(tokenizer, base)
+        learners, without = find_learners(settings, found, questions, tokenizer, name="the questions")
+
+        def work(place: Path) -> Mapping[str, Any]:
+            trained = train_store(settings, base, learners, form, output=place, devices=devices)
+            failed = {"users_without_items": without, "users_failed": len(trained.failed)}
+            return {"users": trained.users, "items": trained.items, **failed}
+
+        run = LibraryRun("adapters", found.name, settings, {"questions": _digest(questions)})
+        done = run_in(output, run, work, inputs=[base], makes=FILES, force=force)
+        return TrainedStore(open_store(done.directory), done.facts, done.temporary)
+
+
+def _task(name: str | Task) -> Task:
+    return find_task(name) if isinstance(name, str) else name
+
+
+def _directory(model: "Model | str | Path") -> str:
+    return str(model) if isinstance(model, str | Path) else model.directory
+
+
+def _score_questions(
+    settings: RetrieverTraining, task: Task, questions: Sequence[Question], rows: Sequence[ItemFeedback], *, name: str
+) -> list[ScoredQuestion]:
+    """The questions with the rewards of their first items."""
+    by_pair = {(row.question, row.item): row.metrics for row in rows}
+    if settings.reward == "likelihood" and rows and not any(LIKELIHOOD in row.metrics for row in rows):
+        raise LampError(f'{name}: their feedback has no {LIKELIHOOD}; ask for it with feedback(reward="likelihood")')
+
+    def look_up(pair: Pair) -> Metrics | None:
+        return by_pair.get((pair.question.id, pair.item_id))
+
+    metrics = match_feedback(look_up, task, questions, profile_size=settings.profile_size, name=name)
+    return score_questions(settings, task, questions, metrics, path=name, compatibility=settings.compatibility)
+
+
+def _digest(questions: Iterable[Question]) -> str:
+    return _digest_of(encode(question_record(question)) for question in questions)
+
+
+def _digest_rows(rows: Iterable[ItemFeedback]) -> str:
+    return _digest_of(encode(asdict(row)) for row in rows)
+
+
+def _digest_of(records: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"\n".join(records)).hexdigest()
