@@ -64,7 +64,7 @@ def finetune(
     ...                            learning=lamp.Learning(epochs=1, batch_size=8),
     ...                            answering=lamp.Answering("labels")))
     >>> trained.facts["step"]
-    1
+    2
     """  # fmt: skip
     from lamp_jax.decoding.generation import NOTHING, read_generation
     from lamp_jax.decoding.model import open_model

@@ -16,7 +16,6 @@ from lamp_jax.config import (
     ScratchEncoder,
     Storage,
 )
-from lamp_jax.retrieval.rankers import RetrieverName
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class GeneratorTraining:
     """How a generator is trained on prompts and answers."""
 
     scratch: Scratch = Scratch()
-    retrievers: tuple[RetrieverName, ...] = ("file",)
+    retrievers: tuple[str, ...] = ("file",)
     """Retrievers that order the profiles in the train prompts; with several, each question gives one example per
     retriever."""
     prompting: Prompting = Prompting()
