@@ -1,4 +1,4 @@
-"""How several processes of one command meet, read arrays that all of them hold, and stop together."""
+"""Process groups in jax: initialization, gathering of sharded arrays, common stopping."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ _SHUTDOWN_SECONDS = 10  # for processes that failed; those that end well have wa
 
 
 def start(declared: Declaration) -> None:
-    """Meets the other processes, once; must happen before jax starts. LampError where they do not come."""
+    """Joins the process group, once, before jax starts. LampError where the processes do not find each other."""
     if processes.how_many() > 1:
         return
     said = {"coordinator_address": declared.address, "num_processes": declared.number, "process_id": declared.index}
@@ -50,7 +50,7 @@ def start(declared: Declaration) -> None:
 
 
 def read(values: jax.Array) -> np.ndarray:
-    """All of an array, in every process, also where others hold parts of it; then all processes must ask."""
+    """Complete array as numpy on every process. All processes must call it where the array is sharded over them."""
     if not (values.is_fully_addressable or values.is_fully_replicated):
         values = jax.sharding.reshard(values, NamedSharding(values.sharding.mesh, P()))  # pyright: ignore[reportAttributeAccessIssue]
     return np.asarray(values)
@@ -58,9 +58,9 @@ def read(values: jax.Array) -> np.ndarray:
 
 @contextmanager
 def watch() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop behind this step, because SIGTERM came: to be asked once a step, by all processes alike.
+    """Context with a function that says whether to stop after a step, because of SIGTERM; called once per step.
 
-    All of them get the same answer, though each has its signal at another time or only one has any.
+    All processes call it for every step and get the same answer, even if only one received the signal.
     """
     if processes.how_many() > 1:  # jax has its own handler
         yield multihost_utils.reached_preemption_sync_point
@@ -74,6 +74,7 @@ _stops = count()  # jax stops at the number behind the largest that any process 
 
 
 def stop_if_asked() -> None:
-    """Preempted, behind the same batch in all processes, where SIGTERM came; one process alone is stopped at once."""
+    """Raises Preempted after SIGTERM, after the same batch on all processes; a single process is stopped
+    immediately."""
     if processes.how_many() > 1 and multihost_utils.reached_preemption_sync_point(next(_stops)):
         raise Preempted

@@ -1,4 +1,4 @@
-"""Numbers from texts: a dual encoder's vectors, a selector's scores, in batches of few shapes over the whole mesh."""
+"""Encoding of texts in batches of few shapes over the mesh: vectors of dual encoders, scores of selectors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 32768
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DualEncoder:
-    """What embeds queries, and what embeds documents: one and the same where texts are read alike."""
+    """Embedding functions of queries and documents; the same function where both are read alike."""
 
     queries: Embed
     documents: Embed
@@ -67,7 +67,7 @@ def open_encoder(
     max_length: int | None = None,
     batch_tokens: int | None = None,
 ) -> DualEncoder:
-    """The encoder of a directory or hub name, on the current mesh; as its files say where the options do not.
+    """Dual encoder of a directory or hub name, on the current mesh; unset options are taken from its files.
 
     LampError where its files cannot be used, or it cannot read texts of these lengths.
     """
@@ -103,7 +103,7 @@ def rank_by_encoder(
 
 
 def open_reader(found: FoundEncoder, encoding: Encoding, *, max_length: int | None) -> TextReader:
-    """What reads texts for an encoder, its settings chosen. LampError as `open_encoder`."""
+    """Text reader of an encoder with its chosen settings. LampError as `open_encoder`."""
     tokenizer, config = load_tokenizer(found.source), find_model(found.source) / CONFIG
     check_tokenizer(tokenizer, found.source, BertConfig)
     positions = BertConfig.from_hf(read_json(config), source=str(config)).longest
@@ -114,7 +114,8 @@ def open_reader(found: FoundEncoder, encoding: Encoding, *, max_length: int | No
 
 
 class TextEncoders:
-    """The vectors [D] of queries and of documents; `graph` is a Bert's. One `Encoder` where both are read alike."""
+    """Encoders of queries and documents into vectors [D]; `graph` is a Bert's. One `Encoder` where both are read
+    alike."""
 
     def __init__(self, graph: nnx.GraphDef, reader: TextReader, *, batch_tokens: int | None = None):
         self.settings = settings = reader.settings
@@ -141,7 +142,7 @@ def _embedder(graph: nnx.GraphDef, settings: EncoderSettings, skip: int) -> Call
 def candidate_scorer(
     graph: nnx.GraphDef, reader: CandidateReader, *, batch_tokens: int | None = None
 ) -> Callable[[Any, CandidateSet], dict[tuple[str, str], float]]:
-    """(parameters, pool) -> a selector's score of every candidate, by question's id and retriever's name.
+    """Function (parameters, candidates) -> a selector's score of every candidate, by question id and retriever.
 
     `graph` is a Longformer's.
     """
@@ -164,7 +165,7 @@ def candidate_scorer(
 
 
 class Encoder:
-    """What a model makes of texts, one by one. Compiles once for each length of texts.
+    """Application of a model to texts in batches, compiled once per length of texts.
 
     `apply` takes parameters and tokens [B, S] to an array [B, ...], `read` gives the token ids of texts. A batch has as
     many texts as make `batch_tokens` over all devices; None: as many as keep the devices busy.

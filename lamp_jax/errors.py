@@ -1,12 +1,12 @@
-"""The one exception that a user is meant to read."""
+"""Exceptions: LampError, whose message is for the user, and Preempted."""
 
 
 class LampError(Exception):
-    """Something that the caller can mend; the message names the file, the id and the remedy.
+    """An error that the caller can fix; the message names the file, the id and the remedy.
 
     `lamp` prints it without a traceback and exits with status 1.
     """
 
 
 class Preempted(BaseException):  # passes, like KeyboardInterrupt, whoever catches errors
-    """The machine is wanted elsewhere (SIGTERM): what was done is on disk, and the same command goes on."""
+    """The process received SIGTERM: its progress is on disk, and the same command resumes it."""

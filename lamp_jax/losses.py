@@ -1,10 +1,10 @@
-"""Scalars from arrays: what the trained models minimise, each by its formula."""
+"""Losses of the trained models, each by its formula."""
 
 import jax
 import jax.numpy as jnp
 
 IGNORED = -100
-"""The label that HF's collators put where nothing is to be predicted."""
+"""Label of HF's collators for tokens that are not to be predicted."""
 
 
 def is_target(labels: jax.Array, *, pad: int) -> jax.Array:
@@ -21,10 +21,10 @@ def token_log_probabilities(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def token_cross_entropy(logits: jax.Array, labels: jax.Array, *, pad: int) -> tuple[jax.Array, jax.Array]:
-    """Sum over the label tokens of -log p(y_t | y_<t, x), and how many there are.
+    """Sum over the label tokens of -log p(y_t | y_<t, x), and the number of these tokens.
 
-    loss = sum / count is HF's: the mean over all target tokens of the batch. Sums and counts of parts add up to those
-    of the whole, so accumulation is exact. Logits [B, T, V], labels [B, T].
+    loss = sum / count is HF's: the mean over all target tokens of the batch. Sums and counts of microbatches add up to
+    those of the batch, so accumulation is exact. Logits [B, T, V], labels [B, T].
     """
     counted = is_target(labels, pad=pad)
     log_p = token_log_probabilities(logits, labels)
@@ -58,7 +58,7 @@ def kd_loss(
     score_temperature: float = 1.0,
     reward_temperature: float = 1.0,
 ) -> jax.Array:
-    """ROPG-KD and RSPG: KL(p_reward || p_score), Eq. 4 and Eq. 5 to 7 with their sign put right.
+    """ROPG-KD and RSPG: KL(p_reward || p_score), Eq. 4 and Eq. 5 to 7 with corrected sign.
 
     p_reward = softmax(reward / T'), p_score = softmax(score / T). The sum over items of
     p_reward log(p_reward / p_score) is multiplied by T T', so that gradients keep their size at other temperatures.
@@ -70,7 +70,7 @@ def kd_loss(
 
 
 def kd_loss_of_probabilities(scores: jax.Array, rewards: jax.Array, *, temperature: float = 1.0) -> jax.Array:
-    """What the public code minimises for ROPG-KD: the cross-entropy of a softmax of probabilities, padding included."""
+    """The public code's loss for ROPG-KD: cross-entropy of a softmax of probabilities, padding included."""
     target = jax.nn.softmax(rewards / temperature, axis=-1)
     return -jnp.sum(target * jax.nn.log_softmax(jax.nn.softmax(scores / temperature, axis=-1), axis=-1), axis=-1)
 
@@ -78,9 +78,9 @@ def kd_loss_of_probabilities(scores: jax.Array, rewards: jax.Array, *, temperatu
 def kl_of_scaled_log_probabilities(
     scores: jax.Array, rewards: jax.Array, mask: jax.Array, *, temperature: float = 1.0
 ) -> jax.Array:
-    """What the public code minimises for RSPG: sum p_reward (log p_reward - log p_score / T).
+    """The public code's loss for RSPG: sum p_reward (log p_reward - log p_score / T).
 
-    T hardly does more than scale the loss. Equal to `kd_loss` for T = 1.
+    T has little effect other than scaling the loss. Equal to `kd_loss` for T = 1.
     """
     log_reward, log_score = log_policy(rewards, mask), log_policy(scores, mask)
     return jnp.sum(jnp.where(mask, jnp.exp(log_reward) * (log_reward - log_score / temperature), 0.0), axis=-1)
@@ -89,7 +89,7 @@ def kl_of_scaled_log_probabilities(
 def expected_reward_loss(scores: jax.Array, rewards: jax.Array, mask: jax.Array, baseline: jax.Array) -> jax.Array:
     """ROPG-RL without sampling: -sum_d pi(d | x) (reward(d) - baseline), the expectation in Eq. 3; `baseline` [B].
 
-    Its gradient is what the REINFORCE gradient is on average, because every item's reward is known.
+    Its gradient is the expectation of the REINFORCE gradient, because every item's reward is known.
     """
     gain = jnp.where(mask, rewards - baseline[:, None], 0.0)
     return -jnp.sum(jnp.exp(log_policy(scores, mask)) * gain, axis=-1)
@@ -99,7 +99,7 @@ def sample_items(key: jax.Array, scores: jax.Array, mask: jax.Array, *, count: i
     """`count` items drawn from the policy without replacement, in the order of the draws: [B, N] -> [B, count] int.
 
     A Plackett-Luce draw: the largest of the scores with Gumbel noise. Where a question has fewer items than `count`,
-    the last places hold items that do not exist.
+    the last entries are items that do not exist.
     """
     noisy = jnp.where(mask, scores.astype(jnp.float32) + jax.random.gumbel(key, scores.shape), _NO_ITEM)
     return jax.lax.top_k(jax.lax.stop_gradient(noisy), count)[1]

@@ -1,4 +1,4 @@
-"""How arrays lie on devices: one mesh `("data", "model")` and one table from axis name to mesh axis."""
+"""Sharding of arrays over a mesh `("data", "model")`, by a table from axis name to mesh axis."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ from lamp_jax.runs.workers import available_cores
 MeshAxis = Literal["data", "model"]
 MESH_AXES = ("data", "model")
 
-# Axes that stand together in one array (a weight or an activation): no two of them may lie on the same mesh axis.
+# Axes that occur together in one array (a weight or an activation): no two may be sharded over the same mesh axis.
 _TOGETHER = (("embed", "heads"), ("embed", "mlp"), ("embed", "vocab"), ("batch", "heads"), ("batch", "mlp"))
 _TOGETHER += (("batch", "vocab"),)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which mesh axis each named axis is split over; `None` means that every device holds the whole axis.
+    """Mesh axis over which each named axis is sharded; `None` means replicated.
 
-    `embed` is the hidden axis of weights only: a weight split over it is gathered just before its use (FSDP).
+    `embed` is the hidden axis of weights only: a weight sharded over it is gathered just before its use (FSDP).
     """
 
     batch: MeshAxis | None = "data"
@@ -52,15 +52,15 @@ class Rules:
                 )
 
     def spec(self, *axes: str | None) -> P:
-        """The partition of an array with these named axes, e.g. `spec("batch", None, "heads", None)`."""
+        """Partition spec of an array with these named axes, e.g. `spec("batch", None, "heads", None)`."""
         return P(*(None if axis is None else getattr(self, axis) for axis in axes))
 
     def gathered(self, spec: P) -> P:
-        """How a weight of this layout lies when it is used: whole along the axis that `embed` is split over."""
+        """Partition spec of a weight during its use: gathered along the axis over which `embed` is sharded."""
         return P(*(None if axis == self.embed else axis for axis in spec))
 
     def out(self, *axes: str | None) -> P | None:
-        """`spec`, for `out_sharding=`; None where no mesh is set (one device, nothing to say)."""
+        """`spec`, for `out_sharding=`; None where no mesh is set."""
         return self.spec(*axes) if mesh_is_set() else None
 
 
@@ -80,7 +80,7 @@ def on_cpu() -> bool:
 
 
 def model_layout(devices: Devices) -> dict[str, Any]:
-    """How a model lies and computes: the keyword arguments that models and their loaders take beside a config.
+    """Keyword arguments of models and their loaders for type, remat, attention order and sharding.
 
     Attention is computed for a few rows at a time on CPUs, whose caches hold no more; the result is the same.
     """
@@ -90,11 +90,11 @@ def model_layout(devices: Devices) -> dict[str, Any]:
 
 
 def open_mesh(devices: Devices) -> Mesh:
-    """The mesh that the options ask for, to be used as that of `make_mesh`.
+    """Mesh of the options, to be used as that of `make_mesh`.
 
-    A CPU is made `cpu_devices` devices, which must happen before jax starts: one device for each core runs an encoder
-    1.3 to 1.5 times as fast as one for all, whose cores wait for each other. Where jax has started, 0 takes the
-    devices that there are; any other number that differs from theirs is a LampError.
+    `cpu_devices` is the number of virtual CPU devices, which must be set before jax starts: one device per core runs an
+    encoder 1.3 to 1.5 times as fast as one device for all cores, which wait for each other. Where jax has started, 0
+    takes the existing devices; any other number that differs from theirs is a LampError.
     """
     if devices.cpu_devices != 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         wanted = devices.cpu_devices or available_cores()
@@ -109,7 +109,7 @@ def open_mesh(devices: Devices) -> Mesh:
 
 
 def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `data` x `model` devices; `data=-1` takes all that `model` leaves. Slices lie along `data`.
+    """Mesh of `data` x `model` devices; `data=-1`: number of devices / `model`. Slices are placed along `data`.
 
     Use it as `with jax.set_mesh(make_mesh(...)):`. LampError if the sizes do not multiply to the number of devices.
     """
@@ -130,9 +130,9 @@ def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None =
 
 
 def _arrange(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
-    """The devices [data, model], neighbours next to each other; slice after slice along `data`.
+    """Devices [data, model], neighbours next to each other; slice after slice along `data`.
 
-    Between slices is only the data-centre network: the model axis, along which activations are exchanged, must lie
+    Slices are joined by the data-centre network only: the model axis, along which activations are exchanged, must be
     within a slice.
     """
     slices: dict[int, list[Any]] = {}
@@ -150,11 +150,11 @@ def _arrange(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
 
 
 def _arrange_slice(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
-    """The devices of one slice [data, model]; the physical axes of a TPU are split where nothing else fits."""
+    """Devices of one slice [data, model]; physical axes of a TPU are split only where necessary."""
     cores = 1 + max(getattr(device, "core_on_chip", 0) or 0 for device in devices)
     if devices[0].device_kind != "TPU v4" or cores == 1:
         return create_device_mesh((data, model), devices, allow_split_physical_axes=True)
-    # jax arranges v4 only by chips: with a device for each core, the cores of a chip are put next to each other.
+    # jax arranges v4 only by chips: with one device per core, the cores of a chip are made neighbours.
     of_chip = {(*device.coords, device.core_on_chip): device for device in devices}
     first = [device for device in devices if device.core_on_chip == 0]
     shape = (data, model // cores) if model % cores == 0 else (data // cores, model)
@@ -193,12 +193,12 @@ def mesh_is_set() -> bool:
 
 
 def layout_of(x: jax.Array) -> P | None:
-    """How an array lies on the current mesh, for `out_sharding=`; None where no mesh is set."""
+    """Partition spec of an array on the current mesh, for `out_sharding=`; None where no mesh is set."""
     return jax.typeof(x).sharding.spec if mesh_is_set() else None
 
 
 def shards(axis: MeshAxis | None) -> int:
-    """Over how many devices the current mesh splits this mesh axis; 1 without a mesh."""
+    """Number of shards along a mesh axis of the current mesh; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape[axis] if axis is not None and mesh_is_set() else 1
 
 
@@ -212,7 +212,7 @@ def check_divides(what: str, size: int, axis: MeshAxis | None) -> None:
 
 
 def gathered(weight: jax.Array, spec: P) -> jax.Array:
-    """The weight as a computation reads it: laid out as `spec`; its gradient is scattered back by the transpose."""
+    """Weight resharded to `spec` for its use; its gradient is scattered back by the transpose."""
     return jax.sharding.reshard(weight, spec) if mesh_is_set() else weight
 
 
@@ -226,7 +226,7 @@ def sharded_by_rows(part: jax.Array, whole: jax.Array) -> jax.Array:
 
 
 def put(values: np.ndarray, spec: P) -> jax.Array:
-    """An array on the devices, laid out as `spec`; every process has all of it."""
+    """Array on the devices, sharded as `spec`; every process passes all values."""
     if not mesh_is_set():
         return jax.numpy.asarray(values)
     sharding = NamedSharding(jax.sharding.get_mesh(), spec)
@@ -234,9 +234,9 @@ def put(values: np.ndarray, spec: P) -> jax.Array:
 
 
 def own_rows(size: int, *, rules: Rules = DATA_PARALLEL, process: int | None = None) -> np.ndarray:
-    """The rows of a batch of `size` that lie on this process's devices, or on another's, in their order.
+    """Sorted rows of a batch of `size` that are on the devices of this process, or of another one.
 
-    Every row is some process's; where the model axis spans processes, some of them have the same ones.
+    Every row belongs to a process; where the model axis spans processes, several processes have the same rows.
     """
     if not mesh_is_set():
         return np.arange(size)
@@ -249,10 +249,10 @@ def own_rows(size: int, *, rules: Rules = DATA_PARALLEL, process: int | None = N
 
 
 def place_batch(batch: Any, *, rules: Rules = DATA_PARALLEL) -> Any:
-    """Puts a tree of numpy arrays [B, ...] on the devices, split over the batch.
+    """Puts a tree of numpy arrays [B, ...] on the devices, sharded over the batch.
 
-    With several processes each gives its `own_rows` alone, and the result is the global batch. LampError if that does
-    not divide over the mesh.
+    Each of several processes passes its `own_rows` only, and the result is the global batch. LampError if the batch
+    does not divide over the mesh.
     """
     if not mesh_is_set():
         return jax.tree.map(jax.numpy.asarray, batch)

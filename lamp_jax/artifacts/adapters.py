@@ -1,8 +1,8 @@
-"""Adapters of many users in one directory, read at random by user id.
+"""Stores of adapters: one directory for the adapters of many users, with random access by user id.
 
-`adapters.json` has the form of all adapters and lists the segments: shards, which hold the users in their order, and
-index segments, which find a user's row (see `segments`). An append writes a shard and an index segment, into which
-small ones before are merged, and then replaces the list: killed anywhere, it leaves the store as it was before.
+`adapters.json` has the form of all adapters and the list of segments: shards, which hold the users in order, and index
+segments, which map a user to a row (see `segments`). An append writes a shard and an index segment, into which
+preceding small ones are merged, and then replaces the list: a killed append leaves the store unchanged.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.remote import Pace
 
 EVERYBODY = "everybody"
-"""The user id of an adapter that all users share who have none of their own."""
+"""User id of the adapter that is shared by all users without their own."""
 
 FORM = "adapters.json"
 CHECKED = ("adapters-*.safetensors", "index-*.safetensors")
-"""Files of which another, `FORM`, has the checksums."""
+"""Patterns of the files whose checksums are in `FORM`."""
 FILES = (FORM, *CHECKED)
 """Patterns of the names of a store's files."""
 VERSION = 2
@@ -77,18 +77,18 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Form:
-    """What all adapters of a store have in common."""
+    """Common properties of all adapters of a store."""
 
     base: str
     """Fingerprint of the base model's weights."""
     base_name: str
-    """How the base model was named: for messages only, never compared."""
+    """Name by which the base model was given: for messages only, never compared."""
     rank: int
     alpha: float
     targets: tuple[str, ...]
     """Names of projections, in any order."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of each array of one adapter, such as `encoder.attention.query.down`, in the order of the file."""
+    """Shape of each array of one adapter, such as `encoder.attention.query.down`, in the order of the file."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @property
@@ -97,11 +97,11 @@ class Form:
 
     @property
     def lora(self) -> Lora:
-        """What the adapters add, when they are used."""
+        """Settings for applying the adapters, without dropout."""
         return Lora(self.rank, self.alpha, self.targets, dropout=0.0)
 
     def parts(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
-        """Each array's name, its shape, and where it lies among a user's numbers."""
+        """Name and shape of each array, and its slice of a user's numbers."""
         start = 0
         for name, shape in self.shapes.items():
             stop = start + math.prod(shape)
@@ -110,7 +110,7 @@ class Form:
 
 
 class Segments(NamedTuple):
-    """The files of a store, in the order of their rows."""
+    """Segment files of a store, in the order of their rows."""
 
     shards: tuple[Segment, ...] = ()
     index: tuple[Segment, ...] = ()
@@ -125,7 +125,7 @@ class Segments(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A user's row in the store, what is known of the adapter, and the checksum of its numbers."""
+    """Row of a user in the store, the adapter's entry, and the checksum of its numbers."""
 
     row: int
     entry: Entry
@@ -136,10 +136,10 @@ Value = TypeVar("Value")
 
 
 class AdapterStore:
-    """The adapters of a directory. Made by `create_store` it can be appended to, by `open_store` it is only read.
+    """Store of adapters in a directory. One of `create_store` can be appended to, one of `open_store` is read-only.
 
-    Of several processes the first writes, and all append alike; each reads the files for itself. What is read while
-    another command appends is what was there on opening, or a later state.
+    Of several processes the first writes, and all make the same appends; each reads the files itself. A reader sees the
+    state at opening, or a later one if another command appends.
     """
 
     def __init__(self, directory: Path, form: Form, segments: Segments, *, held: Sequence[IO[bytes]] | None = None):
@@ -151,11 +151,12 @@ class AdapterStore:
         self._opened: dict[str, Any] = {}
 
     def append(self, entries: Sequence[Entry], adapters: Mapping[str, np.ndarray]) -> None:
-        """Adds users, on disk before this returns: `adapters` holds each array of the form with the users in front.
+        """Appends users; they are on disk when this returns. `adapters` has each array of the form, [users, *its
+        shape].
 
-        Numbers of any float type are converted to the form's. Killed, it leaves all of these users or none.
-        Raises LampError, and adds nobody, for users who are there already, for other arrays or shapes than the form's,
-        for numbers that are not finite, and for adapters without effect.
+        Numbers of any float type are converted to the form's. After a kill, the store has all of these users or none.
+        Raises LampError, without adding any user, for users who are in the store, for arrays or shapes other than the
+        form's, for numbers that are not finite, and for adapters without effect.
         """
         if self._held is None:
             raise ValueError(f"{self.directory}: opened to be read; create_store opens it to append")
@@ -166,15 +167,15 @@ class AdapterStore:
             self.segments = _parse_segments(on_first(lambda: self._write(entries, numbers)), self.directory / FORM)
 
     def read(self, users: Sequence[str]) -> dict[str, np.ndarray]:
-        """The adapters of these users, in this order: each array of the form [n, *its shape], in the form's type.
+        """Adapters of these users, in this order: each array of the form, [n, *its shape], in the form's type.
 
-        LampError for users who have none, with their number, and for one whose bytes are not those that were written.
+        LampError for users without an adapter, with their number, and for a damaged adapter.
         """
         records = self._reading(lambda: self._records(users, self._locate(users)))
         return self.arrays(records)
 
     def known(self, users: Sequence[str]) -> set[str]:
-        """Those of the users who have an adapter of their own; the same in all processes of a store to append to."""
+        """Users among these who have their own adapter; the same in all processes of a store opened to append."""
 
         def look() -> list[str]:
             return list(self._reading(lambda: self._locate(users)))
@@ -182,17 +183,17 @@ class AdapterStore:
         return set(look() if self._held is None else on_first(look))
 
     def find(self, users: Sequence[str]) -> dict[str, Entry]:
-        """What is known of the adapters of those users who have one."""
+        """Entries of those users who have an adapter."""
         return {user: found.entry for user, found in self._reading(lambda: self._locate(users)).items()}
 
     def serving(self, users: Sequence[str | None]) -> list[str | None]:
-        """Whose adapter answers each user's questions: the user's own or else everybody's; None for neither."""
+        """User whose adapter serves each user: the user, or else EVERYBODY; None where the store has neither."""
         known = self.known([EVERYBODY, *(user for user in users if user is not None)])
         others = EVERYBODY if EVERYBODY in known else None
         return [None if user is None else user if user in known else others for user in users]
 
     def read_for(self, users: Sequence[str | None]) -> dict[str, np.ndarray]:
-        """As `read`, the adapter that serves each user; zeros, which change nothing, for None and who has none."""
+        """As `read`, the adapter that serves each user; zeros, which have no effect, where there is none."""
         serving = self.serving(users)
         places = [place for place, user in enumerate(serving) if user is not None]
         found = self.read([user for user in serving if user is not None])
@@ -202,7 +203,7 @@ class AdapterStore:
         return rows
 
     def scan(self) -> Iterator[Entry]:
-        """All entries in their order, read shard by shard. LampError for one that is damaged."""
+        """Entries of all users in order, read shard by shard. LampError for a damaged one."""
         row = 0
         while row < self.segments.users:
             entries = self._reading(partial(self._entries_from, row))
@@ -216,17 +217,17 @@ class AdapterStore:
         self._held = None
 
     def check_files(self) -> None:
-        """LampError where a segment is missing, or has another size than it was written with."""
+        """LampError where a segment is missing, or does not have its recorded size."""
         self._reading(self._check_sizes)
 
     def sweep(self) -> None:
-        """Removes what killed appends left: segments that are not listed, and temporary files of segments."""
+        """Removes files that killed appends left: segments that are not listed, and temporary files of segments."""
         for path in self.directory.iterdir():
             if is_segment(path.name, temporary=True) and path.name not in self.segments.names:
                 path.unlink()
 
     def _reading(self, act: Callable[[], Value]) -> Value:
-        """What `act` reads; once more by the newest list of segments, where some have been merged meanwhile."""
+        """Value of `act`, which is repeated with the newest list of segments where some were merged meanwhile."""
         while True:
             try:
                 return act()
@@ -247,7 +248,7 @@ class AdapterStore:
                 )
 
     def _open(self, segment: Segment) -> Any:
-        """The reader of a segment; those of segments that are not listed any more are dropped."""
+        """Reader of a segment. Readers of segments that are no longer listed are dropped."""
         if segment.name not in self._opened:
             listed = self.segments.names
             self._opened = {name: opened for name, opened in self._opened.items() if name in listed}
@@ -265,12 +266,12 @@ class AdapterStore:
         return self._open(shards[bisect_right(shards, row, key=lambda segment: segment.first) - 1])
 
     def _entries_from(self, row: int) -> list[Entry]:
-        """Those of a row and of the rows after it in its shard."""
+        """Entries of a row and of the rows after it in its shard."""
         shard = self._shard_of(row)
         return list(shard.entries())[row - shard.segment.first :]
 
     def _locate(self, users: Iterable[str]) -> dict[str, _Found]:
-        """The rows of those users who have an adapter."""
+        """Located adapters of those users who have one."""
         wanted, found = list(dict.fromkeys(users)), {}
         hashes = np.array([hash_user(user_bytes(user)) for user in wanted], np.uint64)
         for segment in sorted(self.segments.index, key=lambda segment: -segment.users):
@@ -287,7 +288,7 @@ class AdapterStore:
         return found
 
     def _records(self, users: Sequence[str], found: Mapping[str, _Found]) -> np.ndarray:
-        """[n, bytes of a user] uint8, checked."""
+        """Checked bytes of the users' adapters, uint8 [n, bytes per user]."""
         unknown = [user for user in users if user not in found]
         if unknown:
             raise LampError(
@@ -303,14 +304,14 @@ class AdapterStore:
         return records
 
     def _visit(self, rows: Iterable[tuple[int, Value]]) -> Iterator[tuple[tuple[int, Value], Shard, IO[bytes]]]:
-        """Rows, each with what belongs to it, in their order, with their shards and the open files of these."""
+        """Rows in ascending order, each with its value, its shard and the shard's open file."""
         ordered = sorted(rows, key=lambda one: one[0])
         for shard, group in groupby(ordered, key=lambda one: self._shard_of(one[0])):
             with shard.file.open() as file:
                 yield from ((one, shard, file) for one in group)
 
     def arrays(self, records: np.ndarray) -> dict[str, np.ndarray]:
-        """Bytes of users, [n, bytes of a user] uint8, as arrays of the form."""
+        """Arrays of the form, [n, *its shape], from the users' bytes, uint8 [n, bytes per user]."""
         numbers = records.view(_TYPES[self.form.dtype])
         return {name: numbers[:, part].reshape(len(records), *shape) for name, shape, part in self.form.parts()}
 
@@ -326,7 +327,7 @@ class AdapterStore:
             seen.add(entry.user)
 
     def _joined(self, count: int, adapters: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Arrays [count, ...] -> [count, numbers of a user] in the form's type."""
+        """Concatenated arrays: [count, ...] of each -> [count, numbers per user] in the form's type."""
         missing = [name for name in self.form.shapes if name not in adapters]
         extra = [name for name in adapters if name not in self.form.shapes]
         if missing or extra:
@@ -346,11 +347,11 @@ class AdapterStore:
         return numbers
 
     def faults(self, adapters: Mapping[str, np.ndarray]) -> list[str]:
-        """What is wrong with each of these adapters [n, ...], for which `append` would refuse it; else empty."""
+        """Reason for which `append` would refuse each of these adapters [n, ...]; "" for a valid one."""
         return self._faults(self._joined(len(next(iter(adapters.values()))), adapters))
 
     def _faults(self, numbers: np.ndarray) -> list[str]:
-        """Of what will be written, [n, numbers of a user]: rounding may make infinities, and zeros."""
+        """Faults of converted numbers, [n, numbers per user]: rounding can produce infinities and zeros."""
         faults = [""] * len(numbers)
         for kind in ("up", "down"):
             parts = [part for name, _, part in self.form.parts() if name.endswith(f".{kind}")]
@@ -369,7 +370,7 @@ class AdapterStore:
                 )
 
     def _write(self, entries: Sequence[Entry], numbers: np.ndarray) -> list[str]:
-        """Appends to the files; the list of segments after that. Those that were merged are removed last."""
+        """Writes new segments, then the list of segments, and removes merged segments last."""
         (shards, index), start, names = self.segments, self.segments.users, self.segments.names
         many = count_merged(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
         kept, merged = shards[: len(shards) - many], [self._open(one) for one in shards[len(shards) - many :]]
@@ -413,10 +414,10 @@ class _EntryValues(ValuesView[Entry]):
 
 
 def create_store(directory: str | Path, form: Form) -> AdapterStore:
-    """A store to append to: a new one, or that which is there, if it is of this form (check_form).
+    """Store opened to append: a new one, or the existing one, if it has this form (check_form).
 
-    LampError while another command appends to it (nothing is looked at before that is certain), and for one that has
-    lost files, which is left as it is.
+    LampError while another command appends to it, which is checked first, and for a store with missing files, which is
+    left unchanged.
     """
     directory = Path(directory)
     held: list[IO[bytes]] = []
@@ -441,7 +442,7 @@ def create_store(directory: str | Path, form: Form) -> AdapterStore:
 
 
 def open_store(directory: str | Path) -> AdapterStore:
-    """The store that is there, to read: no file is changed. LampError where there is none, or not all of it."""
+    """Store opened read-only. LampError where there is no store, or an incomplete one."""
     directory, contents = Path(directory), _read_contents(Path(directory))
     path = directory / FORM
     if contents is None:
@@ -452,19 +453,19 @@ def open_store(directory: str | Path) -> AdapterStore:
 
 
 def read_store_form(directory: str | Path) -> Form | None:
-    """What the adapters of a store have in common; None where there is no store. LampError for no complete form."""
+    """Form of a store; None where there is no store. LampError for an invalid form."""
     contents = _read_contents(Path(directory))
     return None if contents is None else _parse_form(contents, Path(directory) / FORM)
 
 
 def read_old_form(directory: str | Path) -> Form:
-    """What the adapters of an earlier version's store have in common. LampError for no complete form."""
+    """Form of a store of an earlier version. LampError for an invalid form."""
     path = Path(directory) / FORM
     return _parse_form(read_json(path), path)
 
 
 def read_segments(directory: Path) -> Segments:
-    """The files of a store. LampError where there is no store."""
+    """Segments listed in a store. LampError where there is no store."""
     contents = _read_contents(directory)
     if contents is None:
         raise LampError(f"{directory / FORM}: no such file; copy the store again, or make it again")
@@ -472,9 +473,9 @@ def read_segments(directory: Path) -> Segments:
 
 
 def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") -> None:
-    """LampError, with all that differs and both values, unless adapters of one form are those of the other.
+    """LampError, with every difference and both values, unless two forms describe the same adapters.
 
-    How the base is named makes no difference, nor does the order of targets and arrays.
+    The name of the base and the order of targets and arrays are ignored.
     """
     problems, remedy = [], "give the store's values, or another store"
     if store.base != wanted.base:
@@ -492,12 +493,12 @@ def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") ->
 
 
 def count_users(users: Collection[str]) -> str:
-    """How many they are, and the first few, as it may stand in a message."""
+    """Number of users and the first few ids, for messages."""
     return f"{len(users)} users" + (f" ({_first(users)})" if users else "")
 
 
 def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
-    """What makes a form, but for the base, by name, of both; of many shapes that differ the first few."""
+    """Name and both values of each property but the base; of differing shapes the first few."""
     for name in ("rank", "alpha", "dtype"):
         yield name, getattr(store, name), getattr(wanted, name)
     yield "targets", " ".join(sorted(set(store.targets))), " ".join(sorted(set(wanted.targets)))
@@ -509,7 +510,7 @@ def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _hold(directory: Path) -> IO[bytes]:
-    """The lock of a store, which is this command's until it is closed. LampError where another command has it."""
+    """Lock of a store, released when it is closed. LampError where another command holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _LOCK
     while True:
@@ -521,7 +522,7 @@ def _hold(directory: Path) -> IO[bytes]:
 
 
 def _settle(directory: Path, form: Form) -> dict[str, Any]:
-    """The contents of the store's `adapters.json`, which is written where there is none."""
+    """Contents of the store's `adapters.json`, which is written where missing."""
     path, contents = directory / FORM, _read_contents(directory)
     if contents is not None:
         check_form(_parse_form(contents, path), form, where=directory)
@@ -551,7 +552,7 @@ def _sum(listed: Sequence[str]) -> int:
 
 
 def _read_contents(directory: Path) -> dict[str, Any] | None:
-    """The contents of a store's `adapters.json`, None where there is none. LampError for another version's."""
+    """Contents of a store's `adapters.json`; None where there is none. LampError for another version's."""
     path = directory / FORM
     if not path.exists():
         return None
@@ -571,7 +572,7 @@ def _read_contents(directory: Path) -> dict[str, Any] | None:
 
 
 def _parse_segments(listed: Sequence[str], path: Path) -> Segments:
-    """The segments that are listed. LampError unless those of each kind hold all users."""
+    """Segments in a list of lines. LampError unless those of each kind cover all users."""
     found: dict[str, list[Segment]] = {SHARDS.name: [], INDEX.name: []}
     for one in listed:
         match = _SEGMENT.fullmatch(one)

@@ -1,6 +1,7 @@
-"""What a generator makes of single profile items, or of whole retrievers: one JSON record a line, in shards.
+"""Feedback: metrics of a generator's answers to prompts of single profile items or of retrievers, as sharded JSON
+lines.
 
-And the public code's file of items.
+Feedback of items can also be read from and written to the public code's file.
 """
 
 import math
@@ -16,14 +17,14 @@ from lamp_jax.tasks.catalog import Task, find_task
 
 Metrics = Mapping[str, float]
 Kind = Literal["items", "retrievers"]
-"""What stands in the prompts: each question's first items, each alone; or the first items of each retriever."""
+"""Contents of the prompts: each of a question's first items alone; or the first items of each retriever."""
 
 _SHOWN = 5
 _MOST_SHARDS = 100_000
 
 
 class Pair(NamedTuple):
-    """A question and one of its items: `rank` is the item's place in the profile, from 0."""
+    """A question and one of its items; `rank` is the item's index in the profile."""
 
     question: Question
     rank: int
@@ -34,17 +35,17 @@ class Pair(NamedTuple):
 
     @property
     def names(self) -> dict[str, Any]:
-        """How the pair's record begins."""
+        """Identifying fields of the pair's record."""
         return {"question": self.question.id, "item": self.item_id, "rank": self.rank}
 
     @property
     def reference_key(self) -> str:
-        """The pair's name in the public code's file."""
+        """Key of the pair in the public code's file."""
         return f"{self.question.id}-{self.item_id}"
 
 
 def first_pairs(questions: Iterable[Question], profile_size: int) -> Iterator[Pair]:
-    """Every question with each of its first `profile_size` items, in their order; an id counts where it is first."""
+    """Every question with each of its first `profile_size` items, in order; repeated item ids are left out."""
     for question in questions:
         seen: set[str] = set()
         for rank in range(min(profile_size, len(question.profile))):
@@ -57,21 +58,21 @@ def first_pairs(questions: Iterable[Question], profile_size: int) -> Iterator[Pa
 def feedback_record(
     kind: Kind, names: Mapping[str, Any], prompt: str, output: str | None, metrics: Metrics
 ) -> dict[str, Any]:
-    """One line of a feedback file; `output` is what was generated, None where nothing was.
+    """Record of one line of a feedback file; `output` is the generated text, None where nothing was generated.
 
-    Prompts are kept where they are few: a selector reads them.
+    Prompts are kept for retrievers only, whose selectors read them.
     """
     kept = {"prompt": prompt} if kind == "retrievers" else {}
     return {**names, **kept, "output": output, "metrics": dict(metrics)}
 
 
 def shard_file(kind: Kind, shard: int, shards: int) -> str:
-    """The name of one shard's file in a feedback directory."""
+    """File name of a shard in a feedback directory."""
     return f"{kind}-{shard}-of-{shards}.jsonl"
 
 
 def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
-    """The settings with which finished feedback was made. LampError for anything else."""
+    """Settings of finished feedback. LampError for any other directory."""
     path = Path(directory) / "run.json"
     run = read_json(path)
     if not isinstance(run, dict) or run.get("stage") != f"feedback{kind}":
@@ -97,12 +98,12 @@ def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
 
 
 def read_records(directory: str | Path, kind: Kind) -> Iterator[dict[str, Any]]:
-    """The records of a feedback directory, shard after shard. LampError where a shard is missing or not finished."""
+    """Records of a feedback directory, shard after shard. LampError where a shard is missing or not finished."""
     yield from read_shards(directory, kind, read_settings(directory, kind)["shards"])
 
 
 def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict[str, Any]]:
-    """As read_records, of feedback whose record is not finished yet."""
+    """As read_records, of feedback whose run record is not finished yet."""
     for shard in range(shards):
         path = Path(directory) / shard_file(kind, shard, shards)
         if not path.exists():
@@ -113,7 +114,7 @@ def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict
 
 
 def _check_record(record: Any, kind: Kind, where: str) -> None:
-    """LampError, naming the field, for a line that `feedback_record` would not have written."""
+    """LampError, with the field, for a record that differs from those of `feedback_record`."""
     if not isinstance(record, dict):
         raise LampError(f"{where}: expected an object, found {glimpse(record)}; make the feedback again")
     for name, fits in _FIELDS[kind].items():
@@ -148,17 +149,17 @@ _FIELDS: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
         "metrics": _is_metrics,
     },
 }
-"""What the fields of a line may be."""
+"""Check of each field of a record."""
 
 
 def read_feedback(
     sources: Sequence[str | Path], task: Task, questions: Sequence[Question], *, profile_size: int
 ) -> dict[str, list[Metrics]]:
-    """For each question the metrics of its first `profile_size` items, in the profile's order.
+    """Metrics of the first `profile_size` items of each question, in the profile's order, by question id.
 
     A source is a directory of `lamp feedback items`, or the public code's JSON file `{"qid-pid": {metric: value}}`.
-    Raises LampError for another task's feedback, for pairs that are there twice or (with their count, the first ids
-    and the command that makes them) not at all.
+    Raises LampError for another task's feedback, for repeated pairs, and for missing pairs (with their count, the first
+    ids and the command that makes them).
     """
     by_pair: dict[tuple[str, str], Metrics] = {}
     by_key: dict[str, Metrics] = {}
@@ -214,9 +215,9 @@ def match_feedback(
 def read_retriever_feedback(
     directory: str | Path, task: Task, questions: Iterable[Question]
 ) -> tuple[list[str], dict[str, dict[str, dict[str, Any]]]]:
-    """The retrievers' names in their order, and for each question the record of each: `lamp feedback retrievers`' work.
+    """Names of the retrievers in order, and the records of `lamp feedback retrievers` by question id and retriever.
 
-    LampError for another task's feedback, and where a question has none, or not that of every retriever.
+    LampError for another task's feedback, and where a question lacks that of a retriever.
     """
     settings = read_settings(directory, "retrievers")
     _check_task(settings, directory, task)
@@ -244,7 +245,7 @@ def read_retriever_feedback(
 
 
 def write_reference(path: str | Path, questions: Sequence[Question], records: Iterable[Mapping[str, Any]]) -> None:
-    """The public code's file. LampError where two pairs would have one name there."""
+    """Writes the public code's file. LampError where two pairs would have the same key."""
     by_id = {question.id: question for question in questions}
     records = list(records)
     _check_keys([Pair(by_id[record["question"]], record["rank"]) for record in records])
@@ -252,7 +253,7 @@ def write_reference(path: str | Path, questions: Sequence[Question], records: It
 
 
 def _as_they_say(metrics: Metrics) -> dict[str, float]:
-    """The public code writes `mae`, but `rouge-L`."""
+    """Metrics under the public code's names, which writes `mae`, but `rouge-L`."""
     return {"mae" if name == "MAE" else name: value for name, value in metrics.items()}
 
 

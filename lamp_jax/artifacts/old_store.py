@@ -1,6 +1,6 @@
-"""Stores of adapters of the first version, which are read to be converted.
+"""Reading of stores of adapters of the first version, for conversion.
 
-`users.jsonl` has a line for each user, and `adapters.bin` the users' numbers in the same order, without a gap.
+`users.jsonl` has a line for each user, and `adapters.bin` the users' numbers in the same order, contiguously.
 """
 
 import json
@@ -33,10 +33,10 @@ def is_old(directory: Path) -> bool:
 
 
 def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[Entry, np.ndarray]]:
-    """Each user with the numbers, [size] uint8, from the row `first` on.
+    """Entries of the users from the row `first` on, with their numbers, uint8 [size].
 
-    Users of a cut-off append, without a complete line or without numbers, are left out. LampError for a line that is
-    none, and for numbers that are not those that were written.
+    Users of an incomplete append, without a complete line or without numbers, are left out. LampError for an invalid
+    line, and for damaged numbers.
     """
     path = directory / NUMBERS
     complete = path.stat().st_size // size if path.exists() else 0
@@ -73,14 +73,14 @@ def append_users(directory: Path, entries: Sequence[Entry], numbers: np.ndarray)
 
 
 def read_entries(directory: Path) -> Iterator[Entry]:
-    """All users who are named, with or without their numbers."""
+    """Entries of all users in `users.jsonl`, with or without their numbers."""
     with open(directory / USERS, "rb") as lines:
         for number, line in enumerate(lines, 1):
             yield _parse_line(line, f"{directory / USERS}, line {number}")[0]
 
 
 def count_lines(directory: Path) -> int:
-    """Users who are named, the last of whom may be broken off."""
+    """Number of lines in `users.jsonl`, of which the last may be incomplete."""
     path = directory / USERS
     if not path.exists():
         return 0

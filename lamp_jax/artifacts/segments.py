@@ -1,7 +1,7 @@
 """Segments of a store of adapters: immutable files of consecutive users, merged as the store grows.
 
-Shards hold the users' ids, what is known of their adapters, and the numbers of these. Index segments hold the users'
-rows in the store, sorted by hashes of their ids. Every row and every chunk of an index has a checksum.
+Shards hold the users' ids, the entries of their adapters, and the adapters' numbers. Index segments hold the users'
+rows in the store, sorted by hashes of the ids. Every row and every chunk of an index has a checksum.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from lamp_jax.artifacts.tensor_files import DTYPES, TensorFile, Wanted, damaged,
 ROW = np.dtype(
     [("end", "<u8"), ("items", "<i8"), ("updates", "<i8"), ("loss", "<f8"), ("numbers", "<u4"), ("crc32", "<u4")]
 )
-"""A user in the tensor `rows` of a shard: the end of the id in the tensor `users`; what an `Entry` holds, NaN for no
-loss; checksums of the numbers, and of the id with all before."""
+"""A user in the tensor `rows` of a shard: the end of the id in the tensor `users`; the fields of the entry, NaN for no
+loss; checksums of the numbers, and of the id with the fields before it."""
 POSTING = np.dtype([("hash", "<u8"), ("row", "<u4")])
 """A user in the tensor `postings` of an index segment."""
 CHUNK = 256
-"""Postings that have a checksum together."""
+"""Postings per checksum."""
 _PACKED, _CHECKED = struct.Struct("<QqqdII"), slice(8, 36)
 _NAME = re.compile(r"(adapters|index)-\d{12}-\d{12}\.safetensors")
 _TEMPORARY = re.compile(rf"\.{_NAME.pattern}\.\d+\.unfinished")
@@ -34,22 +34,22 @@ _TEMPORARY = re.compile(rf"\.{_NAME.pattern}\.\d+\.unfinished")
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of one user's adapter."""
+    """Facts about one user's adapter."""
 
     user: str
     items: int
-    """Examples it was trained on."""
+    """Number of training examples."""
     updates: int
     loss: float | None
-    """Mean of the last epoch, nats a token; None for an imported one."""
+    """Mean of the last epoch, nats per token; None for an imported adapter."""
 
 
 class Kind(NamedTuple):
-    """How segments of a kind are named and merged."""
+    """Name prefix and merge rules of a kind of segments."""
 
     name: str
     fan_in: int
-    """The number of segments of one level that become one of the next; a level has so many times the users."""
+    """Number of segments of one level that are merged into one of the next; the ratio of users between levels."""
     bytes: int
     """The size above which segments are not merged."""
 
@@ -59,7 +59,7 @@ SHARDS, INDEX = Kind("adapters", 16, 2**27), Kind("index", 4, 2**26)
 
 @dataclass(frozen=True)
 class Segment:
-    """A file of the users of the rows from `first` to `stop`."""
+    """File of the users in the rows from `first` to `stop`."""
 
     kind: Kind
     first: int
@@ -67,7 +67,7 @@ class Segment:
     size: int
     """Bytes of the file."""
     digest: str
-    """Of a shard: of all but the numbers, whose checksums it holds. Of an index: of the fences and checksums."""
+    """Hash of all but the numbers (shard), whose checksums are inside, or of the fences and checksums (index)."""
 
     @cached_property
     def name(self) -> str:
@@ -79,15 +79,15 @@ class Segment:
 
 
 def is_segment(name: str, *, temporary: bool = False) -> bool:
-    """Whether a file's name is that of a segment, or of one that is not written to its end."""
+    """Whether a file name is that of a segment or, with `temporary`, of an incomplete one."""
     return bool(_NAME.fullmatch(name) or (temporary and _TEMPORARY.fullmatch(name)))
 
 
 def count_merged(segments: Sequence[Segment], kind: Kind, users: int, row_bytes: int) -> int:
-    """How many of the last segments become one with `users` new users, of so many bytes each.
+    """Number of the last segments to merge with `users` new users of `row_bytes` each.
 
-    Smaller ones do, and those of the same level where they are `fan_in` together: so segments are few, levels never
-    rise along the list, and a user is written about as often as there are levels.
+    Segments of a lower level are merged, and `fan_in` of the same level: so segments are few, levels never rise along
+    the list, and a user is written about as often as there are levels.
     """
     merged = 0
     while True:
@@ -105,7 +105,7 @@ def count_merged(segments: Sequence[Segment], kind: Kind, users: int, row_bytes:
 
 
 def _level(kind: Kind, users: int) -> int:
-    """The digits of a number of users to the base `fan_in`."""
+    """Number of digits of `users` to the base `fan_in`."""
     level = 0
     while users:
         users, level = users // kind.fan_in, level + 1
@@ -117,7 +117,7 @@ def user_bytes(user: str) -> bytes:
 
 
 def hash_user(user: bytes) -> int:
-    """64 bits of an id, by which the index is sorted."""
+    """64-bit hash of an id, by which the index is sorted."""
     return int.from_bytes(hashlib.blake2b(user, digest_size=8).digest(), "little")
 
 
@@ -125,7 +125,7 @@ def hash_user(user: bytes) -> int:
 
 
 class Shard:
-    """The users of a shard, read one at a time. LampError for one whose bytes are not those that were written."""
+    """Reader of single users of a shard. LampError for damaged bytes."""
 
     def __init__(self, directory: Path, segment: Segment, dtype: str, size: int):
         wanted: Wanted = {
@@ -136,7 +136,7 @@ class Shard:
         self.segment, self.file = segment, TensorFile(directory / segment.name, wanted)
 
     def entry(self, file: Any, row: int) -> tuple[Entry, int] | None:
-        """The user of a row of the store, with the checksum of the numbers; None for a damaged row."""
+        """Entry of a row of the store, with the checksum of the numbers; None for a damaged row."""
         place = row - self.segment.first
         rows = self.file.read(file, "rows", max(place - 1, 0), place + 1)
         start, stop = _end(rows) if place else 0, _end(rows[-ROW.itemsize :])
@@ -149,7 +149,7 @@ class Shard:
         return self.file.read(file, "numbers", place, place + 1)
 
     def entries(self) -> Iterator[Entry]:
-        """All users in their order."""
+        """Entries of all users in order."""
         with self.file.open() as file:
             rows = self.file.read(file, "rows", 0, self.segment.users)
             users = self.file.read(file, "users", 0, self.file.length("users"))
@@ -167,7 +167,7 @@ class Shard:
 def write_shard(
     directory: Path, merged: Sequence[Shard], first: int, entries: Sequence[Entry], numbers: np.ndarray
 ) -> Segment:
-    """Writes the users of other shards and new ones behind them, with numbers [n, size], as one shard."""
+    """Writes the users of other shards, and new ones with numbers [n, size] after them, as one shard."""
     first = merged[0].segment.first if merged else first
     kept = [np.array(shard.file.map("rows", DTYPES["U8"])).view(ROW)[:, 0] for shard in merged]
     ids = [user_bytes(entry.user) for entry in entries]
@@ -201,7 +201,7 @@ def _end(row: bytes) -> int:
 
 
 def _entry(user: bytes, row: bytes) -> tuple[Entry, int] | None:
-    """A user and the checksum of the numbers; None for a damaged row."""
+    """Entry and checksum of the numbers in a packed row; None for a damaged row."""
     _, items, updates, loss, numbers, checksum = _PACKED.unpack(row)
     if _checksum(user, row) != checksum:
         return None
@@ -216,9 +216,9 @@ def _checksum(user: bytes, row: bytes) -> int:
 
 
 class Index:
-    """The rows of users by the hashes of their ids, in a file of which only the fences are in memory.
+    """Reader of an index segment: rows of users by the hashes of their ids. Only the fences are in memory.
 
-    A fence is the first hash of a chunk. LampError for a chunk whose bytes are not those that were written.
+    A fence is the first hash of a chunk. LampError for a damaged chunk.
     """
 
     def __init__(self, directory: Path, segment: Segment):
@@ -236,7 +236,7 @@ class Index:
             raise damaged(self._file.path)
 
     def find(self, hashes: np.ndarray) -> Iterator[tuple[int, int]]:
-        """Rows with one of these hashes, each with the place of the hash; a row may be another user's of equal hash."""
+        """Rows with one of these hashes, each with the index of the hash; a row may be another user's of equal hash."""
         firsts = np.maximum(np.searchsorted(self._fences, hashes, "left") - 1, 0).tolist()
         stops = np.searchsorted(self._fences, hashes, "right").tolist()
         read, postings = -1, b""
@@ -257,13 +257,13 @@ class Index:
         return data
 
     def postings(self) -> np.ndarray:
-        """All of them, sorted."""
+        """All postings, sorted by hash."""
         with self._file.open() as file:
             return np.frombuffer(b"".join(self._chunk(file, chunk) for chunk in range(len(self._sums))), POSTING)
 
 
 def _rows_of(wanted: bytes, postings: bytes) -> Iterator[int]:
-    """The rows of postings with this hash."""
+    """Rows of postings with this hash."""
     place = postings.find(wanted)
     while place >= 0:
         if place % POSTING.itemsize == 0:

@@ -1,4 +1,4 @@
-"""Selector candidates: of each question one for each retriever, in a JSON file with the retrievers' names."""
+"""Selector candidates of questions, one per retriever, and their JSON file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,19 +14,19 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the generator made of one retriever's items, and what that is worth."""
+    """The generator's prompt and output for one retriever's items, and the output's reward."""
 
     prompt: str
     output: str
     reward: float | None = None
-    """Higher is better; None where the gold is not known."""
+    """Higher is better; None where the reference is not known."""
     predictors: Mapping[str, float] = field(default_factory=dict)
-    """Predictions of the retrieval's success, by name; of those that were asked for."""
+    """Requested values of query performance predictors (QPP), by name."""
 
 
 @dataclass(frozen=True)
 class QuestionCandidates:
-    """A question and its candidates by retriever, in the pool's order; one may be missing."""
+    """A question and its candidates by retriever, in the set's order; some may be missing."""
 
     id: str
     input: str
@@ -36,7 +36,7 @@ class QuestionCandidates:
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """The questions of one task with their candidates."""
+    """Questions of one task with their candidates."""
 
     task: Task
     metric: str
@@ -51,7 +51,7 @@ class CandidateSet:
         return all(one.reward is not None for question in self.questions for one in question.candidates.values())
 
     def restrict(self, names: Sequence[str], path: str | Path) -> "CandidateSet":
-        """The pool of some of its retrievers. LampError, with the file, for one that is not in it."""
+        """The set restricted to some of its retrievers. LampError, with the file, for an unknown retriever."""
         unknown = [name for name in names if name not in self.names]
         if unknown:
             raise LampError(f"{path}: no retriever {', '.join(unknown)} in its pool of {', '.join(self.names)}")
@@ -66,7 +66,7 @@ class CandidateSet:
 
 
 def write_candidates(path: str | Path, data: CandidateSet) -> None:
-    """The JSON file, whole or not at all."""
+    """Writes the JSON file, atomically."""
     write_json(
         path,
         {
@@ -87,7 +87,7 @@ def write_candidates(path: str | Path, data: CandidateSet) -> None:
 
 
 def read_candidates(path: str | Path) -> CandidateSet:
-    """A file of `lamp selector-data`. LampError, with the file and the question, for any other content."""
+    """Candidates in a file of `lamp selector-data`. LampError, with the file and the question, for other contents."""
     content = read_json(path)
     kinds = {"task": str, "metric": str, "pool": list, "questions": list}
     if not isinstance(content, dict) or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
@@ -108,7 +108,7 @@ def read_candidates(path: str | Path) -> CandidateSet:
 
 
 def check_same_candidates(one: CandidateSet, other: CandidateSet, left: str | Path, right: str | Path) -> None:
-    """LampError, with both, unless two files have the same task, metric and pool."""
+    """LampError, with both values, unless two files have the same task, metric and retrievers."""
     for what, mine, theirs in (
         ("task", one.task.name, other.task.name),
         ("metric", one.metric, other.metric),
@@ -134,7 +134,7 @@ def _question(record: Any, names: Sequence[str], where: str) -> QuestionCandidat
 
 
 def _candidate(values: Mapping[str, Any]) -> Candidate:
-    """TypeError for what is none."""
+    """Candidate of a JSON object. TypeError for invalid values."""
     one = Candidate(**values)
     numbers = [*one.predictors.values(), *([] if one.reward is None else [one.reward])]
     if not (type(one.prompt) is type(one.output) is str and all(type(value) in (int, float) for value in numbers)):

@@ -1,4 +1,4 @@
-"""Files of tensors in the safetensors format: written completely or not at all, read at any place."""
+"""Files of tensors in the safetensors format, with atomic writing and random access."""
 
 import json
 import os
@@ -23,13 +23,13 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
-"""The type and the shape of each tensor; None is any size."""
+"""Type and shape of each tensor; None is any size."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Sequence[np.ndarray]]) -> int:
-    """Writes tensors, each of them given as arrays to concatenate along the first axis. Returns the file's bytes.
+    """Writes tensors, each given as arrays to concatenate along the first axis. Returns the file's size in bytes.
 
-    Types of more bytes come first in `tensors`, so that every tensor is aligned.
+    `tensors` must have wider types first, so that every tensor is aligned.
     """
     header, start = {}, 0
     for name, arrays in tensors.items():
@@ -51,9 +51,9 @@ def damaged(path: Path, what: str = "") -> LampError:
 
 
 class TensorFile:
-    """A file that `write_tensors` wrote. LampError unless it has the tensors that are wanted, and all their bytes.
+    """File of `write_tensors`. LampError unless it has the specified tensors with all their bytes.
 
-    It is closed between readings, so that any number of them costs no file handle. FileNotFoundError where it is gone.
+    It is closed between reads, so that many of them need no file handles. FileNotFoundError where it was removed.
     """
 
     def __init__(self, path: Path, wanted: Wanted):
@@ -74,11 +74,11 @@ class TensorFile:
         return open(self.path, "rb", buffering=0)
 
     def length(self, name: str) -> int:
-        """The size of a tensor's first axis."""
+        """Size of a tensor's first axis."""
         return self._tensors[name][2][0]
 
     def read(self, file: IO[bytes], name: str, start: int, stop: int) -> bytes:
-        """The bytes of a tensor from `start` to `stop` along the first axis. LampError where they are not there."""
+        """Bytes of a tensor from `start` to `stop` along the first axis. LampError where the file has fewer."""
         place, width, _ = self._tensors[name]
         data = os.pread(file.fileno(), (stop - start) * width, self._start + place + start * width)
         if len(data) != (stop - start) * width:
@@ -86,7 +86,7 @@ class TensorFile:
         return data
 
     def map(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
-        """A tensor as an array that is read as it is used."""
+        """Memory map of a tensor."""
         place, _, shape = self._tensors[name]
         if not all(shape):
             return np.empty(shape, dtype)
@@ -94,7 +94,7 @@ class TensorFile:
 
 
 def _place(found: Any, dtype: str, shape: Sequence[int | None], size: int) -> tuple[int, int, tuple[int, ...]]:
-    """A tensor's first byte, bytes of each step along the first axis, and shape. ValueError for another tensor."""
+    """Offset of a tensor, bytes per step along the first axis, and shape. ValueError for a tensor of another spec."""
     start, stop = found["data_offsets"]
     sizes = tuple(found["shape"])
     fits = [type(one) is int and one >= 0 and one == (one if wanted is None else wanted)

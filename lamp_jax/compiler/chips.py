@@ -1,4 +1,4 @@
-"""The TPUs that a program can be compiled for: published speeds of a chip, and a topology as libtpu describes it."""
+"""TPUs to compile for: published speeds of chips, and topologies as libtpu describes them."""
 
 import math
 import os
@@ -15,24 +15,25 @@ from lamp_jax.errors import LampError
 
 @dataclass(frozen=True)
 class Chip:
-    """Published speeds of a chip, for dense bfloat16, or a device's share of them."""
+    """Published speeds of a chip, for dense bfloat16, or one device's share of them."""
 
     name: str
     flops: float
-    """FLOPs a second."""
+    """FLOPs per second."""
     hbm_speed: float
-    """Bytes a second to and from its main memory."""
+    """Bytes per second to and from its main memory."""
     link_speed: float
-    """Bytes a second over one link to a neighbour, one way."""
+    """Bytes per second over one link to a neighbour, one way."""
     network_speed: float
-    """Bytes a second to other slices over the data-centre network; 0: Google Cloud joins no slices of this chip."""
+    """Bytes per second to other slices over the data-centre network; 0: Google Cloud does not join slices of this
+    chip."""
     axes: int
-    """Numbers in an arrangement: 2 or 3."""
+    """Axes of a topology: 2 or 3."""
     pod: int
-    """Chips of a pod, of which every slice is a part."""
+    """Number of chips of a pod, the largest slice."""
 
     def share(self, devices: int) -> "Chip":
-        """The speeds of each of a chip's `devices`."""
+        """Speeds of one of the chip's `devices`."""
         speeds = {name: getattr(self, name) / devices for name in ("flops", "hbm_speed", "link_speed", "network_speed")}
         return replace(self, **speeds)
 
@@ -50,7 +51,7 @@ CHIPS = {
     "v6e": Chip("TPU v6e", 918e12, 1638e9, 90e9, 12.5e9, 2, 256),
     "tpu7x": Chip("TPU7x", 2307e12, 7380e9, 90e9, 12.5e9, 3, 9216),
 }
-"""By libtpu's name, the first part of a topology."""
+"""Chips by libtpu's name, the first part of a topology."""
 
 _OTHER_NAMES = {"v7x": "tpu7x", "v7": "tpu7x", "tpu7": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e", "v6": "v6e"}
 _OTHER_NAMES |= {"v5litepod": "v5e", "v5lite": "v5e"}
@@ -62,15 +63,15 @@ class Topology:
 
     name: str
     chip: Chip
-    """A whole chip."""
+    """Speeds of a complete chip."""
     slices: int
     devices: tuple[Any, ...]
     hbm: int
-    """Bytes that a program may use on one device, as the compiler says: two decimals of a GiB."""
+    """Bytes that a program may use on one device, as the compiler reports: two decimals of a GiB."""
 
     @property
     def chips(self) -> int:
-        """A chip holds one or two devices."""
+        """Number of chips, each of one or two devices."""
         return len({(getattr(device, "slice_index", 0), *device.coords) for device in self.devices})
 
     @property
@@ -80,7 +81,7 @@ class Topology:
 
 
 def find_chip(topology: str) -> tuple[str, Chip]:
-    """A topology such as `v5e:4x4` by libtpu's name, and its chip. LampError for one that does not exist."""
+    """Topology such as `v5e:4x4` by libtpu's name, and its chip. LampError for one that does not exist."""
     kind, _, shape = topology.lower().partition(":")
     kind = _OTHER_NAMES.get(kind, kind)
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
@@ -100,7 +101,7 @@ def find_chip(topology: str) -> tuple[str, Chip]:
     return f"{kind}:{shape}", chip
 
 
-# No TPU is used: none has to be asked for, found out about or locked.
+# No TPU is used: libtpu must not query, wait for or lock one.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -112,7 +113,7 @@ _QUIET = {
 
 
 def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> Topology:
-    """A topology as libtpu describes it. LampError where libtpu is missing, or knows no such thing."""
+    """Topology as libtpu describes it. LampError where libtpu is missing, or does not know the topology."""
     name, chip = find_chip(topology)
     if slices < 1 or (slices > 1 and not chip.network_speed):
         reason = "give 1 or more" if slices < 1 else f"Google Cloud joins no slices of {chip.name}; leave it out"
@@ -144,7 +145,7 @@ _LIMIT = r"(?:available HBM \(| of )([\d.]+[KMGT])"
 
 
 def _usable_hbm(device: Any) -> int:
-    """Bytes that a program may use on a device: what the compiler says when it refuses one of 2 TiB."""
+    """Bytes that a program may use on a device, from the compiler's error for a program of 2 TiB."""
     large = jax.ShapeDtypeStruct((2**28, 2**10), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
         jax.jit(lambda x: x + 1).lower(large).compile()
@@ -161,5 +162,5 @@ def _usable_hbm(device: Any) -> int:
 
 
 def read_size(text: str) -> int:
-    """Bytes of a size as the compiler writes it, such as `15.75G`."""
+    """Number of bytes of a size in the compiler's notation, such as `15.75G`."""
     return int(float(text[:-1]) * 2 ** (10 * (1 + "KMGT".index(text[-1]))))

@@ -1,4 +1,4 @@
-"""What a compiled program costs a device: matrix products, bytes to and from HBM, to other devices, to other slices."""
+"""Costs of a compiled program per device: matrix products, bytes to and from HBM, to other devices, to other slices."""
 
 import math
 import re
@@ -19,17 +19,17 @@ _PASSING = {"bitcast", "reshape", "copy", "convert"}
 
 @dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind in a step."""
+    """Totals of all collectives of one kind in a step."""
 
     count: int
     bytes: int
-    """Of their whole arrays on one device: what an all-gather makes, what a sum reads."""
+    """Bytes of their full arrays on one device: the result of an all-gather, the operands of a reduction."""
     sent: int
-    """Bytes that each device sends if the members form a ring."""
+    """Bytes that each device sends in ring algorithms."""
 
 
 def products(program: Program) -> int:
-    """FLOPs of a step's matrix products on one device: two for each multiplication with a value that is no padding."""
+    """FLOPs of a step's matrix products on one device: two per multiplication with a value that is not padding."""
     return sum(
         times * (_convolution(computation, one) if one.opcode == "convolution" else _dot(computation, one))
         for computation, one, times in program.executed(fused=True)
@@ -38,10 +38,10 @@ def products(program: Program) -> int:
 
 
 def traffic(program: Program) -> int:
-    """Bytes of a step to and from one device's HBM: what every instruction and fusion reads, and what it writes.
+    """Bytes of a step to and from one device's HBM, read and written by all instructions and fusions.
 
-    Of an array of which a fusion reads or replaces a slice, the slice counts. An estimate: what XLA keeps in the core's
-    fast memory counts nothing, tiling's padding neither.
+    Where a fusion reads or replaces a slice of an array, only the slice counts. An estimate: arrays that XLA keeps in
+    the core's fast memory are not counted, nor is the padding of tiles.
     """
     total = 0
     for computation, one, times in program.executed(fused=False):
@@ -52,7 +52,7 @@ def traffic(program: Program) -> int:
 
 
 def collectives(program: Program) -> dict[str, Collective]:
-    """What devices of a slice exchange in a step, by kind. One in several pieces (they share its channel) is one."""
+    """Collectives within a slice in a step, by kind. Several instructions with the same channel count as one."""
     found: dict[str, tuple[str, int, int, int]] = {}
     for computation, one, times in program.executed(fused=True):
         kind = one.opcode.removesuffix("-start")
@@ -77,10 +77,10 @@ def collectives(program: Program) -> dict[str, Collective]:
 
 
 def between_slices(program: Program) -> dict[str, Collective]:
-    """What goes over the data-centre network in a step, by kind.
+    """Collectives over the data-centre network in a step, by kind.
 
-    libtpu compiles one program for every slice. What slices exchange, a device sends to its host and receives from
-    there; the kind and the members are attributes of the `send`.
+    libtpu compiles one program for every slice. Devices exchange data with other slices through `send` to and `recv`
+    from their host; the kind and the members are attributes of the `send`.
     """
     found: dict[str, Collective] = {}
     for computation, one, times in program.executed(fused=True):
@@ -98,7 +98,8 @@ def between_slices(program: Program) -> dict[str, Collective]:
 
 
 def slice_count(one: Instruction) -> int:
-    """How many slices take part: from `{1,2}x{0:7}`, `{1:4}x{0:7}` or `{{100000,200000}}` (100000 x slice + device)."""
+    """Number of participating slices: of `{1,2}x{0:7}`, `{1:4}x{0:7}` or `{{100000,200000}}` (100000 x slice +
+    device)."""
     target = one.attributes.partition("_xla_megascale_target=")[2].lstrip('"')
     if pairs := re.match(r"\{(?:\{\d+->\d+\},?)+\}", target):
         return len({int(number) // 100000 for number in re.findall(r"\d+", pairs[0])})
@@ -111,7 +112,7 @@ def slice_count(one: Instruction) -> int:
 
 
 def group_size(one: Instruction) -> int:
-    """How many devices take part: from `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
+    """Number of participating devices: of `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", one.attributes):
         return 1 + pairs[1].count("},{")
     groups = one.attributes.partition("replica_groups=")[2]
@@ -126,7 +127,7 @@ def group_size(one: Instruction) -> int:
 
 
 def _sent(kind: str, size: int, members: int) -> int:
-    """By the ring algorithms: each device passes on everything but one's share, for a sum twice."""
+    """Bytes sent by ring algorithms: each device forwards all shards but one, twice for an all-reduce."""
     if kind == "collective-permute":
         return size
     share = size * (members - 1) // members
@@ -148,7 +149,7 @@ def _dot(computation: Computation, one: Instruction) -> int:
 
 
 def _convolution(computation: Computation, one: Instruction) -> int:
-    """A TPU's products are convolutions: over spatial axes only those steps count that meet the other operand.
+    """FLOPs of a convolution, as which a TPU runs products: only steps of spatial axes inside the other operand count.
 
     FLOPs = 2 x batch x output features x input features of a group x the valid steps of each spatial axis.
     """
@@ -175,7 +176,7 @@ def _window(attributes: str) -> dict[str, list[str]]:
 
 
 def _valid_steps(size: int, window: int, outputs: int, step: Mapping[str, str]) -> int:
-    """Pairs of output place and window place that meet an element of the left operand, which has `size` of them."""
+    """Number of pairs of output and window positions at one of the `size` elements of the left operand."""
     stride, dilation = int(step.get("stride", 1)), int(step.get("lhs_dilate", 1))
     reach, low = int(step.get("rhs_dilate", 1)), int(step.get("pad", "0_0").split("_")[0])
     span = (size - 1) * dilation + 1
@@ -191,7 +192,7 @@ def _touched(program: Program, computation: Computation, one: Instruction) -> in
     operands = computation.operands(one)
     if one.opcode in {"send", "recv"}:  # both name the array, a context and a token
         return _in_hbm(one.arrays[:1])
-    started = one.opcode.endswith("-start") and len(one.arrays) > 1  # names its operand, its result, what it waits for
+    started = one.opcode.endswith("-start") and len(one.arrays) > 1  # arrays: operand, result, context
     results = one.arrays[1:2] if started else one.arrays
     if one.opcode.removesuffix("-start") in {"dynamic-slice", "slice", "gather"}:
         part = sum(array.bytes for array in results)
@@ -210,7 +211,7 @@ def _in_hbm(arrays: Iterable[Array]) -> int:
 
 
 def _read(program: Program, inside: Computation, number: int, arrays: tuple[Array, ...]) -> int:
-    """What a fusion reads of one operand: slices, where it takes no more; nothing, where it only replaces some."""
+    """Bytes that a fusion reads of one operand: of slices, where it uses only those; 0, where it only replaces some."""
     whole = _in_hbm(arrays)
     parameter = _parameter(inside, number)
     waiting, read = [parameter.name] if parameter and whole else [], 0
@@ -234,7 +235,7 @@ def _read(program: Program, inside: Computation, number: int, arrays: tuple[Arra
 
 
 def _passes(program: Program, inside: Computation, number: int) -> bool:
-    """Whether a fusion within another only copies this operand, of which then no more is read than of its result."""
+    """Whether a fusion inside another only copies this operand, so that a slice of its result reads a slice of it."""
     one = inside.root
     while one.opcode in _PASSING and one.operands[0] in inside.by_name:
         one = inside.by_name[one.operands[0]]
@@ -249,7 +250,7 @@ def _parameter(inside: Computation, number: int) -> Instruction | None:
 
 
 def _written(program: Program, inside: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
-    """What a fusion writes of its results: of one in which it replaces a slice, the slice."""
+    """Bytes that a fusion writes of its results: of the slice, where it only replaces one."""
     if root.opcode == "tuple":
         parts = (inside.by_name[name] for name in root.operands)
         return sum(_written(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))

@@ -1,4 +1,4 @@
-"""A compiled program as the compiler prints it (HLO text): its instructions, and how often each of them runs."""
+"""Parsing of a compiled program in HLO text: its instructions, and the number of times each runs."""
 
 import math
 import re
@@ -17,7 +17,7 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 @dataclass(frozen=True)
 class Array:
-    """One array: its dtype and sizes, and whether it lies in the chip's main memory (HBM)."""
+    """Type and sizes of an array, and whether it is in the chip's main memory (HBM)."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -25,7 +25,7 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """How many it has, without what tiling pads."""
+        """Number of bytes without the padding of tiles."""
         width = _BYTES.get(self.dtype)
         if width is None:
             width = int(re.sub(r"\D", " ", self.dtype).split()[0]) / 8
@@ -46,7 +46,7 @@ class Instruction:
 
     @property
     def called(self) -> list[str]:
-        """The computations that it runs (not those of comparisons and sums within reductions)."""
+        """Computations that the instruction runs, without the comparators and sums of reductions."""
         if self.opcode in {"reduce", "sort", "scatter", "all-reduce", "reduce-scatter", "reduce-window", "map"}:
             return []
         names = _CALLED.findall(self.attributes)
@@ -55,14 +55,14 @@ class Instruction:
         return names
 
     def attribute(self, name: str) -> str:
-        """What stands behind `name=`, up to the next space or comma; empty where it does not."""
+        """Value of `name=`, up to the next space or comma; empty where missing."""
         found = re.search(rf"\b{name}=([^\s,]+)", self.attributes)
         return found[1] if found else ""
 
 
 @dataclass
 class Computation:
-    """The instructions of one function of the program, in the order in which they run."""
+    """Instructions of one function of the program, in the order of execution."""
 
     name: str
     instructions: list[Instruction] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Computation:
 
 
 class Program:
-    """All computations of a program. `Program(compiled.as_text())`."""
+    """All computations of a compiled program: `Program(compiled.as_text())`."""
 
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
@@ -99,9 +99,9 @@ class Program:
                 current.instructions.append(_parse(line, start))
 
     def executed(self, *, fused: bool) -> Iterator[tuple[Computation, Instruction, int]]:
-        """Every instruction with its computation and how often it runs; with `fused`, those within fusions too.
+        """Every instruction with its computation and number of runs; with `fused`, also those inside fusions.
 
-        A loop runs as often as its condition's constant says; one that may end earlier (a search) to its end.
+        A loop runs as many times as its condition's constant says, including loops that may end earlier (searches).
         """
         yield from self._walk(self.computations[self.entry], 1, fused)
 
@@ -118,7 +118,7 @@ class Program:
                     yield from self._walk(self.computations[name], inner, fused)
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop's body runs: the largest bound that its condition compares a counter with; at least 1."""
+        """Number of runs of a loop's body: the largest integer constant in its condition; at least 1."""
         bounds = [1]
         names = [loop.attribute("condition").lstrip("%")]
         while names:
@@ -148,7 +148,7 @@ def _parse(line: str, start: re.Match) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """The place of the bracket that closes the first one."""
+    """Index of the bracket that closes the first one."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

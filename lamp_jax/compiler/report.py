@@ -1,4 +1,4 @@
-"""What `lamp compile` says of a step: whether it fits, what it costs, and which part of a TPU it waits for."""
+"""Report of `lamp compile` on a step: memory, costs, and the TPU resource that bounds its speed."""
 
 import math
 import re
@@ -19,23 +19,23 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device's HBM."""
+    """Use of one device's HBM in bytes."""
 
     arguments: int
     """Parameters, optimizer state, the batch."""
     temporaries: int
-    """What lives within the step: activations, gradients, gathered weights; and the program itself."""
+    """Temporaries of the step: activations, gradients, gathered weights; and the program itself."""
     peak: int
-    """All at once; of a program that does not fit, what the compiler says it would need, all of it as temporaries."""
+    """Sum of both; for a program that does not fit, the need reported by the compiler, all of it as temporaries."""
     available: int
-    """What a program may use, as the compiler says."""
+    """Bytes that a program may use, as the compiler reports."""
     fits: bool
     """Whether the compiler accepts the program."""
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step takes at least, by what it waits for: products, memory, neighbours, other slices.
+    """Lower bounds of a step's seconds, by resource: products, memory, links to neighbours, network between slices.
 
     compute = FLOPs / peak, hbm = bytes / bandwidth, interconnect = bytes sent in a ring / both directions of a link,
     network = bytes sent to other slices / a device's share of the data-centre network.
@@ -57,27 +57,27 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Report:
-    """A compiled step."""
+    """Costs of a compiled step."""
 
     stage: str
     topology: str
-    """Of one slice."""
+    """Topology of one slice."""
     slices: int
     chips: int
-    """Of all slices."""
+    """Number of chips in all slices."""
     devices: int
-    """Of all chips, each of which holds one or two."""
+    """Number of devices of all chips, each of which has one or two."""
     mesh: Mapping[str, int]
     memory: Memory
     flops: int
-    """Of matrix products, on one device."""
+    """FLOPs of matrix products on one device."""
     hbm_bytes: int
     collectives: Mapping[str, Collective]
-    """Within a slice."""
+    """Collectives within a slice."""
     between_slices: Mapping[str, Collective]
     roofline: Roofline | None
     mfu: float | None
-    """The share of the peak that the step's own products can reach: those that are computed again do not count."""
+    """Upper bound of the model FLOPs utilization; recomputed products (remat) do not count."""
     compile_seconds: float
 
     @property
@@ -98,7 +98,8 @@ class Report:
 
 
 def compile_step(lowered: Callable[[], Any]) -> tuple[Any, str, float]:
-    """Lowers and compiles: the program, or None with the compiler's words where it does not fit, and the seconds."""
+    """Compiled program, or None with the compiler's message where it does not fit; and seconds of lowering and
+    compiling."""
     start = time.perf_counter()
     try:
         compiled, words = lowered().compile(), ""
@@ -110,7 +111,7 @@ def compile_step(lowered: Callable[[], Any]) -> tuple[Any, str, float]:
 
 
 def measure_memory(compiled: Any, words: str, available: int) -> Memory:
-    """What the program needs; where it does not fit, what the compiler says it would have needed."""
+    """Memory use of a program; where it does not fit, the need reported by the compiler."""
     if compiled is None:
         sizes = re.findall(r"(?:Used |required for [^()]*\()([\d.]+[KMGT])", words)
         needed = max([available + 1, *map(read_size, sizes)])
@@ -123,7 +124,7 @@ def measure_memory(compiled: Any, words: str, available: int) -> Memory:
 
 
 def count_products(function: Callable[..., Any], *arguments: Any) -> int:
-    """FLOPs of the matrix products that a function asks for, over all devices; loops by their length."""
+    """FLOPs of a function's matrix products over all devices, with loops counted by their length."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -146,7 +147,7 @@ def _count(jaxpr: Any) -> int:
 def measure(
     stage: str, topology: Topology, mesh: jax.sharding.Mesh, lowered: Callable[[], Any], useful: int | None
 ) -> Report:
-    """Compiles a step and says what it costs. `useful`: FLOPs that count for the MFU, over all devices; None: all."""
+    """Report of a step, which is compiled. `useful`: FLOPs that count for the MFU, over all devices; None: all."""
     compiled, words, seconds = compile_step(lowered)
     memory = measure_memory(compiled, words, topology.hbm)
     shape = {str(name): size for name, size in mesh.shape.items()}
@@ -168,7 +169,7 @@ def measure(
 
 
 def describe(report: Report) -> str:
-    """The report as a reader wants it."""
+    """Text of a report for the terminal."""
     memory, roofline = report.memory, report.roofline
     mesh = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
     slices = f"{report.slices} slices of " if report.slices > 1 else ""

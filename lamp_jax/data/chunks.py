@@ -1,4 +1,4 @@
-"""Chunks of a LaMP file's records, which workers parse apart from each other."""
+"""Chunks of a LaMP file's records, which workers parse independently."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ _CHUNK_BYTES = 2**21
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Neighbouring records of one file: `ends[i]` and `starts[i]` are record `first + i`'s bytes."""
+    """Consecutive records of a file: record `first + i` is its bytes from `starts[i]` to `ends[i]`."""
 
     path: str
     first: int
@@ -29,7 +29,7 @@ class Chunk:
     ends: tuple[int, ...]
 
     def read(self) -> Iterator[RawRecord]:
-        """Its records, unparsed."""
+        """The chunk's unparsed records."""
         with open(self.path, "rb") as file:
             file.seek(self.starts[0])
             content = file.read(self.ends[-1] - self.starts[0])
@@ -38,12 +38,12 @@ class Chunk:
 
 
 def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES) -> Iterator[Question]:
-    """The questions that a chunk's records are. LampError as stream_questions, but for ids that occur twice."""
+    """Questions of a chunk. LampError as stream_questions, but not for repeated ids."""
     return (question_in(raw, chunk.path, task=task, patches=patches) for raw in chunk.read())
 
 
 def cut(path: str | Path) -> Iterator[Chunk]:
-    """The chunks of a file, in its order; LampError, after the complete records, where it breaks off or is no list."""
+    """Chunks of a file, in order. LampError, after the complete records, where the file is incomplete or not a list."""
     starts: list[int] = []
     ends: list[int] = []
     number, broken = -1, None
@@ -65,6 +65,6 @@ def cut(path: str | Path) -> Iterator[Chunk]:
 
 
 def map_chunks(function: Callable[[Chunk], Result], path: str | Path, work: Work) -> Iterator[Result]:
-    """`function` of every chunk of a file, in the file's order. See map_pieces."""
+    """Results of `function` for every chunk of a file, in the file's order. See parallel_map."""
     size = os.path.getsize(path) if os.path.exists(path) else 0
     return map_pieces(function, cut(path), work, size=size)

@@ -1,4 +1,4 @@
-"""How the dates of profile items are read: as numbers that compare."""
+"""Parsing of the dates of profile items into comparable numbers."""
 
 import re
 from datetime import UTC, datetime
@@ -14,10 +14,10 @@ _ISO = re.compile(
 
 
 def parse_date(value: object) -> Date:
-    """A date as numbers that compare: year, month, day, as far as they are known, and the time of day in UTC.
+    """Comparable numbers of a date: year, month and day, as far as known, and the time of day in UTC.
 
-    Reads 2007, "2007", "2007-05", "2007-05-31" (zeros for an unknown month or day too) and ISO time stamps (UTC where
-    they name no zone). A less precise date counts as the earlier: 2007 < 2007-05. Raises ValueError for anything else.
+    Reads 2007, "2007", "2007-05", "2007-05-31" (also zeros for an unknown month or day) and ISO time stamps (UTC unless
+    they name a zone). A less precise date is the earlier: 2007 < 2007-05. Raises ValueError for anything else.
     """
     text = str(value).strip()
     date = _DATE.fullmatch(text)
@@ -27,8 +27,8 @@ def parse_date(value: object) -> Date:
             raise ValueError(f"no such date: {text!r}")
         return numbers
     if not _ISO.fullmatch(text):
-        # For fromisoformat any character is the T: of 1512121200000, milliseconds since 1970, it makes the year 1512,
-        # and of the zone in 2009-04-06-07:00 a time of day. Of the zone -07:75 it makes -08:15.
+        # fromisoformat takes any character for the T: it reads 1512121200000, milliseconds since 1970, as the year
+        # 1512, the zone in 2009-04-06-07:00 as a time of day, and the zone -07:75 as -08:15.
         raise ValueError(f"no date: {text!r}")
     moment = datetime.fromisoformat(text)
     try:

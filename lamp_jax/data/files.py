@@ -1,4 +1,4 @@
-"""LaMP's files: questions, gold answers and predictions in the official JSON formats."""
+"""LaMP's files: questions, references (gold answers) and predictions in the official JSON formats."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ _ID = "a text (no half of a surrogate pair) or a whole number"
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Question:
-    """One sample of a LaMP file. `profile` is in the file's order; `output` is the gold where it is known."""
+    """One sample of a LaMP file. `profile` is in the file's order; `output` is the reference where it is known."""
 
     id: str
     input: str
@@ -30,7 +30,7 @@ class Question:
 
     @property
     def user(self) -> str:
-        """Who asks. Files of the user-based split have no user ids: there every question is another user's."""
+        """The user's id. In the user-based split, whose files have no user ids, each question has its own user."""
         return self.id if self.user_id is None else str(self.user_id)
 
     def __repr__(self) -> str:
@@ -44,7 +44,7 @@ def shorten(text: str, longest: int = 40) -> str:
 
 
 class Outputs(NamedTuple):
-    """An outputs or predictions file: the task it names (None in a plain list) and the text for each question id."""
+    """Contents of an outputs or predictions file: the task (None in a plain list) and the text of each question id."""
 
     task: str | None
     by_id: dict[str, str]
@@ -55,9 +55,8 @@ def stream_questions(
 ) -> Iterator[Question]:
     """Questions of an official file (a list, or `{"task", "golds": [...]}`), one at a time, in the file's order.
 
-    Known defects are mended (`patches`). With `task`, every profile item is checked for the fields that the task needs.
-    Raises LampError with the file, the record and the remedy for anything that is not such a file, duplicate question
-    ids included.
+    Known defects are fixed (`patches`). With `task`, every profile item is checked for the fields that the task needs.
+    Raises LampError with the file, the record and the remedy for any other file, and for repeated question ids.
     """
     seen: set[str] = set()
     for raw in RecordScanner(path):
@@ -78,7 +77,7 @@ def read_questions(
 def question_in(
     raw: RawRecord, path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
 ) -> Question:
-    """The question that a record of the file `path` is. LampError as stream_questions."""
+    """Question of a record of the file `path`. LampError as stream_questions."""
     where = f"{path}, record {raw.number}, byte {raw.offset}"
     question = _question(_parsed(raw, path), where, patches)
     if task is not None:
@@ -95,17 +94,17 @@ def question_of(record: Any, where: str, *, task: Task | None = None, patches: I
 
 
 def is_id(value: Any) -> bool:
-    """Whether a JSON value can be an id: a text without half a surrogate pair, or a whole number; `true` is neither."""
+    """Whether a JSON value can be an id: a text without lone surrogates, or an integer; `true` is neither."""
     return type(value) is int or (type(value) is str and (value.isascii() or not _SURROGATE.search(value)))
 
 
 def is_text(value: Any) -> bool:
-    """Whether a JSON value is read as a text: a text or a number; not `true`, a list or an object."""
+    """Whether a JSON value is accepted as a text: a string or a number; not `true`, a list or an object."""
     return type(value) in (str, int, float)
 
 
 def check_items(question: Question, task: Task, path: str | Path) -> None:
-    """LampError, by this path, where a profile item lacks a field that the task needs."""
+    """LampError, with `path`, where a profile item lacks a field that the task needs."""
     for item in question.profile:
         for field in task.fields:
             if not is_text(item.get(field)):
@@ -118,7 +117,7 @@ def check_items(question: Question, task: Task, path: str | Path) -> None:
 
 
 def check_unique(ids: Iterable[str], seen: set[str], path: str | Path) -> None:
-    """Adds the ids to those `seen` in a file. LampError where one is there already."""
+    """Adds ids of a file to `seen`. LampError for an id that was seen before."""
     for key in ids:
         if key in seen:
             raise LampError(f"{path}, question {key!r}: this id occurs twice; ids must be unique, remove or rename one")
@@ -130,7 +129,8 @@ def no_records(path: str | Path) -> LampError:
 
 
 def read_outputs(path: str | Path) -> Outputs:
-    """Golds or predictions: the official `{"task", "golds": [{"id", "output"}]}` or a plain list of those."""
+    """References or predictions: the official `{"task", "golds": [{"id", "output"}]}`, or a plain list of such
+    records."""
     scanner = RecordScanner(path)
     by_id = outputs_by_id((_parsed(raw, path) for raw in scanner), str(path))
     if not by_id:
@@ -140,7 +140,7 @@ def read_outputs(path: str | Path) -> Outputs:
 
 
 def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
-    """The text for each question id in the records of the file `name`. LampError where one is no such record."""
+    """Text of each question id in the records of the file `name`. LampError for an invalid record."""
     by_id: dict[str, str] = {}
     for number, record in enumerate(records):
         where = f"{name}, record {number}"
@@ -165,14 +165,14 @@ def add_outputs(
     left: str = "the questions",
     right: str = "the outputs",
 ) -> list[Question]:
-    """Questions with their golds. LampError, by these names, unless both hold the same ids."""
+    """Questions with their references. LampError, with the names of both sides, unless both have the same ids."""
     questions = list(questions)
     check_same_ids([q.id for q in questions], outputs, left=left, right=right)
     return [replace(q, output=outputs[q.id]) for q in questions]
 
 
 def check_same_ids(left_ids: Iterable[str], right_ids: Iterable[str], *, left: str, right: str) -> None:
-    """Raises LampError, with counts and the first ids, unless both name the same ids."""
+    """Raises LampError, with counts and the first ids, unless both sides have the same ids."""
     in_left, in_right = dict.fromkeys(left_ids), dict.fromkeys(right_ids)
     missing = [key for key in in_left if key not in in_right]
     extra = [key for key in in_right if key not in in_left]
@@ -183,18 +183,18 @@ def check_same_ids(left_ids: Iterable[str], right_ids: Iterable[str], *, left: s
 
 
 def write_predictions(path: str | Path, task: Task, outputs: Mapping[str, str]) -> None:
-    """Predictions in the official format, in the mapping's order."""
+    """Writes predictions in the official format, in the mapping's order."""
     golds = [{"id": key, "output": text} for key, text in outputs.items()]
     write_json(path, {"task": task.official_name, "golds": golds})
 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> int:
-    """Questions as an official list, streamed; `output` and `user_id` where they are known. Returns how many."""
+    """Writes questions as an official list, streamed; `output` and `user_id` where known. Returns their number."""
     return write_json_list(path, (encode(question_record(question)) for question in questions))
 
 
 def question_record(question: Question) -> dict[str, Any]:
-    """A question as the JSON object of an official file."""
+    """JSON object of a question in an official file."""
     record: dict[str, Any] = {"id": question.id, "input": question.input, "profile": list(question.profile)}
     if question.user_id is not None:
         record["user_id"] = question.user_id

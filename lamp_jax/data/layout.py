@@ -1,4 +1,4 @@
-"""Where the files of a benchmark lie: at its site, in a tree that was downloaded, in a directory that was built."""
+"""Paths of a benchmark's files: on its site, in a downloaded tree, in a directory of `lamp build`."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SITE = "https://ciir.cs.umass.edu/downloads/LaMP"
 
 @dataclass(frozen=True)
 class TreeFile:
-    """One file of the benchmark. Of the test parts there are no outputs."""
+    """One file of the benchmark. Test parts have no outputs."""
 
     task: Task
     split: Split
@@ -29,18 +29,18 @@ class TreeFile:
 
     @property
     def path(self) -> PurePosixPath:
-        """Its path at the site, and in a downloaded tree."""
+        """Relative path on the site and in a downloaded tree."""
         start = PurePosixPath("time" if self.split == "time" else "")
         return start / self.task.tree_folder / self.part / self.name
 
     @property
     def count(self) -> int | None:
-        """How many records it is said to hold; None where nobody has said."""
+        """Published number of records; None where none was published."""
         return self.task.counts.of(self.split)[PARTS.index(self.part)]
 
 
 def benchmark_files(task: Task, split: Split, parts: Iterable[Part] = PARTS) -> Iterator[TreeFile]:
-    """The files of a task that the benchmark offers."""
+    """Files that the benchmark offers for a task."""
     for part in parts:
         yield TreeFile(task, split, part, "questions")
         if part != "test":
@@ -48,10 +48,10 @@ def benchmark_files(task: Task, split: Split, parts: Iterable[Part] = PARTS) -> 
 
 
 def find_part(root: str | Path, task: Task, split: Split, part: Part) -> tuple[Path, Path | None] | None:
-    """Questions and outputs (None where there are none) of a part, or None where a tree has no such part.
+    """Paths of a part's questions and outputs (None where there are none); None where the tree has no such part.
 
-    Looks where a download puts them (`[time/]LaMP_3/train/train_questions.json`), and for files that lie together in
-    the task's folder or in `root` itself, as `lamp build` and `lamp synth` write them.
+    Looks in the directories of a download (`[time/]LaMP_3/train/train_questions.json`), then in the task's folder and
+    in `root` itself, where `lamp build` and `lamp synth` write all files.
     """
     questions, outputs = (TreeFile(task, split, part, kind) for kind in ("questions", "outputs"))
     home = Path(root) / questions.path.parent
@@ -63,7 +63,7 @@ def find_part(root: str | Path, task: Task, split: Split, part: Part) -> tuple[P
 
 
 def find_parts(root: str | Path, task: Task, split: Split) -> dict[Part, tuple[Path, Path | None]]:
-    """All parts of a task that a tree has. LampError where it has none."""
+    """Paths of all parts of a task in a tree. LampError where there are none."""
     found: dict[Part, tuple[Path, Path | None]] = {}
     for part in PARTS:
         if files := find_part(root, task, split, part):

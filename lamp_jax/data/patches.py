@@ -1,4 +1,4 @@
-"""Which published files hold known defects, and how each is mended when it is read."""
+"""Known defects of published files, and the patches that fix them on reading."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Patch:
 
 
 def _is_bare_movie(record: dict[str, Any]) -> bool:
-    items = record["profile"]  # None would be those of any task.
+    items = record["profile"]  # An empty profile would fit any task.
     fields = items and all({"tag", "description"} <= item.keys() for item in items)
     return str(record["id"]) == "110" and bool(fields) and find_task("LaMP-2").marker not in record["input"]
 
@@ -38,7 +38,7 @@ ALL = tuple(PATCHES)
 
 
 def find_patches(names: Iterable[str]) -> tuple[Patch, ...]:
-    """The patches of these names. LampError, with the list, for an unknown one."""
+    """Patches of these names. LampError, with all names, for an unknown one."""
     unknown = [name for name in names if name not in PATCHES]
     if unknown:
         raise LampError(f"unknown patches {', '.join(unknown)}; there are {', '.join(PATCHES)}")
@@ -46,7 +46,7 @@ def find_patches(names: Iterable[str]) -> tuple[Patch, ...]:
 
 
 def apply_patches(record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The record of a question with its known defects mended."""
+    """Record of a question with its known defects fixed."""
     for patch in find_patches(names):
         record = patch.mend(record) if patch.found(record) else record
     return record

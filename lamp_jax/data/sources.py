@@ -1,4 +1,4 @@
-"""How single questions are read by their number: from a JSON file, or from a data set of `lamp tfds`, just the same."""
+"""Question sources: random access to the questions of a JSON file or of a data set of `lamp tfds`."""
 
 import contextlib
 import functools
@@ -21,11 +21,11 @@ from lamp_jax.runs.json_records import RawRecord, RecordScanner, parse_record
 from lamp_jax.tasks.catalog import Task
 
 PROFILES = "profiles"
-"""The split of a data set that holds each distinct profile once."""
+"""Name of the split of a data set that holds each distinct profile once."""
 
 
 class QuestionSource(Protocol):
-    """Questions by their number. What grain's `MapDataset.source` reads."""
+    """Questions by number; the interface that grain's `MapDataset.source` reads."""
 
     def __len__(self) -> int: ...
 
@@ -35,10 +35,10 @@ class QuestionSource(Protocol):
 
 
 class JsonSource:
-    """The questions of an official file, in its order: where each lies is found at once, each is parsed when asked for.
+    """Questions of an official file, in its order: indexed at once, each parsed when it is requested.
 
-    Making one raises LampError where the file is no list of records; reading a question raises it as stream_questions,
-    but for ids that occur twice. It can be sent to other processes.
+    Construction raises LampError where the file is not a list of records; reading a question raises it as
+    stream_questions, but not for repeated ids. A source can be pickled.
     """
 
     def __init__(self, path: str | Path, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES):
@@ -79,10 +79,10 @@ class JsonSource:
 
 
 class LampSource:
-    """The questions of one part (`train`, `dev`, `test`) of a data set of `lamp tfds`, as the JSON file had them.
+    """Questions of one part (`train`, `dev`, `test`) of a data set of `lamp tfds`, equal to those of the JSON file.
 
-    `data` is the builder, or the directory of the data set (with `dataset_info.json`). Raises LampError where there is
-    no such data set or part. It can be sent to other processes.
+    `data` is the builder, or the directory of the data set (with `dataset_info.json`). Raises LampError for a missing
+    data set or part. A source can be pickled.
     """
 
     def __init__(self, data: Any, part: str):
@@ -112,10 +112,11 @@ class LampSource:
 
 
 def open_source(path: str | Path, task: Task, patches: Iterable[str] = ALL_PATCHES) -> QuestionSource:
-    """The questions of a JSON file, or of a part of a data set: `DIRECTORY/train`.
+    """Source of a JSON file, or of a part of a data set: `DIRECTORY/train`.
 
-    DIRECTORY is the data set's own, or one in which it is the task's only one, as that of `lamp tfds --output`. Raises
-    LampError as JsonSource and LampSource, and where a data set is of another task or was made with other patches.
+    DIRECTORY is that of the data set, or one that contains a single data set of the task, as that of
+    `lamp tfds --output`. Raises LampError as JsonSource and LampSource, and for a data set of another task or with
+    other patches.
     """
     path = Path(path)
     directory = None if path.exists() else _find_dataset(path.parent, task)
@@ -134,13 +135,13 @@ def open_source(path: str | Path, task: Task, patches: Iterable[str] = ALL_PATCH
 
 
 def content_of(path: str | Path, task: Task) -> str:
-    """What open_source reads at `path`: the file, or the directory of the data set."""
+    """File, or directory of the data set, that open_source reads for `path`."""
     directory = None if Path(path).exists() else _find_dataset(Path(path).parent, task)
     return str(directory or path)
 
 
 def open_dataset(directory: str | Path) -> Any:
-    """The TFDS builder that reads the data set in `directory`. LampError where there is none of `lamp tfds`."""
+    """TFDS builder that reads the data set in `directory`. LampError where that is not a data set of `lamp tfds`."""
     import tensorflow_datasets as tfds
 
     if not Path(directory, "dataset_info.json").is_file():
@@ -165,7 +166,7 @@ _AGAIN = "copy the data set again, or make it again with `lamp tfds --force`"
 
 @contextlib.contextmanager
 def _complete(directory: str | Path) -> Iterator[None]:
-    """Turns what TFDS and the libraries below it raise for damaged files, errors of any class, into LampError."""
+    """Context in which errors of TFDS and its libraries for damaged files, of any class, become LampError."""
     try:
         yield
     except LampError:
@@ -178,7 +179,7 @@ def _complete(directory: str | Path) -> Iterator[None]:
 
 
 def _find_dataset(root: Path, task: Task) -> Path | None:
-    """`root`, if it is a data set, or the only one of the task under it."""
+    """Directory of the data set: `root` itself, or the only data set of the task below it; None where there is none."""
     if (root / "dataset_info.json").is_file():
         return root
     names = [f"{task_config(task)}_{split}" for split in get_args(Split)]
@@ -190,7 +191,7 @@ def _find_dataset(root: Path, task: Task) -> Path | None:
 
 
 def task_config(task: Task) -> str:
-    """A task in the names of data sets: `lamp_3` for LaMP-3."""
+    """Name of a task in the names of data sets: `lamp_3` for LaMP-3."""
     return task.name.lower().replace("-", "_")
 
 
@@ -202,17 +203,17 @@ def _count_questions(builder: Any, directory: str, part: str) -> int:
 
 
 class Apart(NamedTuple):
-    """A question as it is stored: what it does not share with others, and its profile."""
+    """Encoded question: its own fields, and its profile, which may be shared with others."""
 
     example: dict[str, bytes | None]
     items: bytes
 
 
 def take_apart(question: Question) -> Apart:
-    """The question's own record, but for the number of its profile, and the profile.
+    """Record of a question without the number of its profile, and the encoded profile.
 
-    Profiles are the same bytes where they hold the same items, whatever the ids and the order of these. Texts are
-    UTF-8; `user_id`, `order`, `item_ids` and the profile are JSON. An `output` of None is no gold, b"" an empty one.
+    Profiles with the same items have the same bytes, whatever the items' ids and order. Texts are UTF-8; `user_id`,
+    `order`, `item_ids` and the profile are JSON. An `output` of None is no reference, b"" an empty one.
     """
     texts = [encode({key: value for key, value in item.items() if key != "id"}) for item in question.profile]
     by_text = sorted(range(len(texts)), key=texts.__getitem__)
@@ -244,7 +245,7 @@ def put_together(example: Mapping[str, Any], items: bytes) -> Question:
 
 
 def to_bytes(text: str) -> bytes:
-    """UTF-8, lone surrogates as they are."""
+    """UTF-8 bytes of a text; lone surrogates are kept."""
     return text.encode("utf-8", "surrogatepass")
 
 

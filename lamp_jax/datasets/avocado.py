@@ -1,4 +1,5 @@
-"""How LaMP-6 is rebuilt: what a mail's subject and body are, where the archives hold it, what is written for an id."""
+"""Rebuilding of LaMP-6 from the Avocado archives: location of mails, parsing of subject and body, replacement of
+ids."""
 
 import contextlib
 import email
@@ -41,7 +42,7 @@ _QUOTED_LINE = re.compile(r"^>.*\n?", re.MULTILINE)
 
 
 class Mail(NamedTuple):
-    """What LaMP-6 takes from a mail, as text."""
+    """Subject and body of a mail, as text."""
 
     subject: str
     body: str
@@ -49,14 +50,14 @@ class Mail(NamedTuple):
 
 @dataclass
 class Asked:
-    """What the id files ask for: every mail's id, and of each part the ids of its questions' mails."""
+    """Ids in the id files: of all mails, and of the questions' mails of each part."""
 
     mails: set[str] = field(default_factory=set)
     questions: dict[Part, set[str]] = field(default_factory=dict)
 
 
 class Located(NamedTuple):
-    """Where mails lie: for each archive the member of each id; and how many further copies of them there are."""
+    """Archive members of mails by archive and id, and the number of further copies of these mails."""
 
     members: dict[Path, dict[str, str]]
     copies: int
@@ -67,7 +68,7 @@ class Located(NamedTuple):
 
 
 def find_id_files(directory: str | Path) -> dict[Part, Path]:
-    """The id file of each part, in `directory` or in its folder of the part. LampError without train or dev."""
+    """Id file of each part, in `directory` or in its subdirectory of the part. LampError without train or dev."""
     found: dict[Part, Path] = {}
     for part in PARTS:
         name = f"{part}_questions.json"
@@ -80,7 +81,7 @@ def find_id_files(directory: str | Path) -> dict[Part, Path]:
 
 
 def find_archives(directory: str | Path) -> list[Path]:
-    """The zips of a directory, by name. LampError where it is none, or has none."""
+    """Zip files of a directory, sorted. LampError where it does not exist, or has none."""
     expected = "give the directory of the zips, avocado-1.0.2/data/text"
     if not Path(directory).is_dir():
         raise LampError(f"{directory}: no such directory; {expected}")
@@ -91,12 +92,12 @@ def find_archives(directory: str | Path) -> list[Path]:
 
 
 def mail_id(name: str) -> str:
-    """The id of a mail by the name of its file, with or without folders and `.txt`."""
+    """Id of a mail from its file name, with or without directories and `.txt`."""
     return name.rpartition("/")[2].removesuffix(".txt")
 
 
 def read_ids(files: Mapping[Part, Path]) -> Asked:
-    """The mails that id files ask for. LampError, with file and question, where something else than an id stands."""
+    """Mails that id files name. LampError, with file and question, for a text that is not an id."""
     asked = Asked()
     for part, path in files.items():
         asked.questions[part] = set()
@@ -118,9 +119,9 @@ def _checked_id(text: Any, where: str) -> str:
 
 
 def locate_mails(archives: Iterable[Path], wanted: Collection[str]) -> Located:
-    """Where the mails with these ids lie; of several copies the first archive's counts.
+    """Locations of the mails with these ids; of several copies that of the first archive.
 
-    Raises LampError for an archive that is broken, and for a mail that is encrypted.
+    Raises LampError for a damaged archive, and for an encrypted mail.
     """
     members: dict[Path, dict[str, str]] = {}
     found: set[str] = set()
@@ -165,9 +166,9 @@ def check_questions_left(asked: Asked, located: Located) -> None:
 
 
 def read_mails(located: Located, *, replies: Replies, workers: int) -> Iterator[dict[str, Mail]]:
-    """Each archive's mails by their ids, in the archives' order, whatever the number of processes.
+    """Mails of each archive by id, in the archives' order, for any number of processes.
 
-    Raises LampError for a member that is broken.
+    Raises LampError for a damaged member.
     """
     processes = min(workers, len(located.members))
     return map_in_processes(partial(_read_archive, replies=replies), located.members.items(), processes=processes)
@@ -186,10 +187,10 @@ def _read_archive(place: tuple[Path, Mapping[str, str]], *, replies: Replies) ->
 
 
 def parse_mail(raw: bytes) -> Mail:
-    """Subject ("" where there is none) and body of a mail, for any bytes: what is malformed is taken as it stands.
+    """Subject ("" where there is none) and body of a mail. Any bytes are accepted: malformed parts are kept unchanged.
 
-    The body is the text/plain parts that are not attachments, joined by a newline; where they hold no text, the
-    text/html parts as text. Line ends are newlines, and there is no white space at either end.
+    The body is the text/plain parts that are not attachments, joined by a newline; where these are empty, the text/html
+    parts as text. Line ends are newlines, and white space at both ends is removed.
     """
     # The other policies parse headers strictly, and fail on some of the malformed ones.
     message = email.message_from_bytes(raw, policy=email.policy.compat32)
@@ -204,12 +205,12 @@ def _text_of(leaves: Iterable[Message], kind: str) -> str:
 
 
 def _kind(leaf: Message) -> str:
-    # A leaf that says it is a multipart has lost its boundaries: a plain body under another's headers.
+    # A leaf that claims to be a multipart has lost its boundaries: a plain body with the headers of another mail.
     return "text/plain" if leaf.get_content_maintype() == "multipart" else leaf.get_content_type()
 
 
 def _shown_leaves(message: Message) -> Iterator[Message]:
-    """The leaves that are the mail's own text: no attachments, nor what is inside of them."""
+    """Leaves of the mail's own text, without attachments and their contents."""
     if message.get_content_maintype() == "message" or message.get_content_disposition() == "attachment":
         return
     if message.is_multipart():
@@ -221,7 +222,7 @@ def _shown_leaves(message: Message) -> Iterator[Message]:
 
 def _leaf_text(leaf: Message) -> str:
     raw = leaf.get_payload(decode=True)
-    assert isinstance(raw, bytes)  # which a leaf's payload is
+    assert isinstance(raw, bytes)  # true of every leaf's payload
     return _decode(raw, leaf.get_content_charset()).replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -234,12 +235,12 @@ def _header_text(value: str) -> str:
 def _decode_words(words: re.Match[str]) -> str:
     try:
         return "".join(_decode(raw, charset) for raw, charset in decode_header(words[0]))
-    except HeaderParseError:  # no base64
+    except HeaderParseError:  # not base64
         return words[0]
 
 
 def _decode(raw: bytes, charset: str | None = None) -> str:
-    """Text in this charset; if it is unknown or not the right one, in UTF-8, and else in Latin-1, which fits always."""
+    """Text decoded by this charset; if that is unknown or fails, by UTF-8, and else by Latin-1, which never fails."""
     for name in (charset or "utf-8", "utf-8"):
         with contextlib.suppress(LookupError, ValueError):
             return raw.decode(name)
@@ -247,9 +248,9 @@ def _decode(raw: bytes, charset: str | None = None) -> str:
 
 
 def html_text(html: str) -> str:
-    """What a reader sees of a page, a line for each block, at most one empty line between them."""
+    """Visible text of an HTML page, one line per block, with at most one empty line between blocks."""
     reader = _HtmlReader()
-    # To HTML these are comments up to the next `>`; the parser would fail on unknown ones.
+    # HTML treats these as comments up to the next `>`; the parser would fail on unknown ones.
     reader.feed(html.replace("<![", "<! "))
     reader.close()
     lines = (" ".join(line.split()) for line in "".join(reader.pieces).split("\n"))
@@ -288,12 +289,12 @@ class _HtmlReader(HTMLParser):
 
 
 def strip_replies(body: str) -> str:
-    """A body without the earlier mails that it quotes: marked ones with all that follows, and lines that begin `>`."""
+    """A body without quoted mails: introduced ones with everything that follows, and lines that begin with `>`."""
     return _QUOTED_LINE.sub("", _EARLIER_MAILS.sub("", body)).strip()
 
 
 def write_part(part: Part, source: Path, folder: Path, *, mails: Mapping[str, Mail]) -> Counter[str]:
-    """A part's questions and, but for test, its golds, in `folder`. Items and questions without a mail are left out.
+    """Writes a part's questions and, except for test, references. Items and questions without a mail are left out.
 
     Returns counts: `questions` written, `dropped_questions`, and `dropped_items` of the questions written.
     """

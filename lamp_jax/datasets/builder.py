@@ -1,4 +1,4 @@
-"""How LaMP files become the TensorFlow dataset `lamp`: three passes over them, each distinct profile written once.
+"""Builder of the TensorFlow dataset `lamp`: three passes over LaMP files, each distinct profile stored once.
 
     import lamp_jax.datasets.builder  # registers it
     builder = tfds.builder("lamp/lamp_3_time", data_dir=OUT, source=TREE)
@@ -34,8 +34,8 @@ from lamp_jax.runs.records import digest
 from lamp_jax.runs.workers import map_pieces
 from lamp_jax.tasks.catalog import TASKS, Task
 
-# TFDS holds one shard in memory while it writes it. Small records cost more than their bytes: they lie scattered over
-# the memory in which whole questions were parsed.
+# TFDS holds one shard in memory while it writes it. Small records cost more than their bytes: they are scattered over
+# the memory in which complete questions were parsed.
 _SHARD_BYTES, _SHARD_RECORDS = 2**26, 2**11
 _DIGEST_BYTES = 16
 _FIELDS = {
@@ -53,7 +53,7 @@ Shard = Callable[[], Iterator[tuple[int, Example]]]
 
 
 def config_name(task: Task, split: Split) -> str:
-    """The name of a task's data set: `lamp_3_time`."""
+    """Name of a task's data set: `lamp_3_time`."""
     return f"{task_config(task)}_{split}"
 
 
@@ -75,7 +75,7 @@ class Lamp(tfds.core.ShardBasedBuilder):
         tfds.core.BuilderConfig(name=name, description=f"{task.name}, {split} split")
         for name, (task, split) in _CONFIGS.items()
     ]
-    url_infos = {}  # noqa: RUF012 (nothing is downloaded; TFDS would look for a list of checksums beside this file)
+    url_infos = {}  # noqa: RUF012 (nothing is downloaded; TFDS would look for a file of checksums beside this one)
 
     def __init__(
         self,
@@ -117,10 +117,10 @@ class Lamp(tfds.core.ShardBasedBuilder):
 
 
 class _SortedWriter(ExampleWriter):
-    """Writes each example's features in the order of their names.
+    """Writer that sorts each example's features by name.
 
-    TFDS 4.9.10 writes them in the order of protobuf's map, which differs from process to process, so that no two runs
-    would write the same bytes.
+    TFDS 4.9.10 writes them in the order of protobuf's map, which differs between processes, so that two runs would
+    write different bytes.
     """
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
@@ -133,7 +133,7 @@ def _sort_features(example: bytes) -> bytes:
 
 
 class Reading(NamedTuple):
-    """Which files of a tree are read, how, and by whom."""
+    """Files of a tree to read, patches to apply, and workers to use."""
 
     task: Task
     split: Split
@@ -142,7 +142,7 @@ class Reading(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the first pass sees of a question."""
+    """Facts about a question from the first pass."""
 
     id: str
     digest: bytes  # of its profile
@@ -152,7 +152,7 @@ class Seen(NamedTuple):
 
 @dataclass
 class SurveyedPart:
-    """A part: its files, the chunks of its questions, the number of each one's profile, and bytes of its records."""
+    """Files of a part, chunks of its questions, number of each question's profile, and bytes of its records."""
 
     questions: Path
     outputs: Path | None
@@ -162,27 +162,27 @@ class SurveyedPart:
 
     @property
     def length(self) -> int:
-        """Bytes of the questions' file."""
+        """Size of the questions' file in bytes."""
         return self.questions.stat().st_size
 
     def cut(self) -> Iterator[Chunk]:
-        """Its chunks, kept as they are found."""
+        """Chunks of the part, which are also kept in `chunks`."""
         for chunk in cut(self.questions):
             self.chunks.append(chunk)
             yield chunk
 
 
 class Survey:
-    """What the first pass finds in a tree's files; the two other passes write it.
+    """Result of the first pass over a tree's files, which the two other passes write.
 
-    Making one raises LampError, with the file and the id, for bad files.
+    Construction raises LampError, with the file and the id, for invalid files.
     """
 
     def __init__(self, source: str | Path, reading: Reading):
         self._reading = reading
         self._parts: dict[Part, SurveyedPart] = {}
         self._numbers: dict[bytes, int] = {}  # of profiles, by their digests
-        self._new: list[tuple[Chunk, list[int]]] = []  # records whose profile no record before them has
+        self._new: list[tuple[Chunk, list[int]]] = []  # records with a profile that no earlier record has
         self._size = 0  # of the distinct profiles
         for name, (questions, outputs) in find_parts(source, reading.task, reading.split).items():
             self._parts[name] = part = SurveyedPart(questions, outputs)
@@ -211,14 +211,14 @@ class Survey:
             self._new.append((chunk, new))
 
     def facts(self) -> dict[str, Any]:
-        """What is recorded of the files, as JSON."""
+        """Provenance of the data set, as JSON."""
         task, split, patches, _ = self._reading
         paths = [path for part in self._parts.values() for path in (part.questions, part.outputs) if path]
         sources = {path.name: {"bytes": path.stat().st_size, "sha256": digest(str(path))} for path in paths}
         return {"task": task.name, "split": split, "patches": list(patches), "sources": sources}
 
     def shards(self) -> dict[str, list[Shard]]:
-        """For each split what its shards hold; to be read in this order, each once."""
+        """Examples of each split's shards; to be read in this order, each once."""
         shards = {
             name: _shards(self._examples(name), len(part.numbers), part.size) for name, part in self._parts.items()
         }
@@ -243,7 +243,7 @@ class Survey:
 
 
 def survey_chunk(chunk: Chunk, *, reading: Reading) -> list[Seen]:
-    """What the first pass sees of a chunk's questions. LampError for one that would not come back as it is."""
+    """Facts about a chunk's questions. LampError for a question that encoding would change."""
     found = []
     for question in questions_of(chunk, task=reading.task, patches=reading.patches):
         example, items = take_apart(question)
@@ -256,13 +256,13 @@ def survey_chunk(chunk: Chunk, *, reading: Reading) -> list[Seen]:
 
 
 def examples_of(chunk: Chunk, *, reading: Reading) -> list[tuple[str, Example]]:
-    """Ids and records of a chunk's questions, but for the numbers of their profiles."""
+    """Ids and records of a chunk's questions, without the numbers of their profiles."""
     questions = questions_of(chunk, patches=reading.patches)
     return [(question.id, take_apart(question).example) for question in questions]
 
 
 def profiles_of(piece: tuple[Chunk, list[int]], *, reading: Reading) -> list[bytes]:
-    """The profiles of a chunk's records of these numbers."""
+    """Encoded profiles of a chunk's records with these numbers."""
     chunk, numbers = piece
     wanted = set(numbers)
     raw = (one for one in chunk.read() if one.number in wanted)
@@ -270,12 +270,12 @@ def profiles_of(piece: tuple[Chunk, list[int]], *, reading: Reading) -> list[byt
 
 
 def _shards(examples: Iterator[Example], count: int, size: int) -> list[Shard]:
-    """`examples`, `count` of them and `size` bytes, cut into shards of equal numbers."""
+    """Shards with equal numbers of examples, of which there are `count` with `size` bytes."""
     shards = min(count, 1 + max(size // _SHARD_BYTES, count // _SHARD_RECORDS))
     ends = [count * (shard + 1) // shards for shard in range(shards)]
     numbered = enumerate(examples)
     cuts: list[Shard] = [
         partial(islice, numbered, end - start) for start, end in zip([0, *ends], ends[:-1], strict=False)
     ]
-    # The last one reads to the end, so that the processes behind it are told to stop.
+    # The last shard reads to the end, so that the worker processes are stopped.
     return [*cuts, lambda: numbered]

@@ -1,4 +1,4 @@
-"""What is in a LaMP file and what is wrong with it: tallied by chunks, and every finding that there may be."""
+"""Checks of LaMP files: facts and findings of a file, tallied by chunks."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task, last_named
 
 Form = Literal["questions", "outputs", "predictions", "ranking"]
 
-_LOOKED_AT = 200  # first records, which tell form and task
+_LOOKED_AT = 200  # records from which the file's form and task are detected
 _HEAD = 2**20
 
 
@@ -42,8 +42,8 @@ _NO_JSON = {
     "is not JSON": "nan",
     "not UTF-8": "encoding",
     "occurs twice": "key twice",
-}  # words of parse_record's errors
-_ODD_TEXTS = (  # a finding, bytes of which a record that has it holds one, and what its text then holds
+}  # findings by a part of parse_record's message
+_ODD_TEXTS = (  # finding, bytes of which a record with the finding contains at least one, characters in its text
     ("surrogate", (rb"\ud", rb"\uD", b"\xed"), re.compile("[\ud800-\udfff]")),
     (
         "line separator",
@@ -55,7 +55,7 @@ _ODD_TEXTS = (  # a finding, bytes of which a record that has it holds one, and 
 
 @dataclass(frozen=True)
 class _Record:
-    """One record, and the tally to which findings about it go."""
+    """A parsed record, and the tally of its findings."""
 
     value: dict[str, Any]
     raw: RawRecord
@@ -73,7 +73,7 @@ class _Record:
                     self.find(name)
 
     def has_fields(self, fields: Mapping[str, Callable[[Any], bool]]) -> bool:
-        """Whether its fields are as they must be."""
+        """Whether all fields are valid; invalid ones are findings."""
         bad = [name for name, fits in fields.items() if not fits(self.value.get(name))]
         for name in bad:
             found = glimpse(self.value[name]) if name in self.value else "nothing"
@@ -83,7 +83,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class Checked:
-    """A file's facts, by name, and its findings: name, severity, count, meaning and examples of each."""
+    """Facts about a file, by name, and its findings: name, severity, count, meaning and examples of each."""
 
     file: str
     form: str
@@ -97,9 +97,9 @@ class Checked:
 
 
 def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Checked:
-    """What is in a file of questions, outputs, predictions or rankings; without `task`, its own is told.
+    """Check of a file of questions, outputs, predictions or rankings; without `task`, the task is detected.
 
-    A record that is no good is a finding, and so is a file that breaks off, or is not there: nothing is raised.
+    Invalid records are findings, and so are incomplete or missing files: nothing is raised.
     """
     start = _read_start(path)
     head, envelope = _look(path, whole=not _is_list(start))
@@ -124,7 +124,7 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Che
 def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Task | None:
     """The task of a file: of most of its first records' inputs; or of the envelope, or the path, that name it.
 
-    LaMP-2's two tasks have one name: the fields of items and the labels tell. None where nothing tells.
+    LaMP-2's two tasks have the same name there and are distinguished by items' fields and labels. None where unknown.
     """
     inputs = [record["input"] for record in head if isinstance(record.get("input"), str)]
     for task in TASKS.values():
@@ -140,7 +140,7 @@ def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Ta
 
 
 def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
-    """The tally of a chunk's records."""
+    """Tally of a chunk's records."""
     tally = Tally()
     for raw in chunk.read():
         tally.facts["records"] += 1
@@ -155,7 +155,7 @@ def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
 
 
 def _read_start(path: str | Path) -> bytes:
-    """The first bytes of a file; none where it cannot be read, which is reported when it is tallied."""
+    """First bytes of a file; empty where it cannot be read, which the tally reports."""
     try:
         with open(path, "rb") as file:
             return file.read(_HEAD)
@@ -179,7 +179,7 @@ def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
             elif not whole:
                 break
     except LampError:
-        pass  # The tally meets it again, and reports it.
+        pass  # The tally meets and reports the error.
     return head, scanner.envelope
 
 
@@ -190,12 +190,12 @@ def _tell_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -
     asking = sum("profile" in record or "input" in record for record in head)
     if 2 * asking >= len(head):
         return "questions"
-    # Both have one form. A prediction may be anything, a gold may not.
+    # Both have the same form. A prediction may be any text, a reference may not.
     return "outputs" if re.search("output|gold", Path(path).name) else "predictions"
 
 
 def _fit(task: Task, head: Sequence[dict[str, Any]]) -> int:
-    """How many items have the task's fields, and how many golds are of its labels."""
+    """Number of items with the task's fields plus number of references among its labels."""
     items = [item for record in head for item in _objects(record.get("profile"))]
     return sum(task.target in item for item in items) + sum(record.get("output") in task.labels for record in head)
 
@@ -214,7 +214,7 @@ def _tally_records(path: str | Path, tally: Tally, count: Callable[[Chunk], Tall
 
 
 def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
-    """The chunks of a file; where it breaks off, the error is put down."""
+    """Chunks of a file; the error at the end of an incomplete file is added to `broken`."""
     try:
         yield from cut(path)
     except LampError as error:
@@ -222,7 +222,7 @@ def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
 
 
 def _parse(raw: RawRecord, tally: Tally) -> dict[str, Any] | None:
-    """The record, or None where it is no JSON object, which is a finding."""
+    """The record, or None where it is not a JSON object, which is a finding."""
     where = f"record {raw.number}, byte {raw.offset}"
     try:
         value = parse_record(raw.content)
@@ -263,7 +263,7 @@ def _check_question(record: _Record, task: Task | None) -> None:
 
 
 def _mend(record: _Record) -> dict[str, Any]:
-    """The record as the readers have it."""
+    """Record with known defects fixed, as readers have it."""
     value = record.value
     for patch in PATCHES.values():
         if patch.found(value):
@@ -273,7 +273,7 @@ def _mend(record: _Record) -> dict[str, Any]:
 
 
 def _tally_items(record: _Record) -> list[dict[str, Any]]:
-    """The items that have an id."""
+    """Items that have an id."""
     items: list[dict[str, Any]] = []
     ids, contents = set(), set()
     for place, item in enumerate(record.value["profile"]):
@@ -322,7 +322,7 @@ def _check_item(
         return record.find("missing text", item)
     if not all(str(text).strip() for text in texts.values()):
         record.find("empty text", item)
-    # LaMP-1's labels are no field of its items.
+    # LaMP-1's labels are not a field of its items.
     if "{text}" in task.template and task.labels and str(texts[task.target]) not in task.labels:
         record.find("unknown label", item)
     if query and texts[task.source] == query:
@@ -330,7 +330,7 @@ def _check_item(
 
 
 def _compare_records(path: str | Path, tally: Tally) -> None:
-    """Finds ids of questions that are there twice, and ids of items whose content differs between questions."""
+    """Finds repeated ids of questions, and ids of items whose contents differ between questions."""
     records = np.array(tally.records, np.uint64).reshape(-1, 4)
     items = np.array(tally.items, np.uint64).reshape(-1, 2)
     twice = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
@@ -348,7 +348,7 @@ def _compare_records(path: str | Path, tally: Tally) -> None:
 
 
 def _find_first(keys: np.ndarray) -> np.ndarray:
-    """For each key the place where it occurs first."""
+    """Index of the first occurrence of each key."""
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     return first[which]
 
@@ -361,11 +361,11 @@ def _read_again(path: str | Path, row: np.ndarray) -> Any:
 
 
 def _compare_count(path: str | Path, tally: Tally, task: Task | None) -> None:
-    """Finds a count other than the published one, where the path is that of a downloaded tree."""
+    """Finds a count other than the published one, for a path in a downloaded tree."""
     if task is None:
         return
     parts = Path(path).absolute().parts
-    # The time split first: its paths end as the user split's do.
+    # The time split first: its paths end like those of the user split.
     files = [file for split in ("time", "user") for file in benchmark_files(task, split)]
     file = next((file for file in files if parts[-len(file.path.parts) :] == file.path.parts), None)
     if file is not None and file.count not in (None, tally.facts["records"]):
@@ -375,7 +375,7 @@ def _compare_count(path: str | Path, tally: Tally, task: Task | None) -> None:
 def _tally_ranking(path: str | Path, tally: Tally) -> None:
     try:
         content = Path(path).read_bytes().removeprefix(BOM)
-        msgspec.json.decode(content, type=dict[str, msgspec.Raw])  # as rankings are read, but for ids that are twice
+        msgspec.json.decode(content, type=dict[str, msgspec.Raw])  # as rankings are read, except for repeated ids
         pairs = json.loads(content, object_pairs_hook=tuple)
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         return tally.find("broken file", f"{path}: {error}")
@@ -399,7 +399,7 @@ def _tally_ranking(path: str | Path, tally: Tally) -> None:
 
 
 def _facts(path: str | Path, form: Form, tally: Tally) -> dict[str, Any]:
-    """What the file holds, by name."""
+    """Facts about the file, by name."""
     facts: dict[str, Any] = {"records": tally.facts["records"]}
     sizes = np.array(tally.records, np.int64).reshape(-1, 4)[:, 3]
     if form in ("questions", "ranking") and len(sizes):
@@ -426,7 +426,7 @@ def _found(tally: Tally) -> list[dict[str, Any]]:
 
 
 def _hash_content(item: Mapping[str, Any]) -> int:
-    """Of an item but for its id; in every process the same."""
+    """Hash of an item without its id; the same in every process."""
     return hash_bytes(encode(sorted([pair for pair in item.items() if pair[0] != "id"])))
 
 

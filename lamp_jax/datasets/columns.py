@@ -1,4 +1,4 @@
-"""Which columns, of which tables, make the fields of a profile item: what `--map` and `--join` say, checked."""
+"""Mapping from the columns of tables to the fields of profile items (`--map`, `--join`)."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -21,7 +21,8 @@ class _Hole(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """A text over the columns of a row: each hole's literal text and column in turn, then what stands at the end."""
+    """Text template over the columns of a row: holes, each with the literal text before it, and the text after the
+    last."""
 
     holes: tuple[_Hole, ...]
     after: str = ""
@@ -36,11 +37,11 @@ class Pattern(NamedTuple):
 
     @property
     def column(self) -> str | None:
-        """Of a pattern that is one column and nothing else, that column."""
+        """Column of a pattern that consists of one column only; else None."""
         return self.columns[0] if self == Pattern.of_column(self.columns[0]) else None
 
     def fill(self, row: Row) -> str:
-        """The text; "" where all the columns are empty."""
+        """Text of a row; "" where all columns are empty."""
         filled, empty = "", True
         for before, column, joint in self.holes:
             text = text_of(row.get(column)) if joint is None else text_of(row.get(column), joint="|")
@@ -50,10 +51,10 @@ class Pattern(NamedTuple):
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`review`, the column of this name; or, with braces, a text over columns: `{title}. Genres: {genres|, }.`
+    """Pattern of a text: `review` is the column of this name; with braces, `{title}. Genres: {genres|, }.`, a template.
 
-    In `{column|joint}` the bars in the column's value are replaced by `joint`, and the texts of a list are joined by
-    it (elsewhere by a comma). `{{` and `}}` are braces. LampError for other braces, and for braces without a column.
+    In `{column|joint}` bars in the column's value are replaced by `joint`, and the texts of a list are joined by it
+    (elsewhere by a comma). `{{` and `}}` are braces. LampError for other braces, and for braces without a column.
     """
     if "{" not in text and "}" not in text:
         return Pattern.of_column(text)
@@ -80,7 +81,7 @@ def _literal(text: str, start: int, end: int) -> str:
 
 
 def parse_map(entries: Iterable[str], task: Task) -> dict[str, Pattern]:
-    """The fields that `--map` names. LampError for an entry that is not FIELD=COLUMN, or has no such field."""
+    """Patterns of the fields in `--map`. LampError for an entry that is not FIELD=COLUMN, or has an unknown field."""
     known = ["user", *task.fields, "date", "input"] + ["reference"] * task.cites
     patterns: dict[str, Pattern] = {}
     for entry in entries:
@@ -96,7 +97,7 @@ def parse_map(entries: Iterable[str], task: Task) -> dict[str, Pattern]:
 
 
 class Join(NamedTuple):
-    """A table whose columns are added to rows: its rows by the text in the column `key`."""
+    """Table whose columns are added to rows: its rows by the text in the column `key`."""
 
     path: str
     key: str
@@ -114,7 +115,7 @@ class Join(NamedTuple):
 
 
 def split_join(entry: str) -> tuple[str, str]:
-    """The file and the column that an entry of `--join` names. LampError where it is not FILE:COLUMN."""
+    """File and column of an entry of `--join`. LampError where it is not FILE:COLUMN."""
     path, _, key = entry.rpartition(":")
     if not path or not key:
         raise LampError(f"--join {entry}: write FILE:COLUMN, as movies.csv:movieId")
@@ -123,7 +124,7 @@ def split_join(entry: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Histories:
-    """Where the fields of items are found: the rows, the tables to join, and each field's pattern over the columns."""
+    """Table of histories: its rows, the tables joined to it, and each field's pattern over the columns."""
 
     path: str
     columns: Collection[str]
@@ -132,14 +133,14 @@ class Histories:
     text: Text
 
     def rows(self) -> Iterator[Row]:
-        """The rows as they are in the file, without the joined columns."""
+        """Rows of the file, without the joined columns."""
         return read_rows(self.path, self.columns, self.text)
 
 
 def open_histories(options: BenchmarkForm) -> Histories:
-    """Where the fields of a command's items are found; the tables to join are in memory.
+    """Table of histories of a command; the joined tables are read into memory.
 
-    Raises LampError, with the columns that there are, where one is missing, or is in two tables.
+    Raises LampError, with the existing columns, where a column is missing, or is in two tables.
     """
     task = find_task(options.task)
     tables = [split_join(entry) for entry in options.join]
@@ -165,7 +166,7 @@ def open_histories(options: BenchmarkForm) -> Histories:
 def _complete(
     mapped: Mapping[str, Pattern], options: BenchmarkForm, task: Task, *, columns: Collection[str]
 ) -> dict[str, Pattern]:
-    """The patterns of all fields: those not mapped have columns of their own names. LampError for a missing column."""
+    """Patterns of all fields; an unmapped one has the column of its name. LampError for a missing column."""
     names = ["user", *task.fields]
     names += ["date"] * (options.split == "time" or "date" in columns)
     names += ["reference"] * task.cites

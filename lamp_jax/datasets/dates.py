@@ -1,4 +1,4 @@
-"""Dates as tables have them, in every accepted form: by what they are ordered, and how they are in an item."""
+"""Parsing of the dates of tables, in all accepted formats, into sort keys and dates of items."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -9,7 +9,7 @@ from lamp_jax.datasets.tables import Unusable
 from lamp_jax.errors import LampError
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-# The names of zones that RFC 2822 knows; others name several zones, or none.
+# The names of zones in RFC 2822; others are ambiguous or unknown.
 _NAMED_ZONES = {"UT": 0, "UTC": 0, "GMT": 0, "Z": 0}
 _NAMED_ZONES |= {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}
 _MONTH = rf"(?P<month>(?:{'|'.join(_MONTHS)})[a-z]*)\.?"
@@ -24,8 +24,8 @@ _FORMS = [
         rf"{_WEEKDAY}{_MONTH}\s+{_DAY}\s+{_TIME}\s+(?:{_ZONE}\s+)?{_YEAR}",  # Mon Apr 06 22:19:45 PDT 2009
         rf"{_WEEKDAY}{_DAY}[\s-]+{_MONTH},?[\s-]+{_YEAR}(?:\s+{_TIME}(?:\s*{_ZONE}(?:\s+\([^()]*\))?)?)?",  # RFC 2822
         rf"{_WEEKDAY}{_MONTH}\s+{_DAY},?\s+{_YEAR}(?:,?\s+{_TIME}(?:\s*{_ZONE})?)?",  # January 2, 2006
-        # An ISO time stamp with what datetime.fromisoformat does not know: slashes, days, months and hours of one
-        # digit, a space before the zone, or its name.
+        # An ISO time stamp in a variant that datetime.fromisoformat does not accept: slashes, one-digit days, months
+        # and hours, a space before the zone, or a zone's name.
         rf"{_YEAR}[-/](?P<month>\d{{1,2}})[-/]{_DAY}(?:[T\s]+{_TIME}\s*(?:{_ZONE})?)?",
     )
 ]
@@ -34,7 +34,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_NUMBER = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(\.\d+)?")
 _NAMED_ZONE = re.compile(rf"(?<![a-z])(?:{'|'.join(_NAMED_ZONES)})(?![a-z])", re.IGNORECASE)
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)
-# Those of every Python that lamp_jax runs on; some later ones know more.
+# Those of every Python that lamp_jax supports; some later versions have more.
 _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ%"
 
 
@@ -60,11 +60,11 @@ def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, .
 
 
 def parse_written_date(text: str) -> datetime:
-    """The moment that a date with its month's name, an ISO time stamp with a zone's name, or a time since 1970 is.
+    """Moment of a date with a month's name, of an ISO time stamp with a zone's name, or of a time since 1970.
 
-    Without a zone it has none, without a time it is midnight. ValueError for anything else: a zone whose name is
-    ambiguous, and a number of digits that is none of a time since 1970 from 2001 to 2286 in s, ms, us or ns. LampError
-    for 01/02/2003, which is read in two ways.
+    Naive without a zone, midnight without a time. ValueError for anything else: an ambiguous name of a zone, and a
+    number whose digits are not those of a time since 1970 between 2001 and 2286 in s, ms, us or ns. LampError for
+    01/02/2003, which is ambiguous.
     """
     text = text.strip()
     if found := _EPOCH_NUMBER.fullmatch(text):
@@ -83,7 +83,7 @@ def parse_written_date(text: str) -> datetime:
 def _moment(
     *, year: str, month: str, day: str, hour: str | None, minute: str, second: str, fraction: str, zone: str | None
 ) -> datetime:
-    """The moment of these parts of a text; from `hour` on they may be missing, and are None."""
+    """Moment of these parts of a text; `hour` and the parts after it may be None."""
     number = int(month) if month.isdecimal() else 1 + _MONTHS.index(month[:3].lower())
     moment = datetime(int(year), number, int(day))
     if hour:
@@ -93,7 +93,7 @@ def _moment(
 
 
 def _zone(text: str) -> timezone:
-    """The zone that is written as +hh, +hhmm, +hh:mm or a name. ValueError for any other."""
+    """Zone written as +hh, +hhmm, +hh:mm or a name. ValueError for any other text."""
     if text[0] in "+-":
         digits = text[1:].replace(":", "").ljust(4, "0")
         hours, minutes = int(digits[:2]), int(digits[2:])
@@ -106,10 +106,10 @@ def _zone(text: str) -> timezone:
 
 
 def parse_formatted_date(text: str, format: str) -> datetime:
-    """The moment that a date is in a format of `strptime`, the same on every machine. ValueError for one that is not.
+    """Moment of a date in a format of `strptime`, the same on every machine. ValueError for a text of another format.
 
-    Python knows for `%Z` the names of the machine's own zone, and takes no account of them; here it is any zone's name
-    that is accepted elsewhere.
+    For `%Z` Python accepts the names of the machine's own zone and ignores them; here `%Z` is any name that is accepted
+    in other formats.
     """
     text, format = text.strip(), format.strip()
     if "Z" not in _DIRECTIVE.findall(format):
@@ -127,12 +127,12 @@ def parse_formatted_date(text: str, format: str) -> datetime:
 
 
 def _with_zone(format: str, name: str) -> str:
-    """The format with this name in place of `%Z`; `%%Z` is no directive."""
+    """The format with this name in place of `%Z`; `%%Z` is not a directive."""
     return _DIRECTIVE.sub(lambda found: name if found[1] == "Z" else found[0], format)
 
 
 def check_date_format(format: str) -> None:
-    """LampError for a format of dates that `strptime` cannot use, or that has no year."""
+    """LampError for a date format that `strptime` cannot use, or that has no year."""
     directives = _DIRECTIVE.findall(format)
     for letter in directives:
         if letter not in set(_DIRECTIVES):

@@ -1,4 +1,4 @@
-"""How the benchmark's files come from a server: resumed, checked, moved into place when whole, recorded."""
+"""Download of the benchmark's files: resumed, checked, renamed when complete, recorded in the download manifest."""
 
 import contextlib
 import os
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     import requests
 
 Report = Callable[[TreeFile, int, int | None], None]
-"""Told of a file: the bytes that are there, and of how many (None where the server does not say)."""
+"""Callback with a file, its bytes so far, and its size (None where the server does not report it)."""
 
 _CHUNK = 2**18
 _LONGEST_PAUSE = 10.0
 _PATIENCE = 0.5
-_PASSING = (408, 425, 429)  # client errors that another attempt may not meet
+_PASSING = (408, 425, 429)  # client errors that may not recur
 _WEB_PAGE = "sent a web page, which is not a file of the benchmark"
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where files come from: addresses in the order in which they are asked, and how patiently."""
+    """Addresses of files, in the order in which they are tried, and retry settings."""
 
     addresses: Sequence[str]
     attempts: int = 5
     timeout: float = 60.0
-    pause: float = 0.5  # before the second attempt, in seconds; doubled with each that brings nothing
+    pause: float = 0.5  # seconds before the second attempt; doubled after each attempt without new bytes
     stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file: whether bytes of it were fetched, what its user should read, and why it failed."""
+    """Result of a file's download: whether bytes were fetched, messages for the user, and the error."""
 
     file: TreeFile
     fetched: bool = False
@@ -53,11 +53,11 @@ class Outcome:
 def download(
     files: Iterable[TreeFile], root: Path, *, source: Source, connections: int = 4, report: Report
 ) -> Generator[Outcome, None, None]:
-    """Brings files into a tree, several at the same time; yields what became of each, in the order of their ends.
+    """Downloads files into a tree, several at the same time; yields the outcome of each, in order of completion.
 
-    What is recorded is not fetched again; a file that stands in its place unrecorded is checked and recorded. If the
-    iteration ends early (Ctrl-C), partial files stay, from which the next call goes on. Raises LampError for a
-    `download.json` that is none; what is wrong with a file is in its outcome.
+    Recorded files are not fetched again; an existing unrecorded file is checked and recorded. If the iteration ends
+    early (Ctrl-C), partial files are kept, and the next call resumes them. Raises LampError for an invalid
+    `download.json`; the error of a file is in its outcome.
     """
     waiting: SimpleQueue[TreeFile] = SimpleQueue()
     done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
@@ -75,7 +75,7 @@ def download(
                 done.put(error)
 
     count = waiting.qsize()
-    # Daemons: after Ctrl-C nobody waits for a server that has fallen silent.
+    # Daemons: Ctrl-C must not wait for a server that does not respond.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(connections, count))]
     for thread in threads:
         thread.start()
@@ -93,7 +93,7 @@ def download(
 
 def _wait(done: "SimpleQueue[Outcome | BaseException]") -> Outcome | BaseException:
     while True:
-        # Not without end: a signal that another thread received is seen between two waits.
+        # Bounded waits: a signal that another thread received is handled between two of them.
         with contextlib.suppress(Empty):
             return done.get(timeout=_PATIENCE)
 
@@ -126,20 +126,20 @@ def _bring(file: TreeFile, root: Path, *, source: Source, manifest: DownloadMani
 
 
 class _Broken(Exception):  # noqa: N818 (says what happened to a connection)
-    """An attempt that failed; another may not."""
+    """A failed attempt, which may be repeated."""
 
 
 class _Refused(Exception):  # noqa: N818 (says what an address did)
-    """An address that does not have the file, or does not give it."""
+    """An address that does not have or serve the file."""
 
 
 class _Stopped(Exception):  # noqa: N818 (as above)
-    """The caller has no more use for the file now."""
+    """The caller stopped the download."""
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """The file at a server whose beginning a partial file is."""
+    """Identity of the server's file to which a partial file belongs."""
 
     url: str
     size: int | None
@@ -148,12 +148,12 @@ class _Origin:
 
     @property
     def validator(self) -> str | None:
-        """What If-Range may name the file by; a weak ETag does not promise equal bytes (RFC 9110, 13.1.5)."""
+        """Validator for If-Range; a weak ETag does not guarantee equal bytes (RFC 9110, 13.1.5)."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
 class _Partial:
-    """The bytes of a file that came so far, and in a small file beside them their origin."""
+    """Partial file with the bytes received so far, and a small file beside it with their origin."""
 
     def __init__(self, path: Path):
         self.path = path.with_name(f".{path.name}.part")
@@ -165,7 +165,7 @@ class _Partial:
 
     @property
     def origin(self) -> _Origin | None:
-        """None where no bytes are there, or nobody can say of what they are the beginning."""
+        """Origin of the bytes; None where there are no bytes, or their origin is not known."""
         if not (self.note.exists() and self.path.exists()):
             return None
         try:
@@ -179,7 +179,7 @@ class _Partial:
         self.path.touch()
 
     def discard(self) -> None:
-        # In this order a kill in between leaves bytes without an origin, which are not used.
+        # In this order, a kill between the two leaves bytes without an origin, which are not used.
         self.note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
@@ -191,11 +191,11 @@ class _Partial:
 
 
 def _fetch(file: TreeFile, path: Path, *, source: Source, report: Report) -> Entry:
-    """Fetches a file from the first address that has it. LampError with what each of them said."""
+    """Fetches a file from the first address that has it. LampError with the failure of each address."""
     partial, said = _Partial(path), []
     urls = [f"{address.rstrip('/')}/{file.path}" for address in source.addresses]
     begun = partial.origin
-    # Bytes of one address are of no use at another, so the one where they came from goes on.
+    # Bytes of one address cannot be resumed at another, so the address of the partial file is tried first.
     for url in sorted(urls, key=lambda url: begun is None or url != begun.url):
         try:
             origin = _persist(url, partial, source, lambda have, size: report(file, have, size))
@@ -218,7 +218,7 @@ def _examine_partial(partial: _Partial, kind: Kind, origin: _Origin) -> Entry:
 
 
 def _persist(url: str, partial: _Partial, source: Source, report: Callable[[int, int | None], None]) -> _Origin:
-    """Asks an address again and again, until the file is there or `attempts` in a row have brought nothing new."""
+    """Repeats attempts at an address until the file is complete or `attempts` in a row brought no new bytes."""
     furthest, fruitless, pause = _resumable(url, partial)[1], 0, source.pause
     while True:
         try:
@@ -235,7 +235,7 @@ def _persist(url: str, partial: _Partial, source: Source, report: Callable[[int,
 
 
 def _attempt(url: str, partial: _Partial, source: Source, report: Callable[[int, int | None], None]) -> _Origin:
-    """Asks once for what is missing, and keeps whatever comes. Returns the origin of a file that has come whole."""
+    """Requests the missing bytes once, and keeps all that arrive. Returns the origin of a complete file."""
     origin, offset = _resumable(url, partial)
     if origin and offset == origin.size:
         return origin
@@ -257,7 +257,7 @@ def _attempt(url: str, partial: _Partial, source: Source, report: Callable[[int,
 
 
 def _resumable(url: str, partial: _Partial) -> tuple[_Origin | None, int]:
-    """The origin of the bytes that an address can go on from, and how many they are."""
+    """Origin and number of the bytes that can be resumed at an address."""
     origin, size = partial.origin, partial.size
     if origin and origin.url == url and origin.validator and origin.size and 0 < size <= origin.size:
         return origin, size
@@ -266,9 +266,9 @@ def _resumable(url: str, partial: _Partial) -> tuple[_Origin | None, int]:
 
 @contextlib.contextmanager
 def _ask(url: str, origin: _Origin | None, *, offset: int, timeout: float) -> "Iterator[requests.Response]":
-    import requests  # here, not above: most of lamp needs no network
+    import requests  # here, not above: most commands need no network
 
-    headers = {"Accept-Encoding": "identity"}  # or sizes and ranges would be those of compressed bytes
+    headers = {"Accept-Encoding": "identity"}  # otherwise sizes and ranges would be those of compressed bytes
     if origin and origin.validator:
         headers |= {"Range": f"bytes={offset}-", "If-Range": origin.validator}
     try:
@@ -280,7 +280,7 @@ def _ask(url: str, origin: _Origin | None, *, offset: int, timeout: float) -> "I
 
 
 def _continues(response: "requests.Response", origin: _Origin | None, offset: int) -> bool:
-    """Whether a partial answer goes on exactly where the bytes of the same file end. Some servers ignore If-Range."""
+    """Whether a partial response continues the same file exactly at `offset`. Some servers ignore If-Range."""
     span = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return (
         origin is not None
@@ -310,7 +310,7 @@ def _origin(url: str, response: "requests.Response") -> _Origin:
 
 
 def _receive(response: "requests.Response", partial: _Partial, source: Source, report: Callable[[int], None]) -> None:
-    """Appends what comes to the partial file, each piece at once, so that a kill loses none."""
+    """Appends received bytes to the partial file immediately, so that a kill loses none."""
     with open(partial.path, "ab") as file:
         for chunk in _chunks(response):
             if source.stop.is_set():
@@ -324,7 +324,7 @@ def _receive(response: "requests.Response", partial: _Partial, source: Source, r
 
 
 def _chunks(response: "requests.Response") -> Iterator[bytes]:
-    """A body as it arrives. `iter_content` would drop what came of a piece before the connection broke."""
+    """Response body as it arrives. `iter_content` would drop the part of a chunk before a broken connection."""
     import urllib3
 
     try:

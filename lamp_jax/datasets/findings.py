@@ -1,4 +1,4 @@
-"""What a check may find in a LaMP file, each with its remedy, and how findings are tallied."""
+"""Findings of checks of LaMP files, each with its remedy, and their tally."""
 
 from array import array
 from collections import Counter
@@ -13,12 +13,12 @@ from lamp_jax.runs.json_records import RawRecord
 Severity = Literal["error", "warning", "note"]
 
 EXAMPLES = 3
-"""Places that are kept of each finding."""
+"""Number of locations kept for each finding."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a file may hold: `error` if some stage would refuse it. `meaning` ends in the remedy."""
+    """Kind of defect; an `error` if some stage would refuse the file. `meaning` ends with the remedy."""
 
     name: str
     severity: Severity
@@ -64,17 +64,17 @@ FINDINGS = {finding.name: finding for finding in _ROWS}
 
 @dataclass
 class Tally:
-    """What was counted in some neighbouring records of a file. Tallies are added in the file's order."""
+    """Counts over consecutive records of a file. Tallies are added in the file's order."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     facts: Counter[str] = field(default_factory=Counter)
     dates: tuple[tuple[Date, str], ...] = ()
-    """The first and the last."""
+    """The first and the last date, as sort keys and texts."""
     records: array = field(default_factory=lambda: array("Q"))
-    """Of every sound record: hash of its id, its first byte and its end in the file, number of its items."""
+    """For each valid record: hash of the id, offsets of its start and end in the file, number of items."""
     items: array = field(default_factory=lambda: array("Q"))
-    """Of every item of those: hash of its id, hash of its content."""
+    """For each item of those records: hash of the id, hash of the contents."""
 
     def find(self, name: str, where: str, *, times: int = 1) -> None:
         self.counts[name] += times
@@ -99,10 +99,10 @@ class Tally:
 
 
 def hash_text(text: object) -> int:
-    """64 bits of a text."""
+    """64-bit hash of a text."""
     return hash_bytes(str(text).encode("utf-8", "surrogatepass"))
 
 
 def hash_bytes(content: bytes) -> int:
-    """64 bits of some bytes, in every process the same."""
+    """64-bit hash of bytes, the same in every process."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")

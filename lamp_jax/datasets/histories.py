@@ -1,7 +1,7 @@
-"""How rows become histories of users: what of a row is read, what is dropped, and how all rows are put in order.
+"""Grouping of the rows of a table into users' histories: parsing, dropping of unusable rows, ordering.
 
-The rows come in any order and need not fit into memory. They are spilled to files, buckets, each of which holds the
-histories of neighbouring users, numbered as they first appear.
+The rows come in any order and need not fit into memory. They are written to files, buckets, each of which has the
+histories of consecutive users, numbered in order of first appearance.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _SHOWN_LETTERS = 60
 
 
 class Entry(NamedTuple):
-    """One item of a history: by what it is ordered, its fields, and what a question about it takes beside them."""
+    """One item of a history: its sort key, its fields, and the further fields of a question about it."""
 
     order: tuple[float, ...]
     item: dict[str, str]
@@ -47,9 +47,9 @@ class Entry(NamedTuple):
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """By what an item is the same as another: its moment, however that is written, and `undated`.
+        """Key of equal items: the moment, in any notation, and `undated`.
 
-        A day without a time is the same as its midnight, which other tables make of it.
+        A day without a time equals its midnight, as other tables write it.
         """
         known = len(self.order)
         while known and not self.order[known - 1]:
@@ -58,37 +58,37 @@ class Entry(NamedTuple):
 
     @property
     def undated(self) -> tuple[Any, ...]:
-        """By what an item is the same as another of another date: all its texts, but for white space."""
+        """Key of items that are equal except for the date: all texts, with white space normalized."""
         texts = [*self.item.items(), *self.asked.items()]
         return tuple((name, " ".join(text.split())) for name, text in texts if name != "date")
 
     @property
     def askable(self) -> bool:
-        """Whether it can be a target; else it is good for profiles alone."""
+        """Whether the item can be a target; otherwise it is used in profiles only."""
         return all(self.asked.values())
 
 
 class History(NamedTuple):
-    """A user's items, the oldest first; those of one time in the order of the file."""
+    """Items of a user, the oldest first; simultaneous ones in the order of the file."""
 
     user: User
     entries: list[Entry]
     dropped: int = 0
-    """Items that are left out, since it holds them before."""
+    """Number of items left out as repetitions of earlier ones."""
 
 
 class Bucket(NamedTuple):
-    """The file with the histories of these users, the first of whom has this number."""
+    """File with the histories of consecutive users; `first` is the number of the first user."""
 
     path: Path
     first: int
     users: tuple[User, ...]
 
     def histories(self, *, duplicates: str = "keep") -> Iterator[History]:
-        """The history of each user, which is empty where no row of theirs was usable.
+        """History of each user, empty where no row was usable.
 
-        Without items that the history holds before, unless `duplicates` is "keep". Where some items have no date, none
-        has one.
+        Repeated items are left out unless `duplicates` is "keep". Where some items of a user have no date, all dates
+        are removed.
         """
         lines: defaultdict[int, list[bytes]] = defaultdict(list)
         if self.path.exists():
@@ -105,7 +105,7 @@ class Bucket(NamedTuple):
 
 
 def _distinct(entries: Iterable[Entry]) -> list[Entry]:
-    """The first of those with the same content."""
+    """First item of each content."""
     found: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         found.setdefault(entry.content, entry)
@@ -123,12 +123,12 @@ def _parse_entry(record: bytes) -> Entry:
 
 @dataclass
 class Dropped:
-    """How many rows were dropped for one reason, and the numbers of the first of them; the first row is 1."""
+    """Number of rows dropped for one reason, and the numbers of the first of them, counted from 1."""
 
     count: int = 0
     first_rows: list[int] = field(default_factory=list)
     example: str = ""
-    """Of the first row: what in it was of no use."""
+    """The unusable value of the first row."""
 
     @property
     def described(self) -> str:
@@ -137,7 +137,7 @@ class Dropped:
 
     @property
     def record(self) -> dict[str, Any]:
-        """For the report."""
+        """JSON object for the report."""
         return {"count": self.count, "first_rows": self.first_rows}
 
     def add(self, row: int, example: str = "") -> None:
@@ -149,12 +149,12 @@ class Dropped:
 
 @dataclass
 class Gathered:
-    """What became of the rows. `references` are drawn from those of all users (LaMP-1)."""
+    """Result of grouping the rows. `references` are drawn from those of all users (LaMP-1)."""
 
     rows: int = 0
     dropped: defaultdict[str, Dropped] = field(default_factory=lambda: defaultdict(Dropped))
     undated: Dropped = field(default_factory=Dropped)
-    """Rows that are kept without their date, which cannot be read and is not needed."""
+    """Rows kept without their date, which is unreadable and not needed."""
     buckets: list[Bucket] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
 
@@ -168,12 +168,12 @@ class Gathered:
 
     @property
     def size(self) -> int:
-        """Bytes of all histories."""
+        """Size of all histories in bytes."""
         return sum(os.path.getsize(bucket.path) for bucket in self.buckets if bucket.path.exists())
 
 
 def gather(rows: Iterable[Row], *, folder: Path, options: BenchmarkForm) -> Gathered:
-    """The rows of the histories as buckets in `folder`. LampError where there is no row, or no usable one."""
+    """Writes the rows of the histories to buckets in `folder`. LampError where there is no usable row."""
     found, users = Gathered(), _Users()
     spill, reservoir = _Spill(folder), Reservoir(_MOST_REFERENCES, seed=options.seed)
     for read in itertools.chain.from_iterable(_read_all(rows, options)):
@@ -195,7 +195,7 @@ def gather(rows: Iterable[Row], *, folder: Path, options: BenchmarkForm) -> Gath
 
 
 class _Users:
-    """Users by their numbers: as they are first written, so that 1 and "1" are one user, as everywhere."""
+    """Numbers of users. 1 and "1" are the same user, whose id is kept as first written."""
 
     def __init__(self):
         self.all: list[User] = []
@@ -209,7 +209,7 @@ class _Users:
 
 
 class _Read(NamedTuple):
-    """What a row is: whose (None where it does not say), and the encoded item, or the reason why it is none."""
+    """Parsed row: its user (None where missing), and the encoded item or the reason for dropping the row."""
 
     user: User | None
     record: bytes = b""
@@ -217,11 +217,11 @@ class _Read(NamedTuple):
     reference: str = ""
     example: str = ""
     no_date: str = ""
-    """A date that cannot be read, of a row that needs none."""
+    """An unreadable date that is not needed."""
 
 
 def _read_all(rows: Iterable[Row], options: BenchmarkForm) -> Iterator[list[_Read]]:
-    """The rows, read by all cores of this machine, in their order."""
+    """Parsed rows in batches, in order, read in parallel."""
     _reader.cache_clear()  # the tables to join may have changed
     rest = iter(rows)
     batches = iter(lambda: list(itertools.islice(rest, _BATCH_ROWS)), [])
@@ -247,7 +247,7 @@ def _read_row(row: Row, reader: "RowReader") -> _Read:
 
 @lru_cache(maxsize=1)
 def _reader(options: BenchmarkForm) -> "RowReader":
-    """Each process opens the tables to join once."""
+    """Reader of this process, which opens the tables to join once."""
     return RowReader(open_histories(options), options)
 
 
@@ -271,14 +271,14 @@ class RowReader:
         self._user_column = self._user.column
         homes = [join.path for join in source.joins if set(self._user.columns) & set(join.columns)]
         self._user_is_joined = bool(homes)
-        # Whole numbers, some of which are missing, are floats in the parquet files of pandas.
+        # Integers with missing values are floats in parquet files of pandas.
         self._floats_are_users = all(path.lower().endswith(".parquet") for path in homes or [source.path])
         self._patterns = {name: pattern for name, pattern in source.patterns.items() if name != "user"}
         self._fields = self._task.fields
         self._needed = [self._task.source] if self._task.cites else [self._task.source, self._task.target]
 
     def user(self, row: Row) -> User:
-        """Whose a row is, str or int as it is there."""
+        """User id of a row, str or int as in the table."""
         if self._user_is_joined:
             row = self._join(row)
         value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
@@ -294,7 +294,7 @@ class RowReader:
         raise Unusable(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
 
     def entry(self, row: Row) -> tuple[Entry, str]:
-        """The item that a row, with its joined columns, is; and its date, if that cannot be read and is not needed."""
+        """Entry of a row with its joined columns; and its date if that is unreadable and not needed, else ""."""
         row = self._join(row)
         texts = {name: pattern.fill(row) for name, pattern in self._patterns.items()}
         item = {name: texts[name] for name in self._fields}
@@ -339,7 +339,7 @@ def read_label(text: str, task: Task, *, rounding: str) -> str:
 
 
 class _Spill:
-    """Lines that are appended to the buckets' files, many at a time, so that few files are open at once."""
+    """Buffered writer that appends many lines to one bucket's file at a time, so that few files are open."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -361,7 +361,7 @@ class _Spill:
         self._size = 0
 
     def buckets(self, users: Sequence[User]) -> list[Bucket]:
-        """The buckets of all users, who are listed by number."""
+        """Buckets of all users, who are listed by number."""
         starts = range(0, len(users), _BUCKET_USERS)
         return [
             Bucket(self._path(number), start, tuple(users[start : start + _BUCKET_USERS]))
@@ -373,7 +373,7 @@ class _Spill:
 
 
 class Reservoir:
-    """Texts drawn from those that were offered: which ones depends on neither their order nor their frequency."""
+    """Random sample of the offered texts, which depends on neither their order nor their frequency."""
 
     def __init__(self, size: int, *, seed: int):
         self._size, self._seed = size, seed
@@ -394,6 +394,6 @@ class Reservoir:
 
 
 def stable_hash(*parts: object) -> int:
-    """64 bits by what the parts are as text, the same in every process."""
+    """64-bit hash of the parts as texts, the same in every process."""
     text = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")

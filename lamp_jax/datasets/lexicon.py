@@ -1,7 +1,7 @@
-"""The words of the synthetic benchmark: which of them share a topic, which are synonyms, which carry a style.
+"""Vocabulary of the synthetic benchmark: topics, synonyms and styles.
 
-Everything here is fixed: the same for every user, split and seed, so that what a retriever learns about words
-from one user holds for all others.
+It is the same for every user, split and seed, so that what a retriever learns about words from one user holds for all
+others.
 """
 
 import itertools
@@ -23,11 +23,11 @@ _CODAS = ("ck", "l", "m", "n", "nd", "r", "s", "st", "t", "x")
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """A small invented language in two dialects that have no word in common.
+    """Small artificial language in two dialects without common words.
 
     `topics[dialect][topic]` and `fillers[dialect]` are tuples of words; the n-th word of a topic (the n-th filler)
-    of one dialect means the same as the n-th of the other. `styles[style]` are words that occur in no text, only in
-    titles and tweets. `prior[topic]` is a number below TOPICS: what people in general think of the topic.
+    of one dialect is a synonym of the n-th of the other. `styles[style]` are words that occur in titles and tweets
+    only, not in texts. `prior[topic]` is a number below TOPICS: the most common opinion about the topic.
     """
 
     topics: tuple[tuple[tuple[str, ...], ...], ...]
@@ -36,7 +36,7 @@ class Lexicon:
     prior: tuple[int, ...]
 
     def describe(self, rng: random.Random, *, topic: int, dialect: int, words: int = 0) -> str:
-        """7 to 10 words of a dialect, 4 or 5 of them on the topic; with `words`, as many by further fillers."""
+        """Text of 7 to 10 words of a dialect, 4 or 5 of them on the topic; with `words`, filled up to as many words."""
         drawn = rng.sample(self.topics[dialect][topic], rng.randint(4, 5))
         drawn += rng.sample(self.fillers[dialect], rng.randint(3, 5))
         drawn += rng.choices(self.fillers[dialect], k=max(words - len(drawn), 0))
@@ -44,13 +44,13 @@ class Lexicon:
         return " ".join(drawn)
 
     def headline(self, text: str) -> str:
-        """The first three words of a description that are no fillers."""
+        """First three words of a description that are not fillers."""
         fillers = {word for dialect in self.fillers for word in dialect}
         return " ".join([word for word in text.split() if word not in fillers][:3])
 
 
 def _new_words(rng: random.Random, *, syllables: int, taken: set[str]) -> Iterator[str]:
-    """Endless words that are not `taken` yet, of open syllables and a last consonant."""
+    """Infinite new words, not yet in `taken`, of open syllables and a final consonant."""
     while True:
         word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables)) + rng.choice(_CODAS)
         if word not in taken:

@@ -1,4 +1,4 @@
-"""What a tree knows of its files: `download.json` records each that was whole, and says what is wrong with one now."""
+"""Download manifest of a tree (`download.json`): records complete files, and checks files against their entries."""
 
 import threading
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from lamp_jax.runs.records import digest
 
 @dataclass(frozen=True)
 class Entry:
-    """What `download.json` says of a file that was whole. No `url`: it was found in its place."""
+    """Entry of a complete file in `download.json`. `url` is None for a file that existed before the download."""
 
     url: str | None
     size: int
@@ -23,7 +23,7 @@ class Entry:
 
 
 class DownloadManifest:
-    """`download.json` of a tree: an entry for each file that was whole. Threads may share it, processes may not."""
+    """The `download.json` of a tree, with an entry for each complete file. Threads may share it, processes may not."""
 
     def __init__(self, root: Path):
         self.path = root / "download.json"
@@ -50,13 +50,13 @@ class DownloadManifest:
 
 
 def examine(path: Path, kind: Kind, *, url: str | None = None, etag: str | None = None) -> Entry:
-    """The entry of a file that was read from beginning to end. LampError where it is no whole file of its kind."""
+    """Entry of a file after reading all of it. LampError where it is not a complete file of its kind."""
     records = sum(1 for _ in stream_questions(path)) if kind == "questions" else len(read_outputs(path).by_id)
     return Entry(url, path.stat().st_size, digest(str(path)), records, etag)
 
 
 def find_fault(file: TreeFile, root: Path, manifest: DownloadManifest) -> str:
-    """What is wrong with a file of the tree, against its entry; "" for nothing."""
+    """Difference of a file of the tree from its entry; "" where there is none."""
     path, entry = root / file.path, manifest.find(file)
     if not path.is_file():
         return "missing"

@@ -1,4 +1,4 @@
-"""Which items of a user's history become questions of train, dev and test, what their profiles are, and their files."""
+"""Splitting of users' histories into questions of train, dev and test with their profiles, and writing of the files."""
 
 import contextlib
 import json
@@ -25,12 +25,12 @@ from lamp_jax.tasks.catalog import Task, find_task
 _KINDS: tuple[Kind, ...] = ("questions", "outputs")
 _FILES = tuple(product(PARTS, _KINDS))
 FILES = (*(f"{part}_{kind}.json" for part, kind in _FILES), "report.json")
-"""What `write_parts` writes."""
+"""Names of the files of `write_parts`."""
 _COPIED_BYTES = 2**20
 
 
 class Target(NamedTuple):
-    """An item that is asked about: its place in the history, and those of its profile's items."""
+    """Item to ask about: its position in the history, and the positions of its profile's items."""
 
     part: Part
     place: int
@@ -39,13 +39,13 @@ class Target(NamedTuple):
 
 @dataclass
 class Survey:
-    """What the histories give: the sizes of all profiles, and what gives no question, for which reason."""
+    """Counts over histories: profile sizes, and targets and users without a question, by reason."""
 
     sizes: dict[Part, Counter[int]] = field(default_factory=lambda: {part: Counter() for part in PARTS})
     dropped_targets: Counter[str] = field(default_factory=Counter)
     idle_users: Counter[str] = field(default_factory=Counter)
     duplicates: Counter[str] = field(default_factory=Counter)
-    """Items that a history holds before: `equal` ones, and those `at another date`."""
+    """Repeated items of a history: `equal` ones, and those `at another date`."""
 
     @property
     def questions(self) -> dict[Part, int]:
@@ -68,10 +68,10 @@ class Survey:
 
 
 def find_targets(history: History, options: BenchmarkForm) -> list[Target]:
-    """The items of a history that are asked about, the oldest first, however small their profiles are.
+    """Targets of a history, the oldest first, including those with small profiles.
 
-    `--split time`: of those that can be asked about, the last is the test target, the one before it the dev target,
-    those before that train targets. `--split user`: all targets are of the user's part.
+    `--split time`: of the items that can be targets, the last is the test target, the one before it the dev target, and
+    earlier ones are train targets. `--split user`: all targets belong to the user's part.
     """
     askable = [place for place, entry in enumerate(history.entries) if entry.askable]
     if options.split == "time":
@@ -94,7 +94,7 @@ def _newest(places: Sequence[int], options: BenchmarkForm) -> Sequence[int]:
 
 
 def part_of(user: User, options: BenchmarkForm) -> Part:
-    """The part of all of a user's questions (`--split user`). It depends on the user and the seed alone."""
+    """Part of all questions of a user (`--split user`), which depends on the user and the seed alone."""
     drawn = stable_hash(options.seed, "part", user) / 2**64
     if drawn < options.test_share:
         return "test"
@@ -102,7 +102,7 @@ def part_of(user: User, options: BenchmarkForm) -> Part:
 
 
 def survey(buckets: Sequence[Bucket], options: BenchmarkForm, *, size: int) -> list[Survey]:
-    """What the histories of each bucket give; `size` bytes are in all of them."""
+    """Counts of each bucket; `size` is the buckets' total size in bytes."""
     return list(map_pieces(partial(_survey_bucket, options=options), buckets, options.work, size=size))
 
 
@@ -134,7 +134,7 @@ def _keep(targets: Iterable[Target], options: BenchmarkForm) -> list[Target]:
 def write_parts(
     output: Path, gathered: Gathered, surveys: Sequence[Survey], *, options: BenchmarkForm, report: Mapping[str, Any]
 ) -> None:
-    """Questions and outputs of each part that has any, and `report.json`: all of them whole, or none."""
+    """Writes questions and outputs of each non-empty part, and `report.json`, atomically."""
     task, total = find_task(options.task), Survey.total(surveys)
     write = partial(_write_bucket, options=options, references=gathered.references)
     pieces = zip(gathered.buckets, _starts(surveys), strict=True)
@@ -157,7 +157,7 @@ def write_parts(
 
 
 def _starts(surveys: Iterable[Survey]) -> Iterator[dict[Part, int]]:
-    """For each bucket the numbers, in their parts, of its first questions."""
+    """Number of the first question of each bucket in each part."""
     starts = dict.fromkeys(PARTS, 0)
     for found in surveys:
         yield dict(starts)
@@ -177,7 +177,7 @@ def _append(whole: IO[bytes], path: Path) -> None:
 def _write_bucket(
     piece: tuple[Bucket, Mapping[Part, int]], *, options: BenchmarkForm, references: Sequence[str]
 ) -> dict[tuple[Part, Kind], Path]:
-    """Writes the members of the lists that the histories of a bucket give, commas included. Returns their files."""
+    """Writes the list members of a bucket's questions and outputs, commas included. Returns their files."""
     bucket, numbers = piece[0], dict(piece[1])
     task = find_task(options.task)
     written: dict[tuple[Part, Kind], Path]
@@ -198,7 +198,7 @@ def _write_bucket(
 
 @dataclass(frozen=True)
 class Asker:
-    """How the items of a history become questions. `references` are those of all users (LaMP-1)."""
+    """Maker of questions from the items of a history. `references` are those of all users (LaMP-1)."""
 
     task: Task
     history: History
@@ -206,7 +206,7 @@ class Asker:
     seed: int
 
     def ask(self, target: Target, *, number: int) -> Question:
-        """The question, and its gold, about an item; it has this number in its part."""
+        """Question about an item, with its reference answer; `number` is its index in the part."""
         key = f"{self.task.id_prefix}{PARTS.index(target.part)}{number}"
         items = (self.history.entries[place].item for place in target.profile)
         profile = tuple({"id": f"{key}{place}", **item} for place, item in enumerate(items))
@@ -219,7 +219,7 @@ class Asker:
         return Question(key, asked, profile, self.history.user, gold)
 
     def _offer_references(self, title: str, right: str) -> tuple[str, str]:
-        """LaMP-1's input and gold: the right reference beside one that the user never cites, in a drawn order."""
+        """LaMP-1's input and answer: the cited paper beside one that the user never cites, in random order."""
         rng = random.Random(stable_hash(self.seed, "reference", self.history.user, title, right))
         own = {entry.asked["reference"] for entry in self.history.entries}
         start = rng.randrange(len(self.references))

@@ -1,8 +1,8 @@
-"""A benchmark in LaMP's format whose oracle is known: which profile items are right, and which retriever finds them.
+"""Synthetic benchmark in LaMP's format with a known oracle: the relevant profile items, and the best retriever.
 
-Every user has their own answer to a topic, which only their own profile tells. Users come in four groups, and for
-each of them another retriever is best (`GROUPS`). The question alone says nothing about group or answer, beyond
-what people in general think of its topic (`Lexicon.prior`).
+Every user has their own answer to a topic, which only their own profile reveals. There are four groups of users, each
+with a different best retriever (`GROUPS`). The question alone is independent of group and answer, except for the
+common opinion about its topic (`Lexicon.prior`).
 """
 
 import contextlib
@@ -27,8 +27,8 @@ SPLITS: tuple[Split, ...] = ("train", "dev")
 SMALLEST_DEV = 200
 
 ProfileSize = int | tuple[int, int]
-"""Items of a profile: from half to one and a half times a number; or from a smallest to a largest number, of which the
-logarithm is drawn, so that there are as many profiles of 2 to 4 items as of 50 to 100.
+"""Items of a profile: uniform from 0.5 to 1.5 times a number; or log-uniform from a smallest to a largest number, so
+that there are as many profiles of 2 to 4 items as of 50 to 100.
 """
 
 _MISLABELLED = 0.06  # of the items that would carry the gold: real users are not consistent
@@ -39,7 +39,7 @@ _FIRST_DAY = datetime.date(2010, 1, 1)
 
 
 class OracleEntry(NamedTuple):
-    """What is known of a question: ids of the items that carry its gold, the user's group, the retriever for it."""
+    """Oracle of a question: ids of the items with its reference answer, the user's group, the best retriever."""
 
     items: tuple[str, ...]
     group: str
@@ -48,12 +48,12 @@ class OracleEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Strand:
-    """A part of a profile whose items are alike.
+    """Share of a profile with items of one kind.
 
-    `share` is its part of the profile; `asked` the probability that an item is on the topic that is asked about;
-    `dialect` the item's, against the question's; `life` the part of the user's life (0 to 1) in which it was written.
-    `answer` is what the items carry: the gold; one of two wrong answers that this user is fond of (rival, former);
-    this user's answer to the item's topic (by topic); any other one (neither is the gold, nor the rival).
+    `share` is its fraction of the profile; `asked` the probability that an item is on the question's topic; `dialect`
+    the item's, relative to the question's; `life` the period of the user's life (0 to 1) in which it was written.
+    `answer` is the items' answer: the reference (gold); one of this user's two frequent wrong answers (rival, former);
+    this user's answer to the item's topic (by topic); any other (the last two exclude reference and rival).
     """
 
     share: float
@@ -64,7 +64,7 @@ class Strand:
 
 
 class Group(NamedTuple):
-    """Users whom one retriever serves best. `turns` of every 20 users are of this group."""
+    """Group of users with the same best retriever. `turns` of every 20 users belong to it."""
 
     best: str
     turns: int
@@ -126,17 +126,17 @@ class _User:
 
 
 def usual_dev_questions(questions: int) -> int:
-    """How many dev questions go with so many train questions."""
+    """Default number of dev questions for a number of train questions."""
     return max(SMALLEST_DEV, questions // 10)
 
 
 def generate(
     task: Task, *, questions: int, profile_size: ProfileSize, seed: int, split: Split, words: int = 0
 ) -> Iterator[tuple[Question, OracleEntry]]:
-    """Questions with their golds (`output`), each of another user, and what is known of them, one at a time.
+    """Questions with their references (`output`), each of another user, and their oracle entries, one at a time.
 
-    Question i depends on (task, profile_size, seed, split, words, i) alone. Texts are short; with `words` they are as
-    long. Profiles are in random order; item ids are question id + index, so they collide between questions.
+    Question i depends on (task, profile_size, seed, split, words, i) alone. Texts are short, or have `words` words.
+    Profiles are in random order; item ids are question id + index, so they collide between questions.
     """
     smallest, largest = (profile_size, profile_size) if isinstance(profile_size, int) else profile_size
     if questions < 1 or not 1 <= smallest <= largest:
@@ -188,7 +188,7 @@ def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
 def _draw_profile(
     task: Task, rng: random.Random, user: _User, *, size: int, key: str, words: int
 ) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
-    """Profile items in random order, and the ids of the right ones: those that carry the gold."""
+    """Profile items in random order, and the ids of the relevant ones, which have the reference answer."""
     strands = _spread(user.group.strands, size)
     rng.shuffle(strands)
     days = _days(rng, [rng.uniform(*strand.life) for strand in strands])
@@ -205,7 +205,8 @@ def _draw_profile(
 
 
 def _spread(strands: tuple[Strand, ...], size: int) -> list[Strand]:
-    """`size` strands by their shares; of the first at least as many as a prompt holds, unless the profile is tiny."""
+    """`size` strands by their shares; at least as many of the first as a prompt has items, unless the profile is
+    tiny."""
     first, *others = strands
     spread = [first] * max(round(first.share * size), min(_PROMPT_ITEMS, size // 2), 1)
     start, room = len(spread), size - len(spread)
@@ -216,7 +217,7 @@ def _spread(strands: tuple[Strand, ...], size: int) -> list[Strand]:
 
 
 def _days(rng: random.Random, moments: list[float]) -> list[str]:
-    """A date for each moment of a life (0 to 1), in their order; no two alike, so that recency has no ties."""
+    """Date of each moment of a life (0 to 1), in their order; all different, so that recency has no ties."""
     days = [""] * len(moments)
     for week, place in enumerate(sorted(range(len(moments)), key=moments.__getitem__)):
         days[place] = (_FIRST_DAY + datetime.timedelta(days=_WEEK * week + rng.randrange(_WEEK))).isoformat()
@@ -235,8 +236,8 @@ def _draw_dialect(rng: random.Random, user: _User, strand: Strand) -> int:
     return user.dialect if strand.dialect == "same" else DIALECTS - 1 - user.dialect
 
 
-# What an answer is, by the task's row: one of its labels; without labels a style of writing; with references, which
-# have no labels of their own, the topic that the user writes about and cites.
+# An answer is, by task: one of its labels; without labels a style of writing; for citations (LaMP-1), the topic that
+# the user writes about and cites.
 
 
 def _answer_count(task: Task) -> int:
@@ -244,7 +245,7 @@ def _answer_count(task: Task) -> int:
 
 
 def _ask(task: Task, rng: random.Random, user: _User, *, words: int) -> tuple[str, str]:
-    """The question's input and its gold."""
+    """Input and reference of the question."""
     gold = user.answers["gold"]
     if task.cites:
         topics = user.topic, gold, user.answers["rival"]
@@ -268,14 +269,14 @@ def _item_fields(
 
 
 def _express(task: Task, answer: int, text: str) -> str:
-    """The answer to `text`: a label, or the text (its headline) in a style."""
+    """Text of an answer: a label, or `text` (its headline) in a style."""
     if task.labels:
         return task.labels[answer]
     return " ".join((*LEXICON.styles[answer], text if task.source == task.target else LEXICON.headline(text)))
 
 
 FILES = ("train_questions.json", "train_outputs.json", "dev_questions.json", "dev_outputs.json", "oracle.json")
-"""What `write_benchmark` writes."""
+"""Names of the files of `write_benchmark`."""
 
 
 def write_benchmark(
@@ -288,7 +289,7 @@ def write_benchmark(
     dev_questions: int = 0,
     words: int = 0,
 ) -> None:
-    """`{train,dev}_{questions,outputs}.json` and `oracle.json` in `output_dir`, streamed, all of them or none.
+    """Writes `{train,dev}_{questions,outputs}.json` and `oracle.json` to `output_dir`, streamed and atomically.
 
     `oracle.json` is `{question id: {"items": [...], "group": ..., "best": ...}}` over both splits. The same arguments
     give the same bytes.
@@ -312,7 +313,7 @@ def write_benchmark(
 
 
 class _JsonWriter:
-    """A long JSON list or object, one member a line."""
+    """Streaming writer of a JSON list or object, one member per line."""
 
     def __init__(self, file: IO[str], opening: str, closing: str):
         self._file, self._closing, self._before = file, closing, opening + "\n"

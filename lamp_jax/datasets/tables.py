@@ -1,4 +1,4 @@
-"""Rows of csv, JSON-lines and parquet files, compressed or not, as mappings from column to value, few at a time."""
+"""Streaming readers of csv, JSON-lines and parquet files, compressed or not: rows as mappings from column to value."""
 
 import codecs
 import csv
@@ -21,12 +21,12 @@ _LEADING_ROWS = 1000
 _BATCH_ROWS = 4096
 _BLOCK = 2**16
 _UTF8_NAMES = {"utf-8", "utf-8-sig"}
-# Python has these for names of hosts and for its own source.
+# Python's encodings for host names and for its own source.
 _OF_NO_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}
 
 
-class Unusable(Exception):  # noqa: N818 (it says why a row is dropped)
-    """Why nothing can be made of a row, and of what in it: `example` is for messages."""
+class Unusable(Exception):  # noqa: N818 (it is the reason for dropping a row)
+    """Reason for dropping a row; `example` is the value, for messages."""
 
     def __init__(self, reason: str, example: str = ""):
         super().__init__(reason)
@@ -34,7 +34,7 @@ class Unusable(Exception):  # noqa: N818 (it says why a row is dropped)
 
 
 class Text(NamedTuple):
-    """How the bytes of a table become rows: their encoding and, of a csv without a header, its columns' names."""
+    """Encoding of a table and, for a csv without a header, the names of its columns."""
 
     encoding: str = "utf-8"
     names: tuple[str, ...] = ()
@@ -44,10 +44,10 @@ UTF8 = Text()
 
 
 def check_encoding(encoding: str) -> None:
-    """LampError for what is no encoding of files that Python knows."""
+    """LampError for an encoding that Python does not know, or that is not for files."""
     try:
         known = codecs.lookup(encoding).name not in _OF_NO_FILES
-        "".encode(encoding)  # LookupError for what makes bytes of bytes, such as hex
+        "".encode(encoding)  # LookupError for encodings from bytes to bytes, such as hex
     except (LookupError, ValueError):
         known = False
     if not known:
@@ -57,20 +57,20 @@ def check_encoding(encoding: str) -> None:
 
 
 def columns_of(path: str | Path, text: Text = UTF8) -> tuple[str, ...]:
-    """The columns of a table; those of JSON lines are the keys of the first 1000 rows.
+    """Columns of a table; those of JSON lines are the keys of the first 1000 rows.
 
-    Raises LampError where there is no such file, or one in none of the forms.
+    Raises LampError for a missing file, or one of an unknown format.
     """
     return _form_of(path).columns(Path(path), text)
 
 
 def read_rows(path: str | Path, columns: Collection[str], text: Text = UTF8) -> Iterator[Row]:
-    """The rows, with these columns at least where they have them. LampError, with the row, where one is broken."""
+    """Rows, with at least these columns where they have them. LampError, with the row, for an invalid one."""
     return _form_of(path).rows(Path(path), columns, text)
 
 
 def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text = UTF8) -> dict[str, Row]:
-    """These columns of all rows, by the text in the column `key`. LampError where a text occurs twice."""
+    """These columns of all rows, by the text in the column `key`. LampError for a repeated key."""
     found: dict[str, Row] = {}
     for number, row in enumerate(read_rows(path, {key, *columns}, text), 1):
         try:
@@ -113,7 +113,7 @@ def _form_of(path: str | Path) -> _Form:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file's bytes, decompressed where its name ends in `.gz`. LampError where what is compressed is cut off."""
+    """Bytes of a file, decompressed where its name ends in `.gz`. LampError for an incomplete gzip file."""
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield file
@@ -145,7 +145,7 @@ def _csv_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]
 
 
 def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
-    """Header and rows. A row may be of several lines of the file; empty lines are passed over."""
+    """Header and rows. A row may span several lines of the file; empty lines are skipped."""
     csv.field_size_limit(_LONGEST_FIELD)
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     number = 1 if text.names else 0  # of the row, as the header is one too
@@ -164,7 +164,7 @@ def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
 
 
 def _with_mark(encoding: str) -> str:
-    """UTF-8 may begin with a byte order mark."""
+    """Encoding that accepts a byte order mark of UTF-8."""
     return "utf-8-sig" if codecs.lookup(encoding).name in _UTF8_NAMES else encoding
 
 
@@ -204,13 +204,13 @@ def _is_list(path: Path, text: Text) -> bool:
 
 
 def _in_utf8(file: Any, encoding: str) -> io.BufferedReader:
-    """The text that is in a file, in UTF-8. What is in UTF-8 there stays as it is, for JSON to judge."""
+    """Text of a file as UTF-8. Files in UTF-8 are passed through, so that the JSON parser checks them."""
     raw = file if codecs.lookup(encoding).name in _UTF8_NAMES else _InUtf8(io.TextIOWrapper(file, encoding, newline=""))
     return io.BufferedReader(raw, _BLOCK)
 
 
 class _InUtf8(io.RawIOBase):
-    """A text as its bytes in UTF-8."""
+    """Binary stream of a text in UTF-8."""
 
     def __init__(self, text: io.TextIOWrapper):
         self._text, self._rest = text, b""
@@ -226,7 +226,7 @@ class _InUtf8(io.RawIOBase):
 
 
 def _object(line: bytes, where: str) -> Row:
-    """The row that an object is."""
+    """Row of a JSON object."""
     try:
         row = parse_record(line)
     except ValueError as error:
@@ -256,13 +256,13 @@ def _open_parquet(path: Path) -> Any:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise LampError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
-    # Not all of a row group at once, which may be the whole file.
+    # Not a complete row group at once, which may be all of the file.
     return ParquetFile(path, pre_buffer=False, memory_map=True)
 
 
 @contextmanager
 def _complete_parquet(path: Path) -> Iterator[None]:
-    """LampError where pyarrow finds that a file is cut off or damaged, for which it has errors of many types."""
+    """Context in which pyarrow's errors for damaged files, of many types, become LampError."""
     try:
         yield
     except (OSError, ValueError, NotImplementedError) as error:

@@ -1,1 +1,1 @@
-"""How a command runs: its outputs and records, files at URLs, the processes and workers that share it."""
+"""Execution of commands: outputs and run records, files at URLs, process groups and workers."""

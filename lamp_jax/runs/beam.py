@@ -1,4 +1,4 @@
-"""How pieces of work are done by an Apache Beam pipeline: on one machine or many, with the same results in order."""
+"""Ordered parallel map in an Apache Beam pipeline, on one machine or many."""
 
 import os
 import pickle
@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 def map_in_beam(function: Callable[[Piece], Result], pieces: Iterable[Piece], work: Work) -> Iterator[Result]:
-    """`function` of every piece, in their order, once the pipeline has ended.
+    """Results of `function` for every piece, in the order of the pieces, once the pipeline has ended.
 
-    A result waits in a file of its number below `work.beam_staging`, which all machines must see, so nobody ever holds
-    them together. A LampError of `function` is raised here; LampError too where Beam or its options are not there.
+    Each result is stored in a file named by its number below `work.beam_staging`, which all machines must see, so no
+    process holds all results. A LampError of `function` is raised here; so is one for missing Beam or unknown options.
     """
     pipeline = _open_pipeline(work)
     with tempfile.TemporaryDirectory(dir=work.beam_staging or None, prefix="lamp-beam-") as staging:
@@ -51,7 +51,7 @@ def _open_pipeline(work: Work) -> Any:
 
 
 def _run(pipeline: Any, function: Callable[[Any], Any], pieces: Iterable[Any], staging: str) -> int:
-    """Runs the pipeline to its end; returns the number of pieces."""
+    """Runs the pipeline to its end and returns the number of pieces."""
     import apache_beam
 
     numbered = [(number, pickle.dumps(piece)) for number, piece in enumerate(pieces)]
@@ -67,7 +67,7 @@ def _do(numbered: tuple[int, bytes], *, function: Callable[[Any], Any], staging:
         result = function(pickle.loads(piece))
     except LampError as error:
         result = error
-    # A piece may be done twice, by a worker that was thought lost: the file is always whole.
+    # Beam may run a piece twice, after a worker that it considers lost: the rename keeps the file complete.
     unfinished = Path(staging, f"{number}.{os.getpid()}.unfinished")
     unfinished.write_bytes(pickle.dumps(result))
     unfinished.replace(Path(staging, str(number)))

@@ -1,4 +1,4 @@
-"""Copies of what lies at URLs: fetched, and sent where a command writes to them."""
+"""Local copies of files and directories at URLs: fetched before a command, sent where the command writes to them."""
 
 import contextlib
 import fcntl
@@ -20,11 +20,11 @@ _PARTS = ("train", "dev", "test")  # of a data set of `lamp tfds`
 _LITTLE, _SHARE = 2**26, 0.25  # bytes that are sent whenever they changed; growth of more that pays for sending it
 _NONE = (-1, 0)  # the state of a file that is not there
 _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
-"""Names of files that are renamed or removed when they are complete, and of locks; see `outputs`."""
+"""Names of temporary files, which are renamed or removed on completion, and of locks; see `outputs`."""
 
 
 class Copy:
-    """A local copy of what lies at a URL: a file with those that belong to it by its name, or a directory."""
+    """Local copy of a URL: a file, with the files that belong to it by name, or a directory."""
 
     def __init__(self, url: str, kind: str, part: str = ""):
         self.url, self.kind = url, kind
@@ -36,10 +36,11 @@ class Copy:
         self._sent: dict[Path, tuple[int, int]] = {}
 
     def fetch(self) -> None:
-        """Brings what is there, unless the same was brought or sent before; what is not there any more goes here too.
+        """Downloads the files that changed since they were last fetched or sent; removes those that the URL no longer
+        has.
 
-        Where nothing has changed there, what a killed command had not sent yet is still here, and is sent later. What
-        is written is held by this command from now on until `release`: LampError where another one has it.
+        Where nothing has changed at the URL, local files that a killed command did not send are kept and sent later. A
+        copy for writing is locked until `release`: LampError where another command holds the lock.
         """
         with naming_url(self.url, "read"), contextlib.ExitStack() as stack:
             self._hold()
@@ -55,7 +56,7 @@ class Copy:
                 stack.pop_all()
 
     def _is_ahead(self, keys: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
-        """Whether the copy has all that is at the URL, where nothing was changed but by this copy."""
+        """Whether the copy has every file of the URL, and the URL was changed by this copy only."""
         return keys.keys() <= known.keys() and all(
             (keys.get(path, "") == note[0] or keys.get(path, "").partition(" ")[0] in note[3:])
             and (path.exists() or note[3:] == [""])
@@ -63,7 +64,7 @@ class Copy:
         )
 
     def _replace(self, there: dict[Path, str], keys: dict[Path, str], known: dict[Path, list[Any]]) -> None:
-        """Makes the copy equal to what is at the URL."""
+        """Makes the copy equal to the URL's contents."""
         for path in [path for path in self._files() if path not in there]:
             path.unlink()
         for path, remote in there.items():
@@ -78,9 +79,10 @@ class Copy:
         self._write_notes({path: known[path] for path in there})
 
     def send(self) -> None:
-        """Sends what has changed since it was fetched or sent; removes there what was removed here.
+        """Sends files that changed since they were fetched or sent; removes from the URL files that were removed
+        locally.
 
-        What was written first goes first, so that numbers are there before the lines that count on them.
+        Files are sent in the order in which they were written, so that data precede the lines that refer to them.
         """
         with naming_url(self.url, "written", "; the same command sends what is missing"):
             here = self._states()
@@ -99,10 +101,10 @@ class Copy:
                 self._remove(path)
 
     def _unfinish(self, path: Path) -> None:
-        """Makes a finished record one of unfinished work at the URL, before other files are sent: it is sent last.
+        """Marks a finished run record at the URL as unfinished before other files are sent; the record is sent last.
 
-        Or a kill would leave these without a record, or with that of another run, which a forced one replaces. Then it
-        becomes nobody's, which only `--force` replaces: what is there is a mixture.
+        Otherwise a kill would leave those files without a record, or with the record of another run that a forced one
+        replaces. In that case the fingerprint is emptied, since the files are a mixture, which only `--force` replaces.
         """
         there, new = self._there(path), _record(path.read_bytes())
         old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else None
@@ -118,12 +120,13 @@ class Copy:
         self._note(path, self._sent.get(path, _NONE))
 
     def _announce(self, sizes: dict[Path, str]) -> None:
-        """Notes what will be at the URL, "" for nothing: after a kill it is not taken for another machine's change."""
+        """Notes the size each file will have at the URL ("": removed), so that a kill does not look like a foreign
+        change."""
         notes = self._read_notes() or {}
         self._write_notes(notes | {path: [*notes.get(path, ["", *_NONE])[:3], size] for path, size in sizes.items()})
 
     def _note(self, path: Path, state: tuple[int, int]) -> None:
-        """Notes what is at the URL now."""
+        """Notes a file's version at the URL and the state of its copy."""
         version = version_of(self._fs, self._there(path))
         self._write_notes((self._read_notes() or {}) | {path: [version, *state]})
 
@@ -145,10 +148,11 @@ class Copy:
         self._sent[path] = state
 
     def pays(self) -> bool:
-        """Whether what has changed is worth sending: all of it, for objects in a bucket cannot be appended to.
+        """Whether the changes are worth sending now: files are sent whole, because objects in a bucket cannot be
+        appended to.
 
-        Files that have only grown wait, unless they are small, until they have grown by a quarter: so all that is sent
-        of them is a few times their last size. They wait together, because one may count on another.
+        Files that have only grown are held back, unless they are small, until they have grown by a quarter, so the
+        total traffic is a few times their final size. They are held back together, because one may refer to another.
         """
         here = self._states()
         changed = [path for path, state in here.items() if self._sent.get(path) != state]
@@ -157,7 +161,7 @@ class Copy:
         return not grown or self._sent.keys() > here.keys() or size <= _LITTLE or size - before >= _SHARE * before
 
     def release(self) -> None:
-        """Lets other commands of this machine have the copy."""
+        """Unlocks the copy for other commands of this machine."""
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -176,7 +180,7 @@ class Copy:
             pass  # a network file system without locks
 
     def _check_held(self) -> None:
-        """LampError where somebody removed the copy: nothing that is missing in it may be removed at the URL."""
+        """LampError where the copy was removed: its missing files must not be removed at the URL."""
         with contextlib.suppress(FileNotFoundError):
             if self._lock and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
                 return
@@ -191,7 +195,8 @@ class Copy:
                 yield path
 
     def _find(self) -> Iterator[str]:
-        """The files that are at the URL, and of what is written those beside it that a stage may read or write."""
+        """Paths of the URL's files and, of a copy for writing, of the files beside it that a stage may read or
+        write."""
         places, name = [self._remote], self.local.name
         if self.kind == WRITTEN and kind_of(self._fs, self._remote) != "directory":
             ends = ("", ".run.json", ".journal.jsonl")
@@ -207,7 +212,7 @@ class Copy:
                     yield remote
 
     def _belongs(self, path: Path) -> bool:
-        """Whether a file of the copy's folder is one of the URL's: no checkpoint and nothing temporary."""
+        """Whether a file of the copy's folder belongs to the URL: neither a checkpoint nor a temporary file."""
         parts = path.relative_to(self._folder).parts
         others = parts[1:] if parts[0] == self.local.name else parts
         return not (
@@ -223,13 +228,13 @@ class Copy:
         return f"{self._above}/{path.relative_to(self._folder).as_posix()}"
 
     def _read_notes(self) -> dict[Path, list[Any]] | None:
-        """Of each file the version at the URL, the state of the copy that is equal to it, and the size announced.
+        """For each file: its version at the URL, size and mtime of the equal copy, and the announced size.
 
-        None: nothing is known.
+        None where there are no notes.
         """
         try:
             known = json.loads(private_path(self._folder, "fetched.json").read_bytes())
-        except (FileNotFoundError, ValueError):  # a machine that went down may leave it empty
+        except (FileNotFoundError, ValueError):  # a machine that crashed may leave it empty
             return None
         return {self._folder / name: note for name, note in known.items()}
 
@@ -241,12 +246,12 @@ class Copy:
 
 
 def _counts(path: Path) -> bool:
-    """Whether a file counts on others of its age: a journal, a record, a list of files."""
+    """Whether a file refers to others of its age: a journal, a record, a list of files."""
     return path.suffix in (".json", ".jsonl")
 
 
 def _record(content: bytes) -> dict[str, Any]:
-    """A run record; empty for anything else."""
+    """The run record in `content`; empty where it is not a JSON object."""
     try:
         record = json.loads(content)
     except ValueError:
@@ -255,7 +260,7 @@ def _record(content: bytes) -> dict[str, Any]:
 
 
 def _make_room(path: Path, folder: Path) -> None:
-    """Makes the directory of a copied file; what is of another kind than at the URL gives way."""
+    """Makes the directory of a copied file; removes files in place of directories and the reverse."""
     for above in path.parents:
         if above != folder and above.is_relative_to(folder) and above.is_file():
             above.unlink()

@@ -1,4 +1,4 @@
-"""File systems behind URLs, by fsspec: opened, listed without patterns, with errors that name the URL."""
+"""File systems at URLs, through fsspec: opening, listing without patterns, errors that name the URL."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from lamp_jax.errors import LampError
 
 _PACKAGES = {"gs": "-e '.[gcs]'", "s3": "s3fs", "ssh": "paramiko", "sftp": "paramiko"}
 _PACKAGES |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs")
-# By how much they say: what file systems call a file's version, a digest of it, or when it was written.
+# Most specific first: the names that file systems give to a file's version, digest or time of writing.
 _VERSIONS = ("generation", "ETag", "etag", "mtime", "LastModified", "last_modified", "modified")
 
 
 def open_place(url: str) -> tuple[Any, str]:
-    """A file system and the path in it. LampError, with what to do, where there is none for the URL."""
+    """File system of a URL, and the path in it. LampError, with the remedy, where no file system handles the URL."""
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -22,7 +22,7 @@ def open_place(url: str) -> tuple[Any, str]:
     except ImportError as error:
         package = _PACKAGES.get(scheme)
         raise LampError(f"{url}: {error}" + (f"; pip install {package}" if package else "")) from None
-    except Exception as error:  # every file system has errors of its own for URLs that it cannot use
+    except Exception as error:  # every file system has its own errors for URLs that it cannot use
         what = f"{type(error).__name__}: {error}"
         raise LampError(f"{url}: {what}; give a local path, or a URL such as gs://BUCKET/run") from error
     if not place.strip("/"):
@@ -32,7 +32,7 @@ def open_place(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def naming_url(url: str, act: str, remedy: str = "; check the URL, the network and your permissions") -> Iterator[None]:
-    """LampError with the URL for whatever goes wrong in a file system: each has errors of its own."""
+    """Context in which every error of a file system becomes a LampError with the URL; `act`: "read" or "written"."""
     try:
         yield
     except LampError:
@@ -42,7 +42,7 @@ def naming_url(url: str, act: str, remedy: str = "; check the URL, the network a
 
 
 def kind_of(fs: Any, place: str) -> str | None:
-    """`file`, `directory`, or None where nothing is there. Other errors are raised: they say nothing of the place."""
+    """`file`, `directory`, or None where the path does not exist. Other errors are raised."""
     try:
         return fs.info(place)["type"]
     except (FileNotFoundError, NotADirectoryError):
@@ -50,9 +50,9 @@ def kind_of(fs: Any, place: str) -> str | None:
 
 
 def version_of(fs: Any, place: str) -> str:
-    """What changes when the file at a place does: alike whether the file was listed or looked at alone.
+    """A text that changes when the file does; the same whether the file was listed or queried alone.
 
-    fsspec's own `ukey` is not: it takes in all that is known, of which a listing tells less.
+    fsspec's own `ukey` is not: it hashes all known fields, of which a listing has fewer.
     """
     info = fs.info(place)
     found = next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), None)
@@ -60,9 +60,9 @@ def version_of(fs: Any, place: str) -> str:
 
 
 def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]:
-    """The file at a place, or all files below it; each directory is added to `folders` behind those in it.
+    """Path of a file, or paths of all files below a directory; each directory is added to `folders` after its children.
 
-    By lists: other calls of fsspec take brackets for patterns.
+    Uses `ls`: other calls of fsspec take brackets for patterns.
     """
     kind = kind_of(fs, place)
     if kind == "file":
@@ -70,7 +70,7 @@ def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]
     elif kind == "directory":
         for one in fs.ls(place, detail=True):
             name = one["name"].rstrip("/")
-            if name.strip("/") != place.strip("/"):  # object stores list what stands for a directory in it
+            if name.strip("/") != place.strip("/"):  # object stores list the directory's own marker in it
                 if one["type"] == "directory":
                     yield from walk(fs, name, folders)
                 elif one["type"] != "other":  # pipes and sockets
@@ -80,7 +80,7 @@ def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]
 
 
 def remove_tree(fs: Any, place: str) -> None:
-    """Removes all files below a place, and the directories where the file system has them."""
+    """Removes all files below a path, and the directories where the file system has them."""
     fs.invalidate_cache()
     folders: list[str] = []
     for name in [*walk(fs, place, folders)]:

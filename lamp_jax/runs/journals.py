@@ -1,4 +1,4 @@
-"""Append-only files of JSON lines, which survive a kill and have one writer at a time."""
+"""Append-only files of JSON lines with one writer, which survive a kill."""
 
 import fcntl
 import json
@@ -13,11 +13,10 @@ from lamp_jax.runs.processes import on_first
 
 
 class Journal:
-    """An append-only file of JSON lines that survives a kill: a line broken off at the end is none of its entries.
+    """Append-only file of JSON lines that survives a kill: an incomplete last line is ignored.
 
-    One command has it at a time. LampError where another is writing to it, and, with the line, where one is no JSON;
-    opening changes nothing in the file. Of several processes the first has it; all have the entries, which all append
-    alike.
+    LampError where another command is writing to it and, with the line, where a line is not JSON. Opening changes
+    nothing in the file. Of several processes the first writes; all hold the same entries and append the same ones.
     """
 
     def __init__(self, path: Path):
@@ -38,17 +37,17 @@ class Journal:
             raise
 
     def keep(self, count: int) -> None:
-        """Drops all entries but the first `count`, and what is broken off behind them."""
+        """Drops all entries after the first `count`, and an incomplete last line."""
         if self._file:
             self._size = sum(map(len, whole_lines(self.path)[:count]))
             self._file.truncate(self._size)
         del self.entries[count:]
 
     def append(self, entries: Iterable[Any]) -> None:
-        """Adds entries, on disk before this returns."""
+        """Appends entries; they are on disk when this returns."""
         entries = list(entries)
         if self._file:
-            self._file.truncate(self._size)  # a line that a kill or a full disk broke off
+            self._file.truncate(self._size)  # an incomplete line, after a kill or on a full disk
             self._size += self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -61,14 +60,14 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[Any]:
-    """The entries of a journal that nobody writes to any more. LampError, with the line, for one that is broken."""
+    """Entries of a finished journal. LampError, with the line, for one that is not JSON."""
     return _parsed(whole_lines(path), path)
 
 
 def lock(path: Path, *, name: Path | None = None) -> IO[bytes]:
-    """A file that is opened to append, and made where there is none, by this command alone until it is closed.
+    """A file opened to append, created where missing, and locked for this command until it is closed.
 
-    LampError where another command has it, which names the file, or `name`. Nothing in it is changed.
+    LampError, with `name` or the path, where another command holds the lock. The file's contents are not changed.
     """
     file = open(path, "ab")  # noqa: SIM115 (open for as long as it is locked)
     try:
@@ -79,12 +78,12 @@ def lock(path: Path, *, name: Path | None = None) -> IO[bytes]:
             f"{name or path}: another lamp command is writing to it; wait for its end, or stop it"
         ) from None
     except OSError:
-        pass  # some network file systems know no locks: work there goes on as unguarded as it has to be
+        pass  # some network file systems have no locks: the command continues without one
     return file
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file but one that is broken off at its end; none where there is no file."""
+    """Lines of a file without an incomplete last one; none where there is no file."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON in them."""
+"""Atomic writing of files, and reading and writing of JSON files."""
 
 import contextlib
 import fcntl
@@ -17,7 +17,7 @@ from lamp_jax.runs.json_records import unique_keys
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """`value` as JSON, whole or not at all."""
+    """Writes `value` as JSON, atomically."""
     with atomic_write(path) as file:
         json.dump(value, file, ensure_ascii=False, indent=1)
         file.write("\n")
@@ -32,7 +32,7 @@ def encode(value: Any) -> bytes:
 
 
 def write_json_list(path: str | Path, records: Iterable[bytes]) -> int:
-    """A JSON list of records that are JSON, one a line, streamed, whole or not at all. Returns their number."""
+    """Writes a JSON list of encoded records, one per line, streamed and atomically. Returns their number."""
     count = 0
     with atomic_write_bytes(path) as file:
         file.write(b"[")
@@ -59,7 +59,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
 
 @contextlib.contextmanager
 def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
-    """As atomic_write, a file of bytes."""
+    """Binary file, otherwise as atomic_write."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def atomic_write_bytes(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A path for a library that writes a file by its name; the file is moved to `path` when the block ends.
+    """Temporary path for a library that writes a file by its name; the file is renamed to `path` when the block ends.
 
     It vanishes when the block fails.
     """
@@ -89,7 +89,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _open_temporary(path: Path) -> IO[bytes]:
-    """The file that will become `path`, locked while it is open. What killed runs left of the same name is removed."""
+    """Temporary file of `path`, locked while it is open. Temporary files that killed runs left of it are removed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
         if not left.is_dir():
             _remove_abandoned(left)
@@ -100,11 +100,11 @@ def _open_temporary(path: Path) -> IO[bytes]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if temporary.exists():
             return file
-        file.close()  # another process took it for abandoned before it was locked
+        file.close()  # another process removed it as abandoned before it was locked
 
 
 def _remove_abandoned(temporary: Path) -> None:
-    """Removes a temporary file, unless the process that writes it lives and so holds its lock."""
+    """Removes a temporary file, unless a running process holds its lock."""
     try:
         with open(temporary, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -117,7 +117,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def check_fetched(path: str | Path) -> None:
-    """LampError for a git-lfs pointer, which a clone without git-lfs leaves in place of a large file."""
+    """LampError for a git-lfs pointer, which a clone without git-lfs has in place of a large file."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise LampError(
@@ -126,7 +126,7 @@ def check_fetched(path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file. Raises LampError with the file and the byte where it breaks off."""
+    """Value of a JSON file. Raises LampError with the file and the character at which it is not valid."""
     check_fetched(path)
     try:
         text = Path(path).read_text(encoding="utf-8", errors="surrogatepass")  # as atomic_write writes
@@ -135,11 +135,11 @@ def read_json(path: str | Path) -> Any:
         raise LampError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise LampError(f"{path}: a directory, where a JSON file is expected") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, numbers of 5000 digits; nested too deeply
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers of 5000 digits; nested too deeply
         raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
 
 
 def glimpse(value: Any) -> str:
-    """A value as it may stand in a message, cut where it is long."""
+    """`repr` of a value, cut to 60 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,8 +1,8 @@
-"""Where each record of a JSON file lies, by bytes: found in one pass that parses nothing, so that all cores can parse.
+"""Byte offsets of the records of a JSON file, found in one pass that parses nothing, so that all cores can parse.
 
-A file is a list of records, or an object with such a list under `golds`, the official form of outputs. The pass looks
-at quotation marks, backslashes and brackets alone, a block at a time. What lies between the brackets of a record is
-for `parse_record` to judge.
+A file is a list of records, or an object with such a list under `golds`, the official format of outputs. The pass looks
+only at quotation marks, backslashes and brackets, one block at a time. The contents of a record are checked by
+`parse_record`.
 """
 
 import json
@@ -38,15 +38,15 @@ class RawRecord(NamedTuple):
 
     number: int
     offset: int
-    """The byte at which it starts in the file."""
+    """Offset of its first byte in the file."""
     content: bytes
 
 
 class RecordScanner:
-    """The records of a file, in its order, unparsed. `envelope`, once all were read: the file's JSON without them.
+    """Unparsed records of a file, in its order. `envelope`, once all are read: the file's JSON without the records.
 
-    Iterating raises LampError, with the file, the record and the byte, where the file is no such list. `content` is
-    read in place of the file itself, such as what it holds compressed; it need not be seekable.
+    Iterating raises LampError, with the file, the record and the byte, where the file is not a list of records.
+    `content`, such as a decompressed stream, is read in place of the file; it need not be seekable.
     """
 
     def __init__(self, path: str | Path, content: IO[bytes] | None = None):
@@ -89,7 +89,7 @@ class RecordScanner:
         raise self._broken_off(f"after {number} whole records, before its byte {reader.end}")
 
     def _choose_base(self, reader: "_Reader") -> int:
-        """The depth at which records stand: 1 in a list, 2 in an object's list."""
+        """Nesting depth of the records: 1 in a list, 2 in an object's list."""
         start = reader.skip_space()
         if start[:1] not in (b"[", b"{"):
             hint = "; is it UTF-16? Write it as UTF-8" if start.startswith(_OTHER_ENCODINGS) else ""
@@ -99,7 +99,7 @@ class RecordScanner:
         return 1 if start[:1] == b"[" else 2
 
     def _find_list(self, reader: "_Reader", brackets: Iterator[tuple[int, int, int]], base: int) -> bytes:
-        """The file up to the list of records, bracket included."""
+        """Bytes up to the list of records, opening bracket included."""
         for at, before, after in brackets:
             if after == base or after < before:
                 head = reader.take(at + 1)
@@ -135,18 +135,18 @@ class RecordScanner:
 
 
 class _Reader:
-    """The bytes of a file, those not yet taken, and the brackets among them that are not deep inside."""
+    """Reader of a file in blocks: its bytes not yet taken, and its brackets of depth 0 to 2."""
 
     def __init__(self, file: IO[bytes]):
         self.file = file
         self.end = 0  # of what was read
-        self.deepest = 0  # bracket read
+        self.deepest = 0  # depth of the brackets read
         self._bytes = bytearray()
-        self._ahead = b""  # what was read to look at it
+        self._ahead = b""  # bytes read to inspect the beginning
         self._depth, self._in_string, self._escaped = 0, False, False
 
     def skip_space(self) -> bytes:
-        """The first bytes behind a byte order mark and white space; reading goes on with them."""
+        """The first bytes after a byte order mark and white space; they are not consumed."""
         start = self.file.read(64)
         if start.startswith(BOM):
             self.end, start = len(BOM), start[len(BOM) :]
@@ -158,18 +158,18 @@ class _Reader:
         return self._ahead
 
     def take(self, end: int) -> bytes:
-        """The bytes from where it was last taken to `end`, a place in the file."""
+        """Bytes from the end of the last call to `end`, an offset in the file."""
         length = end - (self.end - len(self._bytes))
         taken = bytes(memoryview(self._bytes)[:length])
         del self._bytes[:length]
         return taken
 
     def rest(self, most: int) -> bytes:
-        """The bytes to the end of the file, or as many of them."""
+        """At most `most` of the remaining bytes."""
         return bytes(self._bytes[:most]) + self.file.read(max(most - len(self._bytes), 0))
 
     def brackets(self) -> Iterator[tuple[int, int, int]]:
-        """Place in the file of each bracket outside of strings, the depth before it and after it; one of them <= 2."""
+        """Offset of each bracket outside of strings, with the depth before and after it, of which one is at most 2."""
         while block := self._ahead or self.file.read(_BLOCK):
             self._ahead = b""
             places, steps = self._find_brackets(block)
@@ -183,7 +183,7 @@ class _Reader:
             yield from zip(*(row.tolist() for row in rows), strict=True)
 
     def _find_brackets(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Places in the block of the brackets outside of strings, and +1 for an opening, -1 for a closing one."""
+        """Offsets in the block of the brackets outside of strings, and +1 for an opening, -1 for a closing one."""
         places = np.flatnonzero(np.frombuffer(block.translate(_TELLING), bool))
         kinds = np.frombuffer(block, np.uint8)[places]
         escaped = self._find_escaped(places[kinds == _BACKSLASH], len(block))
@@ -193,12 +193,12 @@ class _Reader:
         return places[steps != 0], steps[steps != 0].astype(np.int64)
 
     def _find_escaped(self, slashes: np.ndarray, size: int) -> np.ndarray:
-        """For each byte of a block whether it stands behind a backslash that is not itself escaped, given those."""
+        """For each byte of a block, whether it follows an unescaped backslash; `slashes` are offsets of backslashes."""
         escaped = np.zeros(size + 1, bool)
         escaped[0] = self._escaped
         numbers = np.arange(len(slashes))
         begins = np.diff(slashes, prepend=-2) != 1
-        # Of a run of backslashes every second one is escaped, and what stands behind the others.
+        # Of a run of backslashes every second one is escaped, and so is the byte after each of the others.
         run = np.maximum.accumulate(np.where(begins, numbers, 0))
         first_escaped = self._escaped & (slashes[run] == 0) if len(slashes) else np.array([], bool)
         escaped[slashes[(numbers - run) % 2 == first_escaped] + 1] = True
@@ -207,20 +207,20 @@ class _Reader:
 
 
 def parse_record(raw: bytes) -> Any:
-    """The value of a record's JSON. ValueError, saying where, for what is not JSON; NaN and infinity are not.
+    """Value of a record's JSON. ValueError, with the position, for invalid JSON, which includes NaN and infinity.
 
-    Lone surrogates, legal in JSON and found in tweets, are kept. ValueError for an object with a key twice, of which
-    JSON parsers keep one or the other.
+    Lone surrogates, legal in JSON and present in tweets, are kept. ValueError for a repeated key, of which JSON parsers
+    keep one or the other.
     """
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
         value = None
     else:
-        # Each key is followed by a colon. Texts may hold more of these, so that the slow way is taken in vain.
+        # Each key is followed by a colon. Texts may contain more of these; then the slow parser runs without need.
         if raw.count(b'":') == _count_keys(value) and not _SPACED_COLON.search(raw):
             return value
-    try:  # The standard library knows lone surrogates, long integers and keys, and says what is wrong.
+    try:  # The standard library accepts lone surrogates and long integers, sees repeated keys, and explains errors.
         text = raw.decode("utf-8", "surrogatepass")
         found = json.loads(text, parse_constant=_refuse, parse_float=_read_number, object_pairs_hook=unique_keys)
         return found if value is None else value
@@ -233,7 +233,7 @@ def parse_record(raw: bytes) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these members. ValueError if a key is there twice. For json's `object_pairs_hook`."""
+    """Object of these members, for json's `object_pairs_hook`. ValueError for a repeated key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

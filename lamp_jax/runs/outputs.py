@@ -1,8 +1,8 @@
-"""Output locations: held by one command at a time, apart from every input, replaced only by complete new content.
+"""Output locations: locked by one command at a time, distinct from every input, replaced only by complete contents.
 
 A forced run (`--force`) over an existing output writes beside it, and `replace_output` exchanges the two at the end:
 
-    directory `m`: writes to `m/run.unfinished/`; the old entries go through `m/run.replaced/`
+    directory `m`: writes to `m/run.unfinished/`; the old entries are moved to `m/run.replaced/` and removed
     file `p.json`: writes to `p.json.unfinished`; each file is replaced by one rename
 
 Both exchanges are a few renames. A kill between them is completed by the next command on the same output.
@@ -30,16 +30,16 @@ from lamp_jax.runs.urls import url_of
 RECORD, STAGED, REPLACED = "run.json", "run.unfinished", "run.replaced"
 _LOCK, _HOLDER = ".lamp.lock", b"lamp "
 _SHOWN = 5
-_MOST_LINKS = 40  # on the way to a file: as many as Linux follows
+_MOST_LINKS = 40  # symbolic links on the way to a file: the limit of Linux
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
-# Names that lamp gives to what it writes until it is complete, by the process or by Python's tempfile.
+# Names of temporary files: they contain the process id, or a random part made by Python's tempfile.
 _DRAWN = r"[a-z0-9_]{8}"
 _TEMPORARY = re.compile(rf"\.(.+\.(\d+|{_DRAWN})|building)\.unfinished")
 _TEMPORARY_INSIDE = re.compile(rf"\.(tokenizer\.{_DRAWN}|building)\.unfinished")
 
 _locks: dict[Path, tuple[IO[bytes], bool]] = {}
-"""Of this process: the open file, and whether its directory was made for it. A second one in the same process (a
+"""Locks of this process: the open file, and whether its directory was made for it. A second command in the process (a
 retry in a notebook) shares the lock of the first."""
 
 
@@ -53,12 +53,12 @@ def journal_path(output: Path) -> Path:
 
 
 def staged_path(output: Path, *, directory: bool) -> Path:
-    """Where a forced run writes until it is complete."""
+    """Path to which a forced run writes until it is complete."""
     return output / STAGED if directory else output.with_name(output.name + ".unfinished")
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """The run record of an output; None if there is none. LampError if the file is not a JSON object."""
+    """Run record of an output; None if there is none. LampError if the file is not a JSON object."""
     path = record_path(output)
     if not path.exists():
         return None
@@ -69,10 +69,10 @@ def read_record(output: Path) -> dict[str, Any] | None:
 
 
 def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
-    """Raises LampError if a path that a command will write is one of its inputs, holds one or is inside one.
+    """Raises LampError if an output path of a command is one of its inputs, contains one or is inside one.
 
-    Links are followed in both directions: an input is also each link on the way to it, and for a directory also the
-    targets of the links in it. Inputs that are no local path (hub names) cannot be overwritten.
+    Links are followed in both directions: each link on the way to an input counts as the input, and so do the targets
+    of the links in an input directory. Inputs that are not local paths (hub names) cannot be overwritten.
     """
     written, inputs = list(written), list(inputs)
     remote.check_apart(written, inputs)
@@ -92,7 +92,7 @@ def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
 
 
 def check_distinct(output: Path, beside: Iterable[Path], written: Iterable[Path], *, directory: bool) -> None:
-    """Raises LampError if two outputs of a command, or an output and a file of its own, would be at one place."""
+    """Raises LampError if two files that a command writes would have the same path."""
     seen: set[str] = set()
     for place in written:
         real = url_of(place) or os.path.join(os.path.realpath(place.parent), place.name)
@@ -111,7 +111,7 @@ def _real(path: Path) -> PurePath:
 
 
 def check_kind(output: Path, *, directory: bool) -> None:
-    """Raises LampError if a file is at the place of an output directory, or the other way round."""
+    """Raises LampError if an output directory is an existing file, or an output file an existing directory."""
     if directory and output.exists() and not output.is_dir():
         raise LampError(f"{output}: a file, where this command writes a directory; give another --output")
     if not directory and output.is_dir():
@@ -123,12 +123,12 @@ def lock_path(output: Path, *, directory: bool, part: str = "") -> Path:
 
 
 def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -> Path:
-    """Holds an output for this process until `unlock` of the path that is returned.
+    """Locks an output for this process, until `unlock` of the path that is returned.
 
-    LampError, naming the holder, if another process has it.
+    LampError, with the holder, if another process has locked it.
 
     `part` names one of several commands that write to one directory together (shards of feedback). Locks work on one
-    machine, and between machines if their file system supports them. Nothing is held where nothing can be written.
+    machine, and between machines if their file system supports them. A read-only output is not locked.
     """
     path = lock_path(output, directory=directory, part=part)
     if path in _locks:
@@ -181,7 +181,7 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
 
 
 def _check_parts(output: Path, others: Iterable[Path]) -> None:
-    """LampError where one command fills a directory alone, and another with others: each has a lock of its own."""
+    """LampError where one command writes to a directory alone and another as one of several: their locks differ."""
     for path in others:
         if path in _locks:
             continue
@@ -199,7 +199,7 @@ def _held(output: Path, lock: IO[bytes]) -> LampError:
 
 
 def unlock(paths: Iterable[Path]) -> None:
-    """Ends `lock_output`. A directory that was made for a lock, and holds nothing else, is removed with it."""
+    """Releases locks of `lock_output`. A directory that was made for a lock and is otherwise empty is removed."""
     for path in paths:
         if path not in _locks:
             continue
@@ -207,7 +207,7 @@ def unlock(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
         file.close()
         if made:
-            with contextlib.suppress(OSError):  # not empty, or not there
+            with contextlib.suppress(OSError):  # not empty, or missing
                 path.parent.rmdir()
 
 
@@ -218,14 +218,14 @@ def _close_locks() -> None:
 
 
 def entries(directory: Path) -> Iterator[Path]:
-    """What a directory holds beside its record, locks, and the files of a forced run."""
+    """Entries of a directory other than its record, locks, and the files of a forced run."""
     for path in sorted(directory.iterdir()):
         if path.name not in (RECORD, STAGED, REPLACED) and not path.name.startswith(_LOCK):
             yield path
 
 
 def unnamed_files(directory: Path) -> list[Path]:
-    """Files in an output directory that its record does not name by one of the patterns in `makes`.
+    """Files in an output directory that match none of the patterns in its record's `makes`.
 
     `name/` in `makes` is the output directory of another command, with a record of its own.
     """
@@ -254,12 +254,12 @@ def _unnamed(path: Path, directory: Path, patterns: Sequence[str]) -> Iterator[P
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file or directory is one that lamp renames or removes when it is complete."""
+    """Whether a file or directory is a temporary one, which lamp renames or removes on completion."""
     return bool(_TEMPORARY.fullmatch(path.name)) or (path.name.startswith(".") and _LOCK in path.name)
 
 
 def check_replaceable(output: Path, record: Mapping[str, Any]) -> None:
-    """Raises LampError if `--force` would remove something that no record of lamp names."""
+    """Raises LampError if `--force` would remove a file that no run record names."""
     if not is_record(record):
         raise LampError(f"{record_path(output)}: not a run record of lamp, so --force removes nothing; move it away")
     if output.is_dir() and (found := unnamed_files(output)):
@@ -272,16 +272,16 @@ def is_record(record: Any) -> bool:
 
 
 def replace_output(output: Path, *, directory: bool) -> bool:
-    """Puts a complete forced run in the place of the old output; False if there is none.
+    """Replaces the old output by a complete forced run; False if there is none.
 
-    The record of the forced run is complete before this begins. What was interrupted is completed by a second call.
+    The record of the forced run is complete before this begins. A second call completes an interrupted one.
     """
     staged = staged_path(output, directory=directory)
     record = read_record(staged)
     if not (is_record(record) and record.get("finished")):  # pyright: ignore[reportOptionalMemberAccess]
         return False
     for path, digest in beside_of(record or {}, output).values():
-        if digest is None:  # this time it was not written
+        if digest is None:  # not written by this run
             path.unlink(missing_ok=True)
         else:
             _move(staged_path(path, directory=False), path)
@@ -295,7 +295,7 @@ def replace_output(output: Path, *, directory: bool) -> bool:
 
 
 def _exchange(output: Path, staged: Path) -> None:
-    """The entries of an output directory give way to those of `staged`; each record is moved last."""
+    """Replaces the entries of an output directory by those of `staged`; each record is moved last."""
     output, staged = output.absolute(), staged.absolute()  # the working directory may be moved
     replaced = output / REPLACED
     if (output / RECORD).exists():
@@ -310,13 +310,13 @@ def _exchange(output: Path, staged: Path) -> None:
 
 
 def _remove_replaced(replaced: Path) -> None:
-    """Removes an old output that gave way."""
+    """Removes an old output that was replaced."""
     if is_record(_try_record(replaced)):
         _remove_made(replaced)
 
 
 def _remove_made(directory: Path) -> None:
-    """Removes a directory with its record, the record last: without it nobody knows that lamp made the rest."""
+    """Removes a directory, its record last: without the record the other files could not be attributed to lamp."""
     for path in directory.iterdir():
         if path.name != RECORD:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -331,12 +331,12 @@ def _try_record(directory: Path) -> Any:
 
 
 def check_staged(output: Path, *, directory: bool) -> None:
-    """Raises LampError if something is where a forced run would write or move, and no record of lamp names it."""
+    """Raises LampError if a file exists where a forced run would write or move one, and no run record names it."""
     staged = staged_path(output, directory=directory)
     record = read_record(staged)
     known = {path for path, _ in beside_of(record or {}, output).values()} if is_record(record) else set()
     if directory and staged.is_dir() and (record is None or is_record(record)):
-        foreign = unnamed_files(staged)  # none: a kill before its record was there
+        foreign = unnamed_files(staged)  # without a record: a kill before it was written
     else:
         foreign = [staged] if staged.exists() and not is_record(record) else []
     if directory and (output / REPLACED).exists() and not is_record(_try_record(output / REPLACED)):
@@ -349,9 +349,9 @@ def check_staged(output: Path, *, directory: bool) -> None:
 
 
 def beside_of(record: Mapping[str, Any], output: Path) -> dict[str, tuple[Path, str | None]]:
-    """The further output files that a record names, and the digest of each; None for one that was not written.
+    """Additional output files that a record names, and the digest of each; None for one that was not written.
 
-    They are recorded relative to the output's directory, so that the two can be moved together.
+    Their paths are recorded relative to the output's directory, so that the files can be moved together.
     """
     paths, digests = record.get("beside"), record.get("beside_sha256")
     digests = digests if isinstance(digests, dict) else {}
@@ -364,7 +364,7 @@ def beside_of(record: Mapping[str, Any], output: Path) -> dict[str, tuple[Path, 
 
 
 def relative_to_output(path: Path, output: Path) -> str:
-    """How a record names a further output file."""
+    """Path of an additional output file as a record has it."""
     place = os.path.join(os.path.realpath(path.parent), path.name)
     return os.path.relpath(place, os.path.realpath(output.parent))
 
@@ -382,7 +382,7 @@ def discard(staged: Path) -> None:
 
 
 def remove_temporary(output: Path, *, directory: bool) -> None:
-    """Removes temporary directories that killed runs left beside an output, or in it. Its lock must be held."""
+    """Removes temporary directories that killed runs left beside or in an output. The output must be locked."""
     own = re.compile(rf"\.{re.escape(output.name)}\.{_DRAWN}\.unfinished")
     found = [path for path in output.parent.iterdir() if own.fullmatch(path.name)] if output.parent.is_dir() else []
     for folder in (output, output / STAGED) if directory else ():
@@ -392,21 +392,21 @@ def remove_temporary(output: Path, *, directory: bool) -> None:
         _remove_replaced(output / REPLACED)
         for name in (STAGED, REPLACED):
             with contextlib.suppress(OSError):
-                (output / name).rmdir()  # empty: its files were moved or removed, and then came the kill
+                (output / name).rmdir()  # empty: the kill came after its files were moved or removed
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:
-    """A rename, and nothing where it was done before; the parents of `target` are made."""
+    """Renames `source`, unless that was done before; makes the parents of `target`."""
     if source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
 
 
 def _locations(path: Path) -> set[Path]:
-    """All locations on the way to a file or directory, and to the targets of the links inside it."""
+    """All paths on the way to a file or directory, and to the targets of the links inside it."""
     found = _visited(path)
     if path.is_dir():
         for folder, folders, files in os.walk(path):
@@ -416,7 +416,7 @@ def _locations(path: Path) -> set[Path]:
 
 
 def _visited(path: Path) -> set[Path]:
-    """Every file, directory and link that is looked up when a path is opened; none of their parents is a link."""
+    """Every file, directory and link that is looked up when a path is opened; none has a link among its parents."""
     found: set[Path] = set()
     place, links = Path("/"), 0
     parts = [*reversed(Path(os.getcwd(), path).parts[1:])]

@@ -1,4 +1,4 @@
-"""The process group: the processes that run one command together, and this one's place among them."""
+"""Process group: the processes that run one command together, and the index of this one."""
 
 import json
 import os
@@ -16,14 +16,14 @@ Value = TypeVar("Value")
 
 ADDRESS, NUMBER, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 FIND = "LAMP_HOSTS"
-"""`all`: jax finds the other processes itself, where TPU slices, Slurm, Kubernetes or MPI tell it."""
+"""`all`: jax finds the other processes itself, through TPU slices, Slurm, Kubernetes or MPI."""
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """That several processes run the command: where the first one listens, how many, which this is.
+    """Declared process group: address of the first process, number of processes, index of this one.
 
-    No address: jax finds all of it.
+    Without an address jax finds all three.
     """
 
     address: str = ""
@@ -32,7 +32,7 @@ class Declaration:
 
 
 def read_declaration(environment: Mapping[str, str]) -> Declaration | None:
-    """What the environment says of other processes; None for one process. LampError where it says half of it."""
+    """Process group that the environment declares; None for one process. LampError for an incomplete declaration."""
     find = environment.get(FIND, "")
     if find not in ("", "all"):
         raise LampError(f"{FIND}={find}: say {FIND}=all, and jax finds the other processes, or leave it out")
@@ -57,14 +57,14 @@ def read_declaration(environment: Mapping[str, str]) -> Declaration | None:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that run a command, with the key-value store that they share: `put` a value by a key, `get` it."""
+    """Processes that run a command, and `put` and `get` of the coordination service's key-value store."""
 
     number: int = 1
     index: int = 0
     put: Callable[[str, str], None] | None = None
     get: Callable[[str], str] | None = None
     numbers: Iterator[int] = field(default_factory=count)
-    """Of the keys: the same in all processes, because all run the same program."""
+    """Numbers of the keys: the same in all processes, because all run the same program."""
 
 
 _ALONE = ProcessGroup()
@@ -72,7 +72,7 @@ _group = _ALONE
 
 
 def join(group: ProcessGroup) -> None:
-    """From now on this process is one of these."""
+    """Makes this process a member of `group`."""
     global _group
     _group = group
 
@@ -82,7 +82,7 @@ def how_many() -> int:
 
 
 def index() -> int:
-    """Which of them this is, from 0."""
+    """Index of this process in the group, from 0."""
     return _group.index
 
 
@@ -92,9 +92,9 @@ def is_first() -> bool:
 
 
 def on_first(ask: Callable[[], Value]) -> Value:
-    """Runs `ask` on the first process, and returns its value in all of them. The value is one that JSON can hold.
+    """Runs `ask` on the first process and broadcasts its value, which must be representable in JSON.
 
-    The others wait. A LampError or OSError that it raises is raised in all. Within it, the first process is alone.
+    The others wait. A LampError or OSError that it raises is raised on all. While it runs, the group has one process.
     """
     group = _group
     if group.number == 1:
@@ -112,7 +112,8 @@ def on_first(ask: Callable[[], Value]) -> Value:
 
 
 def assert_equal(what: str, ask: Callable[[], str]) -> str:
-    """Runs `ask` on all processes and returns its value. LampError in all of them where values differ or one fails."""
+    """Runs `ask` on all processes and returns its value. LampError on all processes where values differ or one
+    fails."""
     group = _group
     if group.number == 1:
         return ask()
@@ -149,7 +150,7 @@ def _open(said: str) -> Any:
 
 @contextmanager
 def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM acts so while the block runs, and then as before. Signals are the main thread's: elsewhere nothing."""
+    """Context in which SIGTERM calls `act`. Without effect outside of the main thread, which alone receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Run records: what made an output. By its record the same command finds its work done, resumes it, or refuses."""
+"""Run records: the provenance of outputs, by which a command resumes its work, finds it done, or refuses to write."""
 
 import contextlib
 import errno
@@ -82,11 +82,11 @@ class RunRecord:
 
     @property
     def journal(self) -> Path:
-        """Where a long stage appends what it has finished so far."""
+        """Path of the journal to which a long stage appends its progress."""
         return journal_path(self.place)
 
     def beside(self, name: str) -> Path:
-        """Where to write a further output file, by its name in `reserve`'s `beside`."""
+        """Path to write an additional output file to, by its name in `reserve`'s `beside`."""
         path, _ = beside_of(self.contents, self.output)[name]
         return staged_path(path, directory=False) if self.staged else path
 
@@ -95,7 +95,7 @@ class RunRecord:
         return replace(options, output=str(self.place))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def begin(self) -> None:
-        """Writes the record of unfinished work. Called once the command's checks have passed, before it writes."""
+        """Writes the record of an unfinished output. Called after the command's checks, before its first write."""
         on_first(self._begin)
 
     def _begin(self) -> None:
@@ -108,8 +108,8 @@ class RunRecord:
             write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:
-        """Marks the output as complete; `facts` (counts, metrics) are kept in the record. A forced run replaces the old
-        output now."""
+        """Marks the output as complete; `facts` (counts, metrics) are kept in the record. A forced run now replaces the
+        old output."""
         on_first(lambda: self._finish(facts))
 
     def _finish(self, facts: Mapping[str, Any]) -> None:
@@ -123,7 +123,7 @@ class RunRecord:
             replace_output(self.output, directory=self.directory)
 
     def release(self) -> None:
-        """Lets other commands reserve the output. A record of work that came to nothing is removed."""
+        """Lets other commands reserve the output. The record of a command that wrote nothing is removed."""
         if not is_first():
             return
         with contextlib.suppress(LampError, OSError):
@@ -136,7 +136,7 @@ class RunRecord:
         unlock(self.locks)
 
     def _has_begun(self) -> bool:
-        """Whether anything is there of which the record must tell."""
+        """Whether a file exists that needs the record."""
         further = (self.beside(name) for name in self.contents["beside"])
         return _has_begun(self.place, self.directory) or any(path.exists() for path in further)
 
@@ -155,18 +155,19 @@ def reserve(
     part: str = "",
     force: bool | None = None,
 ) -> RunRecord:
-    """Claims `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub names).
+    """Reserves `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub
+    names).
 
-    `reads` are further inputs, whose contents do not tell two commands apart. `ignore` names options that do not change
-    what is written (`output`, `force` and execution-only options never do). `makes` are the patterns of the file names
-    that a directory will hold, with `name/` for the output directory of another command. `beside` are further output
-    files, by a name. `checked` are the patterns of large files of input directories, the checksums of whose contents
-    are in a file beside them. `part` names one of several commands that fill a directory together. `force` is the
-    options' own unless it is given.
+    `reads` are further inputs, whose contents are excluded from the run fingerprint. `ignore` names options that do not
+    change the output (`output`, `force` and execution-only options never do). `makes` are the patterns of the file
+    names that a directory will contain, with `name/` for the output directory of another command. `beside` are
+    additional output files, by name. `checked` are the patterns of large files of input directories whose checksums are
+    in another of the files. `part` names one of several commands that write to a directory together. `force` overrides
+    `options.force`.
 
-    Two commands are the same if their settings and the contents of their inputs are. Raises LampError if an output is,
-    contains or is inside an input; while another command writes to it; and if another output is at its place, which
-    with `options.force` is replaced once the new one is complete, provided that a record of lamp names all of it.
+    Two commands are equal if their settings and the contents of their inputs are. Raises LampError if an output is,
+    contains or is inside an input; while another command writes to it; and if it exists from another command. With
+    `force` the existing output is replaced once the new one is complete, provided that run records name all its files.
     """
     wanted = _Wanted.of(output, beside, directory=directory, part=part)
     output, inputs = wanted.output, list(dict.fromkeys(inputs))
@@ -185,7 +186,7 @@ def reserve(
 
     def make_fingerprint() -> str:
         digests.update({name: digest(name, checked=checked) for name in inputs})
-        # The fingerprint knows inputs by their contents alone: a moved file is the same file.
+        # Inputs enter the fingerprint by their contents alone: a moved file is the same file.
         known = [type(options).__name__, with_urls(_by_contents(settings, digests)), sorted(digests.values())]
         return hashlib.sha256(json.dumps(known, default=str, sort_keys=True).encode()).hexdigest()
 
@@ -213,7 +214,7 @@ def reserve(
 
 
 def guard_outputs(run: Run) -> Run:
-    """Decorates a stage: what it reserves is released when it ends, and an error of the disk names the output."""
+    """Decorator of stages that releases reservations at the end, and names the output in disk errors."""
 
     @functools.wraps(run)
     def guarded(*arguments: Any, **named: Any) -> Any:
@@ -239,7 +240,7 @@ _REMEDY = "make room or give another --output; the same command goes on"
 
 
 def digest(name: str, *, checked: Sequence[str] = ()) -> str:
-    """SHA-256 of a file, or of a directory's files with their names; a hub name stands for itself.
+    """SHA-256 of a file, or of a directory's files with their names; a hub name is its own digest.
 
     Files of a directory whose names match a pattern of `checked` are left out.
     """
@@ -254,7 +255,7 @@ def digest(name: str, *, checked: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The outputs that a command wants to write."""
+    """Outputs that a command asks to write."""
 
     output: Path
     beside: Mapping[str, Path]
@@ -265,7 +266,7 @@ class _Wanted:
     def of(
         cls, output: str | Path, beside: Mapping[str, str | Path] | None, *, directory: bool, part: str
     ) -> "_Wanted":
-        """By the options; those that are empty ask for no output. LampError for an empty `output`."""
+        """Outputs named by options; empty additional ones are left out. LampError for an empty `output`."""
         if not str(output):
             raise LampError("--output is empty; give a file or directory to write to")
         path = Path(output)
@@ -274,11 +275,11 @@ class _Wanted:
 
     @property
     def real_beside(self) -> dict[str, Path]:
-        """The further files by paths that are the same for all ways to name them, whether they are there or not."""
+        """Canonical paths of the additional files, whether they exist or not."""
         return {name: Path(os.path.realpath(path.parent), path.name) for name, path in self.beside.items()}
 
     def check(self, inputs: Iterable[str]) -> None:
-        """LampError where an output cannot be: at, above or inside an input, at another's place, already in work."""
+        """LampError where an output is, contains or is inside an input, equals another output, or is being written."""
         written = self._written()
         check_distinct(self.output, self.beside.values(), written, directory=self.directory)
         check_apart(written, inputs)
@@ -287,10 +288,10 @@ class _Wanted:
             raise LampError(f"{self.output}: this process is writing to it; wait until that command ends")
 
     def lock(self, holder: str) -> list[Path]:
-        """Holds all outputs, or none: LampError where another process has one."""
+        """Locks all outputs or, with a LampError, none, where another process has locked one."""
         held = [lock_output(self.output, directory=self.directory, part=self.part, holder=holder)]
         try:
-            for path in self.beside.values() if not self.part else ():  # of several parts, any may write it
+            for path in self.beside.values() if not self.part else ():  # any of several parts may write them
                 held.append(lock_output(path, directory=False, holder=holder))
         except BaseException:
             unlock(held)
@@ -310,7 +311,7 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class _Found:
-    """What is at the place of an output, whose lock is held."""
+    """Existing files of a locked output."""
 
     output: Path
     fingerprint: str
@@ -318,8 +319,9 @@ class _Found:
     directory: bool
 
     def state(self) -> State:
-        """Without `--force`. LampError for an output of another command, of other settings, or of nobody."""
-        replace_output(self.output, directory=self.directory)  # of a forced run that was killed at its end
+        """State without `--force`. LampError for an output of another command, of other settings, or without a
+        record."""
+        replace_output(self.output, directory=self.directory)  # completes a forced run that was killed at its end
         record, path = read_record(self.output), record_path(self.output)
         if record is None:
             if existing := self._existing():
@@ -344,11 +346,11 @@ class _Found:
         return "done" if self._has_all_beside(record) else "unfinished"
 
     def forced_state(self) -> tuple[State, bool]:
-        """With `--force`, and whether the new output is to be written beside the old one."""
+        """State with `--force`, and whether the new output is to be written beside the old one."""
         if replace_output(self.output, directory=self.directory):
             record = read_record(self.output) or {}
             if record.get("fingerprint") == self.fingerprint:
-                return "done", False  # what this very command had made before it was killed
+                return "done", False  # by this command, before it was killed
         record, existing = read_record(self.output), self._existing()
         if record is None:
             if existing:
@@ -363,13 +365,13 @@ class _Found:
         return "unfinished" if staged.get("fingerprint") == self.fingerprint else "new", True
 
     def _existing(self) -> Path | None:
-        """The first of the outputs that is there."""
+        """The first of the outputs that exists."""
         if _has_begun(self.output, self.directory):
             return self.output
         return next((path for path in self.beside.values() if path.exists()), None)
 
     def _has_all_beside(self, record: Mapping[str, Any]) -> bool:
-        """Whether the further outputs are there that a finished command wrote. LampError for one that was changed."""
+        """Whether the additional outputs of a finished command exist. LampError for one that was changed."""
         for name, (path, digest) in beside_of(record, self.output).items():
             if digest is None or name not in self.beside:
                 continue
@@ -383,7 +385,7 @@ class _Found:
         return True
 
     def _check_beside(self, record: Mapping[str, Any]) -> None:
-        """LampError for a further output file that is there and that the record does not name."""
+        """LampError for an existing additional output file that the record does not name."""
         known = {path for path, _ in beside_of(record, self.output).values()}
         for path in self.beside.values():
             if path.exists() and path not in known:
@@ -391,19 +393,19 @@ class _Found:
 
 
 def _record_at(place: Path, directory: bool) -> Path:
-    """`record_path` of a place that may not be there yet."""
+    """`record_path` of an output that may not exist yet."""
     return place / RECORD if directory else record_path(place)
 
 
 def _has_begun(output: Path, directory: bool) -> bool:
-    """Whether anything but the record is there: a command that failed in its checks leaves nothing to keep."""
+    """Whether anything but the record exists: a command that failed its checks leaves nothing to keep."""
     if directory:
         return output.is_dir() and any(path.is_dir() or not is_temporary(path) for path in entries(output))
     return output.exists() or journal_path(output).exists()
 
 
 def _final_names(value: Any) -> Any:
-    """Settings with the names that files will have once a forced run (of `lamp demo`) has replaced its output."""
+    """Settings with the paths that files have after a forced run (of `lamp demo`) has replaced its output."""
     if isinstance(value, Mapping):
         return {key: _final_names(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -421,7 +423,8 @@ def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
 
 
 def _contents(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
-    """The files that make a directory what it is, in their order: none of a run's work, nothing hidden (`.git`)."""
+    """Sorted files of an input directory that enter its digest: no checkpoints or staged files, no hidden ones
+    (`.git`)."""
     for path in sorted(directory.rglob("*")):
         *above, name = parts = path.relative_to(directory).parts
         passing = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
@@ -431,7 +434,7 @@ def _contents(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
 
 
 def _output_digest(output: Path) -> str:
-    """A directory's own outputs may be large and move on (logs); its record vouches for it."""
+    """Digest of an output file; a directory, which may be large and whose logs may grow, is not hashed."""
     return _file_digest(output) if output.is_file() else "directory"
 
 

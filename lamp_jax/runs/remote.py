@@ -1,8 +1,8 @@
-"""Work directories at URLs (`gs://bucket/run`): a stage works on a local copy, whose changes are sent there.
+"""Work directories at URLs (`gs://bucket/run`): a stage works on a local copy, whose changes are sent to the URL.
 
-Only what a command writes is sent; of its inputs nothing is ever changed. `file://` URLs are local paths, without a
-copy. Through fsspec, so that any of its file systems will do; a bucket needs its package (gs:// needs gcsfs).
-Checkpoints are not copied: orbax writes them where they belong, all hosts together.
+Only outputs are sent; inputs are never changed. `file://` URLs are local paths, without a copy. Any file system of
+fsspec works; a bucket needs its package (gs:// needs gcsfs). Checkpoints are not copied: orbax writes them to the URL,
+all hosts together.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ INPUTS = frozenset({"adapters", "all", "archives", "data", "directory", "encoder
 INPUTS |= {"golds_zip", "histories", "ids", "join", "merged", "model", "outputs", "pool", "predictions"}
 INPUTS |= {"predictions_zip", "questions", "ranking", "rankings", "scores", "selector", "store", "tokenizer", "train"}
 INPUTS |= {"validation", "validation_feedback"}
-"""Options, of whatever stage, that name what is read; without those of OUTPUTS."""
+"""Options, of any stage, that name inputs; without those in OUTPUTS."""
 OUTPUTS = frozenset({"output", "embeddings_cache", "export_reference", "Rank.scores", "ImportAdapter.store"})
-"""Options that name what is written; `STAGE.OPTION` where another stage reads what the same option names."""
+"""Options that name outputs; `STAGE.OPTION` where the same option of another stage names an input."""
 
 _NATIVE = ("gs://", "s3://")  # where orbax can write
-_PAUSE = 30.0  # seconds between looks at what a growing file has gained
+_PAUSE = 30.0  # seconds between two checks of a growing file
 _copies: list[Copy] = []
 
 
 def bring(options: Any) -> Any:
-    """The options with a local copy's path for each URL; what lies there has been fetched.
+    """The options with each URL replaced by the path of its local copy, which has been fetched.
 
-    LampError, in all processes, where a file system's package is missing, or a place cannot be reached.
+    LampError, on all processes, where a file system's package is missing or a URL cannot be reached.
     """
     stage, shards = type(options).__name__, getattr(options, "shards", 1)
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -47,7 +47,7 @@ def bring(options: Any) -> Any:
         if {name, f"{stage}.{name}"} & (OUTPUTS | INPUTS)
     }
 
-    for name in kinds:  # every URL is looked at before anything is fetched
+    for name in kinds:  # every URL is checked before anything is fetched
         values[name] = _change(values[name], lambda url: url, name)
 
     def fetch() -> str:
@@ -60,12 +60,12 @@ def bring(options: Any) -> Any:
 
 
 def bring_input(name: str) -> str:
-    """The path of a copy of what a URL names, which is only read; other names as they are."""
+    """Path of a URL's local copy for reading; other names unchanged."""
     return _change(name, partial(_copy, kind=READ, part=""), "")
 
 
 def _change(value: Any, act: Callable[[str], str], option: str) -> Any:
-    """An option's value with what `act` gives for each URL in it; `file://` URLs become local paths."""
+    """An option's value with `act` applied to each URL in it; `file://` URLs become local paths."""
     if isinstance(value, tuple):
         return tuple(_change(one, act, option) for one in value)
     column = ""
@@ -80,9 +80,9 @@ def _change(value: Any, act: Callable[[str], str], option: str) -> Any:
 
 
 def publish() -> None:
-    """Sends what has changed, where that pays. Before a checkpoint, so that none is newer than what belongs to it.
+    """Sends changed files where that is worthwhile. Called before a checkpoint, which must not be newer than its files.
 
-    A store of adapters that waits is older than a checkpoint of its run: users that it lacks are then trained again.
+    An adapter store that was held back is older than the checkpoint of its run: users that it lacks are trained again.
     """
     for copy in _written():
         if copy.pays():
@@ -90,7 +90,7 @@ def publish() -> None:
 
 
 class Pace:
-    """`publish`, but no more often than every half minute: for files that grow line by line."""
+    """`publish` at most every 30 seconds, for files that grow line by line."""
 
     def __init__(self):
         self._last = time.monotonic()
@@ -102,7 +102,7 @@ class Pace:
 
 
 def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
-    """Raises LampError if a URL that will be written is an input's, or one of them is below the other."""
+    """Raises LampError if the URL of an output is that of an input, or one of them is below the other."""
     places = [url for path in written if (url := url_of(path))]
     for url in filter(None, map(url_of, inputs)):
         for place in places:
@@ -115,7 +115,7 @@ def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
 
 
 def remove_checkpoints(output: Path) -> None:
-    """Removes the checkpoints of a run's directory, here or at its URL; none is no error."""
+    """Removes the checkpoints of a run's directory, locally or at its URL, if there are any."""
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     if url := url_of(output / CHECKPOINTS, WRITTEN):
         with naming_url(url, "removed"):
@@ -123,9 +123,9 @@ def remove_checkpoints(output: Path) -> None:
 
 
 def move_checkpoints(source: Path, target: Path) -> None:
-    """Moves the checkpoints of one run's directory to another of the same copy, at its URL. Local ones stay.
+    """Moves the checkpoints of one run's directory to another of the same copy, at its URL. Local ones are not moved.
 
-    Those that are at the target give way. None at the source is no error: they may have been moved before.
+    Existing ones at the target are replaced. An empty source is not an error: they may have been moved before.
     """
     before, after = (url_of(path / CHECKPOINTS, WRITTEN) for path in (source, target))
     if not (before and after):
@@ -143,7 +143,7 @@ def move_checkpoints(source: Path, target: Path) -> None:
 
 
 def checkpoint_place(path: Path) -> str:
-    """Where a run's checkpoints belong: at its URL, or where it says. LampError for a URL that is none of orbax's."""
+    """URL or path of a run's checkpoints. LampError for a URL that orbax cannot write to."""
     url = url_of(path, WRITTEN)
     if url and not url.startswith(_NATIVE):
         known = ", ".join(_NATIVE)
@@ -152,7 +152,7 @@ def checkpoint_place(path: Path) -> str:
 
 
 def leave() -> None:
-    """Sends all that has changed and forgets all copies. LampError where something could not be sent."""
+    """Sends all changed files, then unlocks and forgets all copies. LampError where a file could not be sent."""
     errors = []
     try:
         for copy in _written():

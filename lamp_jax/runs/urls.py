@@ -1,7 +1,7 @@
-"""URLs of files and directories in one spelling, and where this machine keeps copies of what lies there.
+"""Normalized URLs of files and directories, and paths of their local copies.
 
-A copy has a folder of its own, with all files that lie beside it by its name: `gs://b/runs/p.json`, which a command
-writes, is `~/.cache/lamp/remote/0/written/gs/b/runs/::p.json/p.json`. No part of a URL holds `::`.
+A copy has its own folder, with all files that belong to it by name: the copy of `gs://b/runs/p.json`, which a command
+writes, is `~/.cache/lamp/remote/0/written/gs/b/runs/::p.json/p.json`. No part of a URL contains `::`.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ READ, WRITTEN = "read", "written"
 _URL = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<scheme>(?!https?:)[a-z][a-z0-9]*)://(?P<place>.*)", re.I | re.S)
 _LOCAL = ("file", "local")
 _SPELLINGS = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
-_WITHOUT_HOST = {"memory"}  # file systems whose URLs begin with no bucket, host or the like
+_WITHOUT_HOST = {"memory"}  # file systems whose URLs do not begin with a bucket or host
 _MARK = "::"
 
 
 def split_url(text: str) -> tuple[str, str] | None:
-    """`NAME=` ("" where there is none) and the URL in its one spelling; for `file://` the local path. None: no URL.
+    """`NAME=` ("" where there is none) and the normalized URL; for `file://` the local path. None: not a URL.
 
-    LampError for a URL that names no one file or directory: a relative one, one with `..`, a complete file system.
+    LampError for a URL that does not name a file or directory: a relative one, one with `..`, a complete file system.
     """
     found = _URL.fullmatch(text)
     if not found:
@@ -59,13 +59,13 @@ def is_url(text: str) -> bool:
 
 
 def copies_root() -> Path:
-    """Each process of this machine has copies of its own."""
+    """Directory of all copies; each process of this machine has its own below it."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.path.realpath(cache), "lamp", "remote")
 
 
 def copy_path(url: str, kind: str, part: str = "") -> Path:
-    """Where the copy of a URL in its one spelling lies. `part` tells apart commands that write to one directory."""
+    """Path of the copy of a normalized URL. `part` separates commands that write to one directory."""
     scheme, _, place = url.partition("://")
     *above, name = place.split("/")
     kind = f"{kind}-{part}" if part else kind
@@ -73,7 +73,7 @@ def copy_path(url: str, kind: str, part: str = "") -> Path:
 
 
 def url_of(path: str | Path, *kinds: str) -> str | None:
-    """The URL of which a path is in a copy of these kinds (none given: of any); None for other paths."""
+    """URL of a path inside a copy of these kinds (none given: of any kind); None for other paths."""
     place, root = PurePosixPath(os.path.abspath(path)), copies_root()
     if not place.is_relative_to(root):
         return None
@@ -84,7 +84,7 @@ def url_of(path: str | Path, *kinds: str) -> str | None:
 
 
 def is_private(name: str) -> bool:
-    """Whether a file of a copy's folder is the copy's own and belongs to no URL."""
+    """Whether a file of a copy's folder is its bookkeeping, which belongs to no URL."""
     return name.startswith(f".{_MARK}")
 
 
@@ -93,7 +93,7 @@ def private_path(folder: Path, name: str) -> Path:
 
 
 def with_urls(value: Any) -> Any:
-    """A text, or a tree of lists and mappings with texts, with URLs in place of the paths of their copies."""
+    """A text, or a tree of lists and mappings of texts, with the paths of copies replaced by their URLs."""
     if isinstance(value, str):
         if "/lamp/remote/" not in value:
             return value
@@ -106,14 +106,14 @@ def with_urls(value: Any) -> Any:
 
 @contextlib.contextmanager
 def naming_urls() -> Iterator[None]:
-    """What is printed while the block runs names URLs in place of the paths of their copies."""
+    """Context in which printed paths of copies are replaced by their URLs."""
     out, err = (cast(Any, _NamingUrls(stream)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
 
 
 class _NamingUrls:
-    """A stream of which all but its texts is another's."""
+    """Wrapper of a stream that replaces paths of copies by their URLs in what is written."""
 
     def __init__(self, stream: Any):
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Chunked parallel map: pieces of work handed to processes or a Beam pipeline, results in order."""
+"""Chunked parallel map over processes or a Beam pipeline, with results in order."""
 
 import os
 import threading
@@ -21,9 +21,10 @@ _BYTES_WORTH_A_PROCESS = 2**25
 def map_pieces(
     function: Callable[[Piece], Result], pieces: Iterable[Piece], work: Work, *, size: int
 ) -> Iterator[Result]:
-    """`function` of every piece, in their order, by whom `work` says; pieces of `size` bytes in all.
+    """Results of `function` for every piece, in the order of the pieces, computed as `work` says.
 
-    Function, pieces and results must be ones that can be pickled. What `function` raises is raised here.
+    The pieces have `size` bytes in total. Function, pieces and results must be picklable. Exceptions of `function` are
+    raised here.
     """
     if work.beam_runner != "none":
         from lamp_jax.runs.beam import map_in_beam
@@ -33,24 +34,24 @@ def map_pieces(
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Number of cores that this process may use; in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_cores(work: Work) -> int:
-    """How many processes are wanted at most. LampError for a number below 0."""
+    """Maximal number of processes (`--workers`). LampError for a number below 0."""
     if work.workers < 0:
         raise LampError(f"--workers {work.workers}: must be 0 (every core) or more")
     return work.workers or available_cores()
 
 
 def count_processes(work: Work, size: int) -> int:
-    """How many processes are worth starting for `size` bytes. LampError as count_cores."""
+    """Number of processes worth starting for `size` bytes. LampError as count_cores."""
     return min(count_cores(work), 1 + size // _BYTES_WORTH_A_PROCESS)
 
 
 def end_with_parent() -> None:
-    """From now on this worker process ends when the process that started it does, also if that was killed."""
+    """Makes this worker process end when the process that started it ends or is killed."""
     parent = parent_process()
     if parent is not None:
         threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
@@ -64,9 +65,10 @@ def _end_after(parent: Any) -> None:
 def map_in_processes(
     function: Callable[[Piece], Result], pieces: Iterable[Piece], *, processes: int
 ) -> Iterator[Result]:
-    """`function` of every piece, in their order. This process is one of the `processes`: it works while others start.
+    """Results of `function` for every piece, in order. This process is one of the `processes`: it works while others
+    start.
 
-    LampError where one of them dies; what `function` raises is raised here.
+    LampError where a worker process dies; exceptions of `function` are raised here.
     """
     if processes <= 1:
         yield from map(function, pieces)
@@ -76,13 +78,13 @@ def map_in_processes(
     waiting: deque[Future[Result]] = deque()
     try:
         for piece in pieces:
-            # Every other process has one piece in work and one in hand.
+            # Every other process has one piece in progress and one queued.
             if sum(not future.done() for future in waiting) < 2 * (processes - 1):
                 waiting.append(pool.submit(function, piece))
             else:
                 waiting.append(Future())
                 waiting[-1].set_result(function(piece))
-            # Results wait for those before them, but not without end.
+            # Results wait for those before them, but only a bounded number do.
             while waiting and (waiting[0].done() or len(waiting) > 4 * processes):
                 yield waiting.popleft().result()
         while waiting:

@@ -1,7 +1,7 @@
-"""Everything in which one LaMP task differs from another: one row per task, read by all other code.
+"""Table of LaMP tasks: one row per task with every difference between tasks, read by all other code.
 
-Source of templates, fields and metrics: LaMP (arXiv 2304.11406), and Table 2 of ROPG/RSPG (arXiv 2404.05970); of
-what items ask of a model that learns one user: the public code of arXiv 2409.09510.
+Sources: LaMP (arXiv 2304.11406) and Table 2 of ROPG/RSPG (arXiv 2404.05970) for templates, fields and metrics; the
+public code of arXiv 2409.09510 for training examples from profile items.
 """
 
 import re
@@ -16,7 +16,7 @@ from lamp_jax.errors import LampError
 Item = Mapping[str, Any]
 Metric = Literal["accuracy", "mae", "rouge-1"]
 Value = TypeVar("Value")
-Counts = tuple[int | None, int | None, int | None]  # of train, dev and test; None where nobody has said
+Counts = tuple[int | None, int | None, int | None]  # of train, dev and test; None where not published
 
 MOVIE_TAGS = (
     "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
@@ -29,7 +29,7 @@ NEWS_CATEGORIES = (
 
 
 class BySplit(NamedTuple, Generic[Value]):
-    """Something that differs between the user-based and the time-based separation."""
+    """Values for the user-based and the time-based split."""
 
     user: Value
     time: Value
@@ -42,13 +42,13 @@ _NOT_PUBLISHED: BySplit[Counts] = BySplit((None, None, None), (None, None, None)
 _BM25 = BySplit("bm25", "bm25")
 
 
-class MissingMarker(LampError):  # noqa: N818 (it names what is wrong with the input)
-    """An input that does not have its task's form, so that no query can be read from it."""
+class MissingMarker(LampError):  # noqa: N818 (it names the error in the input)
+    """An input that does not have its task's format, so that it contains no query."""
 
 
 @dataclass(frozen=True)
 class ItemPhrase:
-    """How one profile item stands in a prompt.
+    """Text of one profile item in a prompt.
 
     `frame` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
     `measured` is the frame as the public code counts it (REFERENCE 1.5), with a space for the cut text; a whole
@@ -68,11 +68,11 @@ class ItemPhrase:
 
 @dataclass(frozen=True)
 class PromptForm:
-    """How profile items and input make one prompt.
+    """Combination of profile items and input in one prompt.
 
     `glue` is the text between the items and the input, `glue_measured` the text that the public code counts for it
     beside one token ("" where it counts that token alone, None where it counts nothing). `after`, if set, is the
-    word of the input after which the items are inserted; otherwise they stand before the input.
+    word of the input after which the items are inserted; otherwise they precede the input.
     """
 
     item: ItemPhrase
@@ -89,10 +89,10 @@ class PromptForm:
 
 @dataclass(frozen=True)
 class Practice:
-    """What a profile item asks of a model that learns its user, where that is not the task's own input.
+    """Template of a training example from a profile item, where it differs from the task's own input.
 
     `frame` is a format string over the item's fields. `given`, if set, is the least and the largest share of the
-    target's words that the frame tells as {start}; the answer is the rest of them.
+    target's words that the frame contains as {start}; the answer is the rest.
     """
 
     frame: str
@@ -113,7 +113,7 @@ class Task:
     metric: Metric
     labels: tuple[str, ...] = ()
     id_prefix: str = ""  # what ids of questions begin with where files are made; published ids of LaMP-3 begin with 2
-    folder: str = ""  # of its files at the benchmark's site; "" for a task whose files are not there
+    folder: str = ""  # of its files on the benchmark's site; "" for a task whose files are not there
     counts: BySplit[Counts] = _NOT_PUBLISHED  # questions of each part
     best: BySplit[str] = _BM25  # the ranker that the papers found best
     practice: Practice | None = None  # how an item is put to a model that learns its user; None: by the template
@@ -121,7 +121,7 @@ class Task:
 
     @property
     def official_name(self) -> str:
-        """The name in official files; those of the deprecated news task say `LaMP_2` as well."""
+        """Name in official files; those of the deprecated news task also have `LaMP_2`."""
         return self.name.removesuffix("-old").replace("-", "_")
 
     @property
@@ -137,7 +137,7 @@ class Task:
 
     @property
     def cites(self) -> bool:
-        """Whether it asks which of two references is right."""
+        """Whether the task asks which of two references is cited."""
         return "{ref1}" in self.template
 
     @property
@@ -145,11 +145,11 @@ class Task:
         return self.metric != "mae"
 
     def input_for(self, text: str) -> str:
-        """The task's input put to `text`. Not for LaMP-1, whose template takes three titles."""
+        """Input of the task for `text`. Not for LaMP-1, whose template takes three titles."""
         return self.template.format(text=text)
 
     def practice_for(self, item: Item, start: str = "") -> str:
-        """What `item` asks of a model that learns its user (arXiv 2409.09510); its answer is the field `target`.
+        """Input of the training example from `item` (arXiv 2409.09510); the answer is the field `target`.
 
         Where the practice gives the target's first words, `start`, the answer is the rest.
         """
@@ -158,10 +158,10 @@ class Task:
         return self.practice.frame.format_map({**item, "start": start})
 
     def query(self, question: str, *, reference: bool = False) -> str:
-        """The part of an input that a retriever is asked about (REFERENCE 1.4).
+        """Query of an input, the part that a retriever reads (REFERENCE 1.4).
 
         `reference` reads LaMP-1's two references as the public code does, by counting quotation marks.
-        Raises MissingMarker where the input does not have the task's form.
+        Raises MissingMarker where the input does not have the task's format.
         """
         if self.cites:
             return _references(question, self.marker, by_quotes=reference)
@@ -171,12 +171,12 @@ class Task:
         return rest.removeprefix(" ")
 
     def instruction(self, question: str) -> str:
-        """What stands before the query in an input, marker included; "" where the marker is missing."""
+        """Text before the query in an input, marker included; "" where the marker is missing."""
         before, found, _ = question.partition(self.marker)
         return before + found if found else ""
 
     def document_of(self, item: Item, *, use_date: bool = False) -> str:
-        """The text of a profile item that a retriever reads, with ` date: ...` behind it if asked for."""
+        """Document of a profile item, which a retriever reads; with `use_date` followed by ` date: ...`."""
         text = " ".join(str(item[field]) for field in self.document)
         return f"{text} date: {item['date']}" if use_date else text
 
@@ -186,7 +186,7 @@ _REFERENCES = re.compile(r'(.*?)" \[2\]: "(.*)"\s*', re.DOTALL)
 
 def _references(question: str, marker: str, *, by_quotes: bool) -> str:
     if by_quotes:
-        quoted = question.split('"')[1:-1:2]  # A string that is never closed is none.
+        quoted = question.split('"')[1:-1:2]  # Without a string that is never closed.
         if len(quoted) >= 3:
             return f"{quoted[1]} {quoted[2]}"
     else:
@@ -356,7 +356,7 @@ TASKS = {task.name: task for task in _ROWS}
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`; `LaMP-3`, `LaMP_3` and `lamp_3` are the same. Raises LampError with the list."""
+    """Task called `name`; `LaMP-3`, `LaMP_3` and `lamp_3` are equal. Raises LampError, with all names, for others."""
     wanted = _spelled_alike(name)
     for task in TASKS.values():
         if _spelled_alike(task.name) == wanted:

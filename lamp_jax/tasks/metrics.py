@@ -1,4 +1,4 @@
-"""How answers are scored: the official metrics of every task, over all questions and for each.
+"""Official metrics of every task, for each question and over all.
 
 Source: LaMP (arXiv 2304.11406), section 3, and the benchmark's evaluation code. Confidence intervals and tests of a
 difference are in significance.py.
@@ -26,16 +26,17 @@ _SHOWN = 5
 
 
 class GoldError(LampError):
-    """A gold that is none of its task's labels."""
+    """A reference that is not among its task's labels."""
 
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """What `score` found. Metrics have their official names: accuracy, f1, MAE, RMSE, rouge-1, rouge-L, ...
+    """Result of `score`. Metrics have their official names: accuracy, f1, MAE, RMSE, rouge-1, rouge-L, ...
 
     `mean` is each metric over all questions, BLEU from 0 to 100 and ROUGE, METEOR, F1 and accuracy from 0 to 1;
     `per_sample` is each metric by question id, for those that have a value for a single question (not F1, not RMSE).
-    `metric` names the task's main one. `invalid` holds the ids of answers that are no label and no number.
+    `metric` is the name of the task's main metric. `invalid` has the ids of answers that are neither labels nor
+    numbers.
     """
 
     metric: str
@@ -110,10 +111,10 @@ def main_metric(task: Task) -> str:
 
 
 def paired_test(metric: str, first: Mapping[str, float], second: Mapping[str, float]) -> PairedTest:
-    """The test that the ROPG paper uses for this metric: McNemar for accuracy, else a two-sided paired t-test.
+    """Test of the ROPG paper for this metric: McNemar for accuracy, else a two-sided paired t-test.
 
-    `first` and `second` are `Scores.per_sample[metric]` of two systems on the same questions; raises LampError
-    when they are not, and for a metric without values for single questions.
+    `first` and `second` are `Scores.per_sample[metric]` of two systems. Raises LampError for different questions, and
+    for a metric without values for single questions.
     """
     tests = {measure.name: measure.test for family in _FAMILIES.values() for measure in family.measures}
     test = tests.get(metric)
@@ -124,7 +125,7 @@ def paired_test(metric: str, first: Mapping[str, float], second: Mapping[str, fl
 
 
 def read_number(answer: str, gold: float, *, lowest: float = 1.0, highest: float = 5.0) -> float:
-    """A LaMP-3 answer as a number; what is no finite one counts as the end of the scale farthest from the gold."""
+    """Number of a LaMP-3 answer; the end of the scale farthest from the reference where it is not a finite number."""
     number = _finite(answer)
     if number is not None:
         return number
@@ -146,12 +147,12 @@ def _first(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
 
 
-# How a family of metrics reads the answers.
+# Parsing of answers by families of metrics.
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers and golds in the order of the sorted ids: texts, or numbers for LaMP-3."""
+    """Answers and references in the order of the sorted ids: texts, or numbers for LaMP-3."""
 
     predictions: list[Any]
     golds: list[Any]
@@ -204,7 +205,7 @@ def _clip_numbers(answers: _Answers) -> _Answers:
     return _Answers(clipped, answers.golds, answers.labels, answers.invalid)
 
 
-# The metrics themselves: by question, then over all questions.
+# Metrics of single questions, then over all questions.
 
 
 def _matches(answers: _Answers) -> list[float]:
@@ -216,7 +217,8 @@ def _absolute_errors(answers: _Answers) -> list[float]:
 
 
 def _rouge_f(kind: str, answers: _Answers) -> list[float]:
-    """F of ROUGE (Lin 2004), lower-cased ASCII letters and digits, no stemmer; `rougeLsum` takes lines as sentences."""
+    """F1 of ROUGE (Lin 2004), lower-cased ASCII letters and digits, no stemmer; `rougeLsum` takes lines as
+    sentences."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([kind], use_stemmer=False)
@@ -264,10 +266,10 @@ def _rouge_mean(answers: _Answers, samples: Sequence[float], compatibility: Comp
 
 
 def _macro_f1(answers: _Answers, samples: Sequence[float], compatibility: Compatibility) -> float:
-    """The mean of F1 over all labels of the task; a label that nobody gave or meant counts as 0."""
+    """Mean of F1 over all labels of the task; a label without answers and references counts as 0."""
     from sklearn.metrics import f1_score
 
-    # One column a label: an answer outside the label set is a row without a mark.
+    # One column per label: an answer outside the label set is a row of zeros.
     marked = [
         np.array([[text == label for label in answers.labels] for text in texts], int)
         for texts in (answers.golds, answers.predictions)
@@ -284,12 +286,13 @@ def _corpus_bleu(answers: _Answers, samples: Sequence[float], compatibility: Com
     return _bleu(answers.predictions, answers.golds)
 
 
-# The table.
+# The table of metrics.
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """One metric: `samples` gives each question's value (None where it has none), `overall` that of all questions."""
+    """A metric: `samples` computes each question's value (None where there is none), `overall` that of all
+    questions."""
 
     name: str
     samples: Callable[[_Answers], list[float]] | None
@@ -299,7 +302,7 @@ class _Measure:
 
 @dataclass(frozen=True)
 class _Family:
-    """Metrics that read answers alike; the first of `official` is the main one."""
+    """Metrics with the same parsing of answers; the first of `official` is the main one."""
 
     read: Callable[[Task, list[str], list[str], list[str]], _Answers]
     official: tuple[_Measure, ...]

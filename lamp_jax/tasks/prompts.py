@@ -1,7 +1,7 @@
-"""How profile items and a question become one prompt within a budget of tokens, and that prompt's token ids.
+"""Prompts from profile items and a question within a budget of tokens, and their token ids.
 
 Templates and budget: LaMP (arXiv 2304.11406) with the arithmetic of its public code, Table 2 of ROPG/RSPG
-(arXiv 2404.05970). `Compatibility` says where the public code's behaviour is left for a better one.
+(arXiv 2404.05970). `Compatibility` chooses between the public code's behaviour and corrected behaviour.
 """
 
 import copy
@@ -17,16 +17,16 @@ from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Item, Task
 
 _JOIN = ", and "
-_GAP = " ... "  # what stands where the middle of a question was cut out
+_GAP = " ... "  # in place of the removed middle of a question
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a generator reads for one question.
+    """Input of a generator for one question.
 
     `text` can always be written as UTF-8. `tokens` are its ids with the tokenizer's special tokens (T5: a final
-    </s>), at most the maximum length. `used_items` counts the profile items that stand in the prompt; `fell_back` is
-    true if there were items and none does.
+    </s>), at most the maximum length. `used_items` is the number of profile items in the prompt; `fell_back` is true if
+    there were items and none is in it.
     """
 
     text: str
@@ -36,37 +36,37 @@ class Prompt:
 
 
 class FastTokenizer(Protocol):
-    """A Hugging Face tokenizer that knows offsets, such as `AutoTokenizer` returns."""
+    """Hugging Face tokenizer with offsets, such as `AutoTokenizer` returns."""
 
     @property
     def backend_tokenizer(self) -> Any: ...
 
 
 class Encoded(NamedTuple):
-    """A text's token ids without special tokens, and where in the text each token begins and ends (characters)."""
+    """Token ids of a text without special tokens, and each token's start and end in the text (characters)."""
 
     ids: array
     starts: array
     ends: array
 
-    # Tokens can share a character (of a ligature, say). Cut between two of them, it stays on neither side, because
-    # alone it would be both tokens again.
+    # Tokens can share a character (such as a ligature). A cut between two such tokens drops the character on both
+    # sides, because alone it would be encoded as both tokens again.
 
     def head(self, count: int) -> int:
-        """Where the text of the first `count` tokens ends."""
+        """End of the text of the first `count` tokens."""
         return min(self.ends[count - 1], self.starts[count]) if count else 0
 
     def tail(self, count: int) -> int:
-        """Where the text of the last `count` tokens begins."""
+        """Start of the text of the last `count` tokens."""
         first = len(self.ids) - count
         return max(self.starts[first], self.ends[first - 1]) if count else self.ends[-1]
 
 
 class PromptTokenizer:
-    """All that prompts ask of a tokenizer: encode with offsets, decode, and how many special tokens it adds.
+    """Tokenizer operations that prompts need: encoding with offsets, decoding, the number of special tokens.
 
-    Remembers up to `remember` texts, because the same items, labels and glue recur. Works on a copy, so padding and
-    truncation that are set elsewhere have no effect here. Raises LampError for a tokenizer without offsets.
+    Caches up to `remember` texts, because the same items, labels and glue recur. Works on a copy, so padding and
+    truncation that are set elsewhere have no effect. Raises LampError for a tokenizer without offsets.
     """
 
     def __init__(self, tokenizer: FastTokenizer, *, remember: int = 20_000):
@@ -104,15 +104,16 @@ class PromptTokenizer:
         return len(self.encode([text])[0].ids) + self.special_tokens
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of `text` with special tokens; not remembered, for texts that do not recur."""
+        """Token ids of `text` with special tokens; not cached, for texts that do not recur."""
         return self._backend.encode_batch_fast([without_surrogates(text)])[0].ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens and without clean-up of spaces."""
+        """Text of token ids, without special tokens and without clean-up of spaces."""
         return self._backend.decode(ids, skip_special_tokens=True)
 
     def cut(self, ids: Sequence[int], max_length: int) -> tuple[int, ...]:
-        """Ids with special tokens, cut at the end of the text to at most `max_length`; the special tokens stay."""
+        """Ids with special tokens, truncated at the end of the text to at most `max_length`; special tokens are
+        kept."""
         if len(ids) <= max_length:
             return tuple(ids)
         text = ids[len(self._before) : max(max_length - len(self._after), len(self._before))]
@@ -120,12 +121,12 @@ class PromptTokenizer:
 
 
 def without_surrogates(text: str) -> str:
-    """JSON can hold half a surrogate pair, which is no text for a tokenizer; one character for one keeps offsets."""
+    """A text with `?` for lone surrogates, which JSON may contain and tokenizers refuse; offsets do not change."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def encode_prompt(text: str, tokenizer: PromptTokenizer, *, max_length: int) -> tuple[int, ...]:
-    """The ids of a finished prompt, special tokens included, cut at the end if there are more than `max_length`."""
+    """Token ids of a finished prompt with special tokens, truncated at the end to at most `max_length`."""
     return tokenizer.cut(tokenizer.ids(text), max_length)
 
 
@@ -138,13 +139,14 @@ def build_prompt(
     max_length: int,
     compatibility: Compatibility = CORRECT,
 ) -> Prompt:
-    """The prompt of one question with `items`, best first, in at most `max_length` tokens.
+    """Prompt of one question with `items`, best first, in at most `max_length` tokens.
 
-    All items get the same share of what the question leaves free; what one does not need, the next may use. With
-    `overlong="middle"` the question comes first: it is whole if it fits, and where shares get too small for an item's
-    fixed words, the last items are left out until the rest fits; a question that alone is too long loses its middle.
-    With `overlong="tail"` at most 0.6 of `max_length` is kept for the question, 0.1 less each time that an item's
-    fixed words do not fit, and no item is used once that fails at 0; ids beyond `max_length` are cut off.
+    All items get the same share of the tokens that the question leaves; tokens that an item does not need are passed to
+    the next. With `overlong="middle"` the question has priority: it is complete if it fits, and where shares get too
+    small for an item's fixed words, the last items are left out until the rest fits; a question that alone is too long
+    loses its middle. With `overlong="tail"` at most 0.6 of `max_length` is reserved for the question, 0.1 less each
+    time that an item's fixed words do not fit, and no item is used if that fails at 0; ids beyond `max_length` are cut
+    off.
 
     Raises LampError where an item lacks a field, or if `max_length` leaves no room beside the special tokens.
     """
@@ -159,7 +161,7 @@ def build_prompt(
 
 
 class _Piece(NamedTuple):
-    """A profile item, the text that may be shortened, and the length of its fixed words (special tokens counted)."""
+    """A profile item, its text that may be shortened, and the tokens of its fixed words (with special tokens)."""
 
     item: Item
     text: str
@@ -169,7 +171,7 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A prompt in the making: its parts, measured in tokens with special tokens, as the public code counts them."""
+    """Parts of a prompt, measured in tokens with special tokens, as the public code counts them."""
 
     task: Task
     question: str
@@ -180,7 +182,7 @@ class _Draft:
     compatibility: Compatibility
 
     def shares(self, room: int) -> list[int] | None:
-        """Tokens of each item's text, special tokens counted; None if the fixed words of one do not fit."""
+        """Tokens of each item's text, with special tokens; None if the fixed words of one do not fit."""
         count, special = len(self.pieces), self.tokenizer.special_tokens
         per = (room - self.glue - 2 * (count - 1)) // count
         saved, shares = 0, []
@@ -195,7 +197,7 @@ class _Draft:
         return shares
 
     def text(self, shares: Sequence[int]) -> str:
-        """The prompt with so much of each item's text."""
+        """Text of the prompt with each item's text shortened to its share."""
         form = self.task.prompt
         frame = form.item.wording(self.compatibility.lamp5_phrase)
         phrases = [
@@ -239,7 +241,7 @@ _Filled = tuple[str, list[int], int] | None  # text, its ids, number of items; N
 
 
 def _fill_as_published(draft: _Draft, max_length: int) -> _Filled:
-    """At most 0.6 of the length is kept for the question, or 0.5, ... where the items' fixed words need it."""
+    """Prompt with at most 0.6 of the length reserved for the question, or 0.5, ... where fixed words need it."""
     reserved = 0.6
     while draft.pieces and reserved >= 0:
         shares = draft.shares(max_length - min(draft.length, int(reserved * max_length)))
@@ -251,7 +253,7 @@ def _fill_as_published(draft: _Draft, max_length: int) -> _Filled:
 
 
 def _fill_what_is_free(draft: _Draft, max_length: int) -> _Filled:
-    """The question first, then as many items as fit beside it."""
+    """Prompt with the complete question and as many items as fit."""
     free = max_length - draft.length
     fitting = tuple(piece for piece in draft.pieces if piece.need + draft.glue <= free)
     while fitting:
@@ -259,7 +261,7 @@ def _fill_what_is_free(draft: _Draft, max_length: int) -> _Filled:
         while (shares := draft.shares(room)) is not None:
             text = draft.text(shares)
             ids = draft.tokenizer.ids(text)
-            # Words tokenise otherwise in their place than alone, so only the whole prompt can be trusted.
+            # Words are tokenized differently in context than alone, so only the complete prompt's length is exact.
             if len(ids) <= max_length:
                 return text, ids, len(shares)
             room -= len(ids) - max_length
@@ -268,7 +270,8 @@ def _fill_what_is_free(draft: _Draft, max_length: int) -> _Filled:
 
 
 def _bare(draft: _Draft, max_length: int) -> tuple[str, list[int]]:
-    """The question without items, and its ids; too long, it loses its middle unless the end is to be cut."""
+    """Question without items, and its ids; one that is too long loses its middle, or keeps it with
+    `overlong="tail"`."""
     question, tokenizer = draft.question, draft.tokenizer
     if draft.length <= max_length or draft.compatibility.overlong == "tail":
         return question, tokenizer.ids(question)

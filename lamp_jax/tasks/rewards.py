@@ -1,4 +1,4 @@
-"""What a generator's answer is worth to a retriever or selector that learns from it: metrics as rewards."""
+"""Rewards of a generator's answers, from metrics or likelihoods, for training retrievers and selectors."""
 
 import math
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from lamp_jax.tasks.metrics import main_metric
 Reward = Literal["metric", "likelihood"]
 
 LIKELIHOOD = "likelihood"
-"""Name, among an answer's metrics, of the mean log-probability of the gold's tokens."""
+"""Name, among an answer's metrics, of the mean log-probability of the reference's tokens."""
 
 
 def reward_of(
     task: Task, metrics: Mapping[str, float], gold: str, *, kind: Reward = "metric", metric: str | None = None
 ) -> float:
-    """The reward of one answer from its metrics, higher is better; source: ROPG/RSPG (arXiv 2404.05970), section 5.
+    """Reward of one answer from its metrics, higher is better; source: ROPG/RSPG (arXiv 2404.05970), section 5.
 
-    The metric itself, the task's main one if none is named; for MAE (worst - MAE) / worst with `worst_error` (Eq. 8),
-    1 where the answer is right and 0 where it is as far off as the scale allows. With kind "likelihood", the mean
-    log-probability of the gold's tokens. Raises LampError for a metric that is not there or no number; metrics' names
-    differ in case between sources.
+    The metric itself, by default the task's main one; for MAE (worst - MAE) / worst with `worst_error` (Eq. 8): 1 for
+    the right answer, 0 for one as far off as the scale allows. With kind "likelihood", the mean log-probability of the
+    reference's tokens. Raises LampError for a metric that is missing or not a number; case is ignored in metrics'
+    names.
     """
     wanted = LIKELIHOOD if kind == "likelihood" else metric or main_metric(task)
     by_name = {name.lower(): value for name, value in metrics.items()}
@@ -39,7 +39,7 @@ def reward_of(
 
 
 def worst_error(gold: str) -> float:
-    """How far an answer within LaMP-3's scale of 1 to 5 can be from the gold. LampError for a gold beyond the scale."""
+    """Largest error of an answer within LaMP-3's scale of 1 to 5. LampError for a reference outside of the scale."""
     score = float(gold) if gold.strip() in ("1", "2", "3", "4", "5") else math.nan
     if math.isnan(score):
         raise LampError(f"the gold is {gold!r}, no score from 1 to 5; mend it")

@@ -1,4 +1,4 @@
-"""How sure a score is: confidence intervals over questions, and tests of the difference between two systems.
+"""Statistical significance: confidence intervals over questions, and tests of the difference between two systems.
 
 The tests are those of ROPG/RSPG (arXiv 2404.05970), section 6.1. Everything is deterministic and independent of the
 order of the ids.
@@ -15,7 +15,7 @@ from lamp_jax.errors import LampError
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval; `method` says how it was found."""
+    """A confidence interval and its method."""
 
     low: float
     high: float
@@ -38,7 +38,7 @@ def confidence_interval(
 ) -> Interval:
     """Percentile bootstrap of the mean over questions (Efron and Tibshirani 1993, chapter 13), seeded.
 
-    `samples` are one metric's values by question id. Questions are drawn with replacement; the interval lies within
+    `samples` are one metric's values by question id. Questions are drawn with replacement; the interval is within
     the range of the values, and has no width where all are equal. The order of the ids does not matter.
     """
     if not samples:
@@ -55,7 +55,7 @@ def bootstrap_means(samples: Sequence[float], resamples: int, *, seed: int = 0) 
     rows = max(1, 1_000_000 // len(values))
     sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
     means = [values[rng.integers(len(values), size=(size, len(values)))].mean(axis=1) for size in sizes]
-    # The mean of equal values may round to beside them.
+    # Rounding may move the mean of equal values beyond them.
     return np.clip(np.concatenate(means), values.min(), values.max())
 
 

@@ -1,4 +1,4 @@
-"""The training of many users' adapters: block after block of users, each from the first update to the last."""
+"""Training of many users' adapters, cohort after cohort, each from the first update to the last."""
 
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -34,26 +34,26 @@ _SAVE_SECONDS = 600.0  # between the checkpoints of users who are still learning
 
 
 class Learned(NamedTuple):
-    """What users who are done have learned."""
+    """Trained adapters of users."""
 
     learners: Sequence[UserExamples]
     adapters: dict[str, np.ndarray]
     """[n, ...]"""
     losses: np.ndarray
-    """[n]: mean of the last epoch, nats a token; NaN for who has diverged."""
+    """[n]: mean of the last epoch, nats per token; NaN for users whose training has diverged."""
 
 
 class Start(NamedTuple):
-    """Where a block's parts begin."""
+    """Position in a cohort's microbatches from which its training continues."""
 
     made: tuple[int, ...] = ()
-    """Each learner's updates before the first of the parts; none at all if it is empty."""
+    """Each user's updates before the first of the microbatches; empty for 0."""
     part: int = 0
-    """How many of the parts are computed."""
+    """Number of microbatches already computed."""
 
 
 class AdapterCohorts:
-    """All users of a run and the base that they share, on the current mesh."""
+    """Cohorts of all users of a run, and their common base model, on the current mesh."""
 
     def __init__(self, options: AdapterTraining, model: Generator, learners: Sequence[UserExamples]):
         self.options, self.rules, self.devices = options, model.rules, shards(model.rules.batch)
@@ -77,7 +77,7 @@ class AdapterCohorts:
         self.computed, self.real = 0, 0  # tokens, and those of them that are no padding, of this process
 
     def start(self, block: Cohort) -> AdapterState:
-        """The state before a block's first update; a user's first values depend on the seed and the user's id alone."""
+        """State before a cohort's first update. A user's initial values depend on the seed and the user's id alone."""
         adapters = {name: np.zeros((block.size, *shape), np.float32) for name, shape in self.shapes.items()}
         for place, learner in zip(block.places, block.learners, strict=True):
             rng = np.random.default_rng([self.options.seed, learner.key])
@@ -87,7 +87,8 @@ class AdapterCohorts:
         return start_users(placed, self.options.learning, self.rules)
 
     def form(self, block: Cohort) -> AdapterState:
-        """The shapes and layouts of a block's state; whole on every device where its users do not divide over them."""
+        """Shapes and shardings of a cohort's state, which is replicated where its users do not divide over the
+        devices."""
         mesh, divides = jax.sharding.get_mesh(), block.size % self.devices == 0
 
         def place(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
@@ -105,7 +106,7 @@ class AdapterCohorts:
         )
 
     def move(self, state: AdapterState, old: Cohort, block: Cohort) -> AdapterState:
-        """A block's state on another number of devices, without what was computed of updates that are not complete."""
+        """A cohort's state on another number of devices, without the gradients of incomplete updates."""
         sources, places = (slice(None) if one.shared else one.places for one in (old, block))
 
         def move(values: jax.Array, form: jax.ShapeDtypeStruct) -> jax.Array:
@@ -122,7 +123,7 @@ class AdapterCohorts:
     def compute(
         self, state: AdapterState, block: Cohort, part: Microbatch, where: tuple[int, int, int]
     ) -> AdapterState:
-        """One part of a block; `where` is a number of its own among all parts of a run, for dropout."""
+        """State after one microbatch of a cohort; `where` identifies it among all of a run, for dropout."""
         users = (block.totals, block.warmups, part.ends, part.counts)
         arrays = block.fill(part, own_rows)
         self.computed += arrays.source.size + arrays.target.size
@@ -132,14 +133,14 @@ class AdapterCohorts:
         return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(part.ends.any()))
 
     def finish(self, state: AdapterState, block: Cohort) -> Learned:
-        """What a block's users have learned."""
+        """Adapters and losses of a cohort's users."""
         adapters = {name: read(values)[block.places] for name, values in state.adapters.items()}
         losses = read(state.loss) / np.maximum(block.counted, 1)
         return Learned(block.learners, adapters, losses[block.places])
 
     @property
     def padding(self) -> float:
-        """The share of padding in all tokens that were computed."""
+        """Share of padding in all computed tokens."""
         return 1 - self.real / self.computed if self.computed else 0.0
 
 
@@ -150,10 +151,11 @@ def adapt(
     known: Callable[[Sequence[str]], Container[str]],
     keep: Callable[[Learned], None],
 ) -> None:
-    """Trains the users that are not `known`, and gives those of each block to `keep`; logs and checkpoints in `output`.
+    """Trains the users that are not `known`, and passes those of each cohort to `keep`; logs and checkpoints in
+    `output`.
 
-    `known` gives those of some users who need no training. A block that was stopped goes on behind its newest
-    checkpoint. Preempted, with all on disk, where SIGTERM ended it.
+    `known` returns those of some users who need no training. A stopped cohort resumes after its newest checkpoint.
+    Raises Preempted, with all progress on disk, after SIGTERM.
     """
     users = sum(len(block.learners) for block in cohorts.blocks)
     with (
@@ -180,7 +182,7 @@ def adapt(
 def _learn(
     cohorts: AdapterCohorts, number: int, checkpoints: Checkpoints, stops: Iterator[bool], bar: tqdm
 ) -> tuple[Learned, bool]:
-    """Trains a block, and says whether to stop behind it."""
+    """Trains a cohort; returns its adapters, and whether to stop after it."""
     block = cohorts.blocks[number]
     state, start = _resume(checkpoints, cohorts, number)
     left, stop, saved, steps = len(block.learners), False, time.monotonic(), count(checkpoints.step + 1)
@@ -193,7 +195,7 @@ def _learn(
         stop = next(stops)
         if left and (stop or _is_due(saved)):
             progress = {"block": number, "users": block.size, "devices": block.devices, "part": place + 1}
-            # Numbered as they come: how many parts there are depends on the mesh.
+            # Numbered consecutively: the number of microbatches depends on the mesh.
             checkpoints.save(next(steps), state, {**progress, "made": start.made})
             saved = time.monotonic()
         if left and stop:
@@ -202,13 +204,13 @@ def _learn(
 
 
 def _resume(checkpoints: Checkpoints, cohorts: AdapterCohorts, number: int) -> tuple[AdapterState, Start]:
-    """A block's state and where its parts begin: those of the newest checkpoint, if it is of this block."""
+    """State and position of a cohort, from the newest checkpoint if that is of this cohort."""
     block, progress = cohorts.blocks[number], checkpoints.progress
     if progress is None or progress["block"] != number:
         return cohorts.start(block), Start()
     old = replace(block, size=progress["users"], devices=progress["devices"])
     restored = checkpoints.restore(cohorts.form(old))
-    assert restored is not None  # its progress was there
+    assert restored is not None  # it has progress
     state, start = restored[0], Start(tuple(progress["made"]), progress["part"])
     if old.devices != block.devices:  # other parts
         state = cohorts.move(state, old, block)

@@ -1,4 +1,4 @@
-"""Training state to disk and back onto any mesh; the only file that knows orbax."""
+"""Checkpoints of training state, restored onto any mesh; the only module that uses orbax."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from lamp_jax.runs import remote
 
 
 class Checkpoints:
-    """The newest whole checkpoint of a run; a save that is cut short leaves the one before it."""
+    """Newest complete checkpoint of a run; an interrupted save keeps the previous one."""
 
     def __init__(self, directory: str | Path):
         # Typed loosely: orbax's own policies do not fit its annotation of the argument.
@@ -30,7 +30,7 @@ class Checkpoints:
             self._checkpointer.save_async(step, state, force=True, custom_metadata=progress)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest state, laid out as `abstract_state` says, and its progress; None where nothing was saved."""
+        """Newest state, sharded as `abstract_state`, and its progress; None where nothing was saved."""
         latest = self._checkpointer.latest
         if latest is None:
             return None
@@ -40,13 +40,13 @@ class Checkpoints:
 
     @property
     def step(self) -> int:
-        """That of the newest checkpoint on disk; -1 where nothing was saved."""
+        """Step of the newest checkpoint on disk; -1 where nothing was saved."""
         latest = self._checkpointer.latest
         return -1 if latest is None else latest.step
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """What was saved beside the newest state; None where nothing was saved."""
+        """Progress saved with the newest state; None where nothing was saved."""
         latest = self._checkpointer.latest
         progress: Any = None if latest is None else self._checkpointer.metadata(latest).custom_metadata
         return progress
@@ -58,7 +58,8 @@ class Checkpoints:
 
     @contextmanager
     def _naming_disk_errors(self) -> Iterator[None]:
-        """LampError where a checkpoint could not be written: orbax 0.12 gives a full disk as a ValueError."""
+        """Context in which a failed write of a checkpoint is a LampError: orbax 0.12 raises ValueError for a full
+        disk."""
         try:
             yield
         except ValueError as error:
@@ -71,5 +72,5 @@ class Checkpoints:
 
 
 def _is_not_raised_too(record: logging.LogRecord) -> bool:
-    """Whether a line of orbax's log says anything new: it logs, with a traceback, what it raises afterwards."""
+    """Filter of log records of errors that orbax raises afterwards."""
     return not (record.exc_info and "orbax" in record.pathname)

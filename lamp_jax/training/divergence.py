@@ -1,4 +1,4 @@
-"""Trainings whose numbers are no longer finite: found without a wait for the newest update, and ended for good."""
+"""Detection of training runs with non-finite numbers, without waiting for the newest update, and their end."""
 
 import math
 from collections import deque
@@ -15,13 +15,13 @@ from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.runs.processes import on_first
 
 DIVERGED = "diverged.json"
-"""Beside a run's logs: that its numbers were not finite, at which step, and what that says to its user."""
+"""File beside a run's logs with the step of the divergence and the message for the user."""
 
-_LATE = 8  # updates: so many are left to the device when an older one is looked at, so that it never runs out of work
+_LATE = 8  # updates that stay queued on the device when older ones are read, so that it is never idle
 
 
 class DivergedError(LampError):
-    """Numbers of a step that are not finite."""
+    """Non-finite numbers at a step."""
 
     def __init__(self, step: int, values: Mapping[str, float]):
         self.step, self.values = step, values
@@ -30,22 +30,22 @@ class DivergedError(LampError):
 
 
 class Unread:
-    """Numbers of updates (`loss`, `gradient_norm`) that are still on the device, until they are looked at.
+    """Metrics of updates (`loss`, `gradient_norm`) that are still on the device and not yet checked.
 
-    They are looked at in the order of the steps, after the same updates in all processes.
+    They are checked in the order of the steps, after the same updates on all processes.
     """
 
     def __init__(self):
         self._waiting: deque[tuple[int, Mapping[str, jax.Array]]] = deque()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Keeps an update's numbers. DivergedError for an older update, which the device has computed long ago."""
+        """Adds an update's metrics. DivergedError for those of older updates, which the device has finished."""
         self._waiting.append((step, metrics))
         if len(self._waiting) == 2 * _LATE:
             self._look(_LATE)
 
     def look(self) -> None:
-        """DivergedError for the first of all updates whose numbers are not finite; waits for the newest."""
+        """Checks all updates, waiting for the newest. DivergedError for the first with non-finite metrics."""
         self._look(len(self._waiting))
 
     def _look(self, count: int) -> None:
@@ -65,12 +65,12 @@ _norm = jax.jit(optax.tree.norm)
 
 
 def norm_of(params: Any) -> dict[str, jax.Array]:
-    """The norm of all parameters: not finite if one of them is not, or if they are far too large to compute with."""
+    """Norm of all parameters: not finite if one of them is not, or if they are too large to compute with."""
     return {"norm of the parameters": _norm(params)}
 
 
 def check_converging(output: str | Path) -> None:
-    """LampError where a run in `output` has diverged: from its checkpoint it would do so again."""
+    """LampError where a run in `output` has diverged, as it would again from its checkpoint."""
     path = Path(output) / DIVERGED
     found = on_first(lambda: read_json(path) if path.exists() else None)
     if found is not None:
@@ -79,7 +79,7 @@ def check_converging(output: str | Path) -> None:
 
 
 def end_diverged(output: Path, error: DivergedError, learning: Learning, *, saved: int, best: int) -> LampError:
-    """Notes in `output` that the run there has diverged, and gives the error that says what is left and what to do."""
+    """Writes the divergence of a run to `output`; returns the error with the kept files and the remedy."""
     left = f"the checkpoint of step {saved} is kept" if saved else "nothing had been saved before"
     if best:
         left += f", and the best model, of step {best}"

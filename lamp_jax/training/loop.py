@@ -1,4 +1,4 @@
-"""The one training loop: updates, evaluations, the best and the last state, on one screen."""
+"""Training loop: updates, evaluations, the best model and the last state."""
 
 import json
 import math
@@ -33,12 +33,12 @@ WAIT, UPDATE = "wait for data", "update"
 
 
 RUN_FILES = (DIVERGED, "metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
-"""What `fit` writes to a run's directory, beside the best model."""
+"""Files of `fit` in a run's directory, beside the best model."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands, beside its arrays: updates made, best validation score so far, evaluations since then."""
+    """Progress of a run: updates made, best validation score so far, evaluations since then."""
 
     step: int = 0
     best: float | None = None
@@ -47,7 +47,7 @@ class Progress:
 
 
 def check_optimization(learning: Optimization) -> None:
-    """LampError for numbers with which no update can be computed."""
+    """LampError for invalid values of the optimization."""
     for name, fits, wanted in (
         ("batch_size", learning.batch_size >= 1, "1 or more"),
         ("epochs", 0 < learning.epochs < math.inf, "more than 0, and finite"),
@@ -61,7 +61,7 @@ def check_optimization(learning: Optimization) -> None:
 
 
 def check_learning(learning: Learning, mesh: Mesh) -> None:
-    """LampError for numbers with which no update can be computed; a batch divides into its parts, they over devices."""
+    """LampError for invalid values, also of batches that do not divide into microbatches or these over devices."""
     check_optimization(learning)
     if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
         raise LampError(
@@ -92,11 +92,11 @@ def fit(
     higher_is_better: bool,
     keep_best: Callable[[Any], None],
 ) -> Progress:
-    """Learns the parameters on the current mesh; `train` with checkpoints and logs in `output`.
+    """Trains the parameters on the current mesh; `train` with checkpoints and logs in `output`.
 
-    A run that stands there goes on behind its newest checkpoint. `evaluate` and `keep_best` take the parameters.
-    Preempted, with all on disk, where SIGTERM ended it. LampError where numbers were not finite: nothing is kept of the
-    updates behind the last checkpoint, and `check_converging` says so to the next command.
+    An existing run resumes after its newest checkpoint. `evaluate` and `keep_best` take the parameters. Raises
+    Preempted, with all progress on disk, after SIGTERM, and LampError for non-finite numbers: updates after the last
+    checkpoint are lost, and `check_converging` refuses the next command.
     """
     total_steps = math.ceil(learning.epochs * len(batches))
     optimizer = make_optimizer(learning, total_steps)
@@ -147,7 +147,7 @@ def fit(
 
 
 def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    """What a checkpoint is read as: an array's shape, type and layout."""
+    """Shape, type and sharding of an array, as which a checkpoint is restored."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
@@ -215,7 +215,7 @@ def train(
 
 
 def _marked(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; in a trace it can be seen how long each was waited for."""
+    """Batches, with the wait for each as an annotation in the profiler's trace."""
     numbered = iter(batches)
     while True:
         with jax.profiler.TraceAnnotation(WAIT):
@@ -226,10 +226,10 @@ def _marked(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 class Log:
-    """Numbers of a run: to the terminal, to `metrics.jsonl` and to TensorBoard, all in one directory."""
+    """Log of a run's metrics: to the terminal, to `metrics.jsonl` and to TensorBoard, in one directory."""
 
     def __init__(self, directory: Path, *, every: float = 5.0):
-        """An update's numbers are noted after `every` seconds."""
+        """Updates' metrics are logged every `every` seconds."""
         from tensorboardX import SummaryWriter
 
         self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
@@ -237,7 +237,7 @@ class Log:
         self._every, self._last, self._last_line = every, time.monotonic(), time.monotonic()
 
     def step(self, step: int, metrics: dict[str, jax.Array], bar: tqdm) -> None:
-        """Notes an update's metrics, not too often: reading them waits for the device."""
+        """Logs an update's metrics, but not too often: reading them waits for the device."""
         now = time.monotonic()
         if now - self._last < self._every:
             return
@@ -250,7 +250,7 @@ class Log:
             _show(f"step {step} of {bar.total}", values)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Notes values that the reader should see."""
+        """Logs values, also to the terminal."""
         _show(f"step {step}", values)
         self._note(step, values)
 
@@ -267,7 +267,7 @@ class Log:
 
 
 class NoLog(Log):
-    """The log of a process that is not the first."""
+    """Log without effect, of processes other than the first."""
 
     def __init__(self):
         pass
