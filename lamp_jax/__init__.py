@@ -7,7 +7,9 @@ imported when it is first used, and none of these imports starts jax.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lamp_jax.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from lamp_jax.api import (

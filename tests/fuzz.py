@@ -24,8 +24,9 @@ from lamp_jax.data.files import Question, read_outputs, read_questions
 from lamp_jax.datasets.checking import check_file
 from lamp_jax.errors import LampError
 from lamp_jax.options import Merge, Work
+from lamp_jax.retrieval.chunks import rank_chunk
 from lamp_jax.retrieval.rankers import RankOptions
-from lamp_jax.retrieval.ranking import RankingFile, rank_chunk, read_scores
+from lamp_jax.retrieval.ranking import RankingFile, read_scores
 from lamp_jax.runs.json_files import read_json
 from lamp_jax.runs.json_records import parse_record
 from lamp_jax.stages.merge import merge_chunk

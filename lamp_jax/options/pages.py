@@ -10,7 +10,6 @@ from typing import Any
 import tyro
 from tyro import _strings  # private: nothing public changes how help texts are joined
 
-import lamp_jax
 from lamp_jax.errors import LampError
 
 CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -19,7 +18,7 @@ CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 def installed_page(name: str) -> str:
     """The path of a config page of this project: beside the package in a checkout, in the package where installed."""
-    package = Path(lamp_jax.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "configs"
     return str((installed if installed.is_dir() else package.parent / "configs") / name)
 

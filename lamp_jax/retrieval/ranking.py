@@ -10,14 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from lamp_jax.data.chunks import Chunk, questions_of
 from lamp_jax.data.files import Question, check_same_ids, is_id
 from lamp_jax.errors import LampError
-from lamp_jax.retrieval.rankers import RankOptions, find_ranker
 from lamp_jax.retrieval.scored import Ranked
 from lamp_jax.runs.json_files import atomic_write_bytes, encode, read_json
 from lamp_jax.runs.json_records import BOM, parse_record
-from lamp_jax.tasks.catalog import Task
 
 Rankings = Mapping[str, Sequence[str]]
 
@@ -113,15 +110,6 @@ def encode_ranking(ranked: Ranked) -> RankedLine:
     return RankedLine(
         ranked.question_id, encode(list(ranked.item_ids)), encode([float(score) for score in ranked.scores])
     )
-
-
-def rank_chunk(chunk: Chunk, *, ranker: str, task: Task, options: RankOptions) -> list[RankedLine]:
-    """The rankings of a chunk's questions by a ranker that reads questions alone. LampError, with the file, as that."""
-    questions = list(questions_of(chunk, task=task, patches=options.compatibility.patches))
-    try:
-        return [encode_ranking(ranked) for ranked in find_ranker(ranker).rank(questions, task, options)]
-    except LampError as error:
-        raise LampError(f"{chunk.path}: {error}") from None
 
 
 def write_rankings(path: str | Path, lines: Iterable[RankedLine], *, scores: str | Path = "") -> int:

@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import lamp_jax
 from lamp_jax.config import EXECUTION_ONLY
 from lamp_jax.errors import LampError
 from lamp_jax.runs.copies import CHECKPOINTS
@@ -43,6 +42,7 @@ from lamp_jax.runs.outputs import (
 )
 from lamp_jax.runs.processes import assert_equal, is_first, on_first
 from lamp_jax.runs.urls import with_urls
+from lamp_jax.version import VERSION
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
@@ -202,7 +202,7 @@ def reserve(
         "stage": stage,
         "settings": _final_names(settings),
         "inputs": {_final_names(name): value for name, value in digests.items()},
-        "version": lamp_jax.__version__,
+        "version": VERSION,
         "fingerprint": fingerprint,
         "makes": list(makes),
         "beside": {name: relative_to_output(path, output) for name, path in wanted.beside.items()},

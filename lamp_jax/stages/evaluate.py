@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lamp_jax
 from lamp_jax.config import Compatibility
 from lamp_jax.data.files import Outputs, check_same_ids, outputs_by_id, read_outputs
 from lamp_jax.errors import LampError
@@ -19,6 +18,7 @@ from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 from lamp_jax.tasks.metrics import GoldError, OutOfRange, Scores, extra_metrics, score
 from lamp_jax.tasks.significance import confidence_interval
+from lamp_jax.version import VERSION
 
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "rouge_score", "sacrebleu", "nltk")
 _NO_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
@@ -63,7 +63,7 @@ def write_report(
     out_of_range: OutOfRange = "keep",
 ) -> None:
     """Writes the results of `report` by official task name, with what they depend on, and prints their table."""
-    versions = {"lamp_jax": lamp_jax.__version__, **{name: version(name) for name in _LIBRARIES}}
+    versions = {"lamp_jax": VERSION, **{name: version(name) for name in _LIBRARIES}}
     content = {
         "tasks": results,
         "missing": missing,

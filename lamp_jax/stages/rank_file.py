@@ -13,10 +13,11 @@ from lamp_jax.data.chunks import map_chunks
 from lamp_jax.data.files import Question, check_unique, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Rank
+from lamp_jax.retrieval.chunks import rank_chunk
 from lamp_jax.retrieval.dense import EmbeddingCache
 from lamp_jax.retrieval.encoders import EncoderSettings, choose_dates
 from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
-from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, rank_chunk, write_rankings
+from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, write_rankings
 from lamp_jax.runs.outputs import check_apart
 from lamp_jax.runs.processes import how_many, is_first, on_first
 from lamp_jax.runs.records import digest, guard_outputs, reserve

@@ -15,8 +15,8 @@ from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Merge, Rank
+from lamp_jax.retrieval.chunks import rank_chunk
 from lamp_jax.retrieval.rankers import Need, find_ranker, names_by_need
-from lamp_jax.retrieval.ranking import rank_chunk
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import record_path
 from lamp_jax.runs.urls import naming_urls

@@ -1,0 +1,16 @@
+"""Ranking of chunks of a questions file, in the worker processes of `lamp rank`."""
+
+from lamp_jax.data.chunks import Chunk, questions_of
+from lamp_jax.errors import LampError
+from lamp_jax.retrieval.rankers import RankOptions, find_ranker
+from lamp_jax.retrieval.ranking import RankedLine, encode_ranking
+from lamp_jax.tasks.catalog import Task
+
+
+def rank_chunk(chunk: Chunk, *, ranker: str, task: Task, options: RankOptions) -> list[RankedLine]:
+    """The rankings of a chunk's questions by a ranker that reads questions alone. LampError, with the file, as that."""
+    questions = list(questions_of(chunk, task=task, patches=options.compatibility.patches))
+    try:
+        return [encode_ranking(ranked) for ranked in find_ranker(ranker).rank(questions, task, options)]
+    except LampError as error:
+        raise LampError(f"{chunk.path}: {error}") from None
