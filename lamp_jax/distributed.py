@@ -7,7 +7,7 @@ from itertools import count
 
 import jax
 import numpy as np
-from jax._src import distributed  # the store of small values behind jax.distributed has no other door
+from jax._src import distributed  # jax has no public access to the key-value store of its coordination service
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -16,12 +16,12 @@ from lamp_jax.errors import LampError, Preempted
 from lamp_jax.runs import processes
 from lamp_jax.runs.processes import Declaration, ProcessGroup
 
-_GET_MILLISECONDS = 1000  # between looks at whether the user has pressed Ctrl-C
-_SHUTDOWN_SECONDS = 10  # for processes that failed; those that end well have waited for each other before
+_GET_MILLISECONDS = 1000  # after each, Ctrl-C is handled
+_SHUTDOWN_SECONDS = 10  # for failed processes; those that end normally have waited for each other before
 
 
 def start(declared: Declaration) -> None:
-    """Joins the process group, once, before jax starts. LampError where the processes do not find each other."""
+    """Joins the process group, once, before jax starts. LampError if the processes do not find each other."""
     if processes.how_many() > 1:
         return
     said = {"coordinator_address": declared.address, "num_processes": declared.number, "process_id": declared.index}
@@ -50,7 +50,7 @@ def start(declared: Declaration) -> None:
 
 
 def read(values: jax.Array) -> np.ndarray:
-    """Complete array as numpy on every process. All processes must call it where the array is sharded over them."""
+    """Complete array as numpy on every process. All processes must call it if the array is sharded over them."""
     if not (values.is_fully_addressable or values.is_fully_replicated):
         values = jax.sharding.reshard(values, NamedSharding(values.sharding.mesh, P()))  # pyright: ignore[reportAttributeAccessIssue]
     return np.asarray(values)
@@ -70,7 +70,7 @@ def watch() -> Iterator[Callable[[int], bool]]:
         yield lambda step: asked.is_set()
 
 
-_stops = count()  # jax stops at the number behind the largest that any process has named: none may be left out
+_stops = count()  # jax stops at the number after the largest that any process has passed: none may be skipped
 
 
 def stop_if_asked() -> None:

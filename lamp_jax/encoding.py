@@ -29,31 +29,31 @@ from lamp_jax.runs.library import TemporaryPlace
 from lamp_jax.sharding import DATA_PARALLEL, mesh_is_set, model_layout, on_cpu, own_rows, place_batch, shards
 from lamp_jax.tasks.catalog import Task
 
-# Texts that are sorted by length together: enough to fill batches, few enough to hold their tokens.
+# Number of texts that are sorted by length together: enough to fill batches, few enough to keep their tokens in memory.
 _WINDOW = 8192
 
-# Texts are padded to multiples of this: a forward pass compiles fast enough for so many lengths.
+# Texts are padded to multiples of this number: a forward pass compiles fast enough for so many lengths.
 _LENGTHS_APART = 32
 
-# Tokens of a batch for each device: a CPU's caches hold what it makes of few; an accelerator's units want many.
+# Tokens per batch and device: a CPU's caches hold the activations of few; an accelerator needs many.
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 32768
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DualEncoder:
-    """Embedding functions of queries and documents; the same function where both are read alike."""
+    """Embedding functions of queries and documents; the same function if both are encoded alike."""
 
     queries: Embed
     documents: Embed
     settings: EncoderSettings
     name: str
-    """Its directory or hub name."""
+    """Directory or hub name of the encoder."""
     mesh: Mesh | None
-    """On which it computes; None: no mesh was set."""
+    """Mesh on which it computes; None: no mesh was set."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What its training came to: `before` and `best`, the rewards on validation, `best_step`, `step`."""
+    """Result of its training: `before` and `best`, the rewards on validation, `best_step`, `step`."""
     temporary: TemporaryPlace | None = None
-    """The directory, where it is removed with the encoder."""
+    """Temporary directory, which is removed with the encoder."""
 
     def __repr__(self) -> str:
         return f"DualEncoder({self.name!r}, {self.settings})"
@@ -69,7 +69,7 @@ def open_encoder(
 ) -> DualEncoder:
     """Dual encoder of a directory or hub name, on the current mesh; unset options are taken from its files.
 
-    LampError where its files cannot be used, or it cannot read texts of these lengths.
+    LampError if its files cannot be used, or it does not support texts of these lengths.
     """
     found = find_encoder(name, find_model(name))
     reader = open_reader(found, encoding, max_length=max_length)
@@ -89,7 +89,7 @@ def rank_by_encoder(
     use_date: bool = False,
     compatibility: Compatibility = CORRECT,
 ) -> Iterator[Ranked]:
-    """Every question's profile by an encoder, on the current mesh. LampError as rank_dense."""
+    """Rankings of the questions' profiles by an encoder, on the current mesh. LampError as rank_dense."""
     queries = None if encoder.queries is encoder.documents else encoder.queries
     return rank_dense(
         questions,
@@ -107,14 +107,14 @@ def open_reader(found: FoundEncoder, encoding: Encoding, *, max_length: int | No
     tokenizer, config = load_tokenizer(found.source), find_model(found.source) / CONFIG
     check_tokenizer(tokenizer, found.source, BertConfig)
     positions = BertConfig.from_hf(read_json(config), source=str(config)).longest
-    longest = tokenizer.model_max_length  # without a limit, a number beyond all others
+    longest = tokenizer.model_max_length  # without a limit, a very large number
     return TextReader(
         tokenizer, choose_settings(found, encoding, max_length=max_length, longest=longest, positions=positions)
     )
 
 
 class TextEncoders:
-    """Encoders of queries and documents into vectors [D]; `graph` is a Bert's. One `Encoder` where both are read
+    """Encoders of queries and documents into vectors [D]; `graph` is a Bert's. The same `Encoder` if both are read
     alike."""
 
     def __init__(self, graph: nnx.GraphDef, reader: TextReader, *, batch_tokens: int | None = None):
@@ -167,8 +167,8 @@ def candidate_scorer(
 class Encoder:
     """Application of a model to texts in batches, compiled once per length of texts.
 
-    `apply` takes parameters and tokens [B, S] to an array [B, ...], `read` gives the token ids of texts. A batch has as
-    many texts as make `batch_tokens` over all devices; None: as many as keep the devices busy.
+    `apply` is a function of parameters and tokens [B, S] that returns an array [B, ...]; `read` returns the token ids
+    of texts. A batch has about `batch_tokens` tokens over all devices; None: as many as keep the devices busy.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Encoder:
         self._rows = {length: max(1, batch_tokens // (length * devices)) * devices for length in lengths}
 
     def __call__(self, params: Any, texts: Sequence[Any]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Batches of (places of n texts, what the model makes of them: float32 [n, ...])."""
+        """Batches of the results: (indices of n texts, the model's output for them, float32 [n, ...])."""
         with tqdm(total=len(texts), desc="embed", unit="text", disable=None) as bar:
             for start in range(0, len(texts), _WINDOW):
                 rows = self._read(texts[start : start + _WINDOW])
@@ -193,7 +193,7 @@ class Encoder:
                 waiting: tuple[list[int], jax.Array] | None = None
                 for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN, own=own_rows):
                     found = self._apply(params, place_batch(batch.source))
-                    if waiting:  # read one batch late, so that the device is never idle
+                    if waiting:  # results are read one batch late, so that the device is never idle
                         yield _whole(*waiting)
                     waiting = ([start + place for place in places], found)
                     bar.update(len(places))
@@ -202,4 +202,4 @@ class Encoder:
 
 
 def _whole(places: list[int], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
-    return places, read(vectors)[: len(places)]  # rows beyond the places only fill the batch
+    return places, read(vectors)[: len(places)]  # the other rows are padding

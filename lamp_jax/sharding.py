@@ -19,7 +19,7 @@ from lamp_jax.runs.workers import available_cores
 MeshAxis = Literal["data", "model"]
 MESH_AXES = ("data", "model")
 
-# Axes that occur together in one array (a weight or an activation): no two may be sharded over the same mesh axis.
+# Axes that occur together in an array (a weight or an activation): no two may be sharded over the same mesh axis.
 _TOGETHER = (("embed", "heads"), ("embed", "mlp"), ("embed", "vocab"), ("batch", "heads"), ("batch", "mlp"))
 _TOGETHER += (("batch", "vocab"),)
 
@@ -69,7 +69,7 @@ FSDP = Rules(embed="data")
 TENSOR_PARALLEL = Rules(heads="model", mlp="model", vocab="model")
 FSDP_AND_TENSOR_PARALLEL = Rules(embed="data", heads="model", mlp="model", vocab="model")
 RULES = {"data": DATA_PARALLEL, "fsdp": FSDP, "tensor": TENSOR_PARALLEL, "fsdp+tensor": FSDP_AND_TENSOR_PARALLEL}
-"""By the names that options use."""
+"""Rules by the names that options use."""
 
 
 def on_cpu() -> bool:
@@ -90,7 +90,7 @@ def model_layout(devices: Devices) -> dict[str, Any]:
 
 
 def open_mesh(devices: Devices) -> Mesh:
-    """Mesh of the options, to be used as that of `make_mesh`.
+    """Mesh of the options, for `jax.set_mesh`.
 
     `cpu_devices` is the number of virtual CPU devices, which must be set before jax starts: one device per core runs an
     encoder 1.3 to 1.5 times as fast as one device for all cores, which wait for each other. Where jax has started, 0
@@ -130,7 +130,7 @@ def make_mesh(data: int = -1, model: int = 1, *, devices: Sequence[Any] | None =
 
 
 def _arrange(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
-    """Devices [data, model], neighbours next to each other; slice after slice along `data`.
+    """Devices [data, model], with neighbours adjacent; slice after slice along `data`.
 
     Slices are joined by the data-centre network only: the model axis, along which activations are exchanged, must be
     within a slice.
@@ -165,9 +165,9 @@ def _arrange_slice(devices: Sequence[Any], data: int, model: int) -> np.ndarray:
 
 @contextmanager
 def set_or_default_mesh() -> Iterator[Mesh]:
-    """The mesh that is set (`jax.set_mesh`), or for the block one of all devices along `data`.
+    """Context with the current mesh (`jax.set_mesh`); if none is set, it sets a mesh of all devices along `data`.
 
-    LampError for a mesh on which models cannot be laid out.
+    LampError for a mesh with other axes or axis types than those of `make_mesh`.
     """
     if not mesh_is_set():
         with jax.set_mesh(make_mesh()):
@@ -183,7 +183,7 @@ def set_or_default_mesh() -> Iterator[Mesh]:
 
 
 def use_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """The mesh on which something was made, for the block; None: it was made without one."""
+    """Context that sets the mesh on which a model was created; None: it was created without a mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
@@ -193,7 +193,7 @@ def mesh_is_set() -> bool:
 
 
 def layout_of(x: jax.Array) -> P | None:
-    """Partition spec of an array on the current mesh, for `out_sharding=`; None where no mesh is set."""
+    """Partition spec of an array on the current mesh, for `out_sharding=`; None without a mesh."""
     return jax.typeof(x).sharding.spec if mesh_is_set() else None
 
 
@@ -217,10 +217,10 @@ def gathered(weight: jax.Array, spec: P) -> jax.Array:
 
 
 def sharded_by_rows(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """A slice [B, ...] of an array [B, ...], sharded over its rows as the array is.
+    """Slice [B, ...] of an array [B, ...], sharded over its rows as the array is.
 
     In jax 0.12 a slice of a single element, such as the first token of a batch of one row, is typed as replicated,
-    whatever the array is: a loop's state or a concatenation is then made of types that do not agree.
+    whatever the array's type: the types of a loop's state or of a concatenation then differ.
     """
     return gathered(part, P(jax.typeof(whole).sharding.spec[0]))
 
@@ -258,7 +258,7 @@ def place_batch(batch: Any, *, rules: Rules = DATA_PARALLEL) -> Any:
         return jax.tree.map(jax.numpy.asarray, batch)
     sharding = NamedSharding(jax.sharding.get_mesh(), rules.spec("batch"))
     count = shards(rules.batch)
-    held = len(own_rows(count, rules=rules))  # of the shards, by this process
+    held = len(own_rows(count, rules=rules))  # number of row shards on this process
 
     def place(rows: np.ndarray) -> jax.Array:
         size = len(rows) * count // held

@@ -1,1 +1,1 @@
-"""What a TPU's compiler makes of a step: its memory, its products, what its chips tell each other. No TPU is needed."""
+"""Analysis of steps compiled for TPUs: memory, matrix products, communication between chips. No TPU is needed."""

@@ -76,7 +76,7 @@ class Topology:
 
     @property
     def device(self) -> Chip:
-        """One device's share of its chip."""
+        """Speeds of one device: its share of its chip."""
         return self.chip.share(len(self.devices) // self.chips)
 
 
@@ -101,7 +101,7 @@ def find_chip(topology: str) -> tuple[str, Chip]:
     return f"{kind}:{shape}", chip
 
 
-# No TPU is used: libtpu must not query, wait for or lock one.
+# No TPU is used: libtpu must not query, wait for or lock any.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -130,7 +130,7 @@ def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> 
 
     how: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if set(name.partition(":")[2].split("x")) == {"1"}:
-        how["chips_per_host_bounds"] = (1, 1, 1)  # of a single chip; else libtpu takes hosts of 2 x 2
+        how["chips_per_host_bounds"] = (1, 1, 1)  # one chip; otherwise libtpu assumes hosts of 2 x 2
     if megacore:
         how["chip_config_name"] = "megacore"
     try:

@@ -9,11 +9,11 @@ from lamp_jax.compiler.program import Array, Computation, Instruction, Program
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# What moves no bytes of its own: names, tuples, loops (their bodies do), ends of what was started before.
+# Instructions that move no bytes themselves: names, tuples, loops (their bodies do), ends of asynchronous operations.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "domain", "add-dependency", ""}
 
-# What only gives an array another form: within a fusion it is not made, and of a slice of it no more is read.
+# Changes of an array's form: within a fusion the result is not stored, and only the slice that is used is read.
 _PASSING = {"bitcast", "reshape", "copy", "convert"}
 
 
@@ -90,7 +90,7 @@ def between_slices(program: Program) -> dict[str, Collective]:
         name = "collective-permute" if kind[1] == "ONE_TO_ONE" else kind[1].lower().replace("_", "-")
         members = slice_count(one)
         size = sum(array.bytes for operand in computation.operands(one) for array in operand.arrays)
-        size *= members if name == "all-gather" else 1  # of which a device sends its part
+        size *= members if name == "all-gather" else 1  # a device sends its shard
         before = found.get(name, Collective(0, 0, 0))
         sent = size * (members - 1) // members if name == "all-to-all" else _sent(name, size, members)
         found[name] = Collective(before.count + times, before.bytes + times * size, before.sent + times * sent)
@@ -98,7 +98,7 @@ def between_slices(program: Program) -> dict[str, Collective]:
 
 
 def slice_count(one: Instruction) -> int:
-    """Number of participating slices: of `{1,2}x{0:7}`, `{1:4}x{0:7}` or `{{100000,200000}}` (100000 x slice +
+    """Number of slices in a group, from `{1,2}x{0:7}`, `{1:4}x{0:7}` or `{{100000,200000}}` (100000 x slice +
     device)."""
     target = one.attributes.partition("_xla_megascale_target=")[2].lstrip('"')
     if pairs := re.match(r"\{(?:\{\d+->\d+\},?)+\}", target):
@@ -112,7 +112,7 @@ def slice_count(one: Instruction) -> int:
 
 
 def group_size(one: Instruction) -> int:
-    """Number of participating devices: of `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
+    """Number of devices in a group, from `{{0,1},{2,3}}`, `[4,2]<=[8]`, `mesh['x'=4,'y'=2] {'x'}` or a permutation."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", one.attributes):
         return 1 + pairs[1].count("},{")
     groups = one.attributes.partition("replica_groups=")[2]
@@ -149,7 +149,7 @@ def _dot(computation: Computation, one: Instruction) -> int:
 
 
 def _convolution(computation: Computation, one: Instruction) -> int:
-    """FLOPs of a convolution, as which a TPU runs products: only steps of spatial axes inside the other operand count.
+    """FLOPs of a convolution, the form of products on TPUs; only window positions inside the operand count.
 
     FLOPs = 2 x batch x output features x input features of a group x the valid steps of each spatial axis.
     """
@@ -211,7 +211,7 @@ def _in_hbm(arrays: Iterable[Array]) -> int:
 
 
 def _read(program: Program, inside: Computation, number: int, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion reads of one operand: of slices, where it uses only those; 0, where it only replaces some."""
+    """Bytes that a fusion reads of one operand: of slices, if it uses only those; 0, if it only replaces some."""
     whole = _in_hbm(arrays)
     parameter = _parameter(inside, number)
     waiting, read = [parameter.name] if parameter and whole else [], 0
@@ -250,7 +250,7 @@ def _parameter(inside: Computation, number: int) -> Instruction | None:
 
 
 def _written(program: Program, inside: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
-    """Bytes that a fusion writes of its results: of the slice, where it only replaces one."""
+    """Bytes that a fusion writes of its results: of the slice, if it only replaces one."""
     if root.opcode == "tuple":
         parts = (inside.by_name[name] for name in root.operands)
         return sum(_written(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))

@@ -34,7 +34,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """Instruction: one line of a computation."""
 
     name: str
     opcode: str

@@ -1,1 +1,1 @@
-"""Tokens from a model: greedily, by beam search, or by scoring given labels."""
+"""Decoding of answers from a generator: greedy search, beam search, and scoring of given labels."""

@@ -1,4 +1,4 @@
-"""Answers to lists of prompts, batch by batch, with one model for all or every user's own adapter."""
+"""Batched answering of lists of prompts, with one model for all users or an adapter per user."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from lamp_jax.runs.journals import Journal
 from lamp_jax.sharding import own_rows, place_batch
 
 ReadAdapters = Callable[[Sequence[str]], dict[str, np.ndarray]]
-"""The adapters [B, ...] of the examples of B ids; an empty id stands for a row that only fills a batch."""
+"""Function: ids of B examples -> their adapters [B, ...]; an empty id is a padding row of the batch."""
 Answered = TypeVar("Answered")
 
 
@@ -29,9 +29,9 @@ def answer(
     journal: Journal | None = None,
     adapters: ReadAdapters | None = None,
 ) -> dict[str, Answered]:
-    """The answer to every example, by id, in their order. With a journal, what it holds is not answered again.
+    """Answers of all examples by id, in their order. Examples with an answer in the journal are not answered again.
 
-    `answerer` takes parameters, prompts [B, S] and the rows' adapters to B answers.
+    `answerer` is a function of parameters, prompts [B, S] and the rows' adapters, and returns B answers.
     """
     answers: dict[str, Answered] = dict(journal.entries) if journal else {}
     lengths = fit_buckets((len(example.source) for example in examples), max_length)
@@ -43,7 +43,7 @@ def answer(
             if not all(key in answers for key in ids):
                 own = adapters and adapters(_own(ids, batch_size))
                 found = answerer(params, place_batch(batch.source), own and place_batch(own))
-                fresh = dict(zip(ids, found, strict=False))  # rows beyond the ids only fill the batch
+                fresh = dict(zip(ids, found, strict=False))  # rows after the ids are padding
                 answers |= fresh
                 if journal:
                     journal.append(fresh.items())
@@ -53,11 +53,11 @@ def answer(
 
 
 def read_adapters(store: AdapterStore, users: dict[str, str]) -> ReadAdapters:
-    """What reads the adapters of questions by their ids, as `answer` asks for them; `users` by question id."""
+    """Function that reads the adapters of questions by id, for `answer`; `users` by question id."""
     return lambda ids: store.read_for([users.get(key) for key in ids])
 
 
 def _own(ids: Sequence[str], rows: int) -> list[str]:
-    """Of a batch's ids those of the rows that this process makes."""
+    """Ids of the rows of a batch that this process has; empty for padding rows."""
     padded = [*ids, *[""] * (rows - len(ids))]
     return [padded[row] for row in own_rows(rows)]

@@ -1,4 +1,4 @@
-"""How prompts become answers: one jitted function for each way of decoding, and what it says read as text."""
+"""Answers to batches of prompts: one jitted function per decoding method, and conversion of its output to text."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,14 +23,14 @@ from lamp_jax.tasks.catalog import Task
 
 
 class Decoded(NamedTuple):
-    """An answer, and where labels were scored their probabilities, float64 [L] in the task's order."""
+    """Answer, and if labels were scored their probabilities, float64 [L] in the task's order."""
 
     text: str
     probabilities: np.ndarray | None
 
 
 class Answerer:
-    """Answers of a generator to prompts. Compiles once for each length of prompts."""
+    """Generator that answers prompts as text. Compiles once per length of prompts."""
 
     def __init__(
         self,
@@ -50,11 +50,11 @@ class Answerer:
         self._decode = make_decoder(graph, answering, labels, generation=generation, lora=lora)
 
     def __call__(self, params: Any, source: jax.Array, adapters: Adapters | None = None) -> list[str]:
-        """Prompts [B, S], with `lora` each with its own adapter, -> B answers, of all processes' in each of them."""
+        """Answers to B prompts [B, S], gathered from all processes; with `lora`, `adapters` has one per prompt."""
         return [answer.text for answer in self.decode(params, source, adapters)]
 
     def decode(self, params: Any, source: jax.Array, adapters: Adapters | None = None) -> list[Decoded]:
-        """As a call, with the labels' probabilities."""
+        """Answers as those of a call, with the labels' probabilities."""
         result = read(self._decode(params, source, adapters))
         if self.by_labels:
             return [Decoded(choose_label(row, self.task), label_probabilities(row)) for row in result]
@@ -63,15 +63,15 @@ class Answerer:
 
 
 def label_probabilities(log_probabilities: np.ndarray) -> np.ndarray:
-    """Softmax over the labels, float64 [L]."""
+    """Probabilities of the labels, float64 [L], by softmax."""
     weights = np.exp(log_probabilities - np.max(log_probabilities), dtype=np.float64)
     return weights / weights.sum()
 
 
 def choose_label(log_probabilities: np.ndarray, task: Task) -> str:
-    """The label [L] that is best for the task's metric.
+    """Best label for the task's metric, given the labels' log-probabilities [L].
 
-    For accuracy the most probable one, for MAE the median: the first label, in their order, at which the cumulative
+    For accuracy the most probable label; for MAE the median: the first label, in their order, at which the cumulative
     probability reaches one half.
     """
     probabilities = label_probabilities(log_probabilities)
@@ -81,13 +81,13 @@ def choose_label(log_probabilities: np.ndarray, task: Task) -> str:
 
 
 def label_tokens(task: Task, tokenizer: Any) -> np.ndarray:
-    """The labels' token ids, `</s>` included, [L, T] padded with NO_TOKEN."""
+    """Token ids of the labels, with `</s>`, [L, T] padded with NO_TOKEN."""
     rows: Sequence[Sequence[int]] = tokenizer(list(task.labels)).input_ids
     return pad_rows(rows, len(rows), max(map(len, rows)))
 
 
 def without_padding(tokens: jax.Array, config: GeneratorConfig) -> jax.Array:
-    """Generated tokens [B, T] with NO_TOKEN after the first that ends: the tokenizer may pad with another id."""
+    """Generated tokens [B, T] with NO_TOKEN after the first end token: the tokenizer's padding id may differ."""
     ends = is_end(tokens, config)
     return jnp.where(jnp.cumsum(ends, axis=1) - ends > 0, NO_TOKEN, tokens)
 
@@ -100,10 +100,10 @@ def make_decoder(
     generation: Generation = NOTHING,
     lora: Lora | None = None,
 ) -> Any:
-    """The jitted (parameters, prompts [B, S]) -> tokens [B, T], or log-probabilities of the `labels` [L, T], [B, L].
+    """Jitted function: parameters, prompts [B, S] -> tokens [B, T], or log-probabilities [B, L] of `labels` [L, T].
 
-    `generation` is what the model's files ask of a search. With `lora` it takes the rows' adapters of this form
-    besides.
+    `generation` are the generation settings in the model's files. With `lora`, the function has a further argument: the
+    rows' adapters, with these settings.
     """
     longest = generation.max_new_tokens or answering.generation_max_length - 1
 

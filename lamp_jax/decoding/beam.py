@@ -10,49 +10,49 @@ from lamp_jax.decoding.constraints import Constrain
 from lamp_jax.models.generator import Cache, Generator, Source, end_tokens, is_end
 from lamp_jax.sharding import gathered
 
-# A score that no hypothesis has; added, it takes a candidate out of the choice.
+# Score of impossible hypotheses; added to a candidate's score, it excludes the candidate.
 _NEVER = -1e9
 
 
 class Beams(NamedTuple):
-    """The finished hypotheses of every source, best first."""
+    """Finished hypotheses of every source, best first."""
 
     tokens: jax.Array
-    """[B, K, T]: `</s>` included, padding behind it, no start token."""
+    """[B, K, T]: with `</s>` and padding after it, without start token."""
     scores: jax.Array
-    """[B, K]: sum of log-probabilities / (number of tokens, `</s>` included)^length_penalty; -1e9: none was found."""
+    """[B, K]: sum of log-probabilities / (number of tokens with `</s>`)^length_penalty; -1e9: no hypothesis."""
 
 
 class _State(NamedTuple):
     length: jax.Array
-    """How many tokens every live hypothesis has; a scalar."""
+    """Number of tokens of every live hypothesis; a scalar."""
     live_tokens: jax.Array
-    """[B, K, T]"""
+    """[B, K, T]: tokens of the live hypotheses."""
     live_scores: jax.Array
     """[B, K]: sums of log-probabilities, best first."""
     last: jax.Array
-    """[B, K]: the tokens that the model reads next."""
+    """[B, K]: next input tokens of the model."""
     cache: Cache
-    """Of the live hypotheses, [K, L, B, ...]: K first, as `vmap` wants it, so that nothing is transposed."""
+    """Cache of the live hypotheses, [K, L, B, ...]: K is the first axis, as for `vmap`, to avoid transposes."""
     tokens: jax.Array
-    """[B, K, T]: the finished hypotheses."""
+    """[B, K, T]: tokens of the finished hypotheses."""
     scores: jax.Array
-    """[B, K]: theirs, with the length penalty, best first."""
+    """[B, K]: scores of the finished hypotheses, with the length penalty, best first."""
     finished: jax.Array
-    """[B, K]: whether this place holds a finished hypothesis."""
+    """[B, K]: whether this entry is a finished hypothesis."""
     open: jax.Array
-    """[B]: whether this source can still gain by going on."""
+    """[B]: whether further steps can still improve this source's hypotheses."""
 
 
 class _Rules(NamedTuple):
-    """What a search does at each step, beside extending its hypotheses."""
+    """Settings of a search step."""
 
     divisors: np.ndarray
-    """[T]: the length penalty of hypotheses of 1 to T tokens."""
+    """[T]: length penalty of hypotheses of 1 to T tokens."""
     expected: np.ndarray
-    """[T]: the length penalty that live hypotheses of 1 to T tokens are taken to have at their end."""
+    """[T]: length penalty assumed for the final length of live hypotheses of 1 to T tokens."""
     stop_when_full: bool
-    """Whether a source is done when K hypotheses have finished."""
+    """Whether a source is done as soon as K hypotheses have finished."""
     constrain: Constrain | None
 
 
@@ -66,15 +66,15 @@ def beam_search(
     early_stopping: bool | Literal["never"] = False,
     constrain: Constrain | None = None,
 ) -> Beams:
-    """Sources [B, S] -> the `num_beams` (K) best finished hypotheses each, at most `max_new_tokens` (T) tokens long.
+    """Beam search: the `num_beams` (K) best finished hypotheses of up to `max_new_tokens` (T) tokens per source [B, S].
 
     Every step extends the K live hypotheses by one token, whose log-probability `constrain` may change, and keeps the
-    best 2K candidates (with several ends, K more for each). Those of the first K that end with `</s>` (at the last
-    step: all) compete for the K finished places; the best K that go on stay alive. A source is done when its best live
-    sum, divided by its present length^length_penalty, is not above its worst finished score; with `early_stopping` also
-    when K have finished; with "never" the length is the longest if long hypotheses gain. HF's `max_length` counts the
-    start token: it is max_new_tokens + 1. To be jitted by the caller with the numbers static; the source's keys and
-    values are shared by all hypotheses.
+    best 2K candidates ((1 + E)K with E > 1 end tokens). Those of the first K that end with `</s>` (at the
+    last step: all) compete for the K finished entries; the best K of the others stay live. A source is done when its
+    best live sum, divided by its present length^length_penalty, is not above its worst finished score; with
+    `early_stopping` also when K have finished; with "never" the length is the maximum if the penalty favours long
+    hypotheses. HF's `max_length` counts the start token: it is max_new_tokens + 1. To be jitted by the caller with
+    static numbers; the source's keys and values are shared by all hypotheses.
     """
     divisors = (np.arange(1.0, max_new_tokens + 1) ** length_penalty).astype(np.float32)
     longest = early_stopping == "never" and length_penalty > 0
@@ -96,13 +96,13 @@ def beam_search(
 def _start(model: Generator, source: Source, *, num_beams: int, max_new_tokens: int) -> _State:
     first, cache = model.start(source, max_length=max_new_tokens)
     last = jnp.broadcast_to(first[:, None], (len(first), num_beams))
-    places = jnp.zeros_like(last)  # sharded by the batch, as all that is made of it
+    places = jnp.zeros_like(last)  # sharded over the batch, as are all arrays made from it
     blank = jnp.broadcast_to(places[:, :, None], (*places.shape, max_new_tokens)) + model.config.pad_token_id
     zeros = places.astype(jnp.float32)
     return _State(
         length=jnp.int32(0),
         live_tokens=blank,
-        # All hypotheses are equal at the start: only the first may be extended.
+        # All hypotheses are equal at the start: only the first is extended.
         live_scores=zeros + jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEVER),
         last=last,
         cache=jax.tree.map(lambda x: jnp.repeat(x[None], num_beams, axis=0), cache),
@@ -120,7 +120,7 @@ def _step(model: Generator, source: Source, state: _State, rules: _Rules) -> _St
     divisor = jnp.asarray(rules.divisors)[state.length]
     ends = is_end(best.last, model.config) | (length == max_new_tokens)
 
-    # Only the first K may finish; the others are there so that K go on, however many of the first end.
+    # Only the first K may finish; the other candidates ensure that K stay live, however many of the first K end.
     may_finish = ends & state.open[:, None] & (jnp.arange(best.sums.shape[1]) < num_beams)
     entries = jnp.concatenate([state.scores, best.sums / divisor + jnp.where(may_finish, 0.0, _NEVER)], axis=1)
     scores, places = jax.lax.top_k(entries, num_beams)
@@ -146,16 +146,16 @@ def _step(model: Generator, source: Source, state: _State, rules: _Rules) -> _St
 
 
 class _Candidates(NamedTuple):
-    """The best one-token extensions of the live hypotheses, best first; N = 2K, with E ends more than one (1 + E)K."""
+    """Best one-token extensions of the live hypotheses, best first; N = 2K, or (1 + E)K with E > 1 end tokens."""
 
     sums: jax.Array
     """[B, N]: sums of log-probabilities."""
     parents: jax.Array
-    """[B, N]: which live hypothesis each extends."""
+    """[B, N]: index of the live hypothesis that each candidate extends."""
     last: jax.Array
     """[B, N]: the new token."""
     tokens: jax.Array
-    """[B, N, T]"""
+    """[B, N, T]: the tokens of each candidate."""
 
 
 def _extend(model: Generator, source: Source, state: _State, constrain: Constrain | None) -> tuple[_Candidates, Cache]:
@@ -163,7 +163,7 @@ def _extend(model: Generator, source: Source, state: _State, constrain: Constrai
     step = jax.vmap(model.step, in_axes=(1, None, 0, None), out_axes=(1, 0))
     logits, cache = step(state.last, state.length, state.cache, source)
 
-    # [B, K, V] -> [B, K * V]; top_k needs the whole vocabulary on one device.
+    # [B, K, V] -> [B, K * V]; top_k needs the complete vocabulary on one device.
     logits = gathered(logits, model.rules.spec("batch", None, None))
     scores = jax.nn.log_softmax(logits, axis=-1)
     if constrain:
@@ -178,10 +178,10 @@ def _extend(model: Generator, source: Source, state: _State, constrain: Constrai
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
-    """values[b, index[b, k]]: [B, N, ...] and [B, K] -> [B, K, ...]."""
+    """Gather along axis 1, values[b, index[b, k]]: [B, N, ...] and [B, K] -> [B, K, ...]."""
     return jax.vmap(lambda row, chosen: row[chosen])(values, index)
 
 
 def _pick_cache(values: jax.Array, index: jax.Array) -> jax.Array:
-    """The same for [N, L, B, ...]."""
+    """Gather of `_pick` for caches [N, L, B, ...]."""
     return jax.vmap(lambda row, chosen: row[chosen], in_axes=(2, 0), out_axes=2)(values, index)

@@ -1,4 +1,4 @@
-"""Changes to the scores of next tokens that a model's `generation_config.json` asks for, in transformers' order."""
+"""Logits processors for the settings of a model's `generation_config.json`, in transformers' order."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,30 +13,30 @@ from lamp_jax.decoding.generation import Generation
 from lamp_jax.models.generator import Generator, GeneratorConfig, end_tokens
 
 Constrain = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Scores [B, K, V] of the next tokens, the hypotheses' tokens [B, K, T] and how many there are -> scores [B, K, V]."""
+"""Function: scores [B, K, V] of the next tokens, hypotheses [B, K, T], their number of tokens -> scores [B, K, V]."""
 
 
 class _Context(NamedTuple):
-    """One hypothesis, or with leading axes many."""
+    """Context of the next token of one hypothesis; arrays may have leading axes for several."""
 
     text: jax.Array
-    """[C + T]: the tokens before the answer, then what is generated; V for padding, and where there is nothing yet."""
+    """[C + T]: the tokens before the answer, then the generated ones; V at padding and at future positions."""
     end: jax.Array
-    """The place in the text of the next token; a scalar."""
+    """Position of the next token in the text; a scalar."""
     length: jax.Array
-    """How many tokens are generated; a scalar."""
+    """Number of generated tokens; a scalar."""
     source: jax.Array
-    """[S]: the source's tokens; V for padding."""
+    """[S]: the source's tokens; V at padding."""
 
 
 _Change = Callable[[jax.Array, _Context], jax.Array]
-"""Scores [V] in the context of one hypothesis -> scores [V]."""
+"""Function: scores [V], context of one hypothesis -> scores [V]."""
 
 
 def make_constraint(
     generation: Generation, model: Generator, sources: jax.Array, *, max_new_tokens: int
 ) -> Constrain | None:
-    """All that is asked, for answers of a model to sources [B, S]; None where that is nothing."""
+    """Composition of all changes for answers of a model to sources [B, S]; None without changes."""
     changes = list(_changes(generation, model.config, max_new_tokens))
     if not changes:
         return None
@@ -58,7 +58,7 @@ def make_constraint(
 
 
 def _changes(asked: Generation, config: GeneratorConfig, max_new_tokens: int) -> Iterator[_Change]:
-    """The changes, in the order in which transformers makes them."""
+    """Changes to the scores, in transformers' order."""
     vocabulary, ends = config.vocab_size, end_tokens(config)
     bad_words = [(words, -np.inf) for words in asked.bad_words_ids if words not in [(end,) for end in ends]]
     some = partial(_among, vocabulary=vocabulary)
@@ -95,12 +95,12 @@ def _changes(asked: Generation, config: GeneratorConfig, max_new_tokens: int) ->
 
 
 def _among(tokens: Iterable[int], *, vocabulary: int) -> np.ndarray:
-    """[V] bool: True at these tokens."""
+    """Mask [V] bool: True at these tokens."""
     return np.isin(np.arange(vocabulary), [*tokens])
 
 
 def _add_biases(biases: Iterable[tuple[Sequence[int], float]]) -> _Change:
-    """Adds each sequence's number to the score of its last token where those before it were generated last."""
+    """Sequence bias: added to the score of a sequence's last token if its other tokens were generated last."""
     groups: dict[int, dict[tuple[int, ...], float]] = defaultdict(dict)
     for tokens, bias in biases:
         groups[len(tokens) - 1][tuple(tokens)] = bias
@@ -117,7 +117,7 @@ def _add_biases(biases: Iterable[tuple[Sequence[int], float]]) -> _Change:
 
 
 def _penalize(scores: jax.Array, tokens: jax.Array, penalty: float) -> jax.Array:
-    """Makes these tokens less probable, or by a penalty below 1 more."""
+    """Repetition penalty: these tokens become less probable, or with a penalty below 1 more probable."""
     changed = jnp.where(scores < 0, scores * penalty, scores / penalty)
     return jnp.where(_marked(scores, tokens), changed, scores)
 
@@ -127,12 +127,13 @@ def _ban(scores: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _marked(scores: jax.Array, tokens: jax.Array) -> jax.Array:
-    """[V] bool: True at these tokens; those beyond the vocabulary are none."""
+    """Mask [V] bool: True at these tokens; ids outside the vocabulary are ignored."""
     return jnp.zeros_like(scores, bool).at[tokens].set(True, mode="drop")
 
 
 def _next_in(tokens: jax.Array, context: _Context, size: int) -> jax.Array:
-    """The tokens after each place where `tokens` has the last `size` - 1 of the hypothesis; V where it has others."""
+    """Tokens after each occurrence in `tokens` of the hypothesis's last `size` - 1; elsewhere an id outside the
+    vocabulary."""
     places = np.arange(max(len(tokens) - size + 1, 0))[:, None] + np.arange(size)
     windows = tokens[places]
     fits = jnp.all(windows[:, :-1] == _tail(context, size - 1), axis=1)
@@ -140,7 +141,7 @@ def _next_in(tokens: jax.Array, context: _Context, size: int) -> jax.Array:
 
 
 def _tail(context: _Context, size: int) -> jax.Array:
-    """The last tokens of a hypothesis, [size]; -1, which no text has, where there are not so many."""
+    """Last `size` tokens of a hypothesis; -1, which is no token, if there are fewer."""
     if size > len(context.text):
         return jnp.full(size, -1)
     found = jax.lax.dynamic_slice(context.text, [jnp.maximum(context.end - size, 0)], [size])
@@ -148,13 +149,13 @@ def _tail(context: _Context, size: int) -> jax.Array:
 
 
 def _force(tokens: np.ndarray, *, at: int) -> _Change:
-    """Leaves nothing but these tokens [V] as the token with this number."""
+    """Allows only these tokens [V] as the generated token number `at`, from 0."""
     only = np.where(tokens, 0.0, -np.inf).astype(np.float32)
     return lambda scores, context: jnp.where(context.length == at, only, scores)
 
 
 def _raise_ends(ends: np.ndarray, start: int, factor: float, max_new_tokens: int) -> _Change:
-    """Raises the score of the ends [V] by a factor that grows with every token after `start`."""
+    """Raises the score of the end tokens [V] by a factor that grows with every token after `start`."""
     steps = np.maximum(np.arange(max_new_tokens) - start, 0)
     growth = (np.float64(factor) ** steps - 1).astype(np.float32)
 

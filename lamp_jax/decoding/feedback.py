@@ -1,4 +1,4 @@
-"""Feedback of a generator: prompts are answered and scored batch by batch, in an order of their own."""
+"""Feedback of a generator: prompts are answered and scored in batches, sorted by length within windows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,27 +21,27 @@ from lamp_jax.tasks.metrics import score
 from lamp_jax.tasks.prompts import Prompt
 from lamp_jax.tasks.rewards import LIKELIHOOD
 
-# Batches whose prompts are built and sorted by length together: a resumed run builds no more than these again.
+# Number of batches whose prompts are built and sorted by length together: a resumed run rebuilds at most these.
 _WINDOW = 256
 
 RatedAnswer = tuple[str | None, dict[str, float]]
-"""What was generated (None where nothing was), and its metrics."""
+"""Generated text (None if nothing was generated), and its metrics."""
 Rate = Callable[[Sequence[Question], np.ndarray], list[RatedAnswer]]
-"""A batch's questions and this process's rows of their prompts [B, S], of which some only fill it -> their answers."""
+"""Function: questions of a batch, this process's rows of their prompts [B, S] with padding rows -> rated answers."""
 
 
 class Trial(NamedTuple):
-    """A question whose profile is what its prompt shall hold, and what names its record."""
+    """Question whose profile is the content of its prompt, and the names that identify its record."""
 
     question: Question
     names: dict[str, Any]
 
 
 class RatedBatch(NamedTuple):
-    """Trials that were answered together."""
+    """Trials of one batch, with their prompts and rated answers."""
 
     first: int
-    """Trials that were answered before them."""
+    """Number of trials in the preceding batches."""
     trials: list[Trial]
     prompts: list[Prompt]
     answers: list[RatedAnswer]
@@ -59,10 +59,10 @@ def rate_trials(
     done: int = 0,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> Iterator[RatedBatch]:
-    """The trials, batch by batch, each once; batches that the first `done` trials fill are left out.
+    """Rated batches of the trials, each trial once; batches within the first `done` trials are skipped.
 
-    The batches are a function of the list of trials alone, so that a run that was killed resumes after its last
-    complete batch. `advance` is told of every batch how many trials it has.
+    The batches are a function of the list of trials only, so that a killed run resumes after its last complete batch.
+    `advance` is called with the number of trials of every batch.
     """
     told = PromptSettings(prompting=prompting, compatibility=compatibility)
     rows = dict.fromkeys(choose_buckets(prompting.max_length), batch_size)
@@ -84,7 +84,7 @@ def rate_trials(
 
 
 def metric_rater(answerer: Answerer, params: Any, task: Task, *, compatibility: Compatibility) -> Rate:
-    """Generates an answer to each prompt, and scores it with the task's metrics where the gold is known."""
+    """Function that generates an answer to each prompt, and scores it with the task's metrics if a reference exists."""
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[RatedAnswer]:
         texts = answerer(params, place_batch(source))[: len(questions)]
@@ -108,12 +108,13 @@ def likelihood_rater(
     answering: Answering,
     batch_size: int,
 ) -> Rate:
-    """Measures the mean log-probability of the gold's tokens after each prompt; nothing is generated."""
+    """Function that measures the mean log-probability of the reference's tokens after each prompt, without
+    generation."""
     golds = {trial.question.id: gold_of(trial.question) for trial in trials}
     longest = answering.generation_max_length - 1
     tokens = tokenizer(list(golds.values()), truncation=True, max_length=longest).input_ids if golds else []
     rows = dict(zip(golds, tokens, strict=True))
-    # One length for all batches, so that a program is compiled for each length of prompts alone.
+    # One target length for all batches, so that a program is compiled per length of prompts only.
     length = -(-max(map(len, tokens), default=0) // 16) * 16
     measure = jax.jit(lambda params, source, target: mean_log_probability(nnx.merge(graph, params), source, target))
 

@@ -1,4 +1,4 @@
-"""What a model's `generation_config.json` asks of beam and greedy search, as transformers 5 reads it."""
+"""Settings of a model's `generation_config.json` for beam and greedy search, as read by transformers 5."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -28,14 +28,14 @@ _SPECIAL = {"pad_token_id", "eos_token_id", "decoder_start_token_id"}
 
 @dataclass(frozen=True)
 class Generation:
-    """What is asked of a search beside its options. The names are transformers'; by default nothing is asked."""
+    """Generation settings beside the search options. The names are transformers'; the defaults have no effect."""
 
     eos_token_id: tuple[int, ...] = ()
-    """The tokens that end an answer; empty: those of `config.json`."""
+    """Tokens that end an answer; empty: those of `config.json`."""
     decoder_start_token_id: int | None = None
-    """The token before an answer; None: that of `config.json`."""
+    """Token before an answer; None: that of `config.json`."""
     max_new_tokens: int | None = None
-    """Longest answer, `</s>` included, whatever the options say."""
+    """Maximum length of an answer, with `</s>`; it overrides the options."""
     min_new_tokens: int = 0
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
@@ -53,23 +53,23 @@ class Generation:
     begin_suppress_tokens: tuple[int, ...] = ()
     renormalize_logits: bool = False
     source: str = field(default="", compare=False)
-    """The file that was read; empty: none."""
+    """File that was read; empty: none."""
     ignored: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What the file says besides, and why it has no effect."""
+    """Settings in the file without effect, and the reason."""
 
     @property
     def applied(self) -> dict[str, Any]:
-        """What is asked."""
+        """Settings that differ from the defaults."""
         own, nothing = asdict(self), asdict(NOTHING)
         return {name: own[name] for name in own if name not in ("source", "ignored") and own[name] != nothing[name]}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a run record holds of it."""
+        """Entry of the run record."""
         return {"source": Path(self.source).name, "applied": self.applied, "ignored": dict(self.ignored)}
 
     def configure(self, config: Any) -> Any:
-        """A model's config with the tokens that start and end generated answers."""
+        """Config of a model with the start and end tokens of these settings."""
         found: dict[str, Any] = {}
         if ends := self.eos_token_id:
             found["eos_token_id"] = ends
@@ -84,16 +84,16 @@ class Generation:
 
 
 NOTHING = Generation()
-"""The search that its options alone describe."""
+"""Settings without effect: the options alone determine the search."""
 
 
 def searches_greedily(answering: Answering) -> bool:
-    """Whether the search is greedy, as transformers' is for one beam."""
+    """Whether the search is greedy, as in transformers for one beam."""
     return answering.decode == "greedy" or answering.num_beams == 1
 
 
 def open_generation(model: str | Path, answering: Answering) -> Generation:
-    """As `read_generation`; what the model's files ask for is printed."""
+    """Settings as from `read_generation`, which are printed if the model's files have any."""
     generation = read_generation(model, answering)
     if generation.source and (generation.applied or generation.ignored):
         print(generation)
@@ -101,12 +101,12 @@ def open_generation(model: str | Path, answering: Answering) -> Generation:
 
 
 def read_generation(model: str | Path, answering: Answering) -> Generation:
-    """What the files of a model directory or hub name ask of a search with these options.
+    """Generation settings in the files of a model directory or hub name, for a search with these options.
 
-    That is what `generation_config.json` says, or where there is no such file `config.json`, into which older versions
-    of transformers wrote it. Special tokens that the first does not name are those of `config.json` in any case; for
-    transformers there would be none. LampError, naming the file, for a value that is none of its name, and for what
-    neither beam nor greedy search can do.
+    They are read from `generation_config.json`, or if it does not exist from `config.json`, into which older versions
+    of transformers wrote them. Special tokens that `generation_config.json` lacks are those of `config.json`, whereas
+    transformers would have none. LampError, naming the file, for an invalid value, and for settings that neither beam
+    nor greedy search supports.
     """
     if answering.decode == "labels":
         return Generation(ignored={"all": "labels are scored, nothing is generated"})
@@ -116,7 +116,7 @@ def read_generation(model: str | Path, answering: Answering) -> Generation:
     config = read_generator_config(model)
     found = check_values(values, path, vocabulary=config.vocab_size)
     ignored = _find_ignored(values, answering)
-    if "min_length" in found:  # the start token counts
+    if "min_length" in found:  # it counts the start token
         least = max(found.pop("min_length") - 1, 0)
         if "min_new_tokens" in found:
             ignored["min_length"] = "min_new_tokens decides"
@@ -135,14 +135,14 @@ def read_generation(model: str | Path, answering: Answering) -> Generation:
 
 
 def keep_generation(model: str | Path, output: Path) -> None:
-    """Writes what a model's files say of generation to the directory of a model that is trained from it."""
+    """Writes the generation settings in a model's files to the directory of a model trained from it."""
     path, values = _read_values(find_model(model))
     if path.name == GENERATION_CONFIG or values.keys() - _SPECIAL:
         write_json(output / GENERATION_CONFIG, values)
 
 
 def _read_values(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The file of a model directory that says how to generate, and all that it says of it, without nulls."""
+    """File of a model directory with the generation settings, and all of its values that are not null."""
     own = (directory / GENERATION_CONFIG).is_file()
     path = directory / (GENERATION_CONFIG if own else CONFIG)
     values = {name: value for name, value in read_json(path).items() if value is not None}
@@ -154,7 +154,7 @@ def _read_values(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _find_ignored(values: Mapping[str, Any], answering: Answering) -> dict[str, str]:
-    """The names of values without effect, and why; not those that say what would be done without them."""
+    """Names of settings without effect, and the reason; values equal to the options or the defaults are left out."""
     beams = 1 if searches_greedily(answering) else answering.num_beams
     same = {"num_beams": beams, "max_length": answering.generation_max_length}
     ignored = {
@@ -169,7 +169,7 @@ def _find_ignored(values: Mapping[str, Any], answering: Answering) -> dict[str, 
 
 
 def _check_powers(generation: Generation, longest: int) -> None:
-    """LampError where a power that a search computes is beyond what float32 holds."""
+    """LampError if a power that a search computes overflows or vanishes in float32."""
     start, factor = generation.exponential_decay_length_penalty or (longest, 1.0)
     with np.errstate(all="ignore"):
         powers = {

@@ -1,4 +1,4 @@
-"""The names that transformers 5 knows in `generation_config.json`: values that a search applies, ignores or refuses."""
+"""Names in transformers 5's `generation_config.json`: settings that a search applies, ignores or rejects."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ from lamp_jax.runs.json_files import glimpse
 
 
 class Kind(NamedTuple):
-    """The values that a name may have."""
+    """Valid values of a setting."""
 
     expected: str
     fits: Callable[[Any, int], bool]
-    """Whether a value is one, for a vocabulary of so many tokens."""
+    """Function: value, vocabulary size -> whether the value is valid."""
     convert: Callable[[Any], Any] = lambda value: value
 
 
@@ -103,10 +103,10 @@ KINDS: Mapping[str, Kind] = {
     "begin_suppress_tokens": _TOKENS,
     "renormalize_logits": _FLAG,
 }
-"""Names that a search applies."""
+"""Settings that a search applies."""
 
 BEAM_ONLY = ("length_penalty", "early_stopping")
-"""Those of them that greedy search does not read."""
+"""Settings among `KINDS` that greedy search does not read."""
 
 _SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0}
 _SAMPLING |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
@@ -122,7 +122,7 @@ IGNORED: Mapping[str, tuple[str, Any]] = {
     **{name: ("only sampling reads it", value) for name, value in _SAMPLING.items()},
     **{name: ("only assisted generation reads it", value) for name, value in _ASSISTED.items()},
 }
-"""Names without effect on a search: why, and transformers' own value, which needs no mention."""
+"""Settings without effect on a search: the reason, and transformers' default, which is not reported."""
 
 _MODES = ("constraints", "force_words_ids", "dola_layers", "watermarking_config", "stop_strings", "max_time")
 _MODES += ("prompt_lookup_num_tokens", "assistant_early_exit", "speculation_type", "custom_generate")
@@ -136,7 +136,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
     "guidance_scale": (1,),
 }
-"""Names that ask for another search, and the values (beside null) by which they do not."""
+"""Settings that select another search, and their values (beside null) that do not."""
 
 _COMPUTATION = ("low_memory", "use_cache", "cache_implementation", "cache_config", "max_cache_len")
 _COMPUTATION += ("prefill_chunk_size", "compile_config", "disable_compile", "continuous_batching_config")
@@ -144,15 +144,15 @@ _RETURNED = ("return_dict_in_generate", "output_attentions", "output_hidden_stat
 _OTHERS = ("transformers_version", "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id")
 
 TECHNICAL = frozenset((*_COMPUTATION, *_RETURNED, *_OTHERS))
-"""Names that change no answer: how it is computed, what else is returned, and what pads it."""
+"""Settings that change no answer: computation, additional outputs, and padding."""
 
 GENERATION = KINDS.keys() | IGNORED.keys() | REFUSED.keys()
-"""Names of generation, which old versions of transformers wrote into `config.json`."""
+"""Names of generation settings, which old versions of transformers wrote into `config.json`."""
 
 
 def check_values(values: Mapping[str, Any], path: Path, *, vocabulary: int) -> dict[str, Any]:
-    """The values that a search applies, converted. LampError for one that is none of its name, and for one that asks
-    for another search."""
+    """Settings that a search applies, converted. LampError for an invalid value, and for a setting that selects
+    another search."""
     for name, harmless in REFUSED.items():
         if name in values and values[name] not in harmless:
             raise LampError(

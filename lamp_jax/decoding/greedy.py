@@ -1,4 +1,4 @@
-"""Greedy search: the most probable next token, again and again, for a whole batch at once."""
+"""Greedy search: the most probable next token at every step, for an entire batch at once."""
 
 from typing import NamedTuple
 
@@ -12,20 +12,20 @@ from lamp_jax.sharding import gathered
 
 class _State(NamedTuple):
     length: jax.Array
-    """How many tokens are generated; a scalar."""
+    """Number of generated tokens; a scalar."""
     tokens: jax.Array
-    """[B, T], padding behind `</s>`."""
+    """[B, T], padding after `</s>`."""
     last: jax.Array
-    """[B]: what the model reads next."""
+    """[B]: next input tokens of the model."""
     finished: jax.Array
-    """[B]"""
+    """[B]: whether `</s>` was generated."""
     cache: Cache
 
 
 def greedy_search(
     model: Generator, tokens: jax.Array, *, max_new_tokens: int, constrain: Constrain | None = None
 ) -> jax.Array:
-    """Sources [B, S] -> generated tokens [B, max_new_tokens]: `</s>` included, padding behind it, no start token.
+    """Generated tokens [B, max_new_tokens] for sources [B, S]: with `</s>` and padding after it, without start token.
 
     Equal to HF's `generate(num_beams=1, do_sample=False, max_length=max_new_tokens + 1)`. To be jitted by the caller,
     with `max_new_tokens` static; ends early when every row has its `</s>`. `constrain` may change the logits.

@@ -1,4 +1,4 @@
-"""How probable given answers are: every label of a task, or one answer for each source; one pass, no generation."""
+"""Likelihoods of given answers: every label of a task, or one answer per source; one pass, without generation."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from lamp_jax.models.generator import Generator, Source
 
 
 def score_labels(model: Generator, tokens: jax.Array, labels: jax.Array) -> jax.Array:
-    """log p(label | source) of every label's whole token sequence, `</s>` included; float32.
+    """Log-probability log p(label | source) of every label's complete token sequence, with `</s>`; float32.
 
-    Sources [B, S], labels [L, T] (L labels, NO_TOKEN or padding after `</s>`) -> [B, L]. A source is read once
-    and serves all labels. The probability among the labels is the softmax over the last axis.
+    Sources [B, S], labels [L, T] (L labels, NO_TOKEN or padding after `</s>`) -> [B, L]. A source is encoded once for
+    all labels. The probability among the labels is the softmax over the last axis.
     """
     source = model.read_source(tokens)
     return jax.vmap(lambda label: _score(model, source, label, rows=len(tokens)), out_axes=1)(labels)
 
 
 def mean_log_probability(model: Generator, tokens: jax.Array, target: jax.Array) -> jax.Array:
-    """The mean of log p(y_t | y_<t, source) over each answer's tokens, `</s>` included; float32.
+    """Mean of log p(y_t | y_<t, source) over each answer's tokens, with `</s>`; float32.
 
     Sources [B, S] and their answers [B, T] -> [B]. 0 where there is no answer.
     """
@@ -28,10 +28,10 @@ def mean_log_probability(model: Generator, tokens: jax.Array, target: jax.Array)
 
 
 def _score(model: Generator, source: Source, label: jax.Array, *, rows: int) -> jax.Array:
-    """One label [T] for every source -> [B]."""
+    """Log-probability of one label [T] for every source, [B]."""
     hidden = model.read_target(jnp.broadcast_to(label, (rows, len(label))), source)
 
-    # Token by token, so that no more than [B, L, V] logits exist at once.
+    # One token at a time, so that only [B, L, V] logits exist at once.
     def score_token(xs: tuple[jax.Array, jax.Array]) -> jax.Array:
         return token_log_probabilities(model.logits(xs[0]), xs[1])
 

@@ -1,4 +1,4 @@
-"""A generator with its tokenizer, ready to answer: what the library's functions take and return."""
+"""Generator with its tokenizer, ready to answer: argument and result of the library's functions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,22 +22,22 @@ from lamp_jax.tasks.catalog import Task
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A generator on the devices. Compiles once for each way to answer and length of prompts."""
+    """Generator on its mesh, with its tokenizer. Compiles once per decoding method and length of prompts."""
 
     directory: str
-    """Its directory or hub name."""
+    """Directory or hub name of the model."""
     module: Generator
-    """The parameters, and the forward passes: `encode`, `decode`, `logits`."""
+    """Generator: parameters and forward passes."""
     tokenizer: Any
-    """Hugging Face's."""
+    """Tokenizer of Hugging Face."""
     mesh: Mesh
-    """On which the parameters lie; the functions that take the model compute on it."""
+    """Mesh on which the parameters are sharded; functions that take the model compute on it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What its training came to: `best` (the score on validation), `best_step`, `step`."""
+    """Result of its training: `best` (the score on validation), `best_step`, `step`."""
     temporary: TemporaryPlace | None = None
-    """The directory, where it is removed with the model."""
+    """Temporary directory, which is removed with the model."""
     answerers: dict[Any, Answerer] = field(default_factory=dict)
-    """Compiled ways to answer, for the next call."""
+    """Compiled answerers, kept for the next call."""
 
     @property
     def count(self) -> int:
@@ -45,7 +45,7 @@ class Model:
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.module)))
 
     def answerer(self, task: Task, answering: Answering, lora: Lora | None = None) -> Answerer:
-        """What answers prompts of a task in this way; the same for the same arguments."""
+        """Answerer of a task's prompts with these options; the same object for the same arguments."""
         key = (task, answering, lora)
         if key not in self.answerers:
             generation, graph = read_generation(self.directory, answering), nnx.graphdef(self.module)
@@ -59,7 +59,8 @@ class Model:
 
 
 def open_model(name: str | Path, devices: Devices, *, storage: Storage = "float32", **further: Any) -> Model:
-    """The model of a directory or hub name, on the mesh that is set, or on all devices. LampError as load_generator."""
+    """Model of a directory or hub name, on the current mesh or on all devices. LampError as load_generator."""
+
     tokenizer = load_tokenizer(name)
     check_generator_tokenizer(tokenizer, name)
     with set_or_default_mesh() as mesh:

@@ -1,4 +1,4 @@
-"""What is around attention: its projections, masks, relative positions and dropout; `kernels` has its computation."""
+"""Modules around attention: projections, masks, relative positions, dropout; its computation is in `kernels`."""
 
 import math
 from typing import Literal
@@ -14,17 +14,18 @@ from lamp_jax.sharding import Rules
 
 
 def hide_padding(mask: jax.Array) -> jax.Array:
-    """True where there is a token, [B, S] -> scores to add, [B, 1, 1, S]."""
+    """Additive attention mask: True at tokens, [B, S] -> scores to add, [B, 1, 1, S]."""
     return jnp.where(mask, 0.0, HIDDEN)[:, None, None, :]
 
 
 def relative_position_bucket(
     distance: jax.Array, *, direction: Literal["both", "past"], buckets: int, max_distance: int
 ) -> jax.Array:
-    """T5's bucket of a distance (key position minus query position); same shape, int32 in [0, buckets).
+    """T5's bucket of each distance (key position minus query position); same shape, int32 in [0, buckets).
 
     Half of the buckets are exact, the other half grows logarithmically up to `max_distance`. With `both`, half of all
-    serves keys to the right; with `past`, those share bucket 0 (a causal mask hides them). Raffel et al. 2020, 2.1.
+    buckets are for keys to the right; with `past`, those share bucket 0 (a causal mask hides them). Raffel et al. 2020,
+    section 2.1.
     """
     first = jnp.zeros_like(distance)
     if direction == "both":
@@ -40,7 +41,7 @@ def relative_position_bucket(
 
 
 class RelativePositions(nnx.Module):
-    """A learned score for every bucket of distances and every head, shared by the layers of one stack."""
+    """Relative position bias: a learned score per bucket of distances and head, shared by the layers of one stack."""
 
     def __init__(
         self,
@@ -59,19 +60,19 @@ class RelativePositions(nnx.Module):
         self.rules = rules
 
     def scores(self, distance: jax.Array) -> jax.Array:
-        """Distances [X] -> [H, X], float32."""
+        """Scores of distances, [X] -> [H, X], float32."""
         buckets = self.table.shape[0]
         found = relative_position_bucket(
             distance, direction=self.direction, buckets=buckets, max_distance=self.max_distance
         )
-        # A product with one-hot rows: its gradient is a product too, where a gather's would be a scatter.
+        # A product with one-hot rows: its gradient is also a product, where a gather's would be a scatter.
         return jnp.einsum("xn,nh->hx", jax.nn.one_hot(found, buckets), self.table[...], precision="highest")
 
     def __call__(self, length: int) -> jax.Array:
-        """The scores of every query (rows) for every key (columns), [1, H, length, length]."""
+        """Scores of every query (rows) for every key (columns), [1, H, length, length]."""
         band = self.scores(jnp.arange(-length + 1, length + 1))
-        # Row i is the band from (length - 1 - i) on. Repeating the band, one longer than the matrix needs, and cutting
-        # it into rows that are one shorter shifts each row by one: no gather, and no scatter in the gradient.
+        # Row i is the slice of the band from (length - 1 - i). The band has one element more than needed; repeating it
+        # and cutting it into rows shorter by one shifts each row by one: no gather, and no scatter in the gradient.
         rows = jnp.broadcast_to(band[:, None, :], (band.shape[0], length, 2 * length))
         rows = rows.reshape(band.shape[0], 2 * length * length)[:, : length * (2 * length - 1)]
         rows = rows.reshape(band.shape[0], length, 2 * length - 1)
@@ -79,15 +80,15 @@ class RelativePositions(nnx.Module):
 
 
 def drop_values(values: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Dropout of attention weights, the same for all queries, on values [B, S, H, K]: whole vectors K fall out.
+    """Dropout of attention weights, applied to values [B, S, H, K]: complete vectors K are dropped, for all queries.
 
-    The original T5 shares this mask over the queries too; the independent kind costs [B, H, T, S] random numbers.
+    The original T5 also shares this mask over the queries; independent masks need [B, H, T, S] random numbers.
     """
     return values * dropout(jnp.ones_like(values[..., :1]), rate, key)
 
 
 class Attention(nnx.Module):
-    """The four projections of multi-head attention, without biases; `kernels.attend` is between them."""
+    """Projections of multi-head attention, without biases; `kernels.attend` is computed between them."""
 
     def __init__(self, layers: int, hidden: int, heads: int, size: int, *, factor: float, rngs: nnx.Rngs, rules: Rules):
         shape, axes = (layers, hidden, heads, size), (None, "embed", "heads", None)
@@ -100,14 +101,14 @@ class Attention(nnx.Module):
         self.rules = rules
 
     def keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, S, D] -> two of [B, S, H, K]."""
+        """Keys and values, [B, S, D] -> two of [B, S, H, K]."""
         keys, values = (project("bsd,dhk->bshk", x, weight, self.rules) for weight in (self.key, self.value))
         return keys, values
 
     def queries(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, H, K]."""
+        """Queries, [B, T, D] -> [B, T, H, K]."""
         return project("btd,dhk->bthk", x, self.query, self.rules)
 
     def mix(self, heads: jax.Array) -> jax.Array:
-        """What the heads found, [B, T, H, K] -> [B, T, D]."""
+        """Output projection of the heads, [B, T, H, K] -> [B, T, D]."""
         return project("bthk,hkd->btd", heads, self.output, self.rules, out=self.rules.out("batch", None, None))

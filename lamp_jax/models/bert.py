@@ -1,4 +1,4 @@
-"""BERT: texts in, one vector for each token or for each text out; the encoder of dense retrieval.
+"""BERT, the encoder of dense retrieval: hidden states of tokens, or one vector per text.
 
 Devlin et al. 2018 (arXiv 1810.04805); mean pooling, the default, as in Contriever (Izacard et al. 2021, arXiv
 2112.09118). The layers are one scan over stacked parameters.
@@ -35,7 +35,7 @@ from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides, gathered
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The sizes of a BERT; names as in Hugging Face's `config.json`. The defaults are those of BERT base, uncased."""
+    """Sizes of a BERT; names as in Hugging Face's `config.json`. The defaults are those of BERT base, uncased."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -55,17 +55,17 @@ class BertConfig:
 
     @property
     def first_position(self) -> int:
-        """The row of the position embeddings that a text's first token has."""
+        """Row of the position embeddings for the first token of a text."""
         return 0
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that there are positions for."""
+        """Number of tokens of the longest text for which there are position embeddings."""
         return self.max_position_embeddings - self.first_position
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], *, source: str) -> Self:
-        """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`."""
+        """Configuration in a parsed `config.json`; absent values have HF's default. LampError names `source`."""
         if values.get("model_type") != cls.model_type:
             raise LampError(
                 f"{source}: model_type is {values.get('model_type')!r}, not {cls.model_type!r}; give {cls.example}"
@@ -94,7 +94,7 @@ class BertConfig:
 
     @classmethod
     def for_scratch(cls, size: ScratchEncoder, vocabulary: int, **further: Any) -> Self:
-        """The configuration of a new model of this size, for a tokenizer of so many pieces."""
+        """Configuration of a new model of this size, for a tokenizer with `vocabulary` tokens."""
         return cls(
             vocab_size=round_up_vocabulary(vocabulary),
             hidden_size=size.hidden_size,
@@ -107,7 +107,7 @@ class BertConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of `config.json` for `transformers.BertModel`."""
+        """Content of `config.json` for `transformers.BertModel`."""
         return asdict(self) | {
             "architectures": ["BertModel"],
             "dtype": "float32",
@@ -118,7 +118,7 @@ class BertConfig:
 
 
 class BertLayers(nnx.Module):
-    """The layers, stacked: self-attention, then feed-forward, each added to its input and then normed."""
+    """Stacked layers: self-attention, then feed-forward, each added to its input and then normalized."""
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, rules: Rules):
         count, hidden, mlp, heads = (
@@ -147,7 +147,7 @@ class BertLayers(nnx.Module):
         self.config, self.rules = config, rules
 
     def __call__(self, x: jax.Array, padding: jax.Array, order: AttentionOrder, key: jax.Array | None) -> jax.Array:
-        """One layer, [B, S, D] -> [B, S, D]; `padding` [B, 1, 1, S] is added to the scores."""
+        """Output of one layer, [B, S, D] -> [B, S, D]; `padding` [B, 1, 1, S] is added to the scores."""
         rate, rules = self.config.hidden_dropout_prob, self.rules
         key_values, key_scores, key_attention, key_mlp = split_key(key, 4)
         query, keys, values = (
@@ -180,18 +180,18 @@ class BertLayers(nnx.Module):
         order: AttentionOrder,
         key: jax.Array | None,
     ) -> jax.Array:
-        """What every token reads from all others, three of [B, S, H, K] -> [B, S, H, K]; x [B, S, D] made them."""
+        """Attention output, three of [B, S, H, K] -> [B, S, H, K]; they are projections of x [B, S, D]."""
         return attend_in_order(query, keys, values, NOTHING, padding, order=order, rules=self.rules)
 
     def heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
-        """[B, S, D] -> [B, S, H, K]."""
+        """Projection with bias into heads, [B, S, D] -> [B, S, H, K]."""
         return project("bsd,dhk->bshk", x, weight, self.rules) + bias[...].astype(x.dtype)
 
 
 class Bert(nnx.Module):
-    """BERT without pooler and heads, parameters in float32; texts are single, so the token type is always 0.
+    """BERT without pooler and heads, parameters in float32; inputs are single texts, so the token type is always 0.
 
-    `dtype` is the dtype of activations and matrix products; softmax, norms and pooled vectors are float32 always.
+    `dtype` is the dtype of activations and matrix products; softmax, norms and pooled vectors are always float32.
     LampError if a size does not divide over the current mesh by the `rules`.
     """
 
@@ -226,7 +226,7 @@ class Bert(nnx.Module):
         return BertLayers(config, rngs=rngs, rules=rules)
 
     def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, S], padded with NO_TOKEN -> the last hidden states [B, S, D]. No key, no dropout."""
+        """Last hidden states [B, S, D] of tokens [B, S], padded with NO_TOKEN. Without a key, no dropout."""
         config, rules = self.config, self.rules
         if tokens.shape[1] > config.longest:
             raise LampError(f"texts of {tokens.shape[1]} tokens: this model has positions for {config.longest}")
@@ -247,7 +247,7 @@ class Bert(nnx.Module):
         return scan_layers(layer, x, (self.layers, keys), remat=self.remat)[0]
 
     def each_text(self, apply: Callable[[jax.Array], jax.Array], tokens: jax.Array) -> jax.Array:
-        """`apply`, which takes [rows, S] to [rows, ...], on N texts of B questions: [B, N, S] -> [B, N, ...]."""
+        """`apply`, a function from [rows, S] to [rows, ...], on N texts of B questions: [B, N, S] -> [B, N, ...]."""
         questions, texts, length = tokens.shape
         rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=self.rules.out("batch", None))
         found = apply(rows)
@@ -263,10 +263,10 @@ class Bert(nnx.Module):
         skip: jax.Array | int = 0,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Tokens [B, S], padded with NO_TOKEN -> a vector of each text's hidden states [B, D for each mode], float32.
+        """Text vectors pooled from hidden states: tokens [B, S], padded with NO_TOKEN -> [B, D per mode], float32.
 
-        [CLS] and [SEP] count; the first `skip` tokens, of all texts or [B], do not. A row of nothing but padding gives
-        zeros.
+        [CLS] and [SEP] are pooled; the first `skip` tokens (one number, or one per text [B]) are not. A row without
+        tokens gives zeros.
         """
         counted = (tokens != NO_TOKEN) & (jnp.arange(tokens.shape[1]) >= jnp.asarray(skip)[..., None])
         vectors = pool(self(tokens, key=key), counted, pooling)

@@ -1,4 +1,4 @@
-"""Checks of the values in Hugging Face's `config.json`: their types and ranges, and the token ids among them."""
+"""Checks of values in Hugging Face's `config.json`: types and ranges of sizes, and ids of special tokens."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _WHOLE = {
     "relative_attention_max_distance": (1, _ROWS),
     "attention_window": (0, _ROWS),
 }
-"""Whole numbers by name, from and to. The upper limits are far beyond any model: a damaged number must not be built."""
+"""Least and greatest value of integers by name. The upper limits are far beyond any model, to reject damaged files."""
 
 _RATES = ("dropout_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
 _POSITIVE = ("layer_norm_epsilon", "layer_norm_eps", "initializer_factor", "initializer_range")
@@ -31,9 +31,9 @@ _TOKENS = (
 
 
 def read_numbers(names: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Those sizes and rates among `names` that a parsed `config.json` has. LampError for text, null or a wrong range.
+    """Sizes and rates among `names` in a parsed `config.json`. LampError for text, null or a value out of range.
 
-    What no model can be built with is refused here, so that nobody behind has to expect it.
+    Values with which no model can be built are rejected here, so that later code need not check them.
     """
     known = {}
     for name in names:
@@ -49,7 +49,7 @@ def read_numbers(names: Mapping[str, Any], values: Mapping[str, Any], source: st
 
 
 def check_whole(name: str, value: Any, source: str) -> int:
-    """The value, if it is a whole number in the range of its name. LampError if not."""
+    """Value, if it is an integer in the range of its name. LampError otherwise."""
     least, most = _WHOLE[name]
     if type(value) is not int or not least <= value <= most:
         raise _unexpected(name, value, source, f"a whole number from {least} to {most}")
@@ -57,7 +57,7 @@ def check_whole(name: str, value: Any, source: str) -> int:
 
 
 def _real(value: Any) -> float:
-    """The value; NaN, which is in no range, for what is no number."""
+    """Value if it is a number, else NaN, which is in no range."""
     return value if type(value) in (int, float) else math.nan
 
 
@@ -68,7 +68,7 @@ def _check_real(name: str, value: Any, source: str, fits: bool, wanted: str) -> 
 
 
 def read_flag(name: str, values: Mapping[str, Any], source: str) -> bool | None:
-    """True, false, or None where it is absent or null. LampError for anything else."""
+    """True, false, or None where the value is absent or null. LampError for any other value."""
     value = values.get(name)
     if value is not None and type(value) is not bool:
         raise _unexpected(name, value, source, "true or false")
@@ -76,7 +76,7 @@ def read_flag(name: str, values: Mapping[str, Any], source: str) -> bool | None:
 
 
 def check_tokens(values: Mapping[str, Any], *, rows: int, source: str) -> None:
-    """LampError for a special token's id that is none, or for which the embedding of so many rows has no row.
+    """Checks the ids of special tokens. LampError for an invalid id, or one outside an embedding of `rows` rows.
 
     A look-up beyond an embedding is no error in jax: it reads the last row.
     """

@@ -1,4 +1,4 @@
-"""Dropout, and the random numbers that it takes: the same on every mesh, drawn by each device for itself."""
+"""Dropout and its random numbers: the same on every mesh, drawn by each device for its own shard."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.sharding import layout_of
 
-_OCTETS = 8  # random bytes that one counter gives
+_OCTETS = 8  # random bytes per counter of Threefry
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Sets a share `rate` of the elements of x [B, T, ...] to 0 and scales the others up; no key, no dropout.
+    """Dropout of x [B, T, ...]: sets elements to 0 with probability `rate` and rescales the others.
 
-    T is an axis that is not split over devices.
+    Without a key, x is unchanged. T is an axis that is not sharded.
 
-    The share is rounded to a multiple of 1/256 (0.1 is 26/256) and the scale fits it exactly: one random byte an
-    element, because random numbers were a third of a training step on a CPU.
+    The rate is rounded to a multiple of 1/256 (0.1 is 26/256), and the scale matches the rounded rate: one random byte
+    per element, because random numbers took a third of a training step on a CPU.
     """
     dropped = round(rate * 256)
     if key is None or not dropped:
@@ -30,19 +30,19 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def split_key(key: jax.Array | None, count: int) -> tuple[jax.Array | None, ...]:
-    """`count` keys; none of them where there is none."""
+    """`count` keys derived from a key; all None without a key."""
     return (None,) * count if key is None else tuple(layer_keys(key, count))
 
 
 def layer_keys(key: jax.Array | None, layers: int) -> Any:
-    """A key for every layer of a scan; none where there is none."""
+    """Keys for the layers of a scan; None without a key."""
     if key is None:
         return None
     return jax.random.wrap_key_data(jnp.stack(random_words(key, (1, layers)), axis=-1)[0], impl="threefry2x32")
 
 
 def random_words(key: jax.Array, shape: tuple[int, ...], layout: P | None = None) -> tuple[jax.Array, jax.Array]:
-    """Two arrays of random uint32 of this shape [B, ...] and layout: Threefry of the row and the place in the row."""
+    """Two random uint32 arrays of this shape [B, ...] and sharding: Threefry of the row and the index in the row."""
     rows, *places = (
         jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=layout) for axis in range(len(shape))
     )

@@ -1,4 +1,4 @@
-"""The families of generators by the `model_type` of their `config.json`, and generators from and to directories."""
+"""Generator families by the `model_type` of `config.json`; loading and saving of generator directories."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -23,33 +23,33 @@ from lamp_jax.models.t5_weights import NO_PROJECTIONS, open_t5, read_t5_config
 from lamp_jax.models.tensors import CONFIG, Checkpoint, find_model, read_json
 from lamp_jax.runs.json_files import glimpse
 
-_FINGERPRINT_ROWS = 8  # of each matrix
-_NEVER_SMALL = ("scale", "table")  # norms and relative positions, by their last name
+_FINGERPRINT_ROWS = 8  # per matrix
+_NEVER_SMALL = ("scale", "table")  # norms and relative positions, by the last part of their names
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture of generators: its model, and how that is stored in Hugging Face's files."""
+    """One generator architecture: its model, and its format in Hugging Face's files."""
 
     config: type[Any]
-    """A frozen dataclass as `GeneratorConfig` says, with `from_hf(values, source=...)` and `to_hf()`."""
+    """Frozen dataclass that implements `GeneratorConfig`, with `from_hf(values, source=...)` and `to_hf()`."""
     model: Callable[..., Generator]
-    """Takes a config, `rngs`, and as keyword arguments what `sharding.model_layout` gives."""
+    """Constructor: takes a config, `rngs`, and the keyword arguments of `sharding.model_layout`."""
     places: Callable[[Any], Mapping[str, Place]]
-    """The config -> Hugging Face's name of every parameter, and its place in the model."""
+    """Function: config -> place of every parameter in the model, by Hugging Face's name."""
     read_config: Callable[[Path], Any]
-    """A directory's config, where the weights tell more of it than `config.json`."""
+    """Function: directory -> config, completed from the weights where `config.json` is not sufficient."""
     open: Callable[[Path], tuple[Any, Checkpoint, Mapping[str, Place]]]
-    """A directory's config, the tensors that are read of its weights, and their places."""
+    """Function: directory -> config, tensors to read from its weights, and their places."""
     peft_task: str
-    """The `task_type` of peft's adapters."""
+    """`task_type` of peft's adapters."""
     no_projections: tuple[str, ...] = ()
-    """Modules beside the projections of layers to which peft can add, and LoRA here cannot."""
+    """Modules other than layer projections which peft can adapt, but LoRA here cannot."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
-    """The configs of published models, by the last part of their names on the hub."""
+    """Configs of published models, by the last part of their names on the hub."""
 
     def projections(self, config: GeneratorConfig) -> dict[str, Place]:
-        """The matrices that LoRA can add to, those of all layers, by Hugging Face's name of their module."""
+        """Matrices of all layers that LoRA can adapt, by Hugging Face's name of their module."""
         return {
             name.removesuffix(".weight"): place
             for name, place in self.places(config).items()
@@ -69,11 +69,11 @@ FAMILIES: dict[str, Family] = {
         sizes=SIZES,
     ),
 }
-"""By model type. A new architecture is one more row."""
+"""Families by model type. A new architecture adds a row."""
 
 
 def find_family(directory: Path) -> Family:
-    """The family of the generator in a directory. LampError for a `config.json` of another kind of model."""
+    """Family of the generator in a directory. LampError for a `config.json` of an unsupported model."""
     kind = read_json(directory / CONFIG).get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise LampError(
@@ -84,27 +84,27 @@ def find_family(directory: Path) -> Family:
 
 
 def family_of(config: GeneratorConfig) -> Family:
-    """The family of a config."""
+    """Family of a config."""
     return FAMILIES[config.model_type]
 
 
 def published_configs() -> dict[str, GeneratorConfig]:
-    """The configs of published models of all families, by the last part of their names on the hub."""
+    """Configs of published models of all families, by the last part of their names on the hub."""
     return {name: config for family in FAMILIES.values() for name, config in family.sizes.items()}
 
 
 def scratch_config(vocabulary: int, **sizes: Any) -> GeneratorConfig:
-    """The config of a new model for a tokenizer of so many pieces, as `T5Config.for_scratch` makes it."""
+    """Config of a new model for a tokenizer with `vocabulary` tokens, made by `T5Config.for_scratch`."""
     return T5Config.for_scratch(vocabulary, **sizes)
 
 
 def new_generator(config: GeneratorConfig, *, seed: int, **layout: Any) -> Generator:
-    """A generator with parameters drawn from the seed, on the current mesh; `layout` as of `load_generator`."""
+    """Generator with parameters drawn from the seed, on the current mesh; `layout` as in `load_generator`."""
     return family_of(config).model(config, rngs=nnx.Rngs(seed), **layout)
 
 
 def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32", **layout: Any) -> Generator:
-    """A generator of shapes without numbers."""
+    """Abstract generator: shapes without values."""
     model = jax.eval_shape(lambda: new_generator(config, seed=0, **layout))
     if storage == "float32":
         return model
@@ -120,11 +120,11 @@ def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32",
 
 
 def load_generator(source: str | Path, *, storage: Storage = "float32", **layout: Any) -> Generator:
-    """A generator from a directory or a hub name, onto the current mesh; parameters float32.
+    """Generator of a directory or hub name, on the current mesh; parameters in float32.
 
-    For a model that is only read, `storage` says in which type its matrices are kept in memory. `layout` is what a
-    family's model takes beside its config: dtype, remat, attention, rules. LampError, naming the file, for a model of
-    no family in the table, and if the directory has no usable config or weights or they do not fit each other.
+    For a frozen model, `storage` is the type in which its matrices are kept in memory. `layout` are the keyword
+    arguments of the family's model: dtype, remat, attention, rules. LampError, naming the file, for a model of an
+    unsupported family, and if the directory has no usable config or weights or they do not fit each other.
     """
     directory = find_model(source)
     config, checkpoint, places = find_family(directory).open(directory)
@@ -132,21 +132,21 @@ def load_generator(source: str | Path, *, storage: Storage = "float32", **layout
 
 
 def read_generator_config(source: str | Path) -> GeneratorConfig:
-    """The config of a generator in a directory or of a hub name. LampError as load_generator.
+    """Config of the generator in a directory or of a hub name. LampError as load_generator.
 
-    Weights that are there are asked for what `config.json` does not say.
+    Values that `config.json` lacks are read from the weights if they exist.
     """
     directory = find_model(source)
     return find_family(directory).read_config(directory)
 
 
 def check_generator_tokenizer(tokenizer: Any, source: str | Path) -> None:
-    """LampError for a tokenizer with ids for which the generator of a directory or hub name has no embedding."""
+    """LampError for a tokenizer with ids outside the embedding of the generator in a directory or of a hub name."""
     weights.check_tokenizer(tokenizer, source, find_family(find_model(source)).config)
 
 
 def fingerprint_generator(source: str | Path) -> str:
-    """What tells a generator's weights from any other's: SHA-256 over a few rows of each, however they are stored."""
+    """Fingerprint of a generator's weights: SHA-256 over a few rows of each, independent of their file format."""
     directory = find_model(source)
     config, checkpoint, places = find_family(directory).open(directory)
     weights.check_fit(abstract_generator(config), checkpoint, places)
@@ -159,10 +159,10 @@ def fingerprint_generator(source: str | Path) -> str:
 
 
 def save_generator(model: Any, directory: str | Path) -> None:
-    """Writes `config.json` and `model.safetensors` so that transformers' `from_pretrained` reads them.
+    """Writes `config.json` and `model.safetensors`, which transformers' `from_pretrained` reads.
 
-    Each file appears complete or not at all, the weights first. With several processes all call it; the first one
-    writes.
+    Each file is written atomically, the weights first. With several processes, all call this function and the first
+    one writes.
     """
     config = model.config
     weights.save(model, family_of(config).places(config), config.to_hf(), directory)

@@ -1,4 +1,4 @@
-"""Hugging Face's name of every parameter, and where it stands in our models."""
+"""Hugging Face's name of every parameter, and its place in our models."""
 
 import math
 from collections.abc import Iterable
@@ -12,34 +12,34 @@ from lamp_jax.models.t5_config import T5Config
 
 
 class Place(NamedTuple):
-    """Where one HF tensor stands in a model."""
+    """Place of one HF tensor in a model."""
 
     path: tuple[str, ...]
     """Attribute names from the model to the parameter."""
     layer: int | None = None
-    """Which slice of a stacked parameter [L, ...]; None where the parameter is not stacked."""
+    """Index of the slice in a stacked parameter [L, ...]; None where the parameter is not stacked."""
     inputs: int | None = None
-    """How many leading axes of the slice are a matrix's input, which HF stores last, one axis on each side (0: a bias,
-    one axis in all); None: stored as it is."""
+    """Number of leading axes of the slice that are a matrix's input, which HF stores last, with one axis for inputs and
+    one for outputs (0: a bias, with one axis); None: stored unchanged."""
 
     def hf_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that HF gives to a slice of this shape."""
+        """HF's shape of a slice of this shape."""
         if self.inputs is None:
             return shape
         outputs = math.prod(shape[self.inputs :])
         return (outputs, math.prod(shape[: self.inputs])) if self.inputs else (outputs,)
 
     def from_hf(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """HF's tensor -> the slice, of this shape."""
+        """Slice of this shape, from HF's tensor."""
         return tensor if self.inputs is None else tensor.T.reshape(shape)
 
     def to_hf(self, values: np.ndarray) -> np.ndarray:
-        """The slice -> HF's tensor."""
+        """HF's tensor, from a slice."""
         return values if self.inputs is None else values.reshape(self.hf_shape(values.shape)[::-1]).T
 
 
 def t5_places(config: T5Config) -> dict[str, Place]:
-    """HF's name of every parameter of a T5 -> its place in `T5`."""
+    """Place in `T5` of every parameter, by HF's name."""
     places = {"shared.weight": Place(("embedding",))}
     for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -68,7 +68,7 @@ def _t5_layer(stack: str, layer: int, config: T5Config) -> Iterable[tuple[str, P
 
 
 def bert_places(config: BertConfig) -> dict[str, Place]:
-    """HF's name of every parameter of a BERT -> its place in `Bert`."""
+    """Place in `Bert` of every parameter, by HF's name."""
     tables = {"word_embeddings": "words", "position_embeddings": "positions", "token_type_embeddings": "types"}
     places = {f"embeddings.{name}.weight": Place((ours,)) for name, ours in tables.items()}
     places["embeddings.LayerNorm.weight"] = Place(("first_norm", "scale"))
@@ -95,10 +95,12 @@ _BERT_MATRICES = (
 
 
 def longformer_places(config: LongformerConfig, *, body: str, pooler: str, head: str) -> dict[str, Place]:
-    """HF's name of every parameter of a Longformer -> its place in `Longformer`.
+    """Place in `Longformer` of every parameter, by HF's name.
 
-    The names of the parts differ between the models that hold one: `body` stands before the encoder's names.
+    HF's names depend on the model that contains the Longformer: `body` is the prefix of the encoder's names, `pooler`
+    and `head` are those of the pooler and the head.
     """
+
     places = {f"{body}{name}": place for name, place in bert_places(config).items()}
     for layer in range(config.num_hidden_layers):
         for name in ("query", "key", "value"):

@@ -1,6 +1,7 @@
-"""Computations by hand: attention, products with weights, their gradients, and the orders that suit CPUs.
+"""Hand-written computations: attention, products with weights, their gradients, and evaluation orders for CPUs.
 
-Models say what is computed; here is how, where jax's own way costs more time or memory. Nothing here has parameters.
+Models define the computation; this module has implementations where jax's own take more time or memory. Nothing here
+has parameters.
 """
 
 from functools import partial
@@ -14,29 +15,29 @@ from jax.sharding import PartitionSpec as P
 from lamp_jax.sharding import Rules, gathered, layout_of, mesh_is_set, sharded_by_rows
 
 AttentionOrder = Literal["whole", "rows"]
-"""How an encoder attends: to the whole batch at once (accelerators), or to a few rows at a time (CPUs)."""
+"""Order of an encoder's attention: the entire batch at once (accelerators), or a few rows at a time (CPUs)."""
 
 HIDDEN = -1e9
-"""Finite, so that a row of nothing but padding gives numbers; far below any score."""
+"""Score of hidden positions: far below any other, but finite, so that a row without tokens does not give NaN."""
 
 NOTHING = np.zeros((1, 1, 1, 1), np.float32)
-"""Scores to add where there are none."""
+"""Scores to add where there is no bias."""
 
 
 def computed_once(x: jax.Array) -> jax.Array:
-    """x, computed before it is read: programs for CPUs would compute shifted scores anew wherever they are added.
+    """x, materialized: otherwise programs for CPUs recompute shifted scores wherever they are added.
 
-    What goes into a loop is computed; the loop adds 0 twice, in a way that keeps it from being left out.
+    The inputs of a loop are materialized; this loop adds 0 twice, in a way that the compiler does not remove.
     """
     return jax.lax.fori_loop(0, 2, lambda turn, x: x + (turn >> 1).astype(x.dtype), x)
 
 
 @jax.custom_vjp
 def attend(query: jax.Array, keys: jax.Array, values: jax.Array, position: jax.Array, padding: jax.Array) -> jax.Array:
-    """softmax(query keys^T + position + padding) values: [B, T, H, K], two of [B, S, H, K] -> [B, T, H, K].
+    """Attention, softmax(query keys^T + position + padding) values: [B, T, H, K], two of [B, S, H, K] -> [B, T, H, K].
 
     `position` broadcasts to [1, H, T, S] and has a gradient, `padding` to [B, 1, 1, S] and has none. The scores are
-    not scaled (T5). The backward pass computes the weights again instead of storing them.
+    not scaled (T5). The backward pass recomputes the attention weights instead of storing them.
     """
     return _attend_forward(query, keys, values, position, padding)[0]
 
@@ -82,7 +83,7 @@ def _attend_backward(kept, gradient):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-# How many scores a CPU makes at once. More of them leave its caches, fewer keep its cores from working together.
+# Number of scores that a CPU computes at once: more leave its caches, fewer do not keep all cores busy.
 _SCORES_AT_ONCE = 2**22
 
 
@@ -91,14 +92,14 @@ def attend_by_rows(
 ) -> jax.Array:
     """`attend` for a few rows of the batch at a time.
 
-    No more than some rows' [H, T, S] scores exist at once, so that they stay in a CPU's cache (two to three times
-    faster there at T = S = 320). `position` is [1, H, T, S] or NOTHING, `padding` [B, 1, 1, S].
+    Only these rows' [H, T, S] scores exist at once and fit a CPU's cache (two to three times faster there at
+    T = S = 320). `position` is [1, H, T, S] or NOTHING, `padding` [B, 1, 1, S].
     """
 
     by_head = position.shape[1] > 1
 
     def attend_locally(query, keys, values, position, padding):
-        # Every shard has a gradient of its own for the positions that it shares with others; the cast adds them up.
+        # Every shard has its own gradient for the positions that it shares with others; the cast adds them up.
         shared = [rules.batch] + [rules.heads] * (not by_head)
         axes = tuple(axis for axis in shared if axis is not None)
         if mesh_is_set() and axes:
@@ -129,7 +130,7 @@ def attend_in_order(
     order: AttentionOrder,
     rules: Rules,
 ) -> jax.Array:
-    """`attend` to the whole batch or by rows."""
+    """`attend` to the entire batch or by rows."""
     if order == "rows":
         return attend_by_rows(query, keys, values, jnp.asarray(position), padding, rules=rules)
     return attend(query, keys, values, position, padding)
@@ -146,10 +147,10 @@ def attend_nearby(
     order: AttentionOrder,
     rules: Rules,
 ) -> jax.Array:
-    """`attend` to the `reach` tokens on either side alone, and to the first one if it is seen by all.
+    """Sliding-window attention: `attend` to `reach` tokens on either side, and to the first token if all see it.
 
-    Three of [B, S, H, K] -> [B, S, H, K]; `padding` [B, 1, 1, S]. In blocks of `reach` tokens, each with the block
-    before and the block behind it: [H, S, 3 reach] scores for a row, so that memory grows linearly with S.
+    Three of [B, S, H, K] -> [B, S, H, K]; `padding` [B, 1, 1, S]. Computed in blocks of `reach` tokens, each with the
+    preceding and the following block: [H, S, 3 reach] scores per row, so that memory grows linearly with S.
     """
     length = query.shape[1]
     if length <= reach + 1:
@@ -157,9 +158,9 @@ def attend_nearby(
     blocks = -(-length // reach)
     distance = np.arange(3 * reach) - reach - np.arange(reach)[:, None]
     band = np.where(np.abs(distance) <= reach, 0, HIDDEN).astype(np.float32)[None, None]
-    hidden = jnp.swapaxes(padding, 1, 3)  # [B, S, 1, 1], as keys lie
+    hidden = jnp.swapaxes(padding, 1, 3)  # [B, S, 1, 1], the order of the keys' axes
     some_hidden = hidden
-    if first == "seen by all":  # beside the block's own keys, and not twice among them
+    if first == "seen by all":  # added to the block's own keys, and hidden among them
         is_first = jnp.arange(length)[:, None, None] == 0
         some_hidden = jnp.where(is_first, HIDDEN, hidden)
         first_hidden = sharded_by_rows(hidden[:, :1], hidden)
@@ -175,7 +176,7 @@ def attend_nearby(
         band = np.pad(band, ((0, 0), (0, 0), (0, 0), (1, 0)))
 
     def fold(x: jax.Array, heads: str | None) -> jax.Array:
-        """[B, blocks, ...] -> [B * blocks, ...]"""
+        """Blocks as rows of a batch, [B, blocks, ...] -> [B * blocks, ...]."""
         layout = rules.out("batch", None, heads, None)
         return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=layout)
 
@@ -187,12 +188,12 @@ def attend_nearby(
 
 
 def _pad(x: jax.Array, before: int, behind: int, fill: float) -> jax.Array:
-    """[B, S, ...] -> [B, before + S + behind, ...]"""
+    """Padding along the tokens, [B, S, ...] -> [B, before + S + behind, ...]."""
     return jnp.pad(x, ((0, 0), (before, behind), (0, 0), (0, 0)), constant_values=fill)
 
 
 def _with_neighbours(x: jax.Array, reach: int, fill: float) -> jax.Array:
-    """[B, S, ...] -> [B, blocks, 3 reach, ...]: every block of `reach` between the ones beside it."""
+    """Concatenation of every block of `reach` tokens with its neighbours, [B, S, ...] -> [B, blocks, 3 reach, ...]."""
     blocks = -(-x.shape[1] // reach)
     padded = _pad(x, reach, (blocks + 1) * reach - x.shape[1], fill)
     parts = jnp.reshape(padded, (-1, blocks + 2, reach, *x.shape[2:]))
@@ -203,12 +204,12 @@ def _with_neighbours(x: jax.Array, reach: int, fill: float) -> jax.Array:
 def product(
     subscripts: str, x: jax.Array, weight: jax.Array, rules: Rules, out: P | None, dtype: jnp.dtype
 ) -> jax.Array:
-    """einsum(subscripts, x, weight) in this dtype, sharded as `out`; a weight of x's dtype.
+    """einsum(subscripts, x, weight) with results of this dtype, sharded as `out`; x and weight have the same dtype.
 
-    Its own gradient. A weight that is split over the hidden axis is gathered for the product and again for the
-    gradient, not kept between them, and its gradient is summed right into that sharding. And a CPU has to transpose the
-    left operand of the weight's gradient: here that is x, stored and shared by all products of x, where JAX's rule
-    takes the output's gradient with all that computes it.
+    The gradient is hand-written. A weight that is sharded over the hidden axis is gathered for the product and again
+    for the gradient, not kept in between, and its gradient is reduced directly into that sharding. A CPU also has to
+    transpose the left operand of the weight's gradient: here that is x, stored and shared by all products of x, whereas
+    JAX's rule takes the output's gradient, fused with all operations that compute it.
     """
     weight = gather_weight(weight, rules)
     return jnp.einsum(subscripts, x, weight, out_sharding=out, preferred_element_type=dtype)
@@ -232,27 +233,28 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def gather_weight(weight: jax.Array, rules: Rules) -> jax.Array:
-    """The weight gathered along the hidden axis, as products use it."""
+    """Weight gathered along the hidden axis, for use in products."""
     return gathered(weight, rules.gathered(jax.typeof(weight).sharding.spec))
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's probability below x; `jax.nn.gelu` has erfc, 2.6 times slower on a CPU."""
-    wide = x.astype(jnp.float32)  # 1 + erf of a negative number loses what bfloat16 has
+    """Exact GELU, x Phi(x), by erf; `jax.nn.gelu` uses erfc, 2.6 times slower on a CPU."""
+    wide = x.astype(jnp.float32)  # 1 + erf of a negative number cancels digits that bfloat16 has
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
 def write_to_cache(cache: jax.Array, new: jax.Array, *, layer: jax.Array, position: jax.Array) -> jax.Array:
-    """The cache [L, B, T, H, K] of all layers with one layer's keys or values [B, 1, H, K] of one position.
+    """Cache [L, B, T, H, K] of all layers, updated with one layer's keys or values [B, 1, H, K] of one position.
 
-    Written to in place where it is carried through a scan over layers: a scan that stacks layers' caches copies them.
+    The update is in place if the cache is carried through a scan over layers; a scan that stacks the layers' caches
+    copies them.
     """
     return jax.lax.dynamic_update_slice(cache, new[None], (layer, 0, position, 0, 0))
 
 
 def step_loop(order: AttentionOrder) -> Literal["scanned", "unrolled"]:
-    """How one token's step runs through layers: a CPU copies each slice of weights that a loop takes.
+    """Loop over the layers for one token's step: unrolled on CPUs, where a loop copies each slice of weights.
 
-    For one token that costs as much as the products.
+    For one token, the copies cost as much as the products.
     """
     return "unrolled" if order == "rows" else "scanned"

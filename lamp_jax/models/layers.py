@@ -1,7 +1,7 @@
-"""The parts of a layer beside attention: parameters, products with them, norms, feed-forward, the scan.
+"""Components of a layer other than attention: parameters, products with them, norms, feed-forward, the scan.
 
-Every module holds the parameters of a whole stack, [L, ...]; `lax.scan` hands its call one layer's slice. Matrices
-are stored in float32 and used in the dtype of the activations; softmax and norms are computed in float32.
+Every module holds the parameters of an entire stack, [L, ...]; `lax.scan` passes one layer's slice to its call.
+Matrices are stored in float32 and used in the dtype of the activations; softmax and norms are computed in float32.
 """
 
 from collections.abc import Callable
@@ -20,17 +20,17 @@ from lamp_jax.sharding import Rules, gathered
 FeedForwardKind = Literal["relu", "gated-gelu"]
 
 Remat = Literal["none", "full", "dots"]
-"""What the backward pass computes again: nothing, every layer, or all but the matrix products with weights."""
+"""Recomputation in the backward pass: nothing, every layer, or all but the matrix products with weights."""
 
 
 LayerLoop = Literal["scanned", "unrolled"]
-"""How a program runs through the layers: in a loop, or with the same code once for each of them."""
+"""Loop over the layers in a program: a scan, or the same code repeated for each layer."""
 
 
 def scan_layers(
     layer: Callable[..., Any], x: Any, xs: Any, *, remat: Remat, loop: LayerLoop = "scanned"
 ) -> tuple[Any, Any]:
-    """Runs `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`; x is a tree of arrays."""
+    """Scan of `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`; x is a tree of arrays."""
     if remat == "full":
         layer = jax.checkpoint(layer)
     elif remat == "dots":
@@ -41,21 +41,21 @@ def scan_layers(
 def normal(
     rngs: nnx.Rngs, shape: tuple[int, ...], *, deviation: float, rules: Rules, axes: tuple[str | None, ...]
 ) -> nnx.Param[jax.Array]:
-    """A float32 parameter drawn from N(0, deviation^2), laid out by the rules of its named axes."""
+    """Float32 parameter drawn from N(0, deviation^2), sharded by the rules of its named axes."""
     values = jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=rules.out(*axes))
     return nnx.Param(values * deviation)
 
 
 def read(parameter: nnx.Param, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
-    """The parameter in the compute dtype, as a product uses it: whole along the hidden axis."""
+    """Parameter in the compute dtype, gathered along the hidden axis for a product."""
     return gather_weight(parameter[...].astype(dtype), rules)
 
 
 def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype) -> jax.Array:
-    """The table's rows [V, D] at numbers [B, T] -> [B, T, D].
+    """Embedding look-up: rows of the table [V, D] at indices [B, T] -> [B, T, D].
 
-    Where the table is split over the hidden axis, every device reads its part of all rows, which are then exchanged:
-    far less than the table, and the gradient stays as it is split.
+    Where the table is sharded over the hidden axis, every device reads its shard of all rows, and the shards are
+    exchanged: far fewer bytes than the table, and the gradient keeps the table's sharding.
     """
     layout = rules.out("batch", None, None)
     if layout and rules.embed:
@@ -65,12 +65,12 @@ def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype
 
 
 def zeros(shape: tuple[int, ...], *, rules: Rules, axes: tuple[str | None, ...]) -> nnx.Param[jax.Array]:
-    """A float32 parameter of zeros (a bias), laid out by the rules of its named axes."""
+    """Float32 parameter of zeros (a bias), sharded by the rules of its named axes."""
     return nnx.Param(jnp.zeros(shape, jnp.float32, out_sharding=rules.out(*axes)))
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis."""
+    """Layer normalization: (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis."""
 
     def __init__(self, shape: tuple[int, ...], *, epsilon: float, rules: Rules):
         axes = (None,) * len(shape)
@@ -91,7 +91,7 @@ def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, without mean or bias (T5's layer norm)."""
+    """RMS normalization (T5's layer norm): x / sqrt(mean(x^2) + epsilon) * scale over the last axis."""
 
     def __init__(self, shape: tuple[int, ...], *, epsilon: float, factor: float, rules: Rules):
         axes = (None,) * len(shape)
@@ -102,7 +102,7 @@ class RMSNorm(nnx.Module):
         return _scale_to_unit(x, self.scale[...], self.epsilon)
 
 
-# Recomputed in the backward pass: cheaper than to store what lies between.
+# Recomputed in the backward pass, which is cheaper than to store the intermediate arrays.
 @partial(jax.checkpoint, static_argnums=2)
 def _scale_to_unit(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     wide = x.astype(jnp.float32)
@@ -116,7 +116,7 @@ def _gated_gelu(gate: jax.Array, inner: jax.Array) -> jax.Array:
 
 
 class Weight(Protocol):
-    """A weight that is more than a matrix, and knows its product with x."""
+    """Weight other than a plain matrix, with its own product with x."""
 
     def product(
         self, subscripts: str, x: jax.Array, rules: Rules, *, out: P | None, dtype: jnp.dtype | None
@@ -132,14 +132,14 @@ def project(
     out: P | None = None,
     dtype: jnp.dtype | None = None,
 ) -> jax.Array:
-    """einsum(subscripts, x, parameter), sharded as `out`; in x's dtype, or the given one. Its gradient: `product`."""
+    """einsum(subscripts, x, parameter), sharded as `out`, in x's or the given dtype; for its gradient see `product`."""
     if isinstance(parameter, nnx.Module):
         return parameter.product(subscripts, x, rules, out=out, dtype=dtype)
     return product(subscripts, x, cast(nnx.Param, parameter)[...].astype(x.dtype), rules, out, dtype or x.dtype)
 
 
 class FeedForward(nnx.Module):
-    """relu(x W) O, or gelu(x W) * (x G) O with the tanh approximation of gelu (T5 v1.1)."""
+    """Feed-forward: relu(x W) O, or gelu(x W) * (x G) O with the tanh approximation of gelu (T5 v1.1)."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class FeedForward(nnx.Module):
         self.rules = rules
 
     def __call__(self, x: jax.Array, *, rate: float, key: jax.Array | None) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+        """Output of one layer, [B, T, D] -> [B, T, D]."""
         wide = project("btd,df->btf", x, self.inner, self.rules)
         if self.gate is None:
             wide = jax.nn.relu(wide)

@@ -1,7 +1,7 @@
-"""Longformer: long texts in, one number for each out; the selector's model (RSPG, arXiv 2404.05970, section 4.2).
+"""Longformer, the selector's model: one score per long text (RSPG, arXiv 2404.05970, section 4.2).
 
-Beltagy et al. 2020 (arXiv 2004.05150): a BERT whose tokens read the tokens around them, and whose first token reads
-all and is read by all, with projections of its own.
+Beltagy et al. 2020 (arXiv 2004.05150): a BERT with sliding-window attention, whose first token has global attention
+with separate projections.
 """
 
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ from lamp_jax.models.layers import normal, project, read, zeros
 from lamp_jax.sharding import Rules
 
 FirstToken = Literal["global", "local"]
-"""Whether the first token reads all others and is read by all, or only those around it, like any other."""
+"""Attention of the first token: global (it attends to all tokens and all attend to it), or local like all others."""
 
 
 @dataclass(frozen=True)
 class LongformerConfig(BertConfig):
-    """The sizes of a Longformer; names as in Hugging Face's `config.json`. The defaults are those of the base model."""
+    """Sizes of a Longformer; names as in Hugging Face's `config.json`. The defaults are those of the base model."""
 
     vocab_size: int = 50265
     max_position_embeddings: int = 4098
@@ -34,19 +34,20 @@ class LongformerConfig(BertConfig):
     layer_norm_eps: float = 1e-5
     pad_token_id: int = 1
     attention_window: int = 512
-    """Tokens around a token that it reads: half of them on either side."""
+    """Size of the attention window in tokens: half of them on either side."""
 
     model_type: ClassVar[str] = "longformer"
     example: ClassVar[str] = "a model such as allenai/longformer-base-4096"
 
     @property
     def first_position(self) -> int:
-        """As in RoBERTa, whose padding has the position of its own id and whose texts begin behind it."""
+        """Row of the first token's position embedding, as in RoBERTa: the one after the padding id."""
         return self.pad_token_id + 1
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], *, source: str) -> Self:
-        """As BertConfig.from_hf. LampError also for windows that are odd or differ between the layers."""
+        """Configuration in a parsed `config.json`, as BertConfig.from_hf. LampError also for windows that are odd or
+        differ between the layers."""
         found = values.get("attention_window", cls.attention_window)
         windows = found if isinstance(found, list) else [found]
         distinct = {check_whole("attention_window", window, source) for window in windows}
@@ -59,7 +60,7 @@ class LongformerConfig(BertConfig):
         return super().from_hf({**values, "attention_window": distinct.pop()}, source=source)
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of `config.json` for `transformers.LongformerForSequenceClassification`, with one label."""
+        """Content of `config.json` for `transformers.LongformerForSequenceClassification`, with one label."""
         return asdict(self) | {
             "architectures": ["LongformerForSequenceClassification"],
             "attention_window": [self.attention_window] * self.num_hidden_layers,
@@ -72,7 +73,7 @@ class LongformerConfig(BertConfig):
 
 
 class LongformerLayers(BertLayers):
-    """BERT's layers with attention to the tokens nearby, and a first token that may read all."""
+    """BERT's layers with sliding-window attention, and a first token that may have global attention."""
 
     def __init__(self, config: LongformerConfig, *, first_token: FirstToken, rngs: nnx.Rngs, rules: Rules):
         super().__init__(config, rngs=rngs, rules=rules)
@@ -106,28 +107,29 @@ class LongformerLayers(BertLayers):
         return jnp.concatenate([self._read_all(x, padding, key), found[:, 1:]], axis=1)
 
     def _read_all(self, x: jax.Array, padding: jax.Array, key: jax.Array | None) -> jax.Array:
-        """What the first token reads from all with its own projections, [B, S, D] -> [B, 1, H, K].
+        """Global attention output of the first token, with separate projections, [B, S, D] -> [B, 1, H, K].
 
-        One query's products with the projections come first, so that no token's key or value has to be made: q (W x)
-        is (q W) x, and the mean of W x is W times the mean of x. The keys' bias is the same for all and falls out.
+        The query is multiplied with the projections first, so that no token's key or value is computed: q (W x) is
+        (q W) x, and the mean of W x is W times the mean of x. The keys' bias adds the same to all scores and is left
+        out.
         """
         query = self.heads(x[:, :1], self.query_first, self.query_first_bias)[:, 0] * self.key_first.shape[-1] ** -0.5
         key_matrix, value_matrix = (read(w, self.rules, dtype=x.dtype) for w in (self.key_first, self.value_first))
         asked = jnp.einsum("bhk,dhk->bhd", query, key_matrix)
         scores = jnp.einsum("bhd,bsd->bhs", asked, x, preferred_element_type=jnp.float32) + padding[:, 0]
-        weights = jnp.swapaxes(jax.nn.softmax(scores), 1, 2)  # heads, which may be split, behind tokens
+        weights = jnp.swapaxes(jax.nn.softmax(scores), 1, 2)  # heads, which may be sharded, after tokens
         weights = dropout(weights, self.config.attention_probs_dropout_prob, key).astype(x.dtype)
         weights = jnp.swapaxes(weights, 1, 2)
         mixed = jnp.einsum("bhs,bsd->bhd", weights, x)
         value = jnp.einsum("bhd,dhk->bhk", mixed, value_matrix)
-        total = jnp.sum(weights, axis=-1)[..., None]  # 1, but for dropout
+        total = jnp.sum(weights, axis=-1)[..., None]  # 1, except with dropout
         return (value + total * self.value_first_bias[...].astype(x.dtype))[:, None]
 
 
 class Longformer(Bert):
-    """A Longformer with a pooler and a head of one output; parameters and dtypes as in Bert.
+    """Longformer with a pooler and a head of one output; parameters and dtypes as in Bert.
 
-    Texts are padded at their end, so that RoBERTa's position ids, counted by the padding mask, are those of places.
+    Texts are padded at the end, so that RoBERTa's position ids, counted by the padding mask, equal the positions.
     """
 
     config: LongformerConfig
@@ -145,22 +147,23 @@ class Longformer(Bert):
         return LongformerLayers(config, first_token=self.first_token, rngs=rngs, rules=rules)
 
     def start_alike(self) -> None:
-        """Lets the first layer's tokens begin by reading those that are equal to them, wherever they stand.
+        """Initializes the first layer so that each token attends to equal tokens at any position.
 
-        For new models: what a text repeats then stands out at once. From random keys and queries, small models did not
-        notice repetition in thousands of texts. The factors fit an `initializer_range` of width^-0.5.
+        For new models: repetitions within a text are then visible from the start. From random keys and queries, small
+        models did not learn to detect repetition in thousands of texts. The factors fit an `initializer_range` of
+        width^-0.5.
         """
         first = jnp.where(jnp.arange(self.config.num_hidden_layers) == 0, 4.0, 1.0)[:, None, None, None]
         self.layers.query[...] = self.layers.query[...] * first
-        self.layers.key[...] = jnp.array(self.layers.query[...])  # a copy: buffers are donated one by one
+        self.layers.key[...] = jnp.array(self.layers.query[...])  # a copy: every buffer is donated separately
         self.positions[...] = self.positions[...] * 0.1
 
     def pool(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, S], padded with NO_TOKEN -> tanh of a projection of the first token's hidden state [B, D]."""
+        """Pooler output [B, D]: tanh of a projection of the first token's hidden state; tokens [B, S] as in `score`."""
         first = self(tokens, key=key)[:, 0].astype(jnp.float32)
         return jnp.tanh(project("bd,df->bf", first, self.pooler, self.rules) + self.pooler_bias[...])
 
     def score(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, S], padded with NO_TOKEN -> one number for each text [B], float32."""
+        """Score of each text [B], float32; tokens [B, S], padded with NO_TOKEN."""
         scores = project("bf,fo->bo", self.pool(tokens, key=key), self.head, self.rules) + self.head_bias[...]
         return jnp.squeeze(scores, axis=1)

@@ -1,8 +1,8 @@
-"""LoRA: low-rank additions to a frozen model's weights, others for each row of a batch.
+"""LoRA: low-rank updates of a frozen model's weights, separate for each row of a batch.
 
-Hu et al. 2021 (arXiv 2106.09685). Adapters are a dictionary of arrays: for each adapted weight W [L, in, out], by its
-place in the model such as `encoder.attention.query`, its `.down` [L, in, r] and `.up` [L, r, out]; where there are
-many, the users [U, ...] or the rows of a batch [B, ...] come first.
+Hu et al. 2021 (arXiv 2106.09685). Adapters are a dictionary of arrays: for each adapted weight W [L, in, out], named by
+its place in the model such as `encoder.attention.query`, the matrices `.down` [L, in, r] and `.up` [L, r, out]; where
+there are several adapters, users [U, ...] or batch rows [B, ...] are the first axis.
 """
 
 import math
@@ -31,7 +31,7 @@ DOWN, UP = "down", "up"
 
 
 class Adapted(nnx.Module):
-    """A weight with an addition for each row: x W + scale (dropout(x) A) B, B the rows, the same for all positions."""
+    """Weight with a low-rank update per row of a batch: x W + scale (dropout(x) A) B; A and B differ between rows."""
 
     def __init__(self, weight: Any, down: Any, up: Any, *, scale: float, rate: float, key: Any):
         self.weight, self.down, self.up = weight, nnx.Param(down), nnx.Param(up)
@@ -41,7 +41,7 @@ class Adapted(nnx.Module):
     def product(
         self, subscripts: str, x: jax.Array, rules: Rules, *, out: P | None, dtype: jnp.dtype | None
     ) -> jax.Array:
-        """As `project`, x [B, T, ...]."""
+        """Product with x [B, T, ...]; arguments as in `project`."""
         own = project(subscripts, x, self.weight, rules, out=out, dtype=dtype)
         rows, matrix, found = _letters(subscripts)
         inputs = "".join(letter for letter in matrix if letter in rows)
@@ -61,7 +61,7 @@ def _letters(subscripts: str) -> tuple[str, str, str]:
 
 
 class Site(NamedTuple):
-    """A weight that is adapted: its attribute names from the model on, and how many of its axes are inputs."""
+    """Adapted weight: its attribute names from the model on, and the number of its input axes."""
 
     path: tuple[str, ...]
     inputs: int
@@ -72,9 +72,9 @@ class Site(NamedTuple):
 
 
 def find_sites(config: GeneratorConfig, targets: tuple[str, ...]) -> list[Site]:
-    """The weights that the targets name, as peft does: the last part of Hugging Face's name, in all layers and stacks.
+    """Weights chosen by the targets as in peft: by the last part of Hugging Face's name, in all layers and stacks.
 
-    LampError for names that no weight of this model has.
+    LampError for names that match no weight of this model.
     """
     sites: dict[str, dict[tuple[str, ...], int]] = {}
     for name, place in family_of(config).projections(config).items():
@@ -87,7 +87,7 @@ def find_sites(config: GeneratorConfig, targets: tuple[str, ...]) -> list[Site]:
 
 
 def check_rank(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """LampError for a rank that is no low rank of these adapters."""
+    """LampError for a rank below 1 or above the narrowest side of the adapted weights."""
     widest = min(
         math.prod(shape[1:-1]) if name.endswith(f".{DOWN}") else math.prod(shape[2:]) for name, shape in shapes.items()
     )
@@ -96,7 +96,7 @@ def check_rank(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def adapter_shapes(model: Generator, lora: Lora) -> dict[str, tuple[int, ...]]:
-    """The arrays of one adapter, by name: `.down` [L, in, r] and `.up` [L, r, out] of every site.
+    """Shapes of one adapter's arrays by name: `.down` [L, in, r] and `.up` [L, r, out] of every site.
 
     LampError for a rank or targets that do not fit the model (which may be abstract).
     """
@@ -110,7 +110,7 @@ def adapter_shapes(model: Generator, lora: Lora) -> dict[str, tuple[int, ...]]:
 
 
 def adapter_specs(model: Generator, lora: Lora) -> dict[str, P]:
-    """How adapters [U, ...] or [B, ...] lie: the first axis as batches do, the others as the weight when it is used."""
+    """Partition specs of adapters [U or B, ...]: the first axis as batches, the others as the gathered weight."""
     specs, rules = {}, model.rules
     for site in find_sites(model.config, lora.targets):
         weight = _weight(model, site.path)
@@ -123,7 +123,7 @@ def adapter_specs(model: Generator, lora: Lora) -> dict[str, P]:
 
 
 def draw_adapter(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A new adapter as peft's: `.down` from U(-1, 1) / sqrt(in), `.up` of zeros, so that it changes nothing yet."""
+    """New adapter, initialized as in peft: `.down` from U(-1, 1) / sqrt(in), `.up` zeros, so that it has no effect."""
     return {
         name: np.zeros(shape, np.float32)
         if name.endswith(f".{UP}")
@@ -133,9 +133,9 @@ def draw_adapter(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]
 
 
 def attach(model: Any, adapters: Adapters, lora: Lora, *, key: jax.Array | None = None) -> Any:
-    """The same generator, changed: each row of a batch has its own adapter [B, ...].
+    """Generator with adapters, modified in place: each row of a batch has its own adapter [B, ...].
 
-    A key drops parts of what adapters read; projections that read the same x drop the same parts of it (those of one
+    With a key, dropout is applied to the adapters' inputs; projections of the same x share the mask (those of one
     module have the same key). For a model that was merged for one call.
     """
     scale, specs = lora.alpha / lora.rank, adapter_specs(model, lora)
@@ -154,7 +154,7 @@ def attach(model: Any, adapters: Adapters, lora: Lora, *, key: jax.Array | None 
     return model
 
 
-_READS_ALONE = ("output", "outer")  # whose x no other projection of their module reads
+_READS_ALONE = ("output", "outer")  # projections whose x is not shared with another one of their module
 
 
 def _weight(model: Any, path: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""Adapters in and out of directories of Hugging Face's `peft`."""
+"""Reading and writing of adapter directories of Hugging Face's `peft`."""
 
 import importlib.util
 import json
@@ -26,17 +26,17 @@ _PREFIX = "base_model.model."
 
 
 def read_form(directory: str | Path, config: GeneratorConfig) -> Lora:
-    """What kind of LoRA a directory holds for a generator. LampError for one that cannot be computed here."""
+    """LoRA settings of a directory's adapter for a generator. LampError for a form that is not supported here."""
     return read_peft_form(directory, config).lora
 
 
 def read_peft(
     directory: str | Path, config: GeneratorConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """The adapter of a directory: its arrays of these shapes. LampError, with all that differs, where it has others.
+    """Adapter of a directory, with arrays of these shapes. LampError, with all mismatches, if its tensors do not fit.
 
-    A module that the directory's configuration does not choose gets 0. One of lower rank than the arrays is filled up
-    with 0, and one of another scale is multiplied by what that differs.
+    Modules that the directory's configuration does not target are 0. Matrices of lower rank than the arrays are padded
+    with 0, and matrices of another scale are rescaled.
     """
     lora, additions = read_peft_form(directory, config)
     path, tensors = _read_tensors(Path(directory))
@@ -64,7 +64,7 @@ def read_peft(
 
 
 def _module(name: str) -> tuple[str, str]:
-    """The module of a tensor's name in peft's file, and which of its two matrices it is."""
+    """Module and matrix (lora_A or lora_B) of a tensor's name in peft's file."""
     module, part, _ = name.removeprefix(_PREFIX).rsplit(".", 2)
     return module, part
 
@@ -96,7 +96,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], expected: Mapp
 
 
 def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """The file with an adapter's tensors and what it holds; as peft does, a PyTorch file where there is no other."""
+    """File of an adapter's tensors, and the tensors; as in peft, a PyTorch file if there is no safetensors file."""
     path = directory / WEIGHTS
     if not path.exists() and (directory / TORCH).exists():
         return directory / TORCH, _read_torch(directory / TORCH)
@@ -120,7 +120,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     check_fetched(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file ends in errors of many classes there
+    except Exception as error:  # torch raises errors of many classes for a damaged file
         raise LampError(
             f"{path}: not a whole PyTorch file of tensors ({type(error).__name__}); copy it again"
         ) from error
@@ -130,13 +130,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 FILES = (CONFIG, WEIGHTS)
-"""What `write_peft` writes."""
+"""Files that `write_peft` writes."""
 
 
 def write_peft(
     directory: str | Path, adapter: Mapping[str, np.ndarray], config: GeneratorConfig, lora: Lora, *, base: str
 ) -> None:
-    """Writes a directory that `PeftModel.from_pretrained` loads on the base; the weights first, each file whole."""
+    """Writes a directory for `PeftModel.from_pretrained` on the base; each file atomically, the weights first."""
     directory = Path(directory)
     shapes = {name: values.shape for name, values in adapter.items()}
     tensors = {
@@ -161,7 +161,7 @@ def write_peft(
 
 
 def tensor_shapes(config: GeneratorConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """peft's name of every tensor of an adapter -> its shape: lora_A [r, in], lora_B [out, r]."""
+    """Shape of every tensor of an adapter by peft's name: lora_A [r, in], lora_B [out, r]."""
     found = {}
     for name, (array, _) in _places(config, shapes).items():
         _, *rest = shapes[array]
@@ -170,13 +170,13 @@ def tensor_shapes(config: GeneratorConfig, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _matrix(values: np.ndarray, array: str) -> np.ndarray:
-    """One layer's [in, r] or [r, out], whose `in` or `out` may be several axes, as peft stores it."""
+    """One layer's [in, r] or [r, out], whose `in` or `out` may be several axes, as a matrix in peft's order."""
     rows = math.prod(values.shape[:-1]) if array.endswith(DOWN) else values.shape[0]
     return values.reshape(rows, -1).T
 
 
 def _places(config: GeneratorConfig, arrays: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """peft's name of every tensor -> the array that holds it, and the layer there."""
+    """Array and layer of every tensor, by peft's name."""
     places = {}
     for name, place in family_of(config).projections(config).items():
         site = ".".join(place.path)

@@ -1,7 +1,7 @@
-"""What an `adapter_config.json` of `peft` says: which modules of a generator have an addition, and of what form.
+"""Parsing of peft's `adapter_config.json`: which modules of a generator are adapted, with which rank and scale.
 
-Modules are chosen as peft 0.21 chooses them, by Hugging Face's names of modules. An adapter here has an addition in all
-layers of a projection; where the file's has none, it is 0.
+Modules are selected as in peft 0.21, by Hugging Face's names of modules. An adapter here has matrices for all layers of
+a projection; they are 0 for layers that the file does not adapt.
 """
 
 import math
@@ -23,27 +23,27 @@ _OTHER_KINDS = (
     *("layer_replication", "alora_invocation_tokens", "target_parameters", "trainable_token_indices", "velora_config"),
     *("monteclora_config", "kasa_config", "target_modules_to_tie"),
 )
-"""Options of peft that make an adapter compute something else."""
+"""Options of peft for adapters that are no plain LoRA."""
 _SAME_BASE = ("gaussian", "orthogonal", "eva", "mica")
-"""Names of first values that leave the base's weights as they are; others (PiSSA, OLoRA) are taken out of them."""
+"""Initializations that leave the base's weights unchanged; others (PiSSA, OLoRA) subtract the adapter from them."""
 
 
 class Addition(NamedTuple):
-    """The form of one module's addition: its rank, and what the product of its matrices is multiplied by."""
+    """LoRA of one module: its rank, and the scale of the product of its matrices."""
 
     rank: int
     scale: float
 
 
 class PeftForm(NamedTuple):
-    """What kind of LoRA a configuration describes: that of the adapter here, and each module's own addition."""
+    """LoRA settings of a configuration: those of the adapter here, and those of each module."""
 
     lora: Lora
     additions: Mapping[str, Addition]
 
 
 def read_peft_form(directory: str | Path, config: GeneratorConfig) -> PeftForm:
-    """The LoRA that a directory says it holds for a generator. LampError for anything that cannot be computed here."""
+    """LoRA settings of a directory for a generator. LampError for a form that is not supported here."""
     path = Path(directory) / CONFIG
     values = read_json(path)
     _check_kind(path, values)
@@ -60,7 +60,7 @@ def read_peft_form(directory: str | Path, config: GeneratorConfig) -> PeftForm:
     root = math.sqrt if values.get("use_rslora") else float
     additions = {name: Addition(ranks[name], alphas[name] / root(ranks[name])) for name in modules}
     widest = max(ranks.values())
-    # As it is written where all modules have the same form; otherwise matrices are widened, and the scale is kept.
+    # Unchanged where all modules have the same form; otherwise matrices are padded to a higher rank at the same scale.
     plain = widest == rank and not values.get("use_rslora")
     scaled = alpha if plain else alpha / root(rank) * widest
     targets = tuple(sorted({name.rpartition(".")[2] for name in modules}))
@@ -83,12 +83,12 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _chosen(path: Path, values: Mapping[str, Any], config: GeneratorConfig) -> list[str]:
-    """The modules that get an addition. LampError if there are none, or some that lamp has no additions for."""
+    """Modules that are adapted. LampError if there are none, or some that cannot be adapted here."""
     family = family_of(config)
     projections, others = list(family.projections(config)), family.no_projections
     targets = _names(path, values, "target_modules")
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        targets, others = projections, ()  # the output layer is no part of it
+        targets, others = projections, ()  # peft excludes the output layer
     excluded = _names(path, values, "exclude_modules")
     layers, pattern = _layers(path, values, targets)
 
@@ -112,14 +112,14 @@ def _chosen(path: Path, values: Mapping[str, Any], config: GeneratorConfig) -> l
 
 
 def _names_module(names: str | list[str] | tuple[str, ...], module: str) -> bool:
-    """Whether a regular expression is a module's complete name, or one of several names is it or its last parts."""
+    """Whether a regular expression matches a module's complete name, or one of several names is it or its suffix."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _layer_of(name: str, pattern: list[str]) -> int | None:
-    """The number of a module's layer: the first in its name, or the first behind one of the patterns."""
+    """Layer number of a module: the first in its name, or the first after one of the patterns."""
     if not pattern:
         match = re.match(r".*?\.[^.]*\.(?P<idx>\d+)\.", name)
     else:
@@ -129,7 +129,7 @@ def _layer_of(name: str, pattern: list[str]) -> int | None:
 
 
 def _layers(path: Path, values: Mapping[str, Any], targets: Any) -> tuple[list[int] | None, list[str]]:
-    """The layers that get additions, None for all, and the names that stand before a layer's number."""
+    """Numbers of the layers that are adapted, None for all, and the names that precede a layer's number."""
     layers = values.get("layers_to_transform")
     pattern = _names(path, values, "layers_pattern")
     layers = [layers] if isinstance(layers, int) and not isinstance(layers, bool) else layers
@@ -143,7 +143,7 @@ def _layers(path: Path, values: Mapping[str, Any], targets: Any) -> tuple[list[i
 
 
 def _names(path: Path, values: Mapping[str, Any], field: str) -> str | list[str] | None:
-    """A field that holds a text or a list of them. LampError for anything else; null only where it may be left out."""
+    """Field with a text or a list of texts. LampError for any other value; null only where the field is optional."""
     found = values.get(field)
     if isinstance(found, str) or (isinstance(found, list) and all(isinstance(one, str) for one in found)):
         return found
@@ -153,7 +153,7 @@ def _names(path: Path, values: Mapping[str, Any], field: str) -> str | list[str]
 
 
 def _by_pattern(path: Path, values: Mapping[str, Any], field: str, module: str, default: float) -> float:
-    """A module's number in a field that maps patterns to numbers, the first that fits; or else the default."""
+    """Number of a module in a field that maps patterns to numbers: that of the first match, or else the default."""
     found = values.get(field) or {}
     if not isinstance(found, dict):
         raise _damaged(path, f"{field} {found!r}")

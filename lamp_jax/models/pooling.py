@@ -1,4 +1,4 @@
-"""One vector for a text from the hidden states of its tokens, as sentence-transformers pools them."""
+"""Pooling of the hidden states of a text's tokens into one vector, as in sentence-transformers."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from lamp_jax.config import PoolingMode
 
-_SMALLEST = 1e-12  # of a length by which a vector is divided
+_SMALLEST = 1e-12  # norm by which a vector is at least divided
 
 
 def pool(hidden: jax.Array, counted: jax.Array, modes: Sequence[PoolingMode]) -> jax.Array:
-    """Hidden states [B, S, D] of tokens that count where `counted` [B, S] is true -> [B, D for each mode], float32.
+    """Pooled vectors [B, D per mode], float32, of hidden states [B, S, D] at tokens where `counted` [B, S] is true.
 
-    Texts are padded at their end. A row of which no token counts gives zeros.
+    Texts are padded at the end. A row without counted tokens gives zeros.
     """
     hidden = hidden.astype(jnp.float32)
     vectors = [_largest(hidden, counted) if mode == "max" else _weighted(hidden, counted, mode) for mode in modes]
@@ -21,7 +21,7 @@ def pool(hidden: jax.Array, counted: jax.Array, modes: Sequence[PoolingMode]) ->
 
 
 def _weighted(hidden: jax.Array, counted: jax.Array, mode: PoolingMode) -> jax.Array:
-    """The sum of the weighted hidden states, over that of the weights or its root."""
+    """Weighted sum of the hidden states, divided by the sum of the weights or by its square root."""
     places = jnp.arange(counted.shape[1])
     if mode == "cls":
         first = jnp.min(jnp.where(counted, places, counted.shape[1]), axis=1)
@@ -42,6 +42,6 @@ def _largest(hidden: jax.Array, counted: jax.Array) -> jax.Array:
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """The vectors [..., D] with length 1; of zeros, zeros, and their gradient is finite."""
+    """Vectors [..., D] normalized to length 1; zeros remain zeros, with a finite gradient."""
     squares = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
     return vectors / jnp.sqrt(jnp.maximum(squares, _SMALLEST**2))

@@ -1,4 +1,4 @@
-"""Matrices of a frozen model in 8 bits."""
+"""Quantization of a frozen model's matrices to 8 bits."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lamp_jax.sharding import Rules
 
 
 class Quantized(nnx.Module):
-    """A weight [L, in, out] that is only read: `steps` int8, and for each output [L, out] the scale they count in."""
+    """Frozen weight [L, in, out] in 8 bits: `steps` int8, and a scale for each output [L, out]."""
 
     def __init__(self, steps: Any, scale: Any):
         self.steps, self.scale = nnx.Param(steps), nnx.Param(scale)
@@ -26,24 +26,24 @@ class Quantized(nnx.Module):
     def product(
         self, subscripts: str, x: jax.Array, rules: Rules, *, out: P | None, dtype: jnp.dtype | None
     ) -> jax.Array:
-        """As `project`."""
+        """Product with x; arguments as in `project`."""
         found = project(subscripts, x, self.steps, rules, out=out, dtype=dtype)
         return found * read(self.scale, rules, dtype=found.dtype)
 
 
 def quantize(weights: np.ndarray, *, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [L, in, out], `inputs` axes of them `in` -> int8 of the same shape, and the scale [L, out].
+    """Quantized weights: [L, in, out] with `inputs` axes `in` -> int8 of the same shape, and the scale [L, out].
 
-    127 steps of an output's scale are the largest of its weights.
+    The largest absolute weight of an output is 127 steps of its scale.
     """
     axes = tuple(range(1, 1 + inputs))
     scale = (np.abs(weights).max(axis=axes) / 127).astype(np.float32)
     steps = weights / np.expand_dims(np.where(scale > 0, scale, 1), axes)
-    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scale  # a tiny scale is not exact
+    return np.clip(np.rint(steps), -127, 127).astype(np.int8), scale  # clipped, because a tiny scale is not exact
 
 
 def abstract_quantized(weight: nnx.Param, *, inputs: int) -> Quantized:
-    """An abstract weight [L, in, out] as shapes without numbers of a quantized one."""
+    """Abstract quantized weight (shapes without values) of an abstract weight [L, in, out]."""
     steps = as_type(weight.get_value(), jnp.int8)
     shape = (steps.shape[0], *steps.shape[1 + inputs :])
     if steps.sharding is None:
@@ -54,5 +54,5 @@ def abstract_quantized(weight: nnx.Param, *, inputs: int) -> Quantized:
 
 
 def as_type(values: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-    """The shape of an array of another type, laid out alike."""
+    """Abstract array of the same shape and sharding with another dtype."""
     return jax.ShapeDtypeStruct(values.shape, dtype, sharding=values.sharding)

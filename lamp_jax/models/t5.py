@@ -1,4 +1,4 @@
-"""T5 (v1.0, and v1.1 / FLAN): encode a source, score a target, or step a target token by token from a cache.
+"""T5 (v1.0, and v1.1 / FLAN): encoding of sources, scoring of targets, and token-by-token decoding with a cache.
 
 Raffel et al. 2020 (arXiv 1910.10683). The layers of a stack are one scan over stacked parameters.
 """
@@ -40,27 +40,27 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class CrossCache(NamedTuple):
-    """What the decoder reads of one source; computed once, shared by all hypotheses."""
+    """Cross-attention keys and values of one source; computed once, shared by all hypotheses."""
 
     keys: jax.Array
-    """[L, B, S, H, K]"""
+    """Keys [L, B, S, H, K]."""
     values: jax.Array
-    """[L, B, S, H, K]"""
+    """Values [L, B, S, H, K]."""
     padding: jax.Array
-    """[B, 1, 1, S], 0 at tokens, very negative at padding."""
+    """Additive mask [B, 1, 1, S]: 0 at tokens, very negative at padding."""
 
 
 class SelfCache(NamedTuple):
-    """Keys and values of the target tokens so far, room for `max_length`; one per hypothesis."""
+    """Keys and values of the target tokens so far, with room for `max_length`; one cache per hypothesis."""
 
     keys: jax.Array
-    """[L, B, T, H, K]"""
+    """Keys [L, B, T, H, K]."""
     values: jax.Array
-    """[L, B, T, H, K]"""
+    """Values [L, B, T, H, K]."""
 
 
 class EncoderLayers(nnx.Module):
-    """The encoder's layers, stacked: self-attention, then feed-forward, each behind a norm and added to its input."""
+    """Stacked encoder layers: self-attention, then feed-forward, each after a norm and added to its input."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, rules: Rules):
         count, hidden, factor = config.num_layers, config.d_model, config.initializer_factor
@@ -72,7 +72,7 @@ class EncoderLayers(nnx.Module):
         self.rate = config.dropout_rate
 
     def __call__(self, x: jax.Array, attend: Attend, key: jax.Array | None) -> jax.Array:
-        """One layer, [B, S, D] -> [B, S, D]; `attend` takes queries, keys and values."""
+        """Output of one layer, [B, S, D] -> [B, S, D]; `attend` is a function of queries, keys and values."""
         key_values, key_attention, key_inner, key_mlp = split_key(key, 4)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
@@ -84,7 +84,7 @@ class EncoderLayers(nnx.Module):
 
 
 class DecoderLayers(nnx.Module):
-    """The decoder's layers, stacked: self-attention, cross-attention, feed-forward."""
+    """Stacked decoder layers: self-attention, cross-attention, feed-forward."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, rules: Rules):
         count, hidden, factor = config.num_decoder_layers, config.d_model, config.initializer_factor
@@ -104,7 +104,7 @@ class DecoderLayers(nnx.Module):
         cross: tuple[jax.Array, jax.Array, jax.Array],
         key: jax.Array | None,
     ) -> jax.Array:
-        """One layer over a whole target, [B, T, D] -> [B, T, D]; `cross`: keys, values and padding of the source."""
+        """Output of one layer for a complete target, [B, T, D]; `cross`: keys, values and padding of the source."""
         key_values, key_attention, key_source, key_cross, key_inner, key_mlp = split_key(key, 6)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
@@ -127,7 +127,7 @@ class DecoderLayers(nnx.Module):
         cross: tuple[jax.Array, jax.Array, jax.Array],
         cache: SelfCache,
     ) -> tuple[jax.Array, SelfCache]:
-        """One layer over one token, x [B, 1, D]; `cache` is that of all layers, with room at `position`."""
+        """Output of one layer for one token, x [B, 1, D]; `cache` is that of all layers, with room at `position`."""
         normed = self.attention_norm(x)
         fresh = self.attention.keys_and_values(normed)
         cache = SelfCache(
@@ -160,9 +160,9 @@ def _positions(config: T5Config, direction: Literal["both", "past"], *, rngs: nn
 
 
 class T5(nnx.Module):
-    """T5 with a language-model head; initialised as the original (Mesh TensorFlow) does, parameters in float32.
+    """T5 with a language-model head; initialized as in the original (Mesh TensorFlow), parameters in float32.
 
-    `dtype` is the dtype of activations and matrix products; softmax, norms and logits are float32 always.
+    `dtype` is the dtype of activations and matrix products; softmax, norms and logits are always float32.
     LampError if a size does not divide over the current mesh by the `rules`.
     """
 
@@ -197,15 +197,15 @@ class T5(nnx.Module):
 
     @property
     def depth(self) -> int:
-        """The number of layers, of both stacks together."""
+        """Number of layers of both stacks together."""
         return self.config.num_layers + self.config.num_decoder_layers
 
     def source_mask(self, tokens: jax.Array) -> jax.Array:
-        """True at every token that is not padding (NO_TOKEN, the config's padding id), [B, S]."""
+        """Padding mask [B, S]: True at every token that is not padding (NO_TOKEN or the config's padding id)."""
         return (tokens != self.config.pad_token_id) & (tokens >= 0)
 
     def encode(self, tokens: jax.Array, *, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (by default all but padding)."""
+        """Encoder output, [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (default: all but padding)."""
         mask = self.source_mask(tokens) if mask is None else mask
         key_first, key_last, key_layers = split_key(key, 3)
         position, padding = self._source_scores(tokens.shape[1]), hide_padding(mask)
@@ -225,9 +225,9 @@ class T5(nnx.Module):
     def decode(
         self, target: jax.Array, encoded: jax.Array, source_mask: jax.Array, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """Decoder inputs [B, T], encoded source [B, S, D] and its mask [B, S] -> logits [B, T, V], float32.
+        """Logits of the decoder, [B, T, V], float32, for inputs [B, T], encoded source [B, S, D] and its mask [B, S].
 
-        Position t sees the inputs up to t; `generator.decoder_inputs` makes them from labels.
+        Position t attends to the inputs up to t; `generator.decoder_inputs` makes them from labels.
         """
         key_first, key_last, key_layers = split_key(key, 3)
         position, padding = self._causal_scores(target.shape[1]), hide_padding(source_mask)
@@ -243,14 +243,14 @@ class T5(nnx.Module):
         return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
 
     def target_logits(self, tokens: jax.Array, target: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """Sources [B, S] and targets [B, T] -> the logits of each target token, [B, T, V], float32."""
+        """Logits of each target token, [B, T, V], float32, for sources [B, S] and targets [B, T]."""
         encoder_key, decoder_key = split_key(key, 2)
         mask = self.source_mask(tokens)
         encoded = self.encode(tokens, mask=mask, key=encoder_key)
         return self.decode(decoder_inputs(target, self.config), encoded, mask, key=decoder_key)
 
     def read_source(self, tokens: jax.Array) -> CrossCache:
-        """Keys and values of the encoded sources [B, S] for every decoder layer."""
+        """Cross-attention keys and values of sources [B, S] for every decoder layer."""
         mask = self.source_mask(tokens)
         encoded = self.encode(tokens, mask=mask)
         _, (keys, values) = jax.lax.scan(
@@ -259,7 +259,7 @@ class T5(nnx.Module):
         return CrossCache(keys, values, hide_padding(mask))
 
     def read_target(self, target: jax.Array, source: CrossCache) -> jax.Array:
-        """Targets [B, T] -> the decoder's last hidden states [B, T, D], from the cached source; no dropout."""
+        """Last decoder hidden states [B, T, D] of targets [B, T], given the cached source; no dropout."""
         position = self._causal_scores(target.shape[1])
 
         def layer(x, xs):
@@ -271,12 +271,12 @@ class T5(nnx.Module):
         return self.decoder_norm(x)
 
     def answer_context(self, tokens: jax.Array) -> jax.Array:
-        """The start token before each answer, [B, 1]."""
+        """Start token before each answer, [B, 1]."""
         layout = self.rules.out("batch", None)
         return jnp.full((len(tokens), 1), self.config.decoder_start_token_id, tokens.dtype, out_sharding=layout)
 
     def start(self, source: CrossCache, *, max_length: int) -> tuple[jax.Array, SelfCache]:
-        """The start tokens [B], and an empty cache with room for targets of `max_length` tokens, for `step`."""
+        """Start tokens [B], and an empty cache with room for targets of `max_length` tokens, for `step`."""
         config, rows = self.config, source.padding.shape[0]
         shape = (config.num_decoder_layers, rows, max_length, config.num_heads, config.d_kv)
         layout = self.rules.out(None, "batch", None, "heads", None)
@@ -287,7 +287,7 @@ class T5(nnx.Module):
     def step(
         self, token: jax.Array, position: jax.Array, cache: SelfCache, source: CrossCache
     ) -> tuple[jax.Array, SelfCache]:
-        """Reads the token [B] at `position` (a scalar, from 0) -> logits [B, V] of the next one, float32; the cache."""
+        """Logits [B, V] after the token [B] at `position` (a scalar, from 0), float32, and the updated cache."""
         length = cache.keys.shape[2]
         distance = jnp.arange(length) - position
         scores = jnp.where(distance > 0, HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
@@ -303,7 +303,7 @@ class T5(nnx.Module):
         return self.logits(self.decoder_norm(x))[:, 0], cache
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """The decoder's last hidden states [..., D] -> [..., V], float32."""
+        """Logits of the decoder's last hidden states, [..., D] -> [..., V], float32."""
         head = self.embedding if self.head is None else self.head
         if self.config.scales_outputs:
             x = x * self.config.d_model**-0.5
@@ -311,17 +311,17 @@ class T5(nnx.Module):
         return project(f"{rows}d,vd->{rows}v", x, head, self.rules, dtype=jnp.dtype(jnp.float32))
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        """[B, T] -> [B, T, D]."""
+        """Embeddings of tokens, [B, T] -> [B, T, D]."""
         tokens = jnp.where(tokens < 0, self.config.pad_token_id, tokens)
         return look_up(self.embedding, tokens, self.rules, dtype=self.dtype)
 
     def _source_scores(self, length: int) -> jax.Array:
-        """Scores of all source tokens by distance, [1, H, S, S]."""
+        """Position bias of the encoder's self-attention, [1, H, S, S]."""
         position = self.encoder_positions(length)
         return computed_once(position) if self.loop == "unrolled" else position
 
     def _causal_scores(self, length: int) -> jax.Array:
-        """Scores of the earlier target tokens by distance, very negative for the later ones, [1, H, T, T]."""
+        """Position bias of the decoder's self-attention, very negative at later tokens, [1, H, T, T]."""
         later = jnp.triu(jnp.ones((length, length), bool), k=1)
         return jnp.where(later, HIDDEN, self.decoder_positions(length))
 

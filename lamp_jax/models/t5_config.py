@@ -1,4 +1,4 @@
-"""What a T5 is made of, the published sizes, and how its configuration reads in Hugging Face's `config.json`."""
+"""T5 configurations: published sizes, reading and writing of Hugging Face's `config.json`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ _ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu_new"}
 
 @dataclass(frozen=True)
 class T5Config:
-    """The sizes of a T5; names as in Hugging Face's `config.json`. The defaults are those of T5 v1.0 small."""
+    """Sizes of a T5; names as in Hugging Face's `config.json`. The defaults are those of T5 v1.0 small."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -31,19 +31,19 @@ class T5Config:
     initializer_factor: float = 1.0
     feed_forward_proj: FeedForwardKind = "relu"
     tie_word_embeddings: bool = True
-    """Logits come from the input embedding, as in T5 v1.0, and not from a matrix of their own."""
+    """Whether logits use the input embedding, as in T5 v1.0, and not a separate matrix."""
     scale_decoder_outputs: bool | None = None
-    """Whether the decoder's output is scaled by d_model^-0.5 before the logits. None: where the embeddings are tied,
-    as in T5 v1.0 and v1.1; transformers 5 also makes the other two combinations."""
+    """Whether the decoder's output is scaled by d_model^-0.5 before the logits. None: only with tied embeddings, as in
+    T5 v1.0 and v1.1; transformers 5 also makes the other two combinations."""
     pad_token_id: int = 0
     eos_token_id: int | tuple[int, ...] = 1
-    """Ends an answer; any of several does."""
+    """End tokens: any of them ends an answer."""
     decoder_start_token_id: int = 0
 
     model_type: ClassVar[str] = "t5"
 
     def __post_init__(self):
-        if self.scale_decoder_outputs == self.tie_word_embeddings:  # one form for equal configurations
+        if self.scale_decoder_outputs == self.tie_word_embeddings:  # None, so that equal configurations compare equal
             object.__setattr__(self, "scale_decoder_outputs", None)
 
     @property
@@ -53,9 +53,9 @@ class T5Config:
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], *, source: str) -> "T5Config":
-        """The configuration in a parsed `config.json`; what is absent has HF's default. LampError names `source`.
+        """Configuration in a parsed `config.json`; absent values have HF's default. LampError names `source`.
 
-        transformers 5 writes `tie_word_embeddings` true for every T5: whether one is tied, its weights say.
+        transformers 5 writes `tie_word_embeddings` true for every T5; only the weights show whether they are tied.
         """
         if values.get("model_type") != cls.model_type:
             raise LampError(
@@ -93,7 +93,7 @@ class T5Config:
         num_heads: int,
         dropout: float,
     ) -> "T5Config":
-        """The configuration of a new model of FLAN-T5's kind, for a tokenizer of so many pieces."""
+        """Configuration of a new model in FLAN-T5's architecture, for a tokenizer with `vocabulary` tokens."""
         return cls(
             vocab_size=round_up_vocabulary(vocabulary),
             d_model=d_model,
@@ -108,7 +108,7 @@ class T5Config:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of `config.json` for `transformers.T5ForConditionalGeneration`."""
+        """Content of `config.json` for `transformers.T5ForConditionalGeneration`."""
         gated = self.feed_forward_proj == "gated-gelu"
         return asdict(self) | {
             "scale_decoder_outputs": self.scales_outputs,
@@ -123,7 +123,7 @@ class T5Config:
 
 
 def _feed_forward_kind(values: Mapping[str, Any], source: str) -> FeedForwardKind:
-    """HF lets `dense_act_fn` and `is_gated_act` in the file win over what `feed_forward_proj` says."""
+    """Kind of feed-forward; as in HF, `dense_act_fn` and `is_gated_act` in the file override `feed_forward_proj`."""
     named = values.get("feed_forward_proj", "relu")
     if not isinstance(named, str):
         raise LampError(f"{source}: feed_forward_proj is {named!r}; T5's are 'relu' and 'gated-gelu'")
@@ -141,7 +141,7 @@ def _feed_forward_kind(values: Mapping[str, Any], source: str) -> FeedForwardKin
 
 
 def _tokens(value: Any, name: str, source: str) -> int | tuple[int, ...]:
-    """A special token's id, or several (of `eos_token_id` alone); HF writes either a number or a list."""
+    """Id of a special token, or several (for `eos_token_id` only); HF writes a number or a list."""
     listed = value if isinstance(value, list | tuple) else [value]
     if not listed or not all(type(one) is int and one >= 0 for one in listed):
         raise LampError(f"{source}: {name} is {value!r}; expected a token id, 0 or more")

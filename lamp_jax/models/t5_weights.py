@@ -1,4 +1,4 @@
-"""The weights of a T5 in Hugging Face's files: which tensors are read, and which copies of others are not."""
+"""T5 weights in Hugging Face's files: selection of the tensors to read, without redundant copies."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from lamp_jax.models.t5_config import T5Config
 from lamp_jax.models.tensors import Checkpoint, has_weights, open_checkpoint
 from lamp_jax.models.weights import read_config
 
-# The embedding's names, of which the first that a file has is read; then leftovers beside the parameters.
+# Names of the embedding, of which the first in the file is read; then tensors that are no parameters here.
 _TABLE, _HEAD = "shared.weight", "lm_head.weight"
 _COPIES = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight")
 _UNREAD = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
@@ -18,19 +18,20 @@ NO_PROJECTIONS = (
     *("shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"),
     *(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias" for stack in ("encoder", "decoder")),
 )
-"""Modules beside the projections of layers to which peft can add."""
+"""Modules other than layer projections which peft can adapt."""
 
 
 def read_t5_config(directory: Path) -> T5Config:
-    """The configuration of a T5; whether its embeddings are tied, the weights say if they are there."""
+    """Configuration of a T5; whether its embeddings are tied is read from the weights if they exist."""
     config: T5Config = read_config(directory, T5Config)
     return open_t5(directory)[0] if config.tie_word_embeddings and has_weights(directory) else config
 
 
 def open_t5(directory: Path) -> tuple[T5Config, Checkpoint, dict[str, Place]]:
-    """The configuration of a T5, the tensors of it that are read, and where they go.
+    """Configuration of a T5, its tensors to read, and their places in the model.
 
-    transformers 5 calls every T5 tied; it is, unless the file has two different matrices. Of equal ones one is read.
+    transformers 5 writes that every T5 is tied; it is, unless the file has two different matrices. Of equal matrices,
+    only the first is read.
     """
     config, checkpoint = read_config(directory, T5Config), open_checkpoint(directory)
     files = checkpoint.files

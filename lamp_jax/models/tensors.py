@@ -1,4 +1,4 @@
-"""The tensors of a model directory: safetensors or PyTorch files, alone or in shards, checked while they are read."""
+"""Tensors of a model directory: safetensors or PyTorch files, single or in shards, validated while reading."""
 
 import importlib.util
 import json
@@ -18,19 +18,19 @@ WEIGHTS, CONFIG, TORCH = "model.safetensors", "config.json", "pytorch_model.bin"
 INDEX, TORCH_INDEX = f"{WEIGHTS}.index.json", f"{TORCH}.index.json"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_LISTED = 40  # mismatches in one message
-_SLICE = 2**24  # values that are compared at a time
+_LISTED = 40  # mismatches per message
+_SLICE = 2**24  # number of values compared at a time
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of one directory: name -> the safetensors file that holds it."""
+    """Tensors of one directory, as a map from name to safetensors file."""
 
     directory: Path
     files: Mapping[str, Path]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape. LampError for one that holds no floating-point numbers."""
+        """Shape of a tensor. LampError for a tensor whose type is not floating-point."""
         with safe_open(self.files[name], framework="numpy") as file:
             values = file.get_slice(name)
             dtype, shape = values.get_dtype(), tuple(values.get_shape())
@@ -39,7 +39,7 @@ class Checkpoint:
         return shape
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """The tensor, or rows of it, as float32, whatever the file holds. LampError where a value is not finite."""
+        """Tensor, or rows of it, converted to float32. LampError for a value that is not finite."""
         values = self.load(name, rows)
         check_finite(values, name, path=self.files[name])
         return values
@@ -49,19 +49,19 @@ class Checkpoint:
             return np.asarray(file.get_slice(name)[rows], dtype=np.float32)
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two matrices hold the same; the first difference ends the comparison."""
+        """Whether two matrices are equal; the comparison ends at the first slice that differs."""
         shape = self.shape(one)
         if shape != self.shape(other) or len(shape) != 2:
             return False
         step = max(1, _SLICE // max(1, int(np.prod(shape[1:]))))
-        starts = [0, *range(8, shape[0], step)]  # different matrices differ in their first rows
+        starts = [0, *range(8, shape[0], step)]  # different matrices usually differ in their first rows
         slices = (slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True))
         return all(np.array_equal(self.read(one, rows), self.read(other, rows)) for rows in slices)
 
 
 @dataclass(frozen=True)
 class TorchCheckpoint(Checkpoint):
-    """The tensors of PyTorch files, all in memory: older models on the hub, Contriever among them, have no others."""
+    """Tensors of PyTorch files, all in memory: the only format of older models on the hub, such as Contriever."""
 
     tensors: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,9 +75,9 @@ class TorchCheckpoint(Checkpoint):
 
 
 def check_finite(values: np.ndarray, name: str, *, path: Path) -> None:
-    """LampError, with the first place, where a weight holds NaN or infinity.
+    """LampError, with the first position, if a weight has NaN or infinity.
 
-    Any such value makes the sum not finite, so sound weights are read once, and nothing is allocated.
+    Any such value makes the sum not finite, so that valid weights are read once, without allocation.
     """
     with np.errstate(all="ignore"):
         if np.isfinite(values.sum()):
@@ -101,15 +101,15 @@ def _no_weight(path: Path, name: str, dtype: Any) -> LampError:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether a directory has files that `open_checkpoint` would read."""
+    """Whether a directory has files that `open_checkpoint` can read."""
     names = (WEIGHTS, INDEX, *((TORCH, TORCH_INDEX) if importlib.util.find_spec("torch") else ()))
     return any((directory / name).is_file() for name in names)
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Finds every tensor of `model.safetensors`, or of the shards that its index names. LampError if it cannot.
+    """Tensors of `model.safetensors`, or of the shards that its index names. LampError for missing or damaged files.
 
-    Where there are only PyTorch files, they are read by torch, if that is installed.
+    If there are only PyTorch files, torch reads them, if it is installed.
     """
     if (directory / WEIGHTS).is_file():
         return Checkpoint(directory, dict.fromkeys(_names(directory / WEIGHTS), directory / WEIGHTS))
@@ -123,7 +123,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _names(path: Path) -> list[str]:
-    """The names of the tensors in a safetensors file."""
+    """Names of the tensors in a safetensors file."""
     check_fetched(path)
     try:
         with safe_open(path, framework="numpy") as file:
@@ -133,7 +133,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _read_index(path: Path) -> dict[str, Path]:
-    """The file of every tensor that an index names. LampError for files that are missing or lie elsewhere."""
+    """File of every tensor in an index. LampError for files that are missing or in another directory."""
     names = read_json(path).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise LampError(f"{path}: has no 'weight_map' of tensors and their files; copy or download it again")
@@ -148,7 +148,7 @@ def _read_index(path: Path) -> dict[str, Path]:
 
 
 def _by_index(shards: Mapping[str, Path], held: Mapping[Path, Any], index: Path) -> dict[str, Path]:
-    """The file of every tensor: that of the index, and for those that it leaves out the file that holds it."""
+    """File of every tensor: as in the index, or the file that has it if the index lacks it."""
     absent = [name for name, shard in shards.items() if name not in held[shard]]
     if absent:
         raise LampError(
@@ -169,13 +169,13 @@ def _open_torch(directory: Path) -> TorchCheckpoint:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    """The tensors of one PyTorch file, by name."""
+    """Tensors of one PyTorch file, by name."""
     import torch
 
     check_fetched(path)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle makes its reader raise anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise LampError(f"{path}: not a whole PyTorch file ({error}); copy or download it again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
@@ -201,7 +201,7 @@ def _no_weights(directory: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. LampError if the file is missing, cut off or no object."""
+    """Object in a JSON file. LampError if the file is missing, truncated or no object."""
     if not path.is_file():
         raise LampError(f"{path.parent}: has no {path.name}; give a model directory in Hugging Face's format")
     check_fetched(path)
@@ -215,10 +215,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_model(source: str | Path) -> Path:
-    """The directory of a model: `source` itself, or the hub's copy of that name (downloaded once, then cached)."""
+    """Directory of a model: `source` itself, or the local copy of a hub name (downloaded once, then cached)."""
     if Path(source).is_dir():
         return Path(source)
-    # Here, not above: only hub names need the package, and it is slow to import.
+    # Imported here, because only hub names need the package, and importing it is slow.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -238,7 +238,7 @@ def find_model(source: str | Path) -> Path:
 def check_names_and_shapes(
     checkpoint: Checkpoint, places: Mapping[str, Place], shapes: Mapping[tuple[str, ...], tuple[int, ...]]
 ) -> None:
-    """LampError with all that is missing, unexpected or of another shape, together."""
+    """LampError with all tensors that are missing, unexpected or of another shape."""
     problems = [f"missing: {name}" for name in places if name not in checkpoint.files]
     problems += [f"unexpected: {name}" for name in checkpoint.files if name not in places]
     for name, place in places.items():

@@ -1,4 +1,4 @@
-"""Models from, and to, directories in Hugging Face's format."""
+"""Loading and saving of models in Hugging Face's format."""
 
 import json
 from collections import defaultdict
@@ -34,20 +34,20 @@ from lamp_jax.runs.processes import is_first
 from lamp_jax.sharding import put
 
 MODEL_FILES = (CONFIG, WEIGHTS)
-"""What `save` writes."""
+"""Files that `save` writes."""
 
 _BERT_UNREAD = ("pooler.", "cls.", "embeddings.position_ids")
 
-# A Longformer inside HF's larger models, inside the public code's selector, or alone; its pooler and head beside it.
+# Prefixes of a Longformer in HF's larger models, in the public code's selector, or alone; names of pooler and head.
 _LONGFORMER_BODIES = ("longformer.", "model.", "")
 _LONGFORMER_HEAD = {"body": "longformer.", "pooler": "classifier.dense", "head": "classifier.out_proj"}
 _LONGFORMER_UNREAD = ("lm_head.", "pooler.", "embeddings.position_ids")
 
 
 def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any:
-    """A model with every parameter that has a place read from the checkpoint, each on its own devices, as it is stored.
+    """Model with every parameter that has a place read from the checkpoint, in the model's sharding and dtype.
 
-    The model is abstract (`jax.eval_shape`), or real where parameters without a place are to stay.
+    The model is abstract (`jax.eval_shape`), or concrete if parameters without a place keep their values.
     """
     graph, state = nnx.split(model)
     flat = dict(nnx.to_flat_state(state))
@@ -63,7 +63,7 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
             arrays = {(*path, "steps"): steps, (*path, "scale"): scale}
         for leaf, array in arrays.items():
             like = flat[leaf].get_value()
-            spec = getattr(like.sharding, "spec", P())  # of one device's arrays, or none, there is nothing to say
+            spec = getattr(like.sharding, "spec", P())  # arrays without or with a single-device sharding have none
             flat[leaf] = flat[leaf].replace(put(array.astype(like.dtype, copy=False), spec))
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
@@ -71,7 +71,7 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
 def check_fit(
     model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of every parameter that has a place. LampError unless the checkpoint's tensors are those."""
+    """Shape of every parameter that has a place. LampError unless the checkpoint's tensors match."""
     flat = dict(nnx.to_flat_state(nnx.state(model)))
     shapes = {place.path: _stored(flat, place.path).shape for place in places.values()}
     check_names_and_shapes(checkpoint, places, shapes)
@@ -79,7 +79,7 @@ def check_fit(
 
 
 def _read_whole(checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter of this shape, all of its layers, as float32."""
+    """Parameter of this shape, all of its layers, as float32."""
     values = np.empty(shape, np.float32)
     for name, place in members:
         part = values if place.layer is None else values[place.layer]
@@ -90,7 +90,7 @@ def _read_whole(checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], sh
 def _read_quantized(
     checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `quantize` makes of a weight of this shape; only one of its layers is ever in memory as float32."""
+    """Quantized weight of this shape, as by `quantize`; only one of its layers is in memory as float32 at a time."""
     inputs = members[0][1].inputs or 0
     steps, scale = np.empty(shape, np.int8), np.empty((shape[0], *shape[1 + inputs :]), np.float32)
     for name, place in members:
@@ -104,14 +104,14 @@ def _stored(flat: Mapping[tuple[Any, ...], Any], path: tuple[str, ...]) -> Any:
 
 
 def read_config(directory: Path, kind: Any) -> Any:
-    """The configuration of this kind, such as BertConfig, in a directory's `config.json`."""
+    """Configuration of this class, such as BertConfig, in a directory's `config.json`."""
     return kind.from_hf(read_json(directory / CONFIG), source=str(directory / CONFIG))
 
 
 def check_tokenizer(tokenizer: Any, source: str | Path, kind: Any) -> None:
-    """LampError for a tokenizer with ids for which the model of a directory or hub name has no row in its embedding.
+    """LampError for a tokenizer with ids outside the embedding of the model in a directory or of a hub name.
 
-    `kind` is that of its configuration, as `read_config` takes it.
+    `kind` is the class of its configuration, as in `read_config`.
     A look-up beyond the embedding is no error in jax: it reads the last row.
     """
     directory = find_model(source)
@@ -127,18 +127,18 @@ def check_tokenizer(tokenizer: Any, source: str | Path, kind: Any) -> None:
 
 
 def load_bert(source: str | Path, **layout: Any) -> Bert:
-    """A BERT, such as Contriever, from a directory or a hub name, onto the current mesh; parameters float32.
+    """BERT, such as Contriever, from a directory or a hub name, on the current mesh; parameters in float32.
 
-    Its pooler and what a larger model has beside the encoder (`cls.*`) are not read.
+    The pooler and heads of a larger model (`cls.*`) are not read.
     """
     directory = find_model(source)
     config: BertConfig = read_config(directory, BertConfig)
     checkpoint = open_checkpoint(directory)
     places = bert_places(config)
-    if any(name.endswith(".gamma") for name in checkpoint.files):  # as the first BERTs were converted
+    if any(name.endswith(".gamma") for name in checkpoint.files):  # names of the first converted BERTs
         old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         places = {_renamed(name, old): place for name, place in places.items()}
-    if not places.keys() & checkpoint.files.keys():  # saved inside a larger model
+    if not places.keys() & checkpoint.files.keys():  # saved as part of a larger model
         places = {f"bert.{name}": place for name, place in places.items()}
     used = {
         name: file
@@ -150,9 +150,9 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
 
 
 def load_longformer(source: str | Path, *, seed: int = 0, **layout: Any) -> Longformer:
-    """A Longformer from a directory or a hub name, onto the current mesh; parameters float32.
+    """Longformer from a directory or a hub name, on the current mesh; parameters in float32.
 
-    A pooler or head that is not there, as in `allenai/longformer-base-4096`, is drawn from the seed.
+    A missing pooler or head, as in `allenai/longformer-base-4096`, is drawn from the seed.
     """
     directory = find_model(source)
     config: LongformerConfig = read_config(directory, LongformerConfig)
@@ -182,23 +182,23 @@ def _renamed(name: str, endings: Mapping[str, str]) -> str:
 
 
 def save_bert(model: Bert, directory: str | Path) -> None:
-    """Writes `config.json` and `model.safetensors` so that `AutoModel.from_pretrained` reads them; as `save`."""
+    """Writes a BERT for `AutoModel.from_pretrained`; otherwise as `save`."""
     save(model, bert_places(model.config), model.config.to_hf(), directory)
 
 
 def save_longformer(model: Longformer, directory: str | Path) -> None:
-    """Writes what `AutoModelForSequenceClassification.from_pretrained` reads, one label; otherwise as `save`.
+    """Writes a Longformer for `AutoModelForSequenceClassification.from_pretrained`, one label; otherwise as `save`.
 
-    That model's first token reads all texts unless it is told otherwise, as here with `first_token="global"`.
+    The first token of that model has global attention by default, as here with `first_token="global"`.
     """
     save(model, longformer_places(model.config, **_LONGFORMER_HEAD), model.config.to_hf(), directory)
 
 
 def save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], directory: str | Path) -> None:
-    """Writes the content of `config.json`, and a model's parameters that have a place to `model.safetensors`.
+    """Writes `config.json`, and the parameters that have a place to `model.safetensors`.
 
-    Each file appears complete or not at all, the weights first. With several processes all call it; the first one
-    writes.
+    Each file is written atomically, the weights first. With several processes, all call this function and the first
+    one writes.
     """
     directory, tensors = Path(directory), hf_tensors(model, places)
     if is_first():
@@ -209,18 +209,19 @@ def save(model: Any, places: Mapping[str, Place], config: Mapping[str, Any], dir
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray], temporary: Path, path: Path) -> None:
-    """A safetensors file. LampError, naming `path`, where it does not fit onto the disk."""
+    """Writes a safetensors file. LampError, naming `path`, if the disk is full."""
     try:
         save_file(dict(tensors), temporary, metadata={"format": "pt"})
-    except SafetensorError as error:  # an OSError of another name
+    except SafetensorError as error:  # raised by safetensors for an OSError
         raise LampError(f"{path}: cannot be written ({error}); make room, then give the same command again") from None
 
 
 def hf_tensors(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
-    """HF's name -> tensor, in host memory.
+    """Tensors in host memory, by HF's name.
 
-    All processes call it, because each parameter is gathered from all; the first one keeps them, the others none.
+    All processes must call this function, because each parameter is gathered from all; only the first one gets tensors.
     """
+
     names: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for name, place in places.items():
         names[place.path].append(name)

@@ -1,1 +1,1 @@
-"""One pure update for each thing that is trained."""
+"""Training steps: one pure update function per trained component."""

@@ -1,8 +1,8 @@
-"""How the adapters of many users learn at once, each from its own user's items alone, over one frozen model.
+"""Simultaneous training of many users' adapters, each on its own user's items, over one frozen model.
 
-What is computed at once is a part: rows of any users that are about as long. It adds to the users' gradients; a user
-whose update it completes takes a step of their own AdamW. So users learn as if alone (arXiv 2409.09510). A user whose
-numbers are no more finite stops learning, and disturbs no other.
+A microbatch has rows of any users, of similar length. Its gradients are added to the users' gradients; a user whose
+update is complete takes an AdamW step with a separate optimizer state. The result is that of separate training (arXiv
+2409.09510). A user whose values are no longer finite stops training and does not affect the others.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,54 +24,54 @@ from lamp_jax.steps.update import direction
 
 
 class AdapterState(NamedTuple):
-    """All that training holds of U users, beside the frozen model: adapters, and the sums of their updates at hand."""
+    """Training state of U users, without the frozen model: adapters, optimizer states, gradient accumulators."""
 
     adapters: dict[str, jax.Array]
-    """[U, ...] float32."""
+    """[U, ...] float32: arrays by name."""
     moments: Any
-    """AdamW's, for each user."""
+    """Optimizer state of AdamW, for each user."""
     gradient: dict[str, jax.Array]
-    """[U, ...]: of the updates at hand, so far."""
+    """[U, ...]: accumulated gradient of the current update."""
     step: jax.Array
-    """[U] int32: updates made."""
+    """[U] int32: number of completed updates."""
     loss: jax.Array
-    """[U]: nats a token, summed over the updates that count (`Users.counts`); NaN for a user who has diverged."""
+    """[U]: nats per token, summed over the updates that count (`Users.counts`); NaN for a user who has diverged."""
     partial: jax.Array
-    """[U]: nats a token of the updates at hand, so far."""
+    """[U]: nats per token of the current update, accumulated so far."""
 
 
 class MicrobatchArrays(NamedTuple):
-    """Rows that are computed at once, of any users; those of a device's users on that device."""
+    """Arrays of a microbatch: rows of any users, each on the device of its user."""
 
     source: Any
-    """[B, S] int32"""
+    """[B, S] int32: tokens of the prompts."""
     target: Any
-    """[B, T] int32"""
+    """[B, T] int32: tokens of the answers."""
     user: Any
-    """[B] int32: which of its device's users a row is of."""
+    """[B] int32: index of each row's user among the users of its device."""
     weight: Any
-    """[B] float32: 1 / the number of target tokens in the user's update; 0 for rows that only fill the part."""
+    """[B] float32: 1 / the number of target tokens in the user's update; 0 for padding rows."""
 
 
 class Users(NamedTuple):
-    """What a part is for each of U users."""
+    """State of each of U users for one microbatch."""
 
     total: Any
-    """[U] int32: updates that the user's training has."""
+    """[U] int32: number of updates in the user's training."""
     warmup: Any
-    """[U] int32: how many of them are the warm-up."""
+    """[U] int32: number of warm-up updates."""
     ends: Any
-    """[U] bool: whether the user's update is complete with this part."""
+    """[U] bool: whether the user's update is complete with this microbatch."""
     counts: Any
-    """[U] float32: 1 where the loss of the update that is completed counts (it is one of the last epoch), else 0."""
+    """[U] float32: 1 if the loss of the completed update counts (an update of the last epoch), else 0."""
 
 
 def start_users(adapters: dict[str, jax.Array], learning: Optimization, rules: Rules) -> AdapterState:
-    """The state before the first update of adapters [U, ...]."""
+    """State before the first update of adapters [U, ...]."""
     users = len(next(iter(adapters.values())))
     nothing = jnp.zeros((users,), jnp.float32, out_sharding=rules.out("batch"))
     moments = jax.tree.map(
-        # Not all of it is made from the adapters, and so laid out as they are.
+        # Counters are not derived from the adapters, and so do not have their sharding.
         lambda leaf: gathered(leaf, P(rules.batch)) if leaf.ndim == 1 else leaf,
         _first_moments(learning)(adapters),
     )
@@ -81,17 +81,17 @@ def start_users(adapters: dict[str, jax.Array], learning: Optimization, rules: R
 
 @cache
 def _first_moments(learning: Optimization) -> Callable[[Any], Any]:
-    """Compiled once, for all blocks of users."""
+    """Initial optimizer state of users, as a function that is compiled once for all cohorts."""
     return jax.jit(jax.vmap(optax.chain(*direction(learning)).init))
 
 
 def make_adapter_update(
     graph: nnx.GraphDef, learning: Optimization, lora: Lora, *, seed: int, shared: bool, rules: Rules
 ) -> Callable[[AdapterState, Any, MicrobatchArrays, Users, Any, Any], AdapterState]:
-    """The jitted `(state, the base's parameters, part, users, number, steps) -> state`; one compilation for each shape.
+    """Jitted `(state, base parameters, microbatch, users, number, steps) -> state`; compiled once per shape.
 
-    `number` (a few integers, others for each part of a run) draws dropout; `steps` (a bool) says whether any user's
-    update is complete. With `shared`, all U are copies of one adapter, which learns from all rows.
+    `number` (a few integers, different for each microbatch of a run) seeds dropout; `steps` (a bool) is whether any
+    user's update is complete. With `shared`, all U are copies of one adapter, which is trained on all rows.
     """
     optimizer = optax.chain(*direction(learning))
 
@@ -124,9 +124,9 @@ def make_adapter_update(
         gradient, partial = state.gradient, state.partial
         if shared:
             gradient, partial = jax.tree.map(_sum_for_all, (gradient, partial))
-        # A norm that is not finite would be clipped to an update of nothing.
+        # Clipping would turn a norm that is not finite into a zero update.
         partial = jnp.where(jnp.isfinite(jax.vmap(optax.tree.norm)(gradient)), partial, jnp.nan)
-        loss = state.loss + jnp.where(users.counts > 0, partial, 0 * partial)  # what is no number stays none
+        loss = state.loss + jnp.where(users.counts > 0, partial, 0 * partial)  # NaN stays NaN
         changes, moments = jax.vmap(optimizer.update)(gradient, state.moments, state.adapters)
         rate = learning_rate(learning.learning_rate, state.step, users.warmup, users.total)
         adapters = jax.tree.map(lambda old, change: old - _wide(rate, old) * change, state.adapters, changes)
@@ -144,18 +144,18 @@ def make_adapter_update(
 
 
 def _choose(users: jax.Array, new: Any, old: Any) -> Any:
-    """The new values [U, ...] of some users [U], the old ones of the others."""
+    """Selection of new values [U, ...] where `users` [U] is true, old values elsewhere."""
     return jax.tree.map(lambda new, old: jnp.where(_wide(users, old), new, old), new, old)
 
 
 def _sum_for_all(values: jax.Array) -> jax.Array:
-    """[U, ...] -> the same shape and layout: everywhere the sum over U."""
+    """Sum over U of [U, ...], broadcast to the same shape and sharding."""
     whole = jnp.broadcast_to(jnp.sum(values, axis=0, keepdims=True), values.shape)
     return gathered(whole, jax.typeof(values).sharding.spec)
 
 
 def learning_rate(peak: float, step: jax.Array, warmup: jax.Array, total: jax.Array) -> jax.Array:
-    """The rate of update `step` (from 0) of `total`, each [U]: up to the peak in the warm-up, then down to 0."""
+    """Learning rate of update `step` (from 0) of `total`, each [U]: linear warm-up to the peak, then decay to 0."""
     rise = step / jnp.maximum(warmup, 1)
     fall = 1 - (step - warmup) / jnp.maximum(total - warmup, 1)
     return peak * jnp.maximum(jnp.where(step < warmup, rise, fall), 0.0)
@@ -164,36 +164,36 @@ def learning_rate(peak: float, step: jax.Array, warmup: jax.Array, total: jax.Ar
 def _row_losses(
     model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: MicrobatchArrays, key: jax.Array
 ) -> jax.Array:
-    """The sum over each row's target tokens of their negative log-probability, [B]."""
-    *_, adapter_key = split_key(key, 3)  # the model's dropout takes the first two of this key
+    """Negative log-probability of each row's target tokens, summed, [B]."""
+    *_, adapter_key = split_key(key, 3)  # the model's dropout uses the first two
     model = attach(model, rows, lora, key=adapter_key)
     logits = model.target_logits(part.source, part.target, key=key)
     return -sequence_log_probability(logits, part.target, pad=model.config.pad_token_id)
 
 
-# Users [U, ...] and rows [B, ...] are split over devices alike, so that all a row needs is on its own device. What is
-# whose is said by a matrix of ones and zeros: a look-up and its sums are products with it.
+# Users [U, ...] and rows [B, ...] are sharded alike, so that a row and its user are on the same device. A one-hot
+# matrix assigns rows to users: look-ups and sums per user are products with it.
 
 
 def _one_hot(user: jax.Array, users: int, rules: Rules) -> jax.Array:
-    """[B] -> [devices, B / devices, U / devices]: 1 where a device's row is of its user."""
+    """One-hot matrix of rows and users, [B] -> [devices, B / devices, U / devices]: 1 where the row is the user's."""
     split = shards(rules.batch)
     user = jnp.reshape(user, (split, -1), out_sharding=rules.out("batch", None))
     return (user[:, :, None] == jnp.arange(users // split)).astype(jnp.float32)
 
 
 def _rows_of(values: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
-    """Of users [U, ...], those of the rows, [B, ...]."""
+    """Look-up of each row's user: values of users [U, ...] -> values of rows [B, ...]."""
     return _product("gbu,gu...->gb...", chosen, values, rules)
 
 
 def _sums_of(rows: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
-    """Of rows [B, ...], the sums over those of each user, [U, ...]."""
+    """Sums per user: values of rows [B, ...] -> [U, ...]."""
     return _product("gbu,gb...->gu...", chosen, rows, rules)
 
 
 def _product(subscripts: str, chosen: jax.Array, values: jax.Array, rules: Rules) -> jax.Array:
-    """The products of each device's part of both; the axes behind the first stay as they are."""
+    """Product with the one-hot matrix on each device's shard; the axes after the first are unchanged."""
     rest, layout = values.shape[1:], _rest(values, rules)
     own = jnp.reshape(values, (len(chosen), len(values) // len(chosen), *rest), out_sharding=layout(2))
     found = jnp.einsum(subscripts, chosen, own, precision="highest", out_sharding=layout(2))
@@ -201,7 +201,7 @@ def _product(subscripts: str, chosen: jax.Array, values: jax.Array, rules: Rules
 
 
 def _rest(values: jax.Array, rules: Rules) -> Callable[[int], Any]:
-    """The layout of values whose first axis becomes so many."""
+    """Function: number of leading axes into which the first axis is split -> partition spec of the values."""
     if rules.out() is None:
         return lambda axes: None
     first, *rest = (*jax.typeof(values).sharding.spec,)
@@ -209,11 +209,11 @@ def _rest(values: jax.Array, rules: Rules) -> Callable[[int], Any]:
 
 
 def _are_finite(losses: jax.Array, gradient: Mapping[str, jax.Array], rules: Rules) -> jax.Array:
-    """[B] bool: whether a row's loss and all of its gradient are finite."""
+    """Whether a row's loss and its entire gradient are finite, [B] bool."""
     sums = (jnp.sum(one, axis=tuple(range(1, one.ndim))) for one in gradient.values())
     return jnp.isfinite(sum(sums, losses))
 
 
 def _wide(values: jax.Array, like: jax.Array) -> jax.Array:
-    """[U] -> [U, 1, ...], as many axes as another array."""
+    """Values [U] as [U, 1, ...], with as many axes as `like`."""
     return jnp.reshape(values, (*values.shape, *(1,) * (like.ndim - 1)))

@@ -1,4 +1,4 @@
-"""The loss of a generator on prompts and answers: the cross-entropy of the answers' tokens."""
+"""Loss of a generator on prompts and answers: the cross-entropy of the answers' tokens."""
 
 from flax import nnx
 
@@ -8,7 +8,7 @@ from lamp_jax.steps.update import LossSum
 
 
 def generator_loss(graph: nnx.GraphDef) -> LossSum:
-    """Nats over the target tokens of a batch (source [B, S], target [B, T]), and their number."""
+    """Loss function: sum of nats over the target tokens of a batch (source [B, S], target [B, T]), and their number."""
 
     def loss_sum(params, batch, key):
         source, target = batch

@@ -1,4 +1,4 @@
-"""How a dual encoder learns which items help the generator: ROPG-KD and ROPG-RL (arXiv 2404.05970, section 4.1)."""
+"""Losses of dual encoders trained on a generator's feedback: ROPG-KD and ROPG-RL (arXiv 2404.05970, section 4.1)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +15,13 @@ from lamp_jax.settings import Ropg
 from lamp_jax.steps.update import LossSum
 
 Objective = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(scores [B, N], rewards [B, N], mask [B, N], baseline [B], key) -> the loss of each question [B]."""
+"""Function: scores [B, N], rewards [B, N], mask [B, N], baseline [B], key -> loss of each question [B]."""
 
 
 def choose_objective(ropg: Ropg, *, compatibility: Compatibility) -> Objective:
-    """The loss that `ropg` names; with `compatibility.ropg="padded"` the public code's."""
+    """Objective that `ropg` names; with `compatibility.ropg="padded"` that of the public code."""
     if ropg.method == "kd" and compatibility.ropg == "padded":
-        # One temperature for both, as there; padding has a mask like any other item and so counts.
+        # One temperature for both, as in the public code; padding counts, because that code does not mask it.
         temperature = ropg.score_temperature
         return lambda scores, rewards, mask, baseline, key: jnp.where(
             jnp.any(mask, axis=-1), losses.kd_loss_of_probabilities(scores, rewards, temperature=temperature), 0.0
@@ -48,7 +48,7 @@ def retriever_loss(
     settings: EncoderSettings = EncoderSettings(),  # noqa: B008 (frozen)
     skips: tuple[int, int] = (0, 0),
 ) -> LossSum:
-    """The losses of a `CandidateBatch`'s questions, and how many of them have items."""
+    """Loss function: sum over a `CandidateBatch`'s questions, and the number of questions with items."""
 
     def loss_sum(params, batch, key):
         tokens, rewards, mask, baseline = batch
@@ -68,9 +68,9 @@ def score_candidates(
     *,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """The similarities of a query and its documents: tokens [B, 1 + N, S], the query first -> [B, N], float32.
+    """Similarities of a query and its documents, [B, N], float32: tokens [B, 1 + N, S], the query first.
 
-    `skips` are the first tokens of queries and of documents that pooling leaves out.
+    `skips` are the numbers of first tokens of queries and of documents that pooling leaves out.
     """
     questions, texts, _ = tokens.shape
     skip = jnp.tile(jnp.where(jnp.arange(texts) == 0, *skips), questions) if any(skips) else 0

@@ -1,4 +1,4 @@
-"""How a selector learns which retriever helps the generator: RSPG-Pre and RSPG-Post (arXiv 2404.05970, section 4.2)."""
+"""Losses of selectors trained on a generator's feedback: RSPG-Pre and RSPG-Post (arXiv 2404.05970, section 4.2)."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from lamp_jax.steps.update import LossSum
 
 
 def selector_loss(graph: nnx.GraphDef, *, temperature: float = 1.0, compatibility: Compatibility = CORRECT) -> LossSum:
-    """The losses of a `CandidateBatch`'s questions, Eq. 5 to 7, and how many of them have candidates.
+    """Loss function, Eq. 5 to 7: sum over a `CandidateBatch`'s questions, and the number of questions with candidates.
 
     `temperature` divides scores and rewards.
     """
@@ -31,5 +31,5 @@ def selector_loss(graph: nnx.GraphDef, *, temperature: float = 1.0, compatibilit
 
 
 def score_texts(model: Longformer, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-    """One number for each of N texts of B questions: tokens [B, N, S] -> [B, N], float32."""
+    """Scores of N texts of B questions, [B, N], float32: tokens [B, N, S]."""
     return model.each_text(partial(model.score, key=key), tokens)

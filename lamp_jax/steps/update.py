@@ -1,4 +1,4 @@
-"""One update of anything that is trained: AdamW on the gradient of a mean loss, its batch computed in parts."""
+"""Training update of all components: AdamW on the gradient of a mean loss, with gradient accumulation."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from lamp_jax.config import Learning, Optimization
 from lamp_jax.sharding import Rules, check_divides
 
 LossSum = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
-"""(parameters, batch, dropout key) -> the sum of the losses, and of how many: tokens, or questions."""
+"""Function: parameters, batch, dropout key -> sum of the losses, and their number (of tokens, or of questions)."""
 
 
 class TrainState(NamedTuple):
-    """All that a resumed run needs. `step` is the number of updates made, int32."""
+    """State of training, sufficient to resume. `step` is the number of updates, int32."""
 
     step: jax.Array
     params: Any
@@ -23,11 +23,12 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(learning: Learning, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with a clipped gradient; the rate rises linearly for `warmup_ratio` of the updates and falls linearly to 0.
+    """AdamW with clipped gradients; linear warm-up for `warmup_ratio` of the updates, then linear decay to 0.
 
-    Weight decay spares biases, the norms' scales and the relative position biases, as usual. With the step size
+    Weight decay excludes biases, the norms' scales and the relative position biases, as usual. With the step size
     "relative", each tensor's update is multiplied by the root mean square of its values, as in Adafactor (Shazeer and
-    Stern 2018, section 8), with which T5 was trained: its embeddings begin ten times as large as its other matrices.
+    Stern 2018, section 8), with which T5 was trained: its embeddings are initially ten times as large as its other
+    matrices.
     """
     warmup, peak = round(learning.warmup_ratio * total_steps), learning.learning_rate
     rise = optax.linear_schedule(0.0, peak, warmup)
@@ -37,7 +38,7 @@ def make_optimizer(learning: Learning, total_steps: int) -> optax.GradientTransf
 
 
 def direction(learning: Optimization) -> tuple[optax.GradientTransformation, ...]:
-    """What an update is before it is multiplied with the rate and turned downhill."""
+    """Update before it is negated and scaled by the learning rate."""
     return (
         optax.clip_by_global_norm(learning.clip),
         optax.scale_by_adam(),
@@ -47,21 +48,22 @@ def direction(learning: Optimization) -> tuple[optax.GradientTransformation, ...
 
 
 def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
+    """State before the first update."""
     return TrainState(jnp.zeros((), jnp.int32, out_sharding=Rules().out()), params, jax.jit(optimizer.init)(params))
 
 
 def make_update(
     loss_sum: LossSum, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int, rules: Rules
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted update `(state, batch) -> (state, metrics)`; a batch is a tree of arrays [B, ...].
+    """Jitted update `(state, batch) -> (state, metrics)`; a batch is a tree of arrays [B, ...].
 
-    It is computed in `accumulation` parts of B. The loss is the mean over all that the update's batch counts, however
-    that is spread over the parts. `metrics` holds scalars: `loss` and `gradient_norm` (before clipping).
+    It is computed in `accumulation` microbatches. The loss is the mean over all tokens or questions that count in the
+    update's batch, however they are distributed over the microbatches. `metrics` has scalars: `loss` and
+    `gradient_norm` (before clipping).
     """
 
     def split(rows: jax.Array) -> jax.Array:
-        """[B, ...] -> [A, B / A, ...]; every device keeps its rows."""
+        """Microbatches, [B, ...] -> [A, B / A, ...]; every device keeps its rows."""
         shape = (rows.shape[0] // accumulation, accumulation, *rows.shape[1:])
         check_divides("part of a batch", shape[0], rules.batch)
         layout = rules.out("batch", *(None,) * (len(shape) - 1))
@@ -76,7 +78,7 @@ def make_update(
             )
             return gradient, loss, count
 
-        if accumulation == 1:  # no second gradient to add to: it would be a copy of the parameters
+        if accumulation == 1:  # without an accumulator, which would be a copy of the parameters
             gradient, loss, count = learn(batch, 0)
         else:
             nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
@@ -95,7 +97,7 @@ def make_update(
 
 
 def _decayed(params: Any) -> Any:
-    """True for matrices and embeddings, False for biases, norms and relative position biases."""
+    """Mask of weight decay: True for matrices and embeddings, False for biases, norms and relative position biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not _is_spared(path), params)
 
 
