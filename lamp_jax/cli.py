@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # otherwise the interpreter's final flush fails too
         return 128 + signal.SIGPIPE
-    except OSError as error:  # full disk, permission, missing file, network: the message says which
+    except OSError as error:  # full disk, permission, missing file, network: the cause is in the message
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
     except Preempted:
@@ -102,7 +102,7 @@ def _run_jointly(work: Callable[[], None]) -> None:
             work()
         except Preempted:  # raised by all processes after the same step
             preempted = True
-        processes.wait()  # the first may still be writing
+        processes.wait()  # the first process may still be writing
     if preempted:
         raise Preempted
 
@@ -141,7 +141,7 @@ def parse(words: list[str]) -> tuple[str, Any]:
 
 
 def load_experiment(stage: str, path: str) -> Any:
-    """The `experiment` of a config page. LampError if it is not the options of the command."""
+    """Experiment of a config page. LampError if it is not the options of the command."""
     if stage not in STAGES:
         raise LampError(f"{path}: a config page needs a command: lamp COMMAND {path}")
     return read_experiment(path, STAGES[stage])

@@ -27,11 +27,11 @@ class Scratch:
     d_ff: int = 256
     """Width of the feed-forward layers."""
     num_layers: int = 2
-    """Layers of the encoder."""
+    """Number of encoder layers."""
     num_decoder_layers: int = 2
-    """Layers of the decoder."""
+    """Number of decoder layers."""
     num_heads: int = 4
-    """Attention heads, each of size d_model / num_heads."""
+    """Number of attention heads, each of size d_model / num_heads."""
     vocab_size: int = 4096
     """Vocabulary size of the tokenizer, which is trained on the prompts and answers of the train file."""
     dropout: float = 0.1
@@ -40,17 +40,17 @@ class Scratch:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSettings:
-    """How prompts are built."""
+    """Settings of prompts."""
 
     prompting: Prompting = Prompting()
     seed: int = 0
-    """Seed of the `random` retriever."""
+    """Random seed of the `random` retriever."""
     compatibility: Compatibility = CORRECT
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorTraining:
-    """How a generator is trained on prompts and answers."""
+    """Settings of training a generator on prompts and answers."""
 
     scratch: Scratch = Scratch()
     retrievers: tuple[str, ...] = ("file",)
@@ -71,66 +71,67 @@ class GeneratorTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Ropg:
-    """How a retriever learns from feedback on items (arXiv 2404.05970, section 4.1)."""
+    """Settings of training a retriever on feedback on items (arXiv 2404.05970, section 4.1)."""
 
     method: Literal["kd", "rl"] = "kd"
-    """Learn the softmax of the rewards (ROPG-KD), or raise the expected reward (ROPG-RL)."""
+    """Objective: distillation of the softmax of the rewards (ROPG-KD), or the expected reward (ROPG-RL)."""
     reward: Literal["metric", "likelihood"] = "metric"
-    """Which part of the feedback is the reward: the task's metric (LaMP-3: Eq. 8), or the gold's log-probability."""
+    """Reward in the feedback: the task's metric (LaMP-3: Eq. 8), or the reference's log-probability."""
     profile_size: int = 16
-    """Items of each question, from the first on."""
+    """Number of items per question, from the first."""
     use_date: bool = True
-    """Whether documents end in ` date: ...`; stored beside the encoder, so that ranking does the same."""
+    """Append ` date: ...` to documents; recorded with the encoder, so that ranking does the same."""
     score_temperature: float = 1.0
-    """`kd`: what scores are divided by."""
+    """`kd`: temperature that divides scores."""
     reward_temperature: float = 1.0
-    """`kd`: what rewards are divided by."""
+    """`kd`: temperature that divides rewards."""
     gradient: Literal["sampled", "expected"] = "sampled"
     """`rl`: REINFORCE with sampled items, or the exact expectation over all items."""
     sampled_items: int = 1
-    """`rl`: items drawn for a question, without replacement."""
+    """`rl`: number of items sampled per question, without replacement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieverTraining(Ropg):
-    """How a dual encoder is trained on a generator's feedback."""
+    """Settings of training a dual encoder on a generator's feedback."""
 
     scratch: ScratchEncoder = ScratchEncoder()
     held_out: float = 0.1
-    """Share of the questions that is held out where there is no validation file."""
+    """Fraction of the questions that is held out for validation if there is no validation file."""
     reward_at: int = 4
-    """The best checkpoint has the highest mean reward of the K items that it ranks first."""
+    """Number of top-ranked items whose mean reward selects the best checkpoint."""
     max_length: int | None = None
-    """Longest query and document, in tokens, special tokens included; not given: as the encoder's files say, 512 for a
-    new encoder and with `--ropg padded` (the public code's two lengths)."""
+    """Maximum length of queries and documents in tokens, special tokens included; default: that of the encoder's files,
+    or 512 for a new encoder and with `--ropg padded` (the public code's two lengths)."""
     encoding: Encoding = Encoding()
     learning: Learning = Learning(learning_rate=1e-5, weight_decay=0.0, batch_size=64, accumulation=8)
     seed: int = 0
-    """Seed of initialisation, dropout, sampled items, order of questions and of what is held out."""
+    """Random seed of initialization, dropout, sampled items, the order of questions and held-out questions."""
     compatibility: Compatibility = CORRECT
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTraining:
-    """How users' adapters are trained."""
+    """Settings of training users' adapters."""
 
     shared: Literal["no", "profiles", "questions"] = "no"
-    """One adapter for everybody instead: of all users' profiles, or of the questions and golds without profiles (a
-    model that knows the task and no user)."""
+    """Train one adapter for all users instead: on all users' profiles, or on the questions and references without
+    profiles (adapted to the task, not to users)."""
     users_per_step: int = 64
-    """Users who learn at the same time, over all devices."""
+    """Number of users trained at the same time, over all devices."""
     tokens_per_device: int = 4096
-    """Tokens, padding included, that a device computes at once; an update is computed in as many parts as it takes."""
+    """Maximum number of tokens per device and microbatch, padding included; an update takes as many microbatches as
+    necessary."""
     lora: Lora = Lora()
     learning: Optimization = Optimization(epochs=30.0)
     seed: int = 0
-    """Seed of the adapters' first values, of the order of examples, of dropout and of where LaMP-7's tweets are cut."""
+    """Random seed of initialization, the order of examples, dropout and the split points of LaMP-7's tweets."""
     profiles: Profiles = "single"
     """Training data of a user with several questions."""
     max_length: int = 512
-    """Longest input, in tokens, `</s>` included."""
+    """Maximum input length in tokens, `</s>` included."""
     target_length: int = 512
-    """Longest answer, in tokens, `</s>` included."""
+    """Maximum answer length in tokens, `</s>` included."""
     keep: Literal["float32", "bfloat16"] = "float32"
     """Data type of the adapters in the store."""
     storage: Storage = "float32"

@@ -1,4 +1,4 @@
-"""The commands that train and convert users' adapters."""
+"""Options of the commands that train and convert users' adapters."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -46,13 +46,13 @@ class ImportAdapter:
     store: str
     """Directory of the store."""
     user: str
-    """User id of the adapter; `everybody` makes it the adapter of all users without one of their own."""
+    """User id of the adapter; `everybody` makes it the adapter of all users without their own."""
     model: str
     """Model directory or hub name of the adapter's base model."""
     items: int = 0
     """Number of examples the adapter was trained on, if known."""
     keep: Literal["store", "float32", "bfloat16"] = "store"
-    """Data type of the adapters in the store: `store` keeps the store's (float32 for a new store); a type other than
+    """Data type of the adapters in the store: `store` is that of the store (float32 for a new store); another type than
     the store's is an error."""
 
 

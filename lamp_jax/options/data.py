@@ -19,7 +19,7 @@ class Download:
     tasks: tuple[str, ...] = ()
     """Tasks; default: LaMP-1 to LaMP-7 (LaMP-6 has ids only: see `lamp avocado`)."""
     split: Split = "user"
-    """The user-based or the time-based separation."""
+    """User-based or time-based separation."""
     parts: tuple[Part, ...] = ("train", "dev", "test")
     """Files of each task to download."""
     mirrors: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Tfds(Writes, Compatible):
 
 @dataclass(frozen=True)
 class Check:
-    """Validate LaMP files and summarize their contents; the exit status is 1 for errors, 0 for warnings."""
+    """Validate LaMP files and summarize their contents; the exit status is 1 for errors, 0 for warnings only."""
 
     files: Positional[tuple[str, ...]]
     """Questions, merged questions, outputs, predictions or rankings."""
@@ -97,15 +97,15 @@ class Synth(Writes):
     output: str
     """Directory of the files."""
     questions: int = 2000
-    """Train questions."""
+    """Number of train questions."""
     dev_questions: int = 0
-    """Dev questions; 0: a tenth of the train questions, at least 200."""
+    """Number of dev questions; 0: a tenth of the train questions, at least 200."""
     profile_size: int = 20
     """Mean number of profile items."""
     profile_sizes: tuple[int, int] | None = None
     """Smallest and largest number of profile items, log-uniformly distributed, instead of the mean: as many users have
     2 to 4 items as 50 to 100."""
     words: int = 0
-    """Words per text; 0: the demo's short texts of 7 to 10 words."""
+    """Number of words per text; 0: the demo's short texts of 7 to 10 words."""
     seed: int = 0
     """Random seed."""

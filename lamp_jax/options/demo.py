@@ -17,10 +17,10 @@ class Demo(Writes):
     seed: int = 0
     """Random seed of the benchmark and of training."""
     size: Literal["full", "smoke"] = "full"
-    """`smoke` takes seconds and learns nothing; it checks that everything runs."""
+    """`smoke` takes seconds: a test that everything runs, with meaningless scores."""
     stages: tuple[Literal["retriever", "selector", "adapters"], ...] = ()
-    """Further parts of the demo: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL),
-    `selector` trains models that choose among retrievers (RSPG-Pre, RSPG-Post), `adapters` trains a LoRA adapter for
+    """Further chapters of the demo: `retriever` trains dense retrievers on the model's feedback (ROPG-KD, ROPG-RL),
+    `selector` trains models that select a retriever (RSPG-Pre, RSPG-Post), `adapters` trains a LoRA adapter for
     every user."""
 
 
@@ -28,11 +28,11 @@ class Demo(Writes):
 class Compile:
     """Compile a step of an experiment for a TPU topology, without a TPU, and report memory and cost.
 
-    Options of the experiment follow after `--`: lamp compile CONFIG --topology v5e:4x4 -- --sharding fsdp
+    Options of the experiment follow `--`: lamp compile CONFIG --topology v5e:4x4 -- --sharding fsdp
     """
 
     config: Positional[str]
-    """A config page."""
+    """Path of a config page."""
     topology: str
     """Chip generation and arrangement of one slice: v5e:1x1 (Colab), v5e:4x4, v6e:2x4, v5p:2x2x2, tpu7x:2x2x1,
     v4:2x2x1, v3:2x2, v2:2x2. A chip of v2, v3, v4 and tpu7x has two devices, a chip of the others one."""

@@ -26,7 +26,7 @@ class FeedbackItems(Writes, Compatible, Computes):
     batch_size: int = 16
     """Question-item pairs per batch, over all devices."""
     max_length: int = 512
-    """Longest prompt, in tokens, `</s>` included."""
+    """Maximum prompt length in tokens, `</s>` included."""
     answering: Answering = Answering()
     export_reference: str = ""
     """Also write the public code's file, `{"qid-pid": {metric: value}}`."""

@@ -17,14 +17,14 @@ CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def installed_page(name: str) -> str:
-    """The path of a config page of this project: beside the package in a checkout, in the package where installed."""
+    """Path of a config page of this project: beside the package in a checkout, in the package where installed."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return str((installed if installed.is_dir() else package.parent / "configs") / name)
 
 
 def read_experiment(path: str, *kinds: type) -> Any:
-    """The `experiment` of a config page. LampError if it is missing or not an instance of `kinds`."""
+    """Experiment of a config page, its `experiment`. LampError if it is missing or not an instance of `kinds`."""
     try:
         page = runpy.run_path(path)
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def read_experiment(path: str, *kinds: type) -> Any:
 def parse_options(kind: Any, words: Sequence[str], **settings: Any) -> Any:
     """Options of a command line, as `tyro.cli` parses them. Exits with a usage message for invalid words."""
     join = _strings.remove_single_line_breaks
-    # tyro 1.0 joins the lines of an attribute's docstring before it removes their indentation, and so joins none.
+    # tyro 1.0 joins the lines of an attribute's docstring before it removes their indentation, and thus joins none.
     _strings.remove_single_line_breaks = lambda text: join(inspect.cleandoc(text))
     try:
         return tyro.cli(kind, args=list(words), config=CLI_STYLE, **settings)
@@ -52,7 +52,7 @@ def parse_options(kind: Any, words: Sequence[str], **settings: Any) -> Any:
 
 
 def override(experiment: Any, words: Sequence[str]) -> Any:
-    """An experiment with command-line options replacing its own. Exits with a usage message for invalid options."""
+    """Experiment with options replaced by those of a command line. Exits with a usage message for invalid ones."""
     if not words:
         return experiment
     return parse_options(type(experiment), words, default=experiment, prog="lamp compile ... --")

@@ -1,4 +1,4 @@
-"""The commands that rank profiles and write prompts."""
+"""Options of the commands that rank profiles, merge rankings with questions and write prompts."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -17,19 +17,19 @@ _RANKERS = (
 
 @dataclass(frozen=True)
 class Prompts(Writes, Compatible):
-    """Write exactly what a generator would read, one `{id, prompt}` a line."""
+    """Write the exact prompts of a generator, one `{id, prompt}` per line."""
 
     task: str
     """Task, e.g. LaMP-3."""
     merged: str
     """Questions, official or merged."""
     tokenizer: str
-    """Directory or hub name of the model whose tokenizer counts the tokens."""
+    """Model directory or hub name of the generator, for its tokenizer."""
     output: str
-    """JSON lines."""
+    """JSON lines file of the prompts."""
     retriever: ChosenRetriever = "file"
     seed: int = 0
-    """Seed of the `random` retriever."""
+    """Random seed of the `random` retriever."""
     prompting: Prompting = Prompting()
 
 
@@ -38,58 +38,58 @@ class Rank(Writes, Compatible):
     """Rank every question's profile, best first: `{question id: [item id, ...]}`."""
 
     output: str
-    """Ranking file; with `--all` the directory of all rankings and merged files."""
+    """Ranking file; with `--all`, the directory of all rankings and merged files."""
     task: str = ""
     """Task, e.g. LaMP-3."""
     questions: str = ""
     """Questions, official or merged."""
     all: str = ""
-    """Instead of `--task` and `--questions`: a tree of `lamp download` or `lamp build`, of which every file is ranked
-    and merged."""
+    """Instead of `--task` and `--questions`: a tree written by `lamp download` or `lamp build`, whose files are all
+    ranked and merged."""
     split: Split = "user"
-    """Which part of the tree `--all` takes, and for which `best` is meant."""
+    """Split of the tree that `--all` ranks; `best` depends on it."""
     tasks: tuple[str, ...] = ()
-    """Tasks that `--all` takes; none named: all that are there."""
+    """Tasks that `--all` ranks; default: all in the tree."""
     plan: bool = False
-    """Only print what `--all` would do, and an estimate of the time."""
+    """Print the jobs of `--all` with an estimate of the time, and run none."""
     ranker: Annotated[RankerName | Literal["best"] | None, arg(help=_RANKERS)] = None
     encoder: str = "facebook/contriever"
     """Model directory or hub name of the encoder of `dense`."""
     embeddings_cache: str = ""
-    """Directory where `dense` keeps its vectors for the next run; empty: nowhere."""
+    """Directory that caches the vectors of `dense` between runs; empty: no cache."""
     max_length: int | None = None
-    """Longest query and document that `dense` reads, in tokens, special tokens included; not given: as the encoder's
-    files say, or was trained."""
+    """Maximum length of queries and documents of `dense` in tokens, special tokens included; default: that of the
+    encoder's files or training."""
     encoding: Encoding = Encoding()
     scores: str = ""
-    """File to which the items' scores go, `{question id: [score, ...]}` in the ranking's order; `recency` and `random`
-    have reciprocal ranks. `lamp selector-data` reads it."""
+    """Also write the items' scores to this file, `{question id: [score, ...]}` in the ranking's order, for `lamp
+    selector-data`; those of `recency` and `random` are reciprocal ranks."""
     batch_tokens: int | None = None
-    """Tokens in one batch of `dense`, padding included, over all devices; not given: as many as keep them busy."""
+    """Tokens per batch of `dense`, padding included, over all devices; default: enough to keep the devices busy."""
     rankings: tuple[str, ...] = ()
-    """Rankings that `rrf` fuses, two or more."""
+    """Two or more ranking files that `rrf` fuses."""
     rrf_k: float = 60.0
     """Constant of `rrf`: an item's score is the sum of 1 / (k + rank) over the rankings."""
     bm25_variant: Literal["okapi", "lucene"] = "okapi"
     """Scoring of `bm25`: rank_bm25's Okapi, which the papers used, or Lucene's, whose idf is never negative."""
     use_date: bool = False
-    """Whether documents end in ` date: ...`. An encoder that lamp trained knows how it was trained."""
+    """Append ` date: ...` to documents. For an encoder trained by lamp, its recorded setting applies."""
     seed: int = 0
-    """Seed of `random`."""
+    """Random seed of `random`."""
     work: Work = Work()
     devices: Devices = Devices(cpu_devices=0)
 
 
 @dataclass(frozen=True)
 class Merge(Writes, Compatible):
-    """Put profiles in the order of a ranking, and golds beside their questions."""
+    """Sort profiles by a ranking, and add references to the questions."""
 
     questions: str
-    """Questions."""
+    """Questions file."""
     output: str
-    """Merged questions."""
+    """File of the merged questions."""
     outputs: str = ""
-    """Golds, official or a plain list; leave out for test questions."""
+    """Outputs file with the references, official or a plain list; empty for test questions."""
     ranking: str = ""
-    """Ranking of `lamp rank`; leave out to keep the profiles' order."""
+    """Ranking file of `lamp rank`; empty: the profiles keep their order."""
     work: Work = Work()

@@ -1,4 +1,4 @@
-"""The command that trains a retriever on feedback."""
+"""Options of the command that trains a retriever on feedback."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ class TrainRetriever(RetrieverTraining, Writes, Computes):
     task: str
     """Task, e.g. LaMP-3."""
     questions: str
-    """The questions with golds on which the feedback was made, profiles in the same order."""
+    """Questions with references on which the feedback was collected, with profiles in the same order."""
     feedback: tuple[str, ...]
-    """Directories of `lamp feedback items`, or files of the public code's form."""
+    """Directories written by `lamp feedback items`, or files in the public code's format."""
     output: str
-    """Directory of the run: a Hugging Face encoder directory, beside it logs and the checkpoint for resuming."""
+    """Output directory: a Hugging Face encoder directory with logs and checkpoints for resuming."""
     encoder: str = "facebook/contriever"
-    """Model directory or hub name to start from; `scratch` for a new encoder of the size that `scratch` has."""
+    """Model directory or hub name of the initial encoder; `scratch` for a new encoder of the size of `scratch`."""
     validation: str = ""
-    """Questions by whose feedback the best checkpoint is chosen; empty: a part of the questions is held out."""
+    """Validation questions, which select the best checkpoint; empty: a fraction of the questions is held out."""
     validation_feedback: tuple[str, ...] = ()
-    """Their feedback."""
+    """Feedback on the validation questions."""

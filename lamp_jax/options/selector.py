@@ -68,8 +68,8 @@ class Select(Writes, Compatible, Computes):
     data: str
     """Candidates, written by `lamp selector-data`."""
     output: str
-    """Prediction file in the official format, with the selected retriever of each; with references, `.scores.json` is
-    written beside it."""
+    """Prediction file in the official format, with the selected retriever of each question; with references,
+    `.scores.json` is written beside it."""
     selector: str = ""
     """Directory written by `lamp train-selector`."""
     by: Literal["selector", "best", "worst", "wig", "nqc", "sigma-max", "sigma-50"] = "selector"

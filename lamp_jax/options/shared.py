@@ -20,7 +20,7 @@ ChosenRetrievers = Annotated[tuple[RetrieverName, ...], arg(help=f"{_SEVERAL} {_
 
 @dataclass(frozen=True, kw_only=True)
 class Writes:
-    """A command that writes an output."""
+    """Option of commands that write an output."""
 
     force: bool = False
     """Replace an existing output."""
@@ -28,13 +28,13 @@ class Writes:
 
 @dataclass(frozen=True, kw_only=True)
 class Compatible:
-    """A command that can follow the papers' public code."""
+    """Options of commands that can follow the papers' public code."""
 
     compatibility: Compatibility = CORRECT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computes:
-    """A command that computes on devices."""
+    """Options of commands that compute on devices."""
 
     devices: Devices = Devices()

@@ -1,1 +1,1 @@
-"""The programs behind `lamp STAGE`: the only place where host and device meet."""
+"""Stages: the program of each command, which connects files on the host with computation on devices."""

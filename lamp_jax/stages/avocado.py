@@ -1,4 +1,4 @@
-"""`lamp avocado`: LaMP-6 is written from the licensed archives and the benchmark's id files."""
+"""`lamp avocado`: LaMP-6 from the licensed archives and the benchmark's id files."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -49,11 +49,11 @@ def run(options: Avocado) -> None:
 def _check_options(options: Avocado) -> None:
     if options.work.beam_runner != "none":
         raise LampError(f"--beam-runner {options.work.beam_runner}: lamp avocado runs on one machine; leave it out")
-    count_cores(options.work)  # says what is wrong with a number below 0
+    count_cores(options.work)  # raises LampError for a number below 0
 
 
 def _forget_missing(output: Path) -> None:
-    """Removes all that a run which stopped for missing mails left, so that other settings may follow it."""
+    """Removes the file of a run that stopped for missing mails, so that the next run may have other settings."""
     record = read_record(output) if output.is_dir() else None
     if record and record.get("stage") == "avocado" and list(entries(output)) == [output / _MISSING]:
         (output / _MISSING).unlink()

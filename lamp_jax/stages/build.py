@@ -1,4 +1,4 @@
-"""`lamp build`: any users' histories become a benchmark in LaMP's format, with a report of what was dropped."""
+"""`lamp build`: a benchmark in LaMP's format from users' histories, with a report of dropped rows and users."""
 
 import tempfile
 from collections import Counter
@@ -28,7 +28,7 @@ def run(options: Build) -> None:
     if record.state == "done":
         return print(f"{output}: already made")
     source = open_histories(options)
-    parent = record.output.absolute().parent  # for other machines too (Beam)
+    parent = record.output.absolute().parent  # visible to the other machines of a Beam pipeline
     with tempfile.TemporaryDirectory(".unfinished", f".{record.output.name}.", dir=parent) as folder:
         rows = tqdm(source.rows(), "rows", unit=" rows", disable=None)
         gathered = gather(rows, folder=Path(folder), options=options)
@@ -58,7 +58,7 @@ def _check_options(options: Build) -> None:
         check_date_format(options.date_format)
     if options.split == "time" and options.targets == "random":
         raise LampError("--targets random: needs --split user; the time split asks about the last items")
-    count_cores(options.work)  # says what is wrong with a number below 0
+    count_cores(options.work)  # raises LampError for a number below 0
 
 
 def _check_questions(options: Build, total: Survey) -> None:
@@ -70,7 +70,7 @@ def _check_questions(options: Build, total: Survey) -> None:
 
 
 def make_report(options: Build, gathered: Gathered, total: Survey) -> dict[str, Any]:
-    """What was read, dropped and made."""
+    """Report of the rows, users and questions that were read, dropped and written."""
     settings = {key: value for key, value in asdict(options).items() if key not in ("output", "work", "force")}
     return {
         "rows": {
@@ -93,7 +93,7 @@ def make_report(options: Build, gathered: Gathered, total: Survey) -> dict[str, 
 
 
 def describe_sizes(sizes: Counter[int]) -> dict[str, float]:
-    """Smallest, median, mean and largest of sizes that are counted."""
+    """Minimum, median, mean and maximum of sizes, given the count of each size."""
     ordered, count = sorted(sizes.items()), sizes.total()
 
     def at(rank: int) -> int:
@@ -112,7 +112,7 @@ def describe_sizes(sizes: Counter[int]) -> dict[str, float]:
 
 
 def summary(options: Build, report: dict[str, Any]) -> str:
-    """The report as a short table."""
+    """Report as a short table."""
     rows, users = report["rows"], report["users"]
     dropped = {reason: found["count"] for reason, found in rows["dropped"].items()}
     lines = [

@@ -1,4 +1,4 @@
-"""`lamp check`: what is in LaMP files and what is wrong with them, a table for each, and all of it as JSON."""
+"""`lamp check`: contents and faults of LaMP files, as a table for each file and as JSON."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +16,7 @@ _WIDTH = 16
 
 @guard_outputs
 def run(options: Check) -> None:
-    """Prints the tables. LampError at the end if a file has errors, with the files' names."""
+    """Prints a table for each file. LampError at the end with the names of the files that have errors."""
     if not options.files:
         raise LampError("no files: give some, `lamp check FILE...`")
     record = None

@@ -1,4 +1,7 @@
-"""One model's answers under several orders of the profiles: `predictions/`, `results.json` and `table.txt`."""
+"""Comparison of one model's answers under several orders of the profiles.
+
+Its files are `predictions/`, `results.json` and `table.txt`.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -28,7 +31,7 @@ from lamp_jax.tasks.metrics import Scores, score
 
 
 class Order(NamedTuple):
-    """Questions, who orders their profiles, and whose adapters answer (a store; empty: the model as it is)."""
+    """Questions, the retriever that orders their profiles, and an adapter store (empty: the model without adapters)."""
 
     questions: Sequence[Question]
     retriever: str
@@ -36,7 +39,7 @@ class Order(NamedTuple):
 
 
 def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: Path) -> dict[str, Scores]:
-    """The scores of the one trained model with each order's items in the prompt; predictions are written."""
+    """Scores of the trained model with the items of each order in the prompts. Writes the predictions."""
     tokenizer = load_tokenizer(experiment.output)
     check_generator_tokenizer(tokenizer, experiment.output)
     generation = open_generation(experiment.output, experiment.answering)
@@ -79,9 +82,9 @@ def report(
     seed: int,
     further: Mapping[str, Mapping[str, float]] | None = None,
 ) -> str:
-    """Writes `results.json` and `table.txt` to `output`; returns the table.
+    """Writes `results.json` and `table.txt` to `output`, and returns the table.
 
-    `oracle` knows the users' groups; `further` has more columns by their titles, each with numbers of some of the rows.
+    `oracle` has the group of each question's user; `further` has more columns by title, with numbers of some rows.
     """
     groups: dict[str, list[str]] = {}
     for question in questions:

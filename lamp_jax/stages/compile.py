@@ -1,4 +1,4 @@
-"""`lamp compile`: the step of an experiment through the TPU's own compiler: does it fit, what does it cost."""
+"""`lamp compile`: memory and cost of an experiment's step, as compiled for a TPU by the TPU's own compiler."""
 
 import json
 import sys
@@ -34,8 +34,8 @@ def run(options: Compile) -> None:
 
 
 def compile_page(options: Compile) -> Report:
-    """Compiles what the options name. LampError for a page that does not say enough for the stage."""
-    jax.config.update("jax_platforms", "cpu")  # the TPU is only compiled for, whether there is one or not
+    """Compiles the step of a config page. LampError for a page without the options of the stage."""
+    jax.config.update("jax_platforms", "cpu")  # compilation for a TPU needs none, and uses none that exists
     find_chip(options.topology)
     kinds = {kind: None for _, of in STEPS.values() for kind in of}
     experiment = override(read_experiment(options.config, *kinds), options.options)

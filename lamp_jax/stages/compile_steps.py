@@ -1,4 +1,4 @@
-"""The steps that a TPU runs, built as their stages build them, with shapes in place of arrays."""
+"""Steps of the stages that run on devices, with abstract arrays, for compilation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,22 +40,22 @@ from lamp_jax.tasks.catalog import find_task
 
 Asking = Train | Generate | FeedbackItems | FeedbackRetrievers
 
-_UPDATES = 1000  # of a run; only the numbers of its schedule depend on it
+_UPDATES = 1000  # of a run; only the values of its schedule depend on it
 _LABEL_TOKENS = 4
 
 
 class Step(NamedTuple):
-    """A step that can be lowered, and what counts its own products."""
+    """Step that can be lowered, and the forward pass from which its useful products are counted."""
 
     lower: Callable[[], Any]
     forward: tuple[Callable[..., Any], tuple[Any, ...]] | None
-    """The forward pass that an update learns from, and its arguments; None for steps that learn nothing."""
+    """Forward pass of an update, and its arguments; None for steps without a gradient."""
     passes: int = 3
-    """How many times the forward pass's products an update needs: once more for what it reads, and for the weights."""
+    """Ratio of an update's products to the forward pass's: 1, and 1 each for the gradients of inputs and weights."""
 
 
 def train_step(experiment: Train, candidates: int) -> Step:
-    """An update of the generator, at the longest prompts and answers."""
+    """Update of a generator at the maximum lengths of prompts and answers."""
     graph, params, rules = _generator(experiment)
     rows, length = experiment.learning.batch_size, experiment.prompting.max_length
     target = _up_to_multiple(experiment.answering.generation_max_length - 1, 8)
@@ -64,7 +64,7 @@ def train_step(experiment: Train, candidates: int) -> Step:
 
 
 def generate_step(experiment: Asking, candidates: int) -> Step:
-    """A batch of answers, decoded to their longest; labels are taken to have four tokens each."""
+    """Decoding of a batch of answers to their maximum length; labels are assumed to have four tokens each."""
     graph, params, rules = _generator(experiment)
     answering: Answering = experiment.answering
     labels = None
@@ -77,7 +77,7 @@ def generate_step(experiment: Asking, candidates: int) -> Step:
 
 
 def feedback_step(experiment: Asking, candidates: int) -> Step:
-    """A batch of feedback: answers, or with the reward "likelihood" the golds' log-probabilities."""
+    """Feedback of a batch: answers, or the references' log-probabilities with the reward "likelihood"."""
     if not isinstance(experiment, FeedbackItems) or experiment.reward != "likelihood":
         return generate_step(experiment, candidates)
     graph, params, rules = _generator(experiment)
@@ -88,7 +88,7 @@ def feedback_step(experiment: Asking, candidates: int) -> Step:
 
 
 def retriever_step(experiment: TrainRetriever, candidates: int) -> Step:
-    """An update of the retriever, at the longest texts and as many items as there may be."""
+    """Update of a retriever at the maximum lengths of texts and the maximum number of items."""
     config = _encoder_config(experiment.encoder, BertConfig)
     graph, params, rules = _abstract_model(lambda layout: Bert(config, rngs=nnx.Rngs(0), **layout), experiment)
     found, length = FoundEncoder(experiment.encoder, {}), experiment.max_length
@@ -101,7 +101,7 @@ def retriever_step(experiment: TrainRetriever, candidates: int) -> Step:
 
 
 def selector_step(experiment: TrainSelector, candidates: int) -> Step:
-    """An update of the selector, at its longest texts."""
+    """Update of a selector at the maximum length of texts."""
     first_token = experiment.compatibility.selector_first_token
     graph, params, rules = _abstract_model(
         lambda layout: Longformer(
@@ -115,7 +115,7 @@ def selector_step(experiment: TrainSelector, candidates: int) -> Step:
 
 
 def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:
-    """A part of an update of many users' adapters, at its longest inputs and answers."""
+    """Microbatch of an update of many users' adapters, at the maximum lengths of inputs and answers."""
     graph, params, rules = _generator(experiment)
     model, lora, learning, users = (
         nnx.merge(graph, params),
@@ -157,7 +157,7 @@ STEPS: dict[str, tuple[Callable[..., Step], tuple[type, ...]]] = {
     "selector": (selector_step, (TrainSelector,)),
     "adapters": (adapters_step, (TrainAdapters,)),
 }
-"""By the name of the stage: what builds its step, and which pages say enough for it, their own stage's first."""
+"""Builder of each stage's step, and the options classes it accepts, those of the stage itself first."""
 
 
 def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rules: Rules) -> Step:
@@ -178,7 +178,7 @@ def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, R
 
 
 def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: Any) -> tuple[nnx.GraphDef, Any, Rules]:
-    """A model's graph, its parameters' shapes on the current mesh, and its rules."""
+    """Graph of a model, abstract parameters sharded on the current mesh, and sharding rules."""
     layout, graphs = model_layout(experiment.devices), []
 
     def parameters() -> Any:
@@ -191,7 +191,7 @@ def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: A
 
 
 def _placed(tree: Any) -> Any:
-    """The shapes with their places on the current mesh's devices."""
+    """Abstract arrays with their shardings on the current mesh."""
     mesh = jax.sharding.get_mesh()
 
     def place(leaf: Any) -> jax.ShapeDtypeStruct:

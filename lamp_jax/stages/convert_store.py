@@ -1,4 +1,4 @@
-"""`lamp convert-store`: a store of adapters of an earlier version becomes one of this version."""
+"""`lamp convert-store`: conversion of an earlier version's adapter store to this version."""
 
 import contextlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.records import guard_outputs, reserve
 
 _BLOCK = 2**26
-"""Bytes of the users who are appended together."""
+"""Bytes of the adapters that are appended together."""
 
 
 @guard_outputs
@@ -48,7 +48,7 @@ def run(options: ConvertStore) -> None:
 
 
 def _copy(store: Path, made: AdapterStore) -> None:
-    """Appends the users who are not there yet, in their order and in blocks."""
+    """Appends the users that are not yet in the new store, in their order and in blocks."""
     size, first = made.form.bytes_per_user, len(made.entries)
     entries: list[Entry] = []
     records: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""`lamp demo`: a benchmark is made, a small generator trained on it, and retrievers compared in one table."""
+"""`lamp demo`: a small benchmark, a generator trained on it, and a table that compares retrievers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ _CHAPTER_FILES = (
 )
 
 CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run, "adapters": demo_adapters.run}
-"""What `--stages` adds, each in a directory of its own."""
+"""Chapters that `--stages` adds, each in its own directory."""
 
 
 @guard_outputs
@@ -52,9 +52,9 @@ def run(options: Demo) -> None:
 
 
 def tell(chapter: str, options: Demo, generator: Train) -> None:
-    """Runs one of `CHAPTERS`, or shows the table of one that has run."""
+    """Runs a chapter, or prints its table if it is finished."""
     output = Path(options.output) / chapter
-    # What the generator is follows from the demo's own record, which is done when this begins.
+    # The generator is determined by the demo's own run record, which is finished before a chapter begins.
     settings = replace(options, output=str(output))
     inputs, ignore = [generator.output, *page_paths(chapter)], ["stages"]
     record = reserve(output, settings, inputs=inputs, ignore=ignore, directory=True, makes=_CHAPTER_FILES)
@@ -66,13 +66,13 @@ def tell(chapter: str, options: Demo, generator: Train) -> None:
 
 
 def prepare(options: Demo) -> Train:
-    """Makes the files of the benchmark and returns the training that the demo does on them."""
+    """Writes the files of the benchmark, and returns the options of the demo's training on them."""
     on_first(lambda: make_files(options))
     return training(options)
 
 
 def make_files(options: Demo) -> None:
-    """The benchmark, and its questions with their golds."""
+    """Writes the benchmark, and its questions merged with their references."""
     benchmark, generator = read_page("data", Synth, options), training(options)
     synth.run(benchmark)
     task, data = find_task(benchmark.task), Path(benchmark.output)
@@ -82,5 +82,5 @@ def make_files(options: Demo) -> None:
 
 
 def training(options: Demo) -> Train:
-    """The generator's training."""
+    """Options of the generator's training."""
     return read_page("generator", Train, options)

@@ -1,4 +1,4 @@
-"""`lamp demo --stages adapters`: every user's own LoRA adapter against reading the profile, and both together."""
+"""`lamp demo --stages adapters`: a LoRA adapter per user compared with retrieval from the profile, and with both."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ def run(options: Demo, generator: Train) -> None:
 
 
 def correlate(questions: Sequence[Question], samples: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
-    """Spearman's correlation of the number of a user's items and the adapter's gain; None where all gain alike."""
+    """Spearman's correlation of a user's number of items and the adapter's gain; None where either is constant."""
     items = [len(question.profile) for question in questions]
     gains = [samples["peft"][question.id] - samples["none"][question.id] for question in questions]
     if len(set(gains)) < 2 or len(set(items)) < 2:
@@ -55,13 +55,13 @@ def correlate(questions: Sequence[Question], samples: Mapping[str, Mapping[str, 
 
 
 def group_of(question: Question) -> str:
-    """The users with about as many profile items."""
+    """Group of the users with a similar number of profile items."""
     items = len(question.profile)
     return f"1 to {_FEW - 1}" if items < _FEW else f"{_FEW} to {_MANY - 1}" if items < _MANY else f"from {_MANY}"
 
 
 def make_questions(options: Demo, training: TrainAdapters) -> None:
-    """Questions of users, other ones than the model knows, with few and with many profile items."""
+    """Writes questions of users on whom the model was not trained, with few to many profile items."""
     benchmark = read_page("adapters_data", Synth, options)
     synth.run(benchmark)
     data = Path(benchmark.output)
@@ -70,5 +70,5 @@ def make_questions(options: Demo, training: TrainAdapters) -> None:
 
 
 def practice(options: Demo) -> TrainAdapters:
-    """The training of the adapters."""
+    """Options of the adapters' training."""
     return read_page("adapters", TrainAdapters, options)

@@ -1,4 +1,4 @@
-"""The demo's experiments: config pages `demo_*.py` with the directory, seed and size of one run."""
+"""Experiments of the demo: config pages `demo_*.py` with the directory, seed and size of a run."""
 
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -18,12 +18,12 @@ PAGES = {
     "selector": ("rspg_pre", "rspg_post"),
     "adapters": ("adapters_data", "adapters"),
 }
-"""The pages of the demo itself, and of each part that `--stages` adds."""
+"""Config pages of the demo itself, and of each chapter that `--stages` adds."""
 
 _DIRECTORY = "demo/"
-"""What paths in the pages begin with."""
+"""Prefix of the paths in the pages."""
 
-# Feedback by likelihood: a model that has learned nothing is wrong with every item alike.
+# Feedback by likelihood: an untrained model is wrong with every item, so that the metrics of all items are equal.
 _FEEDBACK: dict[str, Any] = {"profile_size": 2, "reward": "likelihood"}
 _ROPG = _FEEDBACK | {
     "epochs": 1,
@@ -44,16 +44,16 @@ _SMOKE: dict[str, dict[str, Any]] = {
     "adapters_data": {"dev_questions": 16, "profile_sizes": (2, 8)},
     "adapters": {"epochs": 1, "users_per_step": 8},
 }
-"""What `--size smoke` has in place of the pages' values."""
+"""Values of `--size smoke` that replace those of the pages."""
 
 
 def page_paths(part: str = "") -> list[str]:
-    """The paths of the pages of the demo itself, or of a part."""
+    """Paths of the pages of the demo itself, or of a chapter."""
     return [installed_page(f"demo_{name}.py") for name in PAGES[part]]
 
 
 def read_page(name: str, kind: type[Experiment], options: Demo) -> Experiment:
-    """The experiment of the page `demo_NAME.py`, in the demo's directory, with its seed and size.
+    """Experiment of the page `demo_NAME.py`, in the demo's directory, with its seed and size.
 
     Raises LampError as `read_experiment`, and for a page whose output is not in the demo's directory.
     """
@@ -72,7 +72,7 @@ def read_page(name: str, kind: type[Experiment], options: Demo) -> Experiment:
 
 
 def _move(value: Any, directory: str) -> Any:
-    """A path, or paths, in another directory than the pages'; any other value as it is."""
+    """Paths moved from the pages' directory to another; any other value unchanged."""
     if isinstance(value, tuple):
         return tuple(_move(one, directory) for one in value)
     if isinstance(value, str) and value.startswith(_DIRECTORY):

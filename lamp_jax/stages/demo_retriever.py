@@ -1,4 +1,7 @@
-"""`lamp demo --stages retriever`: dense retrievers learn from the demo's generator what BM25 cannot find."""
+"""`lamp demo --stages retriever`: dense retrievers trained on the generator's feedback (ROPG-KD, ROPG-RL).
+
+They are to find relevant items that share no words with the question, which BM25 cannot.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +26,7 @@ from lamp_jax.tasks.comparison import Against
 from lamp_jax.training.retriever import choose_form, find_start, prepare_model, prepare_tokenizer
 
 HARD_GROUP = "hidden"
-"""The users whose relevant items share no words with their question."""
+"""Group of the users whose relevant items share no words with their question."""
 
 
 def run(options: Demo, generator: Train) -> None:
@@ -47,12 +50,12 @@ def run(options: Demo, generator: Train) -> None:
 
 
 def trainings(options: Demo) -> dict[str, TrainRetriever]:
-    """ROPG-KD and ROPG-RL, from the same start on the same feedback."""
+    """Options of ROPG-KD and ROPG-RL, with the same initial encoder and feedback."""
     return {f"ropg-{method}": read_page(f"ropg_{method}", TrainRetriever, options) for method in ("kd", "rl")}
 
 
 def rankings(options: Demo, generator: Train, untrained: Path) -> list[Rank]:
-    """Everything that is compared, by the names of the output files; `dense` is the untrained encoder."""
+    """Rankings to compare, named by their output files; `dense` is the untrained encoder."""
     folder = Path(options.output) / "retriever" / "rankings"
     plain = Rank(str(folder / "bm25.json"), generator.task, generator.validation, ranker="bm25")
     trained = trainings(options)
@@ -69,7 +72,7 @@ def rankings(options: Demo, generator: Train, untrained: Path) -> list[Rank]:
 
 
 def _add_rows(whole: Path, part: Path) -> None:
-    """Adds the rows of one `results.json` to another, but for those that it has."""
+    """Adds to a `results.json` the rows of another that it does not have."""
     content = read_json(whole)
     known = {row["retriever"] for row in content["rows"]}
     content["rows"] += [row for row in read_json(part)["rows"] if row["retriever"] not in known]
@@ -77,7 +80,7 @@ def _add_rows(whole: Path, part: Path) -> None:
 
 
 def make_untrained(training: TrainRetriever, directory: Path) -> None:
-    """The encoder that both trainings start from, in a directory of its own."""
+    """Writes the initial encoder of both trainings to its own directory."""
     if on_first((directory / "model.safetensors").exists):
         return
     scored = read_scored_questions(

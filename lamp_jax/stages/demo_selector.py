@@ -1,4 +1,4 @@
-"""`lamp demo --stages selector`: a small Longformer learns which retriever to believe (RSPG-Pre, RSPG-Post)."""
+"""`lamp demo --stages selector`: a small Longformer trained to select a retriever (RSPG-Pre, RSPG-Post)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,11 +26,11 @@ from lamp_jax.tasks.metrics import Scores, score
 NOBODY = feedback_retrievers.NOBODY
 RANKERS = ("recency", "bm25")
 POOL = (NOBODY, *RANKERS)
-"""What is chosen from."""
+"""Retrievers to select from."""
 FUSION = "rrf"
-"""What is compared beside."""
+"""Retriever that is compared in addition."""
 HELD_OUT = {"full": 200, "smoke": 10}
-"""Train questions by which the best checkpoint is chosen, for each size of the demo."""
+"""Number of train questions held out to select the best checkpoint, for each size of the demo."""
 
 
 def run(options: Demo, generator: Train) -> None:
@@ -65,7 +65,7 @@ def run(options: Demo, generator: Train) -> None:
 
 
 def make_candidates(generator: Train, questions: str, folder: Path, rankers: Sequence[str]) -> None:
-    """The questions as each retriever ranks them, and the generator's answers to what it finds."""
+    """Writes each retriever's rankings, the generator's answers with its items, and the candidates."""
     pool, ranked = [NOBODY], []
     for ranker in rankers:
         ranking = Rank(
@@ -101,7 +101,7 @@ def make_candidates(generator: Train, questions: str, folder: Path, rankers: Seq
 
 
 def hold_out(output: Path, questions: int) -> None:
-    """The last train questions are for choosing the best checkpoint; what is compared are dev questions alone."""
+    """Splits the train questions: the last ones select the best checkpoint. The comparison uses dev questions only."""
     data = read_candidates(output / "train" / "candidates.json")
     for name, held in (
         ("learn", data.questions[:-questions]),
@@ -111,15 +111,15 @@ def hold_out(output: Path, questions: int) -> None:
 
 
 def trainings(options: Demo) -> dict[SelectorMode, TrainSelector]:
-    """RSPG-Pre and RSPG-Post, from the same start."""
+    """Options of RSPG-Pre and RSPG-Post, with the same initial model."""
     return {mode: read_page(f"rspg_{mode}", TrainSelector, options) for mode in get_args(SelectorMode)}
 
 
 def choosers(options: Demo) -> dict[str, Select]:
-    """Everybody who chooses, by the names of the table's rows."""
+    """Options of each selection, by the name of its row in the table."""
     output = Path(options.output) / "selector"
     plain = Select(data=str(output / "dev" / "candidates.json"), output="", pool=POOL)
-    learned = str(output / "train" / "candidates.json")  # on which predictions are standardised
+    learned = str(output / "train" / "candidates.json")  # on which predictors are standardized
     return {
         "wig": replace(plain, by="wig", train=learned),
         "nqc": replace(plain, by="nqc", train=learned),
@@ -133,7 +133,7 @@ def choosers(options: Demo) -> dict[str, Select]:
 
 
 def _score(data: CandidateSet, chosen: Mapping[str, str], generator: Train) -> Scores:
-    """The task's metrics of the chosen answers."""
+    """Scores of the selected answers by the task's metrics."""
     answers = {question.id: question.candidates[chosen[question.id]].output for question in data.questions}
     golds = {question.id: str(question.gold) for question in data.questions}
     return score(data.task, answers, golds, compatibility=generator.compatibility)

@@ -1,4 +1,4 @@
-"""`lamp download`: the benchmark's files are fetched into one tree; or a tree is checked against its record."""
+"""`lamp download`: download of the benchmark's files into one tree, or verification of a tree by its manifest."""
 
 import os
 import threading
@@ -23,7 +23,7 @@ def run(options: Download) -> None:
 
 
 def choose_files(options: Download) -> list[TreeFile]:
-    """The files of the tasks, split and parts that were asked for, each once. LampError for an unknown task."""
+    """Files of the requested tasks, split and parts, each once. LampError for an unknown task."""
     current = [task for task in TASKS.values() if task.folder and not task.deprecated]
     if not options.parts:
         raise LampError("--parts names none: give one or more of train, dev, test")
@@ -36,7 +36,7 @@ def choose_files(options: Download) -> list[TreeFile]:
 
 
 def fetch(files: list[TreeFile], options: Download) -> None:
-    """Downloads files and prints what came. Raises LampError that names all that failed, after all were tried."""
+    """Downloads files and prints a summary. Tries all; raises LampError with all failures at the end."""
     _check_options(options)
     root = Path(options.output)
     _check_writable(root)
@@ -56,7 +56,7 @@ def fetch(files: list[TreeFile], options: Download) -> None:
 
 
 def verify(files: list[TreeFile], root: Path) -> None:
-    """Prints a table of the files as they are on disk. Raises LampError where one is not as it was recorded."""
+    """Prints a table of the files on disk. Raises LampError if any differs from the download manifest."""
     manifest = DownloadManifest(root)
     width = max(len(str(file.path)) for file in files)
     print(f"{'file':{width}} {'bytes':>14} {'records':>9}  state")
@@ -74,7 +74,7 @@ def verify(files: list[TreeFile], root: Path) -> None:
 
 
 class _Progress:
-    """One bar, in bytes, over files that arrive in several threads."""
+    """Progress bar in bytes of files that several threads download."""
 
     def __init__(self, bar: tqdm):
         self._bar, self._lock = bar, threading.Lock()

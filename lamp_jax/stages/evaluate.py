@@ -1,4 +1,4 @@
-"""`lamp evaluate`: predictions against golds, one task's files or zips of several, into one JSON of scores."""
+"""`lamp evaluate`: scores of predictions by their references, for the files of one task or zip files of several."""
 
 import zipfile
 import zlib
@@ -26,7 +26,7 @@ _NO_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Run
 
 @dataclass(frozen=True)
 class Source:
-    """One file's answers, under the name that messages give it."""
+    """Answers of a file, and the file's name in messages."""
 
     name: str
     outputs: Outputs
@@ -34,9 +34,9 @@ class Source:
 
 @guard_outputs
 def run(options: Evaluate) -> None:
-    """Scores what the options name, prints a table and writes `options.output`.
+    """Scores the predictions, prints a table and writes `options.output`.
 
-    Raises LampError, before anything is written, for files that cannot be read, of different tasks or questions.
+    Raises LampError before writing, for files that cannot be read, and for files of different tasks or questions.
     """
     inputs = [name for name in (options.golds, options.predictions, options.golds_zip, options.predictions_zip) if name]
     record = reserve(options.output, options, inputs=inputs)
@@ -62,7 +62,7 @@ def write_report(
     *,
     out_of_range: OutOfRange = "keep",
 ) -> None:
-    """Writes the results of `report` by official task name, with what they depend on, and prints their table."""
+    """Writes results of `report` by official task name, with settings and library versions, and prints a table."""
     versions = {"lamp_jax": VERSION, **{name: version(name) for name in _LIBRARIES}}
     content = {
         "tasks": results,
@@ -76,7 +76,7 @@ def write_report(
 
 
 def report(task: Task, scores: Scores) -> dict[str, Any]:
-    """One task's part of the output. The confidence interval is of the main metric's plain mean over questions."""
+    """Results of one task. The confidence interval is that of the main metric's plain mean over questions."""
     return {
         "task": task.name,
         "n": len(scores.samples),
@@ -90,7 +90,7 @@ def report(task: Task, scores: Scores) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The results as lines of text, a metric a line, the main one with its confidence interval."""
+    """Table of results with one metric per line, the main metric with its confidence interval."""
     lines = [f"{'task':10} {'n':>6}  {'metric':10} {'mean':>9}  95 % interval"]
     for name, result in results.items():
         for metric, value in result["mean"].items():
@@ -174,7 +174,7 @@ def _zipped(options: Evaluate) -> tuple[Pairs, dict[str, str]]:
 
 
 def _official(source: Source) -> str:
-    """The official name of the task that a file names."""
+    """Official name of a file's task."""
     try:
         return find_task(source.outputs.task or "").official_name
     except LampError as error:
@@ -182,14 +182,14 @@ def _official(source: Source) -> str:
 
 
 def _task_of(golds: Source) -> Task:
-    """The task of a golds file. Official files of the deprecated news task say `LaMP_2` too: the labels tell."""
+    """Task of a file of references. The deprecated news task is also named `LaMP_2`, but has other labels."""
     named = [task for task in TASKS.values() if task.official_name == _official(golds)]
     answers = {answer.strip() for answer in golds.outputs.by_id.values()}
     return next((task for task in named if answers <= set(task.labels)), named[0])
 
 
 def _read_zip(path: str) -> dict[str, Source]:
-    """The answers in a zip by official task name. Only JSON files are read; nothing is unpacked on disk."""
+    """Answers in a zip file by official task name. Only JSON files are read; nothing is extracted to disk."""
     found: dict[str, Source] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -212,7 +212,7 @@ def _read_zip(path: str) -> dict[str, Source]:
 
 
 def _is_answers(name: str) -> bool:
-    """Whether a member of a zip can hold answers: macOS adds `__MACOSX/._name.json` to what its users pack."""
+    """True for JSON members of a zip file, except the `__MACOSX/._name.json` that macOS adds."""
     return name.endswith(".json") and not name.startswith("__MACOSX/") and not name.rpartition("/")[2].startswith(".")
 
 

@@ -1,4 +1,4 @@
-"""`lamp export-adapter`: one user's adapter of a store as a directory that Hugging Face's peft loads."""
+"""`lamp export-adapter`: a user's adapter as a directory that Hugging Face's peft loads."""
 
 from lamp_jax.artifacts.adapters import FORM, open_store
 from lamp_jax.models.families import read_generator_config

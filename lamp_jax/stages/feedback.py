@@ -1,4 +1,4 @@
-"""What both kinds of feedback share: a generator is asked and scored batch by batch, appended, resumed, in shards."""
+"""Collection of feedback of both kinds: answers scored batch by batch and appended, in shards that can resume."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -29,7 +29,7 @@ Options = FeedbackItems | FeedbackRetrievers
 
 
 def check_shards(options: Options) -> None:
-    """LampError for a shard that there is not, and where a start from anew would remove what others made."""
+    """LampError for a shard out of range, and for `--force` with several shards, which would remove the others."""
     if not 0 <= options.shard < options.shards:
         raise LampError(f"--shard {options.shard}: shards are numbered from 0 to {options.shards - 1}")
     if options.force and options.shards > 1:
@@ -37,7 +37,7 @@ def check_shards(options: Options) -> None:
 
 
 def shard_part(options: Options) -> str:
-    """The name of the shard's reservation of the directory that it fills with others."""
+    """Name of a shard's reservation of the output directory, which several shards share."""
     return f"-{options.shard}" if options.shards > 1 else ""
 
 
@@ -50,9 +50,9 @@ def collect(
     prompting: Prompting,
     reward: Reward = "metric",
 ) -> bool:
-    """Makes this shard's feedback, on what `trials` gives for its number; True once that of all shards is there.
+    """Collects the feedback on the trials of this shard; True once all shards are complete.
 
-    Otherwise the user is told that others are missing.
+    Otherwise prints that other shards are not. `trials` returns the trials of a shard by its number.
     """
     if record.state == "done":
         return True
@@ -92,7 +92,7 @@ def collect(
             )
             for batch in batches:
                 if done > batch.first:
-                    journal.keep(batch.first)  # a batch that was cut in the middle
+                    journal.keep(batch.first)  # removes an incomplete batch
                 journal.append(
                     feedback_record(kind, trial.names, prompt.text, *answer)
                     for trial, prompt, answer in zip(batch.trials, batch.prompts, batch.answers, strict=True)

@@ -1,4 +1,4 @@
-"""`lamp feedback items`: what a generator makes of each profile item alone; from it a retriever learns."""
+"""`lamp feedback items`: a generator's feedback on single profile items, the training data of a retriever."""
 
 from dataclasses import replace
 

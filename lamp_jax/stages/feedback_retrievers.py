@@ -1,4 +1,4 @@
-"""`lamp feedback retrievers`: what a generator makes of each retriever's items; from it a selector learns."""
+"""`lamp feedback retrievers`: a generator's feedback on retrievers, the training data of a selector."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_golds
 
 NOBODY = "none"
-"""The retriever that retrieves nothing."""
+"""Name of the retriever that retrieves nothing."""
 
 
 @guard_outputs
@@ -37,7 +37,7 @@ def run(options: FeedbackRetrievers) -> None:
     check_golds(task, golds, path=next(filter(None, files.values())))
 
     def trials(shard: int) -> list[Trial]:
-        """Every question of the shard with each retriever in turn."""
+        """Trials of a shard: every question with each retriever in turn."""
         return [
             Trial(
                 replace(question, profile=question.profile[: options.prompting.num_retrieved]),
@@ -55,7 +55,7 @@ def run(options: FeedbackRetrievers) -> None:
 
 
 def parse_pool(entries: Sequence[str]) -> dict[str, str]:
-    """`NAME=FILE` and `none` -> file by name, in their order; "" for `none`. LampError for any other entry."""
+    """Files by retriever name, in order, from entries `NAME=FILE` and `none` (file ""). LampError for other entries."""
     files: dict[str, str] = {}
     for entry in entries:
         name, _, file = entry.partition("=")
@@ -72,7 +72,7 @@ def parse_pool(entries: Sequence[str]) -> dict[str, str]:
 def read_orders(
     files: Mapping[str, str], task: Task, *, patches: Sequence[str] = ALL_PATCHES
 ) -> dict[str, list[Question]]:
-    """The same questions in the order of every retriever. LampError where files ask other questions."""
+    """Questions with their profiles in each retriever's order. LampError for files with different questions."""
     pool = {name: read_questions(file, task=task, patches=patches) for name, file in files.items() if file}
     first, asked = next(iter(pool.items()))
     for name, questions in pool.items():

@@ -1,4 +1,4 @@
-"""`lamp generate`: a model's answers to questions as an official prediction file, scored where golds are known."""
+"""`lamp generate`: a prediction file of a model's answers to questions, and their scores if there are references."""
 
 import contextlib
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def run(options: Generate) -> None:
         print(f"{facts['adapted']} of {len(questions)} questions have an adapter; the model alone answers the others")
     tokenizer = load_tokenizer(options.model)
     check_generator_tokenizer(tokenizer, options.model)
-    with jax.set_mesh(mesh):  # before prompts are made: a damaged model ends the command at once
+    with jax.set_mesh(mesh):  # before the prompts, so that a damaged model is reported at once
         layout = model_layout(options.devices)
         graph, params = nnx.split(load_generator(options.model, storage=options.storage, **layout))
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever, workers=available_cores())
@@ -85,7 +85,7 @@ def run(options: Generate) -> None:
 
 
 def open_adapters(directory: str, model: str) -> AdapterStore:
-    """A store whose adapters were made for this model. LampError for another's."""
+    """Adapter store of a model. LampError for a store of another model, and for an incomplete one."""
     store = open_store(directory)
     check_store(store, model, where=directory)
     made = read_record(Path(directory)) or {}
@@ -101,12 +101,12 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
 
 
 def users_of(questions: Sequence[Question]) -> dict[str, str]:
-    """Who asks each question, by the question's id."""
+    """Users by question id."""
     return {question.id: question.user for question in questions}
 
 
 def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: str) -> int:
-    """How many questions of a file an adapter answers. LampError where there is none."""
+    """Number of questions of a file that an adapter answers. LampError if there is none."""
     found = sum(user is not None for user in store.serving([question.user for question in questions]))
     if not found:
         asked = list(dict.fromkeys(question.user for question in questions))
@@ -118,7 +118,7 @@ def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: s
 
 
 def _known_golds(questions: Sequence[Question], task: Task, *, path: str) -> dict[str, str]:
-    """The golds by question id; none unless all questions have one. LampError for one that cannot be scored."""
+    """References by question id; empty unless all questions have one. LampError for an invalid reference."""
     golds = {question.id: question.output for question in questions if question.output is not None}
     if len(golds) < len(questions):
         return {}

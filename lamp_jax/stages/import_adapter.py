@@ -1,4 +1,4 @@
-"""`lamp import-adapter`: an adapter that Hugging Face's peft saved becomes a user's of a store."""
+"""`lamp import-adapter`: import of an adapter saved by Hugging Face's peft into an adapter store."""
 
 import contextlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def run(options: ImportAdapter) -> None:
 
 
 def _kept(options: ImportAdapter) -> Literal["float32", "bfloat16"]:
-    """The type that adapters have in the store."""
+    """Data type of the adapters in the store."""
     if options.keep != "store":
         return options.keep
     stored = read_store_form(options.store)

@@ -1,4 +1,4 @@
-"""`lamp merge`: questions whose profiles stand in a ranking's order, with their golds, in one file."""
+"""`lamp merge`: one file of questions with profiles in a ranking's order, and with references."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
 from lamp_jax.runs.json_files import encode, write_json_list
 from lamp_jax.runs.records import guard_outputs, reserve
 
-# Every process reads golds and ranking once.
+# Every process reads references and ranking once.
 _golds = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)
 _ranking = lru_cache(maxsize=1)(RankingFile)
 
@@ -43,7 +43,7 @@ def run(options: Merge) -> None:
 
 
 def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
-    """A chunk's questions, merged, as JSON; nothing where golds or ranking do not know a question's id."""
+    """Merged questions of a chunk as JSON; b"" for a question that is not in the references or in the ranking."""
     golds = _golds(options.outputs) if options.outputs else None
     ranking = _ranking(options.ranking) if options.ranking else None
     merged = []
@@ -62,7 +62,7 @@ def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
 
 
 def _whole(merged: Iterator[_Merged], options: Merge) -> Iterator[bytes]:
-    """The records. LampError at the end, before the file is there, unless all files have the same questions."""
+    """Merged questions as JSON. LampError at the end, before the file is in place, for differing question ids."""
     seen: set[str] = set()
     for question_id, record in merged:
         check_unique([question_id], seen, options.questions)

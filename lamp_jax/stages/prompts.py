@@ -1,4 +1,4 @@
-"""`lamp prompts`: exactly what a generator would read, to look at or to feed another model."""
+"""`lamp prompts`: the exact prompts of a generator, for inspection or for another model."""
 
 import json
 

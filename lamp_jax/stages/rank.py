@@ -1,4 +1,4 @@
-"""`lamp rank`: every question's whole profile, best item first; of one file, or of every file of a tree."""
+"""`lamp rank`: ranking of every question's profile, for one file or for every file of a tree."""
 
 from lamp_jax.options.retrieval import Rank
 from lamp_jax.stages import rank_file, rank_tree

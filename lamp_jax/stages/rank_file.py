@@ -1,4 +1,7 @@
-"""`lamp rank --questions`: one file ranked, by what its ranker needs: questions alone, other rankings, an encoder."""
+"""`lamp rank --questions`: ranking of one file.
+
+A ranker reads questions only, or also other rankings, or uses an encoder on devices.
+"""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -67,13 +70,13 @@ def _rank(options: Rank, task: Task, ranker: Ranker) -> None:
 
 
 def choose_ranker(options: Rank, task: Task) -> str:
-    """The ranker that the options name, or mean."""
+    """Name of the selected ranker, with the default and `best` resolved."""
     ranker = options.ranker or ("best" if options.all else "bm25")
     return task.best.of(options.split) if ranker == "best" else ranker
 
 
 def options_of(options: Rank) -> RankOptions:
-    """What rankers are given, one process each: there are others beside it."""
+    """Options of a ranker. It has one worker, because several processes rank chunks at the same time."""
     return RankOptions(
         use_date=options.use_date,
         variant=options.bm25_variant,
@@ -86,7 +89,7 @@ def options_of(options: Rank) -> RankOptions:
 
 
 def _by_chunks(options: Rank, task: Task, ranker: Ranker) -> Iterator[RankedLine]:
-    """Streamed: a chunk of the file at a time, by as many processes as are wanted."""
+    """Rankings of a file that is streamed in chunks to several processes."""
     rank = partial(rank_chunk, ranker=ranker.name, task=task, options=options_of(options))
     seen: set[str] = set()
     for line in chain.from_iterable(map_chunks(rank, options.questions, options.work)):
@@ -95,11 +98,11 @@ def _by_chunks(options: Rank, task: Task, ranker: Ranker) -> Iterator[RankedLine
 
 
 def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[EncoderSettings]) -> Iterator[RankedLine]:
-    """With an encoder on devices; its settings are added to `encoder`."""
+    """Rankings by an encoder on devices. Adds the encoder's settings to `encoder`."""
     questions = _read(options, task)
     if options.embeddings_cache and how_many() > 1:
         raise LampError(f"--embeddings-cache is one process's, and these are {how_many()}; leave it out")
-    # Here, not above: the other rankers need no device, and their processes would start one each.
+    # Imported here: other rankers need no device, and each of their processes would initialize one.
     import jax
 
     from lamp_jax.encoding import open_encoder
@@ -132,7 +135,7 @@ def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[Enco
 
 
 def _describe(options: Rank, settings: EncoderSettings) -> dict[str, Any]:
-    """All that vectors depend on beside the text."""
+    """Properties on which vectors depend, the text aside."""
     return {"encoder": digest(options.encoder), "dtype": options.devices.dtype, **settings.of_vectors}
 
 

@@ -1,4 +1,4 @@
-"""`lamp rank --all`: every file of a tree ranked by its task's ranker and merged, several at once; or only the plan."""
+"""`lamp rank --all`: ranking and merging of every file of a tree, several at once; or a plan with the time."""
 
 import math
 import os
@@ -24,14 +24,14 @@ from lamp_jax.runs.workers import count_cores, map_in_processes
 from lamp_jax.stages import merge, rank_file
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
 
-# What an encoder of BERT-base's size reads in a second on one core, and the bytes of a token of English JSON.
+# Tokens per second of an encoder of BERT-base's size on one core, and bytes per token of English JSON.
 _TOKENS_A_SECOND = 750
 _BYTES_A_TOKEN = 4.5
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file of the tree: the ranking and the merged file that are made of it."""
+    """Ranking and merging of one file of the tree."""
 
     task: Task
     part: Part
@@ -66,7 +66,7 @@ def run(options: Rank) -> None:
 
 
 def plan_jobs(options: Rank) -> list[Job]:
-    """A job for each part of each task that the tree has, the largest file first. LampError where there is none."""
+    """Jobs for all files of the tasks in the tree, the largest file first. LampError if there are none."""
     if options.questions or options.rankings or options.scores:
         raise LampError("--all ranks a whole tree: leave --questions, --rankings and --scores out")
     if options.ranker in names_by_need("rankings"):
@@ -97,7 +97,7 @@ def plan_jobs(options: Rank) -> list[Job]:
 
 
 def _holds_ids(questions: Path) -> bool:
-    """Whether its inputs are ids, as LaMP-6 is published: single words. A broken file is for its ranking to report."""
+    """True if the first input is a single word, an id: LaMP-6 as published. Its ranking reports a damaged file."""
     try:
         return next((len(question.input.split()) == 1 for question in stream_questions(questions)), False)
     except LampError:
@@ -129,7 +129,7 @@ def _job(options: Rank, task: Task, part: Part, questions: Path, outputs: Path |
 
 
 def _run_on_host(jobs: list[Job], options: Rank) -> Iterator[str]:
-    """Several files at once, the cores shared between them; a pipeline takes one after the other."""
+    """Runs several jobs at once, which share the cores, or one after another as Beam pipelines; yields their errors."""
     cores = count_cores(options.work)
     at_once = min(len(jobs), cores, max(2, math.isqrt(cores)))
     if options.work.beam_runner != "none" or at_once < 2:
@@ -140,10 +140,10 @@ def _run_on_host(jobs: list[Job], options: Rank) -> Iterator[str]:
 
 
 def _run(job: Job, *, work: Work | None = None) -> str:
-    """Ranks and merges one file; returns what went wrong, "" for nothing."""
+    """Ranks and merges one file; returns the error message, "" on success."""
     work = work or job.ranking.work
     try:
-        with naming_urls():  # in another process, too
+        with naming_urls():  # also needed in other processes
             rank_file.run(replace(job.ranking, work=work))
             on_first(lambda: merge.run(replace(job.merging, work=work)))
     except LampError as error:
@@ -152,7 +152,7 @@ def _run(job: Job, *, work: Work | None = None) -> str:
 
 
 def print_plan(jobs: list[Job], options: Rank) -> None:
-    """What would be done, with an estimate of the time: of BM25 and the like from a piece of each file."""
+    """Prints the jobs with an estimate of the time, measured on a sample of each file unless it needs an encoder."""
     print(f"{'task':9} {'part':6} {'ranker':8} {'MB':>7} {'about':>9}  merged file")
     seconds, errors = 0.0, []
     for job in jobs:
@@ -175,7 +175,7 @@ def print_plan(jobs: list[Job], options: Rank) -> None:
 
 
 def estimate(job: Job, options: Rank) -> float:
-    """Seconds for one file: a piece of it is ranked to tell; for an encoder, by its tokens."""
+    """Estimated seconds for one file: from the time of ranking a sample, or from its tokens for an encoder."""
     cores = count_cores(options.work)
     if "encoder" in job.needs:
         return job.size / _BYTES_A_TOKEN / _TOKENS_A_SECOND / cores

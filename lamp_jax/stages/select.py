@@ -1,4 +1,4 @@
-"""`lamp select`: each question's retriever is chosen, and with it the answer; where golds tell, how well."""
+"""`lamp select`: selection of a retriever, and so an answer, for each question, with scores if references exist."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +53,7 @@ def run(options: Select) -> None:
 
 
 def choose(options: Select, data: CandidateSet) -> dict[str, str]:
-    """The chosen retriever's name for each question."""
+    """Name of the selected retriever by question id."""
     if options.by in ("best", "worst"):
         return choose_by_reward(data, worst=options.by == "worst")
     if options.by == "selector":
@@ -66,7 +66,7 @@ def choose(options: Select, data: CandidateSet) -> dict[str, str]:
 
 
 def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
-    # Here, not above: other choices need no device.
+    # Imported here: other criteria need no device.
     import jax
     from flax import nnx
 
@@ -97,7 +97,7 @@ def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
 
 
 def write_chosen(path: str | Path, data: CandidateSet, chosen: Mapping[str, str]) -> None:
-    """Predictions in the official format, the chosen retriever's name beside each."""
+    """Writes predictions in the official format, each with the name of the selected retriever."""
     golds = [
         {"id": question.id, "output": question.candidates[chosen[question.id]].output, "retriever": chosen[question.id]}
         for question in data.questions
@@ -106,10 +106,10 @@ def write_chosen(path: str | Path, data: CandidateSet, chosen: Mapping[str, str]
 
 
 def assess(options: Select, data: CandidateSet, chosen: Mapping[str, str]) -> dict[str, Any]:
-    """The metrics of the chosen answers, beside them those of each retriever alone and of the bounds.
+    """Metrics of the selected answers, of each single retriever and of the bounds.
 
-    Every part has the mean reward, the success rate and the task's metrics; a retriever also its winning rate and how
-    often it was chosen. A retriever alone is left out if a question has no candidate of it.
+    Each entry has the mean reward, the success rate and the task's metrics; that of a retriever also its winning rate
+    and the number of times it was selected, and only these if a question has no candidate of it.
     """
     singles = {name: {question.id: name for question in data.questions} for name in _complete(data)}
     wins = winning_rates(data)
@@ -143,7 +143,7 @@ def _complete(data: CandidateSet) -> list[str]:
 
 
 def _summary(found: Mapping[str, Any]) -> str:
-    """A table of what `assess` found."""
+    """Table of the results of `assess`."""
     rows = {"chosen": found["chosen"], **found["retrievers"], "worst": found["worst"], "best": found["best"]}
     metrics = list(found["chosen"]["mean"])
     width = max(map(len, rows))

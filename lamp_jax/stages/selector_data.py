@@ -1,4 +1,4 @@
-"""`lamp selector-data`: feedback on retrievers becomes what a selector learns from and chooses from."""
+"""`lamp selector-data`: selector candidates from feedback on retrievers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def make_candidate_set(
     questions: Sequence[Question],
     scores: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> CandidateSet:
-    """The questions with a candidate of every retriever; `scores` by retriever and question."""
+    """Questions with a candidate of every retriever; `scores` are those of rankings, by retriever and question."""
     names, records = read_retriever_feedback(options.feedback, task, questions)
     unknown = [name for name in scores if name not in names]
     if unknown:

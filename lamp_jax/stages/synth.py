@@ -1,4 +1,4 @@
-"""`lamp synth`: the synthetic benchmark as files, with the oracle beside them."""
+"""`lamp synth`: files of a synthetic benchmark, and its oracle."""
 
 from lamp_jax.datasets.synthetic import FILES, write_benchmark
 from lamp_jax.options.data import Synth

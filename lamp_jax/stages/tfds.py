@@ -1,4 +1,4 @@
-"""`lamp tfds`: a task's files in a tree become one TensorFlow dataset, from which questions are read by number."""
+"""`lamp tfds`: a TensorFlow dataset of a task's files in a tree, with random access to questions."""
 
 import contextlib
 import io
@@ -16,12 +16,12 @@ from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import find_task
 
 _BUILDING = ".building.unfinished"
-"""Where TFDS writes, in directories of its own (`lamp/CONFIG/VERSION`)."""
+"""Directory to which TFDS writes, in its own subdirectories (`lamp/CONFIG/VERSION`)."""
 
 
 @guard_outputs
 def run(options: Tfds) -> None:
-    # Here, not above: it takes half a second, and other commands have no use for it.
+    # Imported here: the import takes half a second, and other commands do not need it.
     from lamp_jax.datasets.builder import Lamp, Reading, Survey, config_name
 
     task = find_task(options.task)
@@ -31,16 +31,16 @@ def run(options: Tfds) -> None:
     inputs = [str(path) for pair in files.values() for path in pair if path]
     config = config_name(task, options.split)
     place = Path(options.output, "lamp", config)
-    # The data set depends on the files, wherever their tree stands.
+    # The dataset depends on the files, not on the path of their tree.
     record = reserve(place, options, inputs=inputs, ignore=["data", "work"], directory=True, makes=["*.*.*/*"])
     if record.state == "done":
         return print(f"{place}: already made")
     survey = Survey(options.data, Reading(task, options.split, patches, options.work))
     record.begin()
     building = record.place / _BUILDING
-    shutil.rmtree(building, ignore_errors=True)  # of a killed command
+    shutil.rmtree(building, ignore_errors=True)  # left by a killed command
     builder = Lamp(data_dir=str(building), config=config, source=survey)
-    # TFDS makes a directory and prints lines for downloads, of which there are none.
+    # TFDS creates a directory and prints lines for downloads, although there are none.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
     made = Path(builder.data_dir)
@@ -54,7 +54,7 @@ def run(options: Tfds) -> None:
 
 
 def describe(directory: str) -> dict[str, Any]:
-    """Questions of each part, distinct profiles, and bytes of the data set and of the files that it was made of."""
+    """Numbers of questions by split and of distinct profiles, and bytes of the dataset and of its source files."""
     info = open_dataset(directory).info
     counts = {name: split.num_examples for name, split in info.splits.items()}
     profiles = counts.pop(PROFILES)

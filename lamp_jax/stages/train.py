@@ -1,4 +1,4 @@
-"""`lamp train`: a generator fine-tuned, or trained from scratch, on prompts; the best by the task's metric is kept."""
+"""`lamp train`: a generator fine-tuned or trained from scratch on prompts, with the best checkpoint by validation."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ from lamp_jax.training.divergence import check_converging
 from lamp_jax.training.generator import FILES, add_profile_targets, check_questions, train_generator
 from lamp_jax.training.loop import check_learning
 
-# Making this many examples takes longer than starting processes.
+# Number of examples above which preparing them takes longer than starting processes.
 _WORTH_PROCESSES = 5000
 
 
@@ -62,5 +62,5 @@ def run(options: Train) -> None:
 
 
 def _count_workers(options: Train, questions: int) -> int:
-    """Processes that make examples; none where threads are done before a process has started."""
+    """Number of processes that prepare examples; 0 (threads) for few questions, where starting them is slower."""
     return options.workers or (available_cores() if questions > _WORTH_PROCESSES else 0)

@@ -1,4 +1,4 @@
-"""`lamp train-adapters`: every user's own LoRA adapter, learned from the user's own profile, many users at a time."""
+"""`lamp train-adapters`: one LoRA adapter per user, trained on the user's own profile, many users at once."""
 
 from pathlib import Path
 
@@ -47,12 +47,12 @@ def run(options: TrainAdapters) -> None:
 
 
 def _check_imported(output: str) -> None:
-    """LampError for a store with adapters that no training could make again."""
+    """LampError for a store with imported adapters, which training cannot restore."""
     try:
         old = old_store.is_old(Path(output))
         entries = old_store.read_entries(Path(output)) if old else open_store(output).scan()
         imported = [entry.user for entry in entries if not entry.updates]
-    except LampError:  # none, or a damaged one: the reason for --force
+    except LampError:  # no store, or a damaged one, which --force is to replace
         return
     if imported:
         raise LampError(

@@ -1,4 +1,4 @@
-"""`lamp train-retriever`: a dual encoder that learns from a generator's feedback which items to rank first."""
+"""`lamp train-retriever`: a dual encoder trained on a generator's feedback on items."""
 
 import dataclasses
 from functools import partial

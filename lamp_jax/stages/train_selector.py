@@ -1,4 +1,4 @@
-"""`lamp train-selector`: a Longformer that learns from feedback on retrievers which of them to choose."""
+"""`lamp train-selector`: a Longformer trained on feedback to select a retriever."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ from lamp_jax.training.divergence import check_converging
 from lamp_jax.training.loop import RUN_FILES, Progress, check_learning, fit
 
 FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, SETTINGS)
-"""What the output directory holds."""
+"""Patterns of the names of the output directory's files."""
 
 
 @guard_outputs
@@ -64,9 +64,9 @@ def run(options: TrainSelector) -> None:
 def train_selector(
     options: TrainSelector, train: CandidateSet, validation: CandidateSet
 ) -> tuple[Mapping[str, float], Progress]:
-    """Trains on `train`, resuming what stands in `options.output`; the best model is written there.
+    """Trains on `train` and writes the best model to `options.output`, from whose checkpoint it resumes.
 
-    Returns the validation score before training and how the training went.
+    Returns the validation score before training and the progress of training.
     """
     output = Path(options.output)
     tokenizer = _prepare_tokenizer(options, [train, validation])
@@ -98,7 +98,7 @@ def train_selector(
 
     def evaluate(params: Any) -> dict[str, float]:
         values = score(params, validation)
-        if not all(map(math.isfinite, values.values())):  # the first candidate would be chosen for every question
+        if not all(map(math.isfinite, values.values())):  # otherwise the first candidate is selected for every question
             return {"validation": math.nan}
         return {"validation": mean_reward(validation, choose_by_value(validation, values))}
 
@@ -123,7 +123,7 @@ def train_selector(
 
 
 def _prepare_tokenizer(options: TrainSelector, candidate_sets: Sequence[CandidateSet]) -> Any:
-    """The model's tokenizer, or one trained on the texts; beside the model that is written, in both cases."""
+    """Tokenizer of the initial model, or a new tokenizer trained on the texts; saved in the output directory."""
 
     def make() -> Any:
         if options.model != SCRATCH:
@@ -138,7 +138,7 @@ def _prepare_tokenizer(options: TrainSelector, candidate_sets: Sequence[Candidat
 
 
 def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer: Any) -> Longformer:
-    """The model to start from, loaded or new."""
+    """Initial model, loaded or new."""
     layout, size = {**model_layout(options.devices), "first_token": settings.first_token}, options.scratch
     if options.model != SCRATCH:
         return load_longformer(options.model, seed=options.seed, **layout)
@@ -148,7 +148,8 @@ def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer
         len(tokenizer),
         max_position_embeddings=settings.max_length + pad + 1,
         attention_window=size.attention_window,
-        initializer_range=size.hidden_size**-0.5,  # BERT's 0.02 is for wide models: narrow ones hardly attend with it
+        initializer_range=size.hidden_size
+        ** -0.5,  # BERT's 0.02 suits wide models; attention in narrow models is nearly uniform with it
         pad_token_id=pad,
     )
     model = Longformer(config, rngs=nnx.Rngs(options.seed), **layout)
