@@ -294,8 +294,8 @@ def _check(kind: Kind, path: Path, task: Task | None, refused: dict[str, bool]) 
     reader = "read_questions with task" if task is not None and kind.form == "questions" else next(iter(refused))
     if refused[reader] and not found.errors and _FORM_OF.get(found.form, found.form) == kind.form:
         return f"!{reader} refuses it, and the check finds {[one['name'] for one in found.findings]}"
-    if any(one["name"] == "mended" for one in found.findings) and kind.task != find_task("LaMP-2"):
-        return "!a file of another task is mended as LaMP-2's"
+    if any(one["name"] == "patched" for one in found.findings) and kind.task != find_task("LaMP-2"):
+        return "!a file of another task is patched as LaMP-2's"
     return "errors" if found.errors else "sound"
 
 

@@ -208,7 +208,7 @@ def _parsed(raw: RawRecord, path: str | Path) -> Any:
         return parse_record(raw.content)
     except ValueError as error:
         where = f"{path}, record {raw.number}, byte {raw.offset}"
-        raise LampError(f"{where}: not whole JSON ({error}); mend it, or make the file again") from None
+        raise LampError(f"{where}: not whole JSON ({error}); fix it, or make the file again") from None
 
 
 def _question(record: Any, where: str, patches: Iterable[str]) -> Question:

@@ -10,12 +10,12 @@ from lamp_jax.tasks.catalog import find_task
 
 @dataclass(frozen=True)
 class Patch:
-    """One defect of one record. `found` tells it by its content; `mend` gives the record as it should be."""
+    """One defect of one record. `found` tells it by its content; `fix` gives the record as it should be."""
 
     name: str
     defect: str
     found: Callable[[dict[str, Any]], bool]
-    mend: Callable[[dict[str, Any]], dict[str, Any]]
+    fix: Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def _is_bare_movie(record: dict[str, Any]) -> bool:
@@ -30,7 +30,7 @@ _ROWS = (
         defect="LaMP-2 (movies), user split, dev question 110: its input is the bare description; the instruction and "
         "the list of tags are put before it",
         found=_is_bare_movie,
-        mend=lambda record: {**record, "input": find_task("LaMP-2").input_for(record["input"])},
+        fix=lambda record: {**record, "input": find_task("LaMP-2").input_for(record["input"])},
     ),
 )
 PATCHES = {patch.name: patch for patch in _ROWS}
@@ -48,5 +48,5 @@ def find_patches(names: Iterable[str]) -> tuple[Patch, ...]:
 def apply_patches(record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Record of a question with its known defects fixed."""
     for patch in find_patches(names):
-        record = patch.mend(record) if patch.found(record) else record
+        record = patch.fix(record) if patch.found(record) else record
     return record

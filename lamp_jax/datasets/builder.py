@@ -66,7 +66,7 @@ class Lamp(tfds.core.ShardBasedBuilder):
     """One task's questions, in the order of their files, and their distinct profiles.
 
     `source`, a tree of `lamp download` or `lamp build`, is needed to prepare the data set, not to read it; or a Survey
-    of one. Preparing mends known defects (`patches`) and is done by whom `work` says: TFDS's own Beam options are not
+    of one. Preparing fixes known defects (`patches`) and is done by whom `work` says: TFDS's own Beam options are not
     for this builder. LampError, with the file and the id, for bad files before anything is written.
     """
 

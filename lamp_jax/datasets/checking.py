@@ -252,23 +252,23 @@ def _check_question(record: _Record, task: Task | None) -> None:
     facts["with user_id"] += record.value.get("user_id") is not None
     facts["with gold"] += gold is not None
     _check_dates(record, items)
-    mended = _mend(record) if len(items) == len(profile) else record.value
+    patched = _apply_patches(record) if len(items) == len(profile) else record.value
     if task is not None:
         if gold is not None and task.labels and str(gold) not in task.labels:
             record.find("unknown gold")
-        query = _find_query(record, mended["input"], task)
+        query = _find_query(record, patched["input"], task)
         fields = task.fields
         for item in items:
             _check_item(record, item, task, fields=fields, query=query)
 
 
-def _mend(record: _Record) -> dict[str, Any]:
+def _apply_patches(record: _Record) -> dict[str, Any]:
     """Record with known defects fixed, as readers have it."""
     value = record.value
     for patch in PATCHES.values():
         if patch.found(value):
-            record.tally.find("mended", f"{record.where}: {patch.name}")
-            value = patch.mend(value)
+            record.tally.find("patched", f"{record.where}: {patch.name}")
+            value = patch.fix(value)
     return value
 
 

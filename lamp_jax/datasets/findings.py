@@ -27,7 +27,7 @@ class Finding:
 
 _ROWS = (
     Finding("broken file", "error", "not a whole JSON file of this form; what follows is not checked: make it again"),
-    Finding("broken record", "error", "not JSON; mend the record, or make the file again"),
+    Finding("broken record", "error", "not JSON; fix the record, or make the file again"),
     Finding("nan", "error", "NaN and Infinity are not JSON; write a number or leave the field out"),
     Finding("encoding", "error", "bytes that are not UTF-8; write the file as UTF-8"),
     Finding("key twice", "error", "an object with a key twice, of which readers keep either; remove one"),
@@ -36,10 +36,10 @@ _ROWS = (
     Finding("bad item", "error", "a profile item that is no object with an 'id', a text or a whole number; add one"),
     Finding("missing text", "error", "a field that the task needs is missing or no text; is it a file of this task?"),
     Finding("id twice", "error", "a question id that occurred before; remove or rename one"),
-    Finding("no marker", "error", "an input without its task's form, so that no query can be read from it; mend it"),
+    Finding("no marker", "error", "an input without its task's form, so that no query can be read from it; fix it"),
     Finding("bad date", "error", "a date that cannot be read; write 2007, 2007-05, 2007-05-31 or an ISO time stamp"),
     Finding("some dates", "error", "a profile in which some items have a date and others none; add or remove them"),
-    Finding("unknown gold", "error", "a gold that is none of the task's labels; mend it, or give --task"),
+    Finding("unknown gold", "error", "a gold that is none of the task's labels; fix it, or give --task"),
     Finding("no item ids", "error", "a value of a ranking that is no list of item ids; rank the questions again"),
     Finding("unknown answer", "warning", "a prediction that is none of the task's labels; it counts as wrong"),
     Finding("unknown task", "warning", "neither inputs nor name tell the task: checked without it; give --task"),
@@ -47,7 +47,7 @@ _ROWS = (
     Finding("byte order mark", "warning", "the file begins with one; other programs may refuse it: write without"),
     Finding("empty profile", "warning", "nothing to personalize from; the bare input is what will be read"),
     Finding("empty text", "warning", "an empty field that the task reads; remove the item or fill it in"),
-    Finding("unknown label", "warning", "a profile item whose label is none of the task's; mend or remove it"),
+    Finding("unknown label", "warning", "a profile item whose label is none of the task's; fix or remove it"),
     Finding("same item", "warning", "an item that its profile holds already, but for the id; remove one"),
     Finding("item id twice", "warning", "an item id that the profile or ranking holds already; rename one"),
     Finding("shared id", "warning", "an item id that has other content in an earlier question; do not join by item id"),
@@ -57,7 +57,7 @@ _ROWS = (
         "line separator", "warning", "U+0085, U+2028 or the like in a text; do not read such lines by splitlines()"
     ),
     Finding("big number", "warning", "a number beyond 64 bits, of which digits are lost; write it as a text"),
-    Finding("mended", "note", "a known defect of a published file, mended on reading"),
+    Finding("patched", "note", "a known defect of a published file, patched on reading"),
 )
 FINDINGS = {finding.name: finding for finding in _ROWS}
 

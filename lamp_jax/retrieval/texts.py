@@ -11,7 +11,7 @@ def query_of(question: Question, task: Task, *, compatibility: Compatibility = C
     try:
         return task.query(question.input, reference=compatibility.lamp1_query == "quotes")
     except MissingMarker as error:
-        remedy = "mend the input, remove the question, or choose the file's own task"
+        remedy = "fix the input, remove the question, or choose the file's own task"
         raise MissingMarker(f"question {question.id!r}: {error}; {remedy}") from None
 
 

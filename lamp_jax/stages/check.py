@@ -34,7 +34,7 @@ def run(options: Check) -> None:
     bad = [one for one in found if one.errors]
     if bad:
         names = ", ".join(f"{one.file} ({one.errors})" for one in bad)
-        raise LampError(f"errors in {len(bad)} of {len(found)} files: {names}; mend them as the tables say")
+        raise LampError(f"errors in {len(bad)} of {len(found)} files: {names}; fix them as the tables say")
 
 
 def _table(checked: Checked) -> Iterator[str]:

@@ -42,5 +42,5 @@ def worst_error(gold: str) -> float:
     """Largest error of an answer within LaMP-3's scale of 1 to 5. LampError for a reference outside of the scale."""
     score = float(gold) if gold.strip() in ("1", "2", "3", "4", "5") else math.nan
     if math.isnan(score):
-        raise LampError(f"the gold is {gold!r}, no score from 1 to 5; mend it")
+        raise LampError(f"the gold is {gold!r}, no score from 1 to 5; fix it")
     return max(abs(1 - score), abs(5 - score))

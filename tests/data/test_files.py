@@ -116,8 +116,8 @@ def test_only_the_movie_whose_instruction_is_missing_is_mended(tmp_path):
     movie = {"id": "1100", "tag": "comedy", "description": "x"}
     bare = {"id": "110", "input": "A bare film.", "profile": [movie]}
     whole, empty = tmp_path / "whole.json", tmp_path / "empty.json"
-    mended = find_task("LaMP-2").input_for("A bare film.")
-    assert read_questions(written(whole, [bare]))[0].input == mended
+    patched = find_task("LaMP-2").input_for("A bare film.")
+    assert read_questions(written(whole, [bare]))[0].input == patched
     assert read_questions(whole, patches=())[0].input == "A bare film."
     # An empty profile may be of any task.
     assert read_questions(written(empty, [{**bare, "profile": []}]))[0].input == "A bare film."

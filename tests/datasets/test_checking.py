@@ -101,7 +101,7 @@ def test_a_finding_in_questions_is_named_with_its_example(tmp_path, name):
 
 
 def test_every_other_finding_is_claimed_below():
-    others = {"no item ids", "unknown answer", "unknown task", "other count", "mended"}
+    others = {"no item ids", "unknown answer", "unknown task", "other count", "patched"}
     assert FINDINGS.keys() == IN_QUESTIONS.keys() | others
 
 
@@ -148,7 +148,7 @@ def test_the_defect_of_a_published_file_is_a_note(tmp_path):
     other = {"id": "1", "input": movies.input_for("x"), "profile": profile}
     checked = check(tmp_path / "q.json", [other, {**other, "id": "110", "input": "A bare film."}])
     assert (checked.task, checked.errors) == ("LaMP-2", 0)
-    assert found(checked) == {"mended": (1, ["question '110': lamp2-dev-110"])}
+    assert found(checked) == {"patched": (1, ["question '110': lamp2-dev-110"])}
 
 
 GOLDS = [{"id": "1", "output": "4"}, {"id": "2", "output": "often"}]

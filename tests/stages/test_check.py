@@ -47,7 +47,7 @@ def test_errors_are_status_1_after_the_tables_of_all_files(tmp_path, capsys):
     assert "question '0', item '10'" in printed.out
     assert f"{good}: questions of LaMP-3" in printed.out
     assert printed.err == (
-        f"lamp: errors in 2 of 3 files: {bad} (2), {tmp_path / 'none.json'} (1); mend them as the tables say\n"
+        f"lamp: errors in 2 of 3 files: {bad} (2), {tmp_path / 'none.json'} (1); fix them as the tables say\n"
     )
 
 

@@ -123,7 +123,7 @@ def test_the_same_command_again_is_done_and_another_is_refused(tmp_path, capsys)
     with pytest.raises(LampError, match="not whole JSON"):
         run(options)
     write(paths["predictions"], answers("LaMP_3", {"350": "4"}))
-    run(options)  # the mended file needs no --force
+    run(options)  # the patched file needs no --force
     made = paths["output"].stat().st_mtime_ns
     run(options)
     assert "already evaluated" in capsys.readouterr().out
