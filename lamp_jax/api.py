@@ -1,9 +1,9 @@
-"""The library's functions: `import lamp_jax as lamp` gives all of them.
+"""Functions of the library, available after `import lamp_jax as lamp`.
 
-They take and return dataclasses, of which lists go into `pandas.DataFrame` as they are. No process is started beside
-this one. What computes on devices does so on the mesh that is set (`jax.set_mesh`) when a model is loaded, or where
-none is set on all devices, with the batch divided over them; a model stays on its mesh. No module that needs jax is
-imported before it is used, so that this one costs no device.
+They take and return dataclasses; `pandas.DataFrame` accepts lists of them. No further processes are started unless
+`workers` asks for them. Models are placed on the current mesh (`jax.set_mesh`) when they are loaded, or, if none is
+set, on all devices with batches sharded over them; a model stays on its mesh. Modules that need jax are imported only
+when they are used, so importing this module initializes no device.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +67,7 @@ __all__ = [
 
 
 def task(name: str | Task) -> Task:
-    """The row of a task: its template, labels, metric, fields; `LaMP-3`, `LaMP_3` and `lamp_3` are the same.
+    """Task called `name`, with template, labels, metric and fields; `LaMP-3`, `LaMP_3` and `lamp_3` are the same.
 
     LampError, with the list, for an unknown name. Source: LaMP (arXiv 2304.11406).
 
@@ -82,7 +82,7 @@ def _task(name: str | Task) -> Task:
 
 
 def tasks() -> tuple[Task, ...]:
-    """All tasks, in the order of their numbers.
+    """All tasks of the table, in the order of their numbers.
 
     >>> [one.name for one in lamp.tasks()][:3]
     ['LaMP-1', 'LaMP-2', 'LaMP-2-old']
@@ -97,11 +97,11 @@ def read_questions(
     golds: str | Path | Mapping[str, str] | None = None,
     patches: Iterable[str] = ALL_PATCHES,
 ) -> Rows[Question]:
-    """Questions with their profiles: of a file in LaMP's format, or of records such as those of a `datasets.Dataset`.
+    """Questions with their profiles, from a file in LaMP's format or from records, such as a `datasets.Dataset`.
 
     With `task`, every profile item is checked for the fields that the task needs. `golds` is the outputs file, or the
-    gold by question id, where the questions do not hold theirs. Known defects of the published files are fixed
-    (`patches`). LampError, with the file, the record and what to do, for anything else, ids that occur twice included.
+    references by question id, for questions without references. Known defects of the published files are fixed
+    (`patches`). LampError, with the file, the record and the remedy, for invalid records and duplicate ids.
 
     >>> record = {"id": "1", "input": "review: good", "profile": [{"id": "a", "text": "bad", "score": "2"}]}
     >>> lamp.read_questions([record], "LaMP-3", golds={"1": "5"})
@@ -125,7 +125,7 @@ def read_questions(
 
 
 def _record(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON has it: a profile of a dataclass is a tuple."""
+    """Record as in JSON: the tuple of a dataclass's profile becomes a list."""
     record = dict(given)
     if isinstance(record.get("profile"), tuple):
         record["profile"] = list(record["profile"])
@@ -145,12 +145,12 @@ def rank(
     workers: int = 1,
     compatibility: Compatibility = CORRECT,
 ) -> Rows[RankedQuestion]:
-    """The questions, each with its whole profile in a retriever's order, best item first, and the items' scores.
+    """Questions with their complete profiles ranked by a retriever, best item first, and the items' scores.
 
-    `retriever` is `bm25` (of the `variant`), `recency`, `random` (by the `seed`), `dense` (by the `encoder`: a
-    directory, a hub name, or what `train_retriever` returned; texts of at most `max_length` tokens), or `none`, which
-    retrieves nothing. `use_date` ends every document in its date. `workers` processes rank by BM25. LampError for an
-    unknown retriever, and for an item without a text or date that the retriever reads.
+    `retriever` is `bm25` (with `variant`), `recency`, `random` (with `seed`), `dense` (with `encoder`: a directory, a
+    hub name, or an encoder of `train_retriever`; texts of at most `max_length` tokens), or `none`, for empty profiles.
+    `use_date` appends its date to every document. `workers` processes rank by BM25. LampError for an unknown
+    retriever, and for an item without a text or date that the retriever needs.
 
     >>> ranked = lamp.rank(questions, "LaMP-3", "bm25")
     >>> ranked[0].scores[0] >= ranked[0].scores[-1]
@@ -175,7 +175,7 @@ def rank(
 
 
 def _bar(rows: Iterable[Done], title: str, count: int) -> Iterable[Done]:
-    """The rows, with a progress bar in notebooks and terminals."""
+    """Rows with a progress bar in notebooks and terminals."""
     from tqdm.auto import tqdm
 
     return tqdm(rows, title, count, unit="question", disable=None)
@@ -218,11 +218,11 @@ def prompts(
     retriever: RetrieverName = "file",
     compatibility: Compatibility = CORRECT,
 ) -> Rows[QuestionPrompt]:
-    """What a generator reads for each question: its input and the first `num_retrieved` profile items.
+    """Prompts of the questions: each question's input and its first `num_retrieved` profile items.
 
-    `tokenizer` is Hugging Face's, or the directory or hub name of one; a prompt has at most `max_length` of its tokens,
-    `</s>` included, divided among the items as the benchmark does. `retriever` orders the profiles; by default they
-    are read in their order. LampError where an item lacks a field. Templates: LaMP (arXiv 2304.11406), appendix.
+    `tokenizer` is a Hugging Face tokenizer, its directory or hub name; a prompt has at most `max_length` tokens, `</s>`
+    included, divided among the items as in the benchmark. `retriever` orders the profiles; the default keeps their
+    order. LampError where an item lacks a field. Templates: LaMP (arXiv 2304.11406), appendix.
 
     >>> lamp.prompts(questions, "LaMP-3", tokenizer, num_retrieved=2, max_length=192)[0].used_items
     2
@@ -244,11 +244,11 @@ def load(
     sharding: Sharding = "data",
     storage: Storage = "float32",
 ) -> "Model":
-    """A generator and its tokenizer from a directory in Hugging Face's format or a hub name, on the devices.
+    """Generator and its tokenizer from a directory in Hugging Face's format or a hub name, loaded onto the devices.
 
-    It computes in `dtype`; `sharding` says what is divided over the mesh: batches alone, or parameters too; `storage`
-    in which type matrices are kept. `.module` has the parameters and forward passes, `.tokenizer` the tokenizer.
-    LampError, naming the file, where there is no generator that can be read.
+    `dtype` is the type of computations; `sharding` whether only batches or also parameters are sharded over the mesh;
+    `storage` the type of stored matrices. `.module` has the parameters and forward passes, `.tokenizer` the tokenizer.
+    LampError, naming the file, where there is no readable generator.
 
     >>> lamp.load(model_directory).module.config.d_model
     64
@@ -270,14 +270,14 @@ def generate(
     adapters: "TrainedStore | AdapterStore | str | Path | None" = None,
     task: str | Task | None = None,
 ) -> Rows[Answer]:
-    """The model's answer to each prompt, in their order.
+    """Answers of the model to the prompts, in their order.
 
-    `decode` is `beam` (of `num_beams`) or `greedy` search for at most `generation_max_length` tokens, the start token
-    included, which follow the model's `generation_config.json` unless that is `none`; or `labels`, the best label of
-    the task for its metric, with the `probabilities` of all. `adapters` is a store: every prompt is answered with its
-    own user's adapter, or if there is none by the model as it is. The prompts name their task; `task` is for one that
-    is not in the table. LampError for labels where the task has none, for a batch that does not divide over the mesh,
-    and for a store of another model.
+    `decode` is `beam` (with `num_beams`) or `greedy` search for at most `generation_max_length` tokens, start token
+    included, with the model's `generation_config.json` unless `generation_config` is `none`; or `labels`, the best
+    label of the task for its metric, with the `probabilities` of all. `adapters` is a store: every prompt is answered
+    with its user's adapter, else the shared one, else by the base model. The prompts name their task; `task` is for a
+    task that is not in the table. LampError for `labels` where the task has none, for a batch that does not divide over
+    the mesh, and for a store of another model.
 
     >>> answers = lamp.generate(model, prompts, decode="labels")
     >>> round(sum(answers[0].probabilities.values()), 6)
@@ -331,13 +331,13 @@ def score(
     out_of_range: OutOfRange = "keep",
     compatibility: Compatibility = CORRECT,
 ) -> Scores:
-    """The task's metrics: `.mean` over all questions by metric, `.per_sample` by metric and question id.
+    """Metrics of the task: `.mean` over all questions by metric, `.per_sample` by metric and question id.
 
-    `questions` hold the golds; both can also be texts by question id. `pandas.DataFrame(scores.per_sample)` has a row
-    for each question and a column for each metric. ROUGE, METEOR, F1 and accuracy are from 0 to 1, BLEU to 100, MAE and
-    RMSE in points of the scale. `extra` are further metrics of tasks that generate text: `bleu`, `meteor`, `rouge-2`,
-    `rouge-lsum`. LampError where the ids differ, a question has no gold, or a gold is no label. Source: LaMP
-    (arXiv 2304.11406), section 3.
+    `questions` have the references; answers and references can also be texts by question id.
+    `pandas.DataFrame(scores.per_sample)` has a row for each question and a column for each metric. ROUGE, METEOR, F1
+    and accuracy are from 0 to 1, BLEU from 0 to 100, MAE and RMSE in points of the scale. `extra` are further metrics
+    of tasks that generate text: `bleu`, `meteor`, `rouge-2`, `rouge-lsum`. LampError where the ids differ, a question
+    has no reference, or a reference is not a label. Source: LaMP (arXiv 2304.11406), section 3.
 
     >>> lamp.score("LaMP-3", {"1": "4", "2": "2"}, {"1": "5", "2": "2"}).mean
     {'MAE': 0.5, 'RMSE': 0.7071067811865476}
@@ -350,12 +350,12 @@ def score(
 def compare(
     scores: Mapping[str, Scores], *, against: str | None = None, groups: Mapping[str, str] | None = None
 ) -> Comparisons:
-    """Systems on the same questions: means of the main metric, 95 % bootstrap intervals, and paired tests.
+    """Comparison of systems on the same questions: means of the main metric, 95 % bootstrap intervals, paired tests.
 
-    `scores` are those of each system by its name, `against` the one that the others are tested against: McNemar's test
-    for accuracy, else a two-sided paired t-test (arXiv 2404.05970, section 6.1). `groups` is the group of each
-    question, by its id: then there is a row for each system and group beside those of all questions. Printed, the rows
-    are a table. LampError for systems that were scored on other questions.
+    `scores` has the scores of each system by its name, `against` names the system that the others are tested against:
+    McNemar's test for accuracy, else a two-sided paired t-test (arXiv 2404.05970, section 6.1). `groups` maps question
+    ids to groups: then there is also a row for each system and group. The rows are printed as a table. LampError for
+    systems that were scored on different questions.
 
     >>> one, other = ({"1": "5", "2": "2", "3": "1"}, {"1": "4", "2": "2", "3": "3"})
     >>> golds = {"1": "5", "2": "2", "3": "2"}

@@ -1,8 +1,8 @@
-"""The library's functions that ask a generator for feedback and train: what `lamp_jax.api` gives of them.
+"""Training and feedback functions of the library, exported by `lamp_jax.api`.
 
-A training writes to `output`, a directory, or where none is given to one that is removed with what is returned. With
-`output` there is a run record, as of a command: the same call finds its work done, or resumes it where it was stopped;
-another call is refused, unless `force` replaces what is there.
+A training writes to the directory `output`, or else to a temporary directory that is removed with the returned object.
+`output` has a run record, like a command's: the same call returns the completed work, or resumes a stopped training;
+another call is refused, unless `force` replaces the contents.
 """
 
 import hashlib
@@ -50,13 +50,13 @@ def finetune(
     sharding: Sharding = "data",
     remat: Literal["none", "full"] = "none",
 ) -> "Model":
-    """A generator that is trained on the questions' prompts and golds, the best by the task's metric on `validation`.
+    """Generator fine-tuned on the questions' prompts and references: the best by the task's metric on `validation`.
 
-    `model` is where to start: a directory, a hub name, a model (of which the files are read), or `scratch`. It is the
-    training of `lamp train`, to the last digit: AdamW on the cross-entropy of the golds' tokens. `dtype`, `sharding`
-    and `remat` (`full` recomputes each layer in the backward pass) are as in `load`. The returned model's `facts` have
-    its score and step. LampError for a question without gold, a batch that does not divide over the mesh, and a
-    training whose numbers are not finite.
+    `model` is the start: a directory, a hub name, a model (whose files are read), or `scratch`. The training is that of
+    `lamp train`, to the last digit: AdamW on the cross-entropy of the references' tokens. `dtype` and `sharding` are as
+    in `load`; `remat="full"` recomputes each layer in the backward pass. The returned model's `facts` have its score
+    and step. LampError for a question without reference, a batch that does not divide over the mesh, and a training
+    with non-finite numbers.
 
     >>> trained = lamp.finetune(
     ...     "scratch", questions, questions[:4], "LaMP-3",
@@ -114,11 +114,11 @@ def feedback(
     batch_size: int = 16,
     compatibility: Compatibility = CORRECT,
 ) -> Rows[ItemFeedback]:
-    """What the model makes of each question with each of its first `profile_size` items alone in the prompt.
+    """Feedback of the model on each question with each of its first `profile_size` items alone in the prompt.
 
-    The reward is that of the task's metric (for MAE, 1 where the answer is right and 0 where it is as wrong as can be:
-    arXiv 2404.05970, Eq. 8), or the mean log-probability of the gold's tokens, in nats. Prompts have at most
-    `max_length` tokens; the other options are those of `generate`. LampError for a question without gold.
+    The reward is that of the task's metric (for MAE from 1 for the right answer to 0 for the worst error:
+    arXiv 2404.05970, Eq. 8), or the mean log-probability of the reference's tokens, in nats. Prompts have at most
+    `max_length` tokens; the other options are those of `generate`. LampError for a question without reference.
 
     >>> lamp.feedback(model, questions[:2], "LaMP-3", profile_size=1, decode="labels")[0].rank
     0
@@ -179,14 +179,14 @@ def train_retriever(
     dtype: Dtype = "float32",
     sharding: Sharding = "data",
 ) -> "DualEncoder":
-    """A dual encoder that learns from feedback which items to rank first; `rank` takes it as its `encoder`.
+    """Dual encoder trained on feedback to rank the items; `rank` accepts it as its `encoder`.
 
-    `encoder` is where to start: a directory, a hub name, an encoder (of which the files are read), or `scratch`. It is
-    the training of `lamp train-retriever`, to the last digit: ROPG-KD, which distils the softmax of the rewards, or
-    ROPG-RL, which raises the expected reward (arXiv 2404.05970, section 4.1). The best by the mean reward of the items
-    that it ranks first is kept, on the `validation` questions and their feedback, or on a share that is held out. The
-    returned encoder's `facts` have that reward before training and at the best step. LampError where feedback is
-    missing, and where all rewards of every question are equal.
+    `encoder` is the start: a directory, a hub name, an encoder (whose files are read), or `scratch`. The training is
+    that of `lamp train-retriever`, to the last digit: ROPG-KD, which distils the softmax of the rewards, or ROPG-RL,
+    which maximizes the expected reward (arXiv 2404.05970, section 4.1). The best checkpoint by the mean reward of the
+    first-ranked items is kept, on the `validation` questions and their feedback, or on a held-out share. The returned
+    encoder's `facts` have that reward before training and at the best step. LampError where feedback is missing, and
+    where all rewards of every question are equal.
 
     >>> rows = [lamp.ItemFeedback(q.id, str(item["id"]), place, None, 0.0, {"MAE": float(place % 5)})
     ...         for q in questions for place, item in enumerate(q.profile[:3])]
@@ -251,11 +251,11 @@ def adapters(
     dtype: Dtype = "float32",
     sharding: Sharding = "data",
 ) -> "TrainedStore":
-    """Every user's own LoRA adapter over the model, learned from the user's profile, many users at a time.
+    """LoRA adapters of all users over the model, each trained on the user's profile, many users at a time.
 
-    `generate` takes the store as its `adapters`. It is the training of `lamp train-adapters`, to the last digit
-    (arXiv 2409.09510). `.users` has a row for each adapter: user, items, updates, the last epoch's loss in nats a
-    token. LampError for numbers that do not fit, and where no user has anything to learn from.
+    `generate` accepts the store as its `adapters`. The training is that of `lamp train-adapters`, to the last digit
+    (arXiv 2409.09510). `.users` has a row for each adapter: user, items, updates, the last epoch's loss in nats per
+    token. LampError for invalid values, and where no user has training examples.
 
     >>> store = lamp.adapters(
     ...     model, questions[:4], "LaMP-3",
@@ -306,7 +306,7 @@ def _directory(model: "Model | str | Path") -> str:
 def _score_questions(
     settings: RetrieverTraining, task: Task, questions: Sequence[Question], rows: Sequence[ItemFeedback], *, name: str
 ) -> list[ScoredQuestion]:
-    """The questions with the rewards of their first items."""
+    """Questions with the rewards of their first items."""
     by_pair = {(row.question, row.item): row.metrics for row in rows}
     if settings.reward == "likelihood" and rows and not any(LIKELIHOOD in row.metrics for row in rows):
         raise LampError(f'{name}: their feedback has no {LIKELIHOOD}; ask for it with feedback(reward="likelihood")')

@@ -1,4 +1,4 @@
-"""Rows that the library returns: short to look at, and taken by `pandas.DataFrame` as they are."""
+"""Result rows of the library: dataclasses with a short repr, accepted by `pandas.DataFrame`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ _SHOWN = 3
 
 
 class Rows(list[Row]):
-    """A list of dataclasses: `pandas.DataFrame(rows)`, and `datasets.Dataset.from_list(rows.records())`."""
+    """List of dataclasses: `pandas.DataFrame(rows)`, and `datasets.Dataset.from_list(rows.records())`."""
 
     def __repr__(self) -> str:
         shown = [repr(row) for row in self[:_SHOWN]]
@@ -21,33 +21,33 @@ class Rows(list[Row]):
         return "[" + ",\n ".join(shown) + "]"
 
     def records(self) -> list[dict[str, Any]]:
-        """Each row as a dictionary."""
+        """Rows as dictionaries."""
         return [asdict(row) for row in self]  # pyright: ignore[reportArgumentType] (dataclasses)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RankedQuestion(Question):
-    """A question whose profile a retriever has ordered, best item first."""
+    """Question with its profile ranked by a retriever, best item first."""
 
     scores: tuple[float, ...] = ()
-    """Of the profile's items, in its order; reciprocal ranks of retrievers that give no scores."""
+    """Scores of the profile's items, in its order; reciprocal ranks for retrievers without scores."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class QuestionPrompt:
-    """What a generator reads for one question."""
+    """Input of a generator for one question."""
 
     id: str
-    """Of the question."""
+    """Id of the question."""
     user: str
     task: str
     text: str
     tokens: tuple[int, ...]
     """Token ids, `</s>` included."""
     used_items: int
-    """Profile items in the prompt."""
+    """Number of profile items in the prompt."""
     fell_back: bool
-    """Whether there were items and no room for any."""
+    """Whether the prompt has no item because none fits."""
 
     def __repr__(self) -> str:
         return f"QuestionPrompt({self.id!r}, {self.used_items} items, {len(self.tokens)} tokens, {shorten(self.text)})"
@@ -55,13 +55,13 @@ class QuestionPrompt:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Answer:
-    """A generator's answer to one question."""
+    """Answer of a generator to one question."""
 
     id: str
-    """Of the question."""
+    """Id of the question."""
     text: str
     probabilities: Mapping[str, float] | None = None
-    """Of the task's labels, where these were scored: a softmax over the labels alone."""
+    """Probabilities of the task's labels, where these were scored: a softmax over the labels alone."""
 
     def __repr__(self) -> str:
         sure = f", p={self.probabilities[self.text]:.3f}" if self.probabilities is not None else ""
@@ -70,18 +70,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ItemFeedback:
-    """What a generator made of one question with one profile item alone in the prompt."""
+    """Feedback of a generator on one question with a single profile item in the prompt."""
 
     question: str
-    """Id."""
+    """Id of the question."""
     item: str
-    """Id."""
+    """Id of the profile item."""
     rank: int
-    """The item's place in the profile, from 0."""
+    """Position of the item in the profile, from 0."""
     output: str | None
-    """The answer; None where the gold's likelihood was measured, and nothing generated."""
+    """Answer; None where the likelihood of the reference was measured instead."""
     reward: float
-    """Higher is better."""
+    """Reward; higher is better."""
     metrics: Mapping[str, float]
 
     def __repr__(self) -> str:
@@ -91,26 +91,26 @@ class ItemFeedback:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One system on all questions, or on those of one group."""
+    """Result of one system on all questions, or on those of one group."""
 
     name: str
     group: str
-    """`all`, or one group of questions."""
+    """`all`, or the name of a group of questions."""
     metric: str
     n: int
-    """Questions."""
+    """Number of questions."""
     mean: float
     low: float
     """Lower end of the 95 % confidence interval of the mean over questions."""
     high: float
     difference: float | None
-    """Mean of this system minus that of the one that it is compared with; None without one."""
+    """Mean of this system minus that of the system it is compared with; None without comparison."""
     p: float | None
-    """Of the two-sided paired test against that system."""
+    """p-value of the two-sided paired test against that system."""
 
 
 class Comparisons(Rows[Comparison]):
-    """The rows of a comparison; shown as a table."""
+    """Rows of a comparison; printed as a table."""
 
     against: str | None = None
 
@@ -134,4 +134,4 @@ class Comparisons(Rows[Comparison]):
 
 
 ALL = "all"
-"""The group of all questions."""
+"""Group of all questions."""

@@ -248,7 +248,7 @@ def _decode(raw: bytes, charset: str | None = None) -> str:
 
 
 def html_text(html: str) -> str:
-    """Visible text of an HTML page, one line per block, with at most one empty line between blocks."""
+    """Visible text of an HTML page, one line per HTML block, with at most one empty line between blocks."""
     reader = _HtmlReader()
     # HTML treats these as comments up to the next `>`; the parser would fail on unknown ones.
     reader.feed(html.replace("<![", "<! "))

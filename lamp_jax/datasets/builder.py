@@ -63,11 +63,11 @@ _CONFIGS: dict[str, tuple[Task, Split]] = {
 
 
 class Lamp(tfds.core.ShardBasedBuilder):
-    """One task's questions, in the order of their files, and their distinct profiles.
+    """Questions of one task, in the order of their files, and their distinct profiles.
 
     `source`, a tree of `lamp download` or `lamp build`, is needed to prepare the data set, not to read it; or a Survey
-    of one. Preparing fixes known defects (`patches`) and is done by whom `work` says: TFDS's own Beam options are not
-    for this builder. LampError, with the file and the id, for bad files before anything is written.
+    of one. Preparing fixes known defects (`patches`) and runs on the workers that `work` selects: TFDS's own Beam
+    options are not for this builder. LampError, with the file and the id, for bad files before anything is written.
     """
 
     VERSION = tfds.core.Version("1.0.0")

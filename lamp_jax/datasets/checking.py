@@ -168,7 +168,7 @@ def _is_list(start: bytes) -> bool:
 
 
 def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
-    """The first records of a file, those that are objects; and its envelope, where the `whole` file is read."""
+    """First records of a file, those that are objects; and its envelope, where the entire file is read."""
     scanner = RecordScanner(path)
     head: list[dict[str, Any]] = []
     try:

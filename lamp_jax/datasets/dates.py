@@ -39,9 +39,9 @@ _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ%"
 
 
 def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, ...], str]:
-    """By what a date is ordered, and how it is in the item: LaMP's form as it is, of others the day in UTC.
+    """Sort key of a date, and its form in the item: LaMP's form unchanged, for others the day in UTC.
 
-    Raises Unusable for what is no date of the form, and LampError for one whose day and month may be exchanged.
+    Raises Unusable for an invalid date, and LampError for a date whose day and month may be exchanged.
     """
     text = text.strip()
     option = "--date-format" if format else "--date-form"
@@ -60,7 +60,7 @@ def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, .
 
 
 def parse_written_date(text: str) -> datetime:
-    """Moment of a date with a month's name, of an ISO time stamp with a zone's name, or of a time since 1970.
+    """Time of a date with a month's name, of an ISO time stamp with a zone's name, or of a number since 1970.
 
     Naive without a zone, midnight without a time. ValueError for anything else: an ambiguous name of a zone, and a
     number whose digits are not those of a time since 1970 between 2001 and 2286 in s, ms, us or ns. LampError for

@@ -125,11 +125,11 @@ def _bring(file: TreeFile, root: Path, *, source: Source, manifest: DownloadMani
     return Outcome(file, fetched=entry.url is not None, lines=tuple(lines))
 
 
-class _Broken(Exception):  # noqa: N818 (says what happened to a connection)
+class _Broken(Exception):  # noqa: N818 (names the state of a connection)
     """A failed attempt, which may be repeated."""
 
 
-class _Refused(Exception):  # noqa: N818 (says what an address did)
+class _Refused(Exception):  # noqa: N818 (names the response of an address)
     """An address that does not have or serve the file."""
 
 

@@ -1,6 +1,6 @@
 """Vocabulary of the synthetic benchmark: topics, synonyms and styles.
 
-It is the same for every user, split and seed, so that what a retriever learns about words from one user holds for all
+It is the same for every user, split and seed, so that a retriever trained on the words of one user generalizes to all
 others.
 """
 

@@ -31,8 +31,8 @@ ProfileSize = int | tuple[int, int]
 that there are as many profiles of 2 to 4 items as of 50 to 100.
 """
 
-_MISLABELLED = 0.06  # of the items that would carry the gold: real users are not consistent
-_INTERESTS = 5  # topics of a user beside the one that is asked about
+_MISLABELLED = 0.06  # of the items that would have the reference answer: real users are not consistent
+_INTERESTS = 5  # topics of a user besides the question's topic
 _WEEK = 7
 _PROMPT_ITEMS = 4
 _FIRST_DAY = datetime.date(2010, 1, 1)
@@ -71,12 +71,12 @@ class Group(NamedTuple):
     strands: tuple[Strand, ...]
 
 
-# The shares are balanced for a reader who takes the most frequent answer among 4 items (without items, what people in
-# general think). Of 100 users it serves about 25 without items, 39 with random ones, 44 with recent ones, 56 with
-# BM25's, and all with the best choice for each. No group gives itself away by one prompt: 2 or 3 like answers among 4
-# come from right items met at random, and from misled users' items.
+# The shares are balanced for a reader who takes the most frequent answer among 4 items (without items, the general
+# opinion). Of 100 users it is right for about 25 without items, 39 with random items, 44 with recent ones, 56 with
+# BM25's, and all with the best choice for each. One prompt does not identify a group: 2 or 3 equal answers among 4
+# come from right items drawn at random, and from misled users' items.
 GROUPS = {
-    # The right items have the question's words. Their synonyms mislead who knows them.
+    # The right items have the question's words. Their synonyms mislead a reader who knows them.
     "topical": Group(
         "bm25",
         10,
@@ -86,7 +86,7 @@ GROUPS = {
             Strand(0.34, "by topic"),
         ),
     ),
-    # Taste moves on, whatever the topic. What is on the question's topic is mostly of former times.
+    # Taste changes over time, for every topic. Items on the question's topic are mostly old.
     "drifting": Group(
         "recency",
         3,
@@ -97,7 +97,7 @@ GROUPS = {
             Strand(0.20, "any", asked=0.35, life=(0.0, 0.2)),
         ),
     ),
-    # The right items say it in synonyms. What shares words with the question, fillers, is on other topics.
+    # The right items use synonyms. Items that share words with the question, fillers, are on other topics.
     "hidden": Group(
         "dense",
         3,
@@ -107,20 +107,20 @@ GROUPS = {
             Strand(0.26, "by topic", dialect="other"),
         ),
     ),
-    # The gold is what everybody thinks, and none of the user's items says so. (Of two references nobody thinks
-    # anything: without items the reader guesses.)
+    # The reference is the general opinion, which none of the user's items expresses. (For LaMP-1's two references there
+    # is no general opinion: without items the reader guesses.)
     "misled": Group("none", 4, (Strand(0.50, "rival", asked=0.4), Strand(0.50, "any", asked=0.4))),
 }
 _TURNS = [name for name, group in GROUPS.items() for _ in range(group.turns)]
-_STRIDE = 7  # prime to 20: groups take turns, and any 20 questions in a row hold each in its share
+_STRIDE = 7  # coprime to 20: groups alternate, and any 20 consecutive questions have each group in its share
 
 
 @dataclass(frozen=True, slots=True)
 class _User:
     group: Group
-    topic: int  # that is asked about
-    dialect: int  # of the question
-    answers: dict[str, int]  # the gold, and two wrong ones: rival and former
+    topic: int  # topic of the question
+    dialect: int  # dialect of the question
+    answers: dict[str, int]  # the reference (gold), and two wrong answers: rival and former
     others: tuple[int, ...]  # all answers but gold and rival
     by_topic: dict[int, int]  # the user's wrong answers to other topics
 

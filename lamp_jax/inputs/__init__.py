@@ -1,1 +1,1 @@
-"""From questions to fixed-shape numpy batches."""
+"""Fixed-shape numpy batches from questions."""

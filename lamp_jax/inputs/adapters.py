@@ -1,6 +1,6 @@
-"""What each user's own history teaches: one example for each item of a profile.
+"""Training pairs from users' own histories: one pair for each profile item.
 
-Source: arXiv 2409.09510, where every user has an adapter of their own, and its public code (REFERENCE A.6, B46, B47).
+Source: arXiv 2409.09510, where every user has their own adapter, and its public code (REFERENCE A.6, B46, B47).
 """
 
 import random
@@ -16,7 +16,7 @@ from lamp_jax.tasks.catalog import Item, Task
 
 
 class Pair(NamedTuple):
-    """An input and its answer, as texts. The id names the user, the question and the item's place in its profile."""
+    """Text pair of an input and its answer. The id has the user, the question and the item's place in its profile."""
 
     id: str
     source: str
@@ -25,14 +25,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class User:
-    """One user and what their history teaches, in its order; nothing where it is empty."""
+    """User and the training pairs of the user's history, in its order; empty where the history is empty."""
 
     id: str
     pairs: tuple[Pair, ...]
 
 
 class _Entry(NamedTuple):
-    """One item of a user's history: the profile item at `place` of a question."""
+    """Item of a user's history: the profile item at `place` of a question."""
 
     question: Question
     place: int
@@ -54,9 +54,10 @@ def read_users(
 ) -> list[User]:
     """All users, in the order of their first questions, each with one pair for every item of the history.
 
-    `seed` decides how much of an item is given where the task's practice gives its start; a user's pairs depend on
-    no other user. Raises LampError, with `path`, for an item without a field that the task needs, for a user of
-    several profiles where `profiles` is `single`, and for one whose id is `reserved` for an adapter of all.
+    `seed` determines the share of an item that the input contains where the task's practice includes its start. A
+    user's pairs do not depend on other users. Raises LampError, with `path`, for an item without a field that the task
+    needs, for a user with different profiles where `profiles` is `single`, and for a user whose id is `reserved` for
+    the shared adapter.
     """
     asked: dict[str, list[Question]] = {}
     for question in questions:
@@ -74,7 +75,7 @@ def read_users(
 
 
 def _history(own: Sequence[Question], profiles: Profiles, path: str) -> list[_Entry]:
-    """What one user's questions say of the user's history."""
+    """History of one user from the profiles of the user's questions."""
     if profiles == "single":
         _check_single(own, path)
     told = own if profiles == "union" else own[:1]
@@ -88,7 +89,7 @@ def _history(own: Sequence[Question], profiles: Profiles, path: str) -> list[_En
 
 
 def _check_single(own: Sequence[Question], path: str) -> None:
-    """LampError where a user's profiles hold different items; their order, which rankings change, may differ."""
+    """LampError where a user's profiles have different items; their order, which rankings change, may differ."""
     if len(own) == 1:
         return
     contents = Counter(map(_content, own[0].profile))
@@ -101,7 +102,7 @@ def _check_single(own: Sequence[Question], path: str) -> None:
 
 
 def _content(item: Item) -> Hashable:
-    """What an item says, whatever its id: questions of one user hold one and the same item under several ids."""
+    """Content of an item without its id: the questions of a user contain the same item under several ids."""
     return frozenset((name, repr(value)) for name, value in item.items() if name != "id")
 
 
@@ -115,7 +116,7 @@ def _pair(entry: _Entry, task: Task, seed: int, compatibility: Compatibility) ->
 
 
 def _cut(text: str, share: float, compatibility: Compatibility) -> tuple[str, str]:
-    """The first words of a text, about this share of them, and the rest; both joined by single spaces."""
+    """First words of a text, about this share of them, and the rest; both joined by single spaces."""
     words = text.split()
     given = int(share * len(words))
     if given == 0 and len(words) > 1 and compatibility.tweet_start == "some":

@@ -1,4 +1,4 @@
-"""Examples as batches of few shapes, each a pure function of its number, so that a run resumes at any step."""
+"""Batches of examples in few shapes. Each batch is a pure function of its number, so a run can resume at any step."""
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,15 +12,15 @@ import numpy as np
 from lamp_jax.errors import LampError
 
 NO_TOKEN = -1
-"""Pads rows of tokens. No model's padding id: those differ, and a text may hold such a token like any other."""
+"""Padding of token rows. It is no model's padding id: those differ, and may occur in texts as ordinary tokens."""
 
 OwnRows = Callable[[int], np.ndarray]
-"""Which rows of a batch of so many this process makes, in their order: all, or where others make the rest, its own."""
+"""Batch size -> the rows of the batch that this process makes, in order: all rows, or its share among processes."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one prompt and one answer (`</s>` included in both; the answer may be empty at inference)."""
+    """Token ids of a prompt and its answer (`</s>` included in both; the answer may be empty at inference)."""
 
     id: str
     source: Sequence[int]
@@ -35,12 +35,12 @@ class Batch(NamedTuple):
 
 
 class TrainingBatches:
-    """Every example once an epoch, in an order drawn from (seed, epoch); `batches[step]` for any step from 0.
+    """Training batches: every example once per epoch, in an order drawn from (seed, epoch); `batches[step]`, step >= 0.
 
-    Examples are put into the smallest length bucket that holds them; the rows left over in one bucket move up to the
-    next, so an epoch has ceil(N / batch_size) batches and a run meets at most `len(buckets)` shapes. The last batch of
-    an epoch is filled with rows that have no target and so no weight. What stands in which row does not depend on
-    whose rows are `own`.
+    Each example is in the smallest length bucket that fits it; the remaining rows of a bucket move up to the next, so
+    an epoch has ceil(N / batch_size) batches and a run has at most `len(buckets)` shapes. The last batch of an epoch is
+    filled with rows that have no target and so no weight. The example in each row does not depend on which rows are
+    `own`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TrainingBatches:
         self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
     def __len__(self) -> int:
-        """Number of batches of one epoch."""
+        """Number of batches per epoch."""
         return self.per_epoch
 
     def __getitem__(self, step: int) -> Batch:
@@ -80,13 +80,13 @@ class TrainingBatches:
         )
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        """For each batch of the epoch: its source length and the examples in it."""
+        """Source length and examples of each batch of the epoch."""
         plan = plan_epoch(self._bucket_of[:, None], batch_size=self.batch_size, seed=self.seed, epoch=epoch)
         return [(length, rows) for (length,), rows in plan]
 
 
 class _Rows:
-    """Rows of token ids behind each other, four bytes a token (a list takes up to 36)."""
+    """Concatenated rows of token ids, four bytes per token (a list needs up to 36)."""
 
     def __init__(self):
         self._ids, self._ends = array("i"), array("q", [0])
@@ -109,10 +109,10 @@ class _Rows:
 def plan_epoch(
     sizes: np.ndarray, *, batch_size: int, seed: int, epoch: int
 ) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """Every one of N rows once, in batches of like size: for each its sizes and its rows; a function of the arguments.
+    """Batches of rows of similar size, each of N rows once: sizes and rows of each; a pure function of the arguments.
 
-    `sizes` [N, k] are the rows' buckets along k axes. The rows left over in one bucket move up to the next, where the
-    batch has the largest size of its rows along each axis. The last batch alone may be smaller than `batch_size`.
+    `sizes` [N, k] are the rows' buckets along k axes. The remaining rows of a bucket move up to the next, where the
+    batch has the largest size of its rows along each axis. Only the last batch may be smaller than `batch_size`.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes))
@@ -133,11 +133,11 @@ def plan_epoch(
 def prediction_batches(
     examples: Sequence[Example], *, rows: Mapping[int, int], pad: int = NO_TOKEN, own: OwnRows = np.arange
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Batches for inference, short prompts first, with the positions of their examples; a function of the list alone.
+    """Inference batches, short prompts first, with the positions of their examples; a pure function of the list.
 
-    `rows` has the lengths that prompts are padded to, and how many make a batch of each. What is left over in one
-    length moves up to the next; the last batch is filled with rows that no position stands for. The positions are those
-    of the whole batch, its rows this process's `own`.
+    `rows` maps each padded prompt length to its batch size. The remaining prompts of a length move up to the next; the
+    last batch is filled with rows that have no position. The positions are those of the complete batch, its rows this
+    process's `own`.
     """
     lengths = sorted(rows)
     members: dict[int, list[int]] = {}
@@ -155,7 +155,7 @@ def prediction_batches(
 
 
 def find_bucket(length: int, buckets: Sequence[int]) -> int:
-    """The smallest of the sorted `buckets` that holds `length` tokens."""
+    """Smallest of the sorted `buckets` that holds `length` tokens."""
     for bucket in buckets:
         if length <= bucket:
             return bucket
@@ -163,22 +163,22 @@ def find_bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 class Batches(Protocol):
-    """Batches by number, from 0 on without end; the length is that of one epoch."""
+    """Infinite sequence of batches, numbered from 0; its length is that of one epoch."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> Any: ...
 
 
 def choose_buckets(max_length: int) -> tuple[int, ...]:
-    """The lengths that prompts of up to `max_length` tokens are padded to."""
+    """Padded lengths for prompts of up to `max_length` tokens."""
     return _up_to(max_length, (64, 128, 256, 384, 512, 768, 1024))
 
 
 def fit_buckets(lengths: Iterable[int], max_length: int) -> tuple[int, ...]:
-    """The lengths that prompts of these lengths, all known, are padded to: no more than `choose_buckets` has.
+    """Padded lengths for prompts of these lengths, all known: no more than `choose_buckets` has.
 
-    Every one is a compilation, which must spare a twentieth of all tokens. Few multiples keep those few that several
-    lists of prompts need together.
+    Each is a compilation, which must save a twentieth of all tokens. Coarse multiples limit the number of lengths that
+    several lists of prompts need together.
     """
     known = np.fromiter(lengths, np.int64)
     if not len(known):
@@ -189,7 +189,7 @@ def fit_buckets(lengths: Iterable[int], max_length: int) -> tuple[int, ...]:
 
 
 def choose_text_buckets(max_length: int) -> tuple[int, ...]:
-    """The lengths that single texts are padded to: more of them, because they are shorter and their model is small."""
+    """Padded lengths for single texts: more than for prompts, because texts are shorter and their model is small."""
     short, long = (16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512), (640, 768, 1024, 1536, 2048, 3072)
     return _up_to(max_length, (*short, *long))
 
@@ -199,9 +199,9 @@ def _up_to(longest: int, lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def fit_lengths(lengths: np.ndarray, most: int, *, multiple: int = 8, worth: float = 0) -> tuple[int, ...]:
-    """At most so many lengths, multiples of `multiple`, to which all of `lengths` can be padded with least padding.
+    """At most `most` lengths, multiples of `multiple`, to which all of `lengths` can be padded with the least padding.
 
-    The largest is that of the longest; each of the others spares `worth` tokens or more. By dynamic programming over
+    The largest is that of the longest; each of the others saves `worth` tokens or more. By dynamic programming over
     the distinct (rounded) lengths.
     """
     rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
@@ -228,7 +228,7 @@ def fit_lengths(lengths: np.ndarray, most: int, *, multiple: int = 8, worth: flo
 
 
 def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int = NO_TOKEN) -> np.ndarray:
-    """[count, length] int32: the rows padded, then rows of nothing but padding."""
+    """Padded rows, int32 [count, length]; rows beyond the given ones are all padding."""
     padded = np.full((count, length), pad, np.int32)
     for place, row in enumerate(rows):
         padded[place, : len(row)] = row[:length]
@@ -236,7 +236,7 @@ def pad_rows(rows: Sequence[Sequence[int]], count: int, length: int, *, pad: int
 
 
 def read_ahead(batches: Batches, start: int, stop: int) -> Iterator[Any]:
-    """The batches numbered `start` to `stop - 1`, made in a background thread a few ahead of their use."""
+    """Batches `start` to `stop - 1`, prefetched by a background thread."""
     import grain
 
     numbers = grain.MapDataset.range(start, stop).map(batches.__getitem__)

@@ -1,4 +1,4 @@
-"""ByT5's tokenizer: a token for each byte of a text's UTF-8, without a vocabulary file."""
+"""ByT5's tokenizer: one token per byte of a text's UTF-8, without a vocabulary file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0 to 2; bytes follow, then the sent
 
 
 def byte_backend(settings: Mapping[str, Any], source: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a ByT5. LampError where the settings, which `source` holds, are not ByT5's own.
+    """`tokenizers.Tokenizer` of ByT5. LampError where the settings, read from `source`, are not those of a ByT5.
 
-    Ids are those of transformers' ByT5Tokenizer, with one difference, which T5's tokenizers have too: a text that ends
-    in the characters `</s>` gets another one.
+    Ids are those of transformers' ByT5Tokenizer, with one difference, which T5's tokenizers share: a text that ends in
+    the characters `</s>` gets a second `</s>`.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -28,7 +28,7 @@ def byte_backend(settings: Mapping[str, Any], source: Path) -> Any:
     pieces = [*_SPECIAL, *_byte_characters()]
     tokenizer: Any = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # Bytes that are no UTF-8, such as a generated text's that ends inside a character, are left out.
+    # Bytes that are not UTF-8, such as those of a generated text that ends inside a character, are dropped.
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\ufffd", "")])
     tokenizer.add_special_tokens([AddedToken(name, lstrip=True, rstrip=True, normalized=False) for name in _SPECIAL])
     tokenizer.add_special_tokens([AddedToken(f"<extra_id_{n}>", normalized=False) for n in range(extra)])
@@ -39,7 +39,7 @@ def byte_backend(settings: Mapping[str, Any], source: Path) -> Any:
 
 
 def _byte_characters() -> list[str]:
-    """The characters that `tokenizers` writes the bytes 0 to 255 as: themselves where one can see them."""
+    """Characters by which `tokenizers` represents the bytes 0 to 255: printable ones represent themselves."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in seen]
     return [chr(byte if byte in seen else 256 + others.index(byte)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Candidates of questions with their rewards, as batches of few shapes: for a dual encoder, and for a selector."""
+"""Batches of questions' candidates with rewards, in few shapes, for a dual encoder or a selector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from lamp_jax.inputs.batches import OwnRows, choose_text_buckets, find_bucket, p
 
 @dataclass(frozen=True)
 class Candidates:
-    """One question: its query and documents as token ids, and each document's reward.
+    """Query and documents of one question as token ids, and each document's reward.
 
-    Or, for a selector, the texts of its candidates alone.
+    For a selector, only the texts of its candidates.
     """
 
     id: str
@@ -23,16 +23,16 @@ class Candidates:
     documents: Sequence[np.ndarray]
     rewards: np.ndarray
     baseline: float = 0.0
-    """The reward that sampled items are measured against."""
+    """Baseline that is subtracted from the rewards of sampled items."""
 
     @property
     def texts(self) -> list[np.ndarray]:
-        """All that an encoder reads, the query first."""
+        """All texts that an encoder reads, the query first."""
         return [*([] if self.query is None else [self.query]), *self.documents]
 
 
 class CandidateBatch(NamedTuple):
-    """B questions with N candidates each; questions that only fill the batch have none."""
+    """Batch of B questions with N candidates each; questions that only fill the batch have none."""
 
     tokens: np.ndarray
     """[B, 1 + N, S] int32, the query first, padded with `pad`; [B, N, S] where there are no queries."""
@@ -45,10 +45,10 @@ class CandidateBatch(NamedTuple):
 
 
 class CandidateBatches:
-    """Every question once an epoch, in an order drawn from (seed, epoch); `batches[step]` for any step from 0.
+    """Batches of every question once per epoch, in an order drawn from (seed, epoch); `batches[step]`, step >= 0.
 
-    Questions are batched by number of candidates (to the next power of two) and longest text (to the next of a few
-    lengths), so that a question with three short items costs four short ones. See `plan_epoch`.
+    Questions are batched by number of candidates (rounded up to a power of two) and longest text (rounded up to one of
+    a few lengths), so a question with three short items costs as much as four short items. See `plan_epoch`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CandidateBatches:
         )
 
     def __len__(self) -> int:
-        """Number of batches of one epoch."""
+        """Number of batches per epoch."""
         return -(-len(self.examples) // self.batch_size)
 
     def __getitem__(self, step: int) -> CandidateBatch:

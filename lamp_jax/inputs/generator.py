@@ -1,4 +1,4 @@
-"""How questions become examples: which profile items are read, the prompt they make, and its token ids."""
+"""Generator examples from questions: retrieved profile items, prompts and token ids."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from lamp_jax.tasks.prompts import Prompt, PromptTokenizer, build_prompt
 
 
 class PromptOptions(Protocol):
-    """What the stages that build prompts are told, `Generate` for one."""
+    """Options of the stages that build prompts, such as `Generate`."""
 
     @property
     def prompting(self) -> Prompting: ...
@@ -36,7 +36,7 @@ def make_prompts(
     retriever: str,
     workers: int = 1,
 ) -> Iterator[Prompt]:
-    """What a generator reads for each question, in their order; `workers` processes rank, where there is work."""
+    """Prompts of the questions, in order; ranking uses up to `workers` processes."""
     prompt_tokenizer = PromptTokenizer(tokenizer)
     length, compatibility = options.prompting.max_length, options.compatibility
 
@@ -46,7 +46,7 @@ def make_prompts(
         )
 
     items = retrieved_items(questions, task, options, retriever=retriever, workers=workers)
-    # Threads, because nearly all of the time is spent in the tokenizer, which lets others run.
+    # Threads, because the tokenizer takes nearly all of the time and releases the interpreter lock.
     with ThreadPoolExecutor(available_cores()) as pool:
         yield from pool.map(build, questions, items)
 
@@ -54,7 +54,7 @@ def make_prompts(
 def retrieved_items(
     questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: str, workers: int = 1
 ) -> Iterator[Sequence[Item]]:
-    """The items that each question's prompt holds, best first, at most `num_retrieved`."""
+    """Items of each question's prompt, best first, at most `num_retrieved`."""
     count, compatibility = options.prompting.num_retrieved, options.compatibility
     if not count:
         return (() for _ in questions)
@@ -65,10 +65,10 @@ def retrieved_items(
 
 
 class ExampleMaker:
-    """Makes a question's training example, wherever it is sent: an answer has at most `longest_answer` tokens.
+    """Picklable function from a question to its training example, whose answer has at most `longest_answer` tokens.
 
-    What is wrong with a question, LampError, is returned as well as an example is, because it has to survive the way
-    back from another process.
+    A LampError about a question is returned rather than raised, because it must survive the transfer from a worker
+    process.
     """
 
     def __init__(
@@ -99,16 +99,16 @@ class ExampleMaker:
         return Example(question.id, prompt.tokens, self._shorten(self._tokenizer.ids(gold)))
 
     def _shorten(self, answer: list[int]) -> list[int]:
-        """At most `longest_answer` tokens, the last of them still `</s>`."""
+        """Answer cut to `longest_answer` tokens, of which the last is still `</s>`."""
         return [*answer[: self.longest_answer - 1], answer[-1]] if len(answer) > self.longest_answer else answer
 
 
 def load_examples(
     source: QuestionSource, make: Callable[[Question], Example | LampError], *, workers: int = 0
 ) -> Iterator[Example]:
-    """The example of every question, in order, made ahead of their use by `workers` processes (0: threads of this one).
+    """Examples of all questions, in order, prefetched by `workers` processes (0: threads of this one).
 
-    Raises LampError, with the id, where no example can be made, and for an id that occurs twice.
+    Raises LampError, with the id, where no example can be made, and for a duplicate id.
     """
     import grain
     from absl import flags
@@ -116,9 +116,9 @@ def load_examples(
     seen: set[str] = set()
     made = grain.MapDataset.source(source).map(make)  # pyright: ignore[reportArgumentType] (asks for more than it uses)
     if workers:
-        if not flags.FLAGS.is_parsed():  # grain reads one of its own, and here is no command line of absl's form
+        if not flags.FLAGS.is_parsed():  # grain reads an absl flag, and this command line is not parsed by absl
             flags.FLAGS.mark_as_parsed()
-        # One thread each: their work is Python, and they are as many as the cores.
+        # One thread each: the work is Python code, and there is one process per core.
         rows = made.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=16))
         rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=16))
     else:
@@ -131,23 +131,23 @@ def load_examples(
 
 
 def prompt_examples(questions: Iterable[Question], prompts: Iterable[Prompt]) -> list[Example]:
-    """Prompts alone, for inference."""
+    """Inference examples: prompts without answers."""
     return [Example(question.id, prompt.tokens) for question, prompt in zip(questions, prompts, strict=True)]
 
 
 def gold_of(question: Question, path: str = "the questions") -> str:
-    """A question's gold. LampError with the remedy where it has none."""
+    """Reference of a question. LampError with the remedy where it has none."""
     if question.output is None:
         raise LampError(f"{path}: question {question.id!r} has no gold; add the golds with `lamp merge --outputs`")
     return question.output
 
 
 def past_questions(questions: Iterable[Question], task: Task, *, newest: int) -> list[Question]:
-    """The newest profile items of each question as questions of the same user, each with the items before it alone.
+    """Newest profile items of each question as questions of the same user, each with only the items before it.
 
-    An item that several of a user's questions hold, or that is itself one of them, gives no second question. Dates
-    decide what is before; items of one date stand in the profile's order. LampError where the task's profile items
-    are no examples of the task (LaMP-1, LaMP-7) or have no date.
+    An item in several questions of a user, or equal to one of the questions, gives no second question. Dates
+    determine the order; items of equal date keep the profile's order. LampError where the task's profile items are no
+    examples of the task (LaMP-1, LaMP-7) or have no date.
     """
     if "{text}" not in task.template or task.source == task.target:
         raise LampError(f"{task.name}: its profile items are not examples of the task, so they cannot be train targets")

@@ -1,8 +1,8 @@
-"""How many users' examples become updates that are computed together, with little padding, in few shapes.
+"""Microbatches of many users' examples: updates that are computed together, with little padding, in few shapes.
 
-Every user's training is that of a user alone: epochs over their own examples in batches, whoever else is in the cohort.
-What is computed at once is a *part*: rows of about one length, of any users. A user's update may lie in several parts;
-behind the last of them the user takes the step, and the rows of the next update join those that wait.
+The training of each user is independent of the cohort: epochs over the user's own examples in batches. A *microbatch*
+is computed at once: rows of about the same length, of any users. A user's update may need several microbatches; after
+the last of them the user takes the step, and the rows of the next update join the queue.
 """
 
 import zlib
@@ -21,38 +21,38 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, OwnRows, fit_lengths, pad_rows
 
 _SHAPES = 6  # lengths of the longer side of examples
-_OTHER_SHAPES = 2  # and of the other one
-_WORTH = 0.01  # of all tokens: what one more length must spare
+_OTHER_SHAPES = 2  # and of the shorter side
+_WORTH = 0.01  # of all tokens: the least saving of another length
 _MULTIPLES = 8, 1  # of sources' and of targets' lengths, which are often shorter than 8
-_URGENCY = 0.1  # of a part: what it is worth to bring those on who have the most updates left
+_URGENCY = 0.1  # of a microbatch: bonus for rows of the users with the most updates left
 
 
 @dataclass(frozen=True)
 class UserExamples:
-    """A user and all that their own adapter learns from."""
+    """User and all training examples of the user's own adapter."""
 
     user: str
     examples: Sequence[Example]
 
     @property
     def key(self) -> int:
-        """A number for random draws of this user's own."""
+        """User-specific seed for random draws."""
         return zlib.crc32(self.user.encode("utf-8", "surrogatepass"))
 
     def updates_an_epoch(self, learning: Optimization) -> int:
         return ceil(len(self.examples) / learning.batch_size)
 
     def updates(self, learning: Optimization) -> int:
-        """Of the whole training."""
+        """Number of updates of the entire training."""
         return ceil(learning.epochs * self.updates_an_epoch(learning))
 
     def warmup(self, learning: Optimization) -> int:
-        """Of them, those of the warm-up."""
+        """Number of warm-up updates."""
         return round(learning.warmup_ratio * self.updates(learning))
 
 
 class Shape(NamedTuple):
-    """What the rows of a part are padded to, and how many a device has."""
+    """Padded lengths of a microbatch's rows, and number of rows per device."""
 
     source: int
     target: int
@@ -60,34 +60,34 @@ class Shape(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of one device's rows."""
+        """Tokens of one device's rows, padding included."""
         return self.rows * (self.source + self.target)
 
 
 class Microbatch(NamedTuple):
-    """What is computed at once. `Cohort.fill` makes its arrays."""
+    """Rows that are computed at once. `Cohort.fill` makes their arrays."""
 
     shape: Shape
     rows: Sequence[Sequence["Row"]]
-    """Of each device."""
+    """Rows of each device."""
     ends: np.ndarray
-    """[U] bool: whose update is complete with this part."""
+    """[U] bool: True for users whose update is complete after this microbatch."""
     counts: np.ndarray
-    """[U] float32: 1 where the update that is completed is one of the last epoch, else 0."""
+    """[U] float32: 1 where the completed update is in the last epoch, else 0."""
     left: int
-    """Users who learn on behind it."""
+    """Number of users with further updates after this microbatch."""
 
 
 class Row(NamedTuple):
-    """An example of a user's update that waits to be computed."""
+    """Queued example of a user's update."""
 
     shape: int
-    """The first of the block's shapes that holds it."""
+    """Index of the cohort's first shape that holds the example."""
     learner: int
     at: int
-    """Where its user stands."""
+    """Place of the user in the cohort."""
     behind: int
-    """How many updates the user has still to make, this one included."""
+    """Number of updates that the user still has to take, this one included."""
     weight: float
     """1 / the number of target tokens in the user's update."""
     example: Example
@@ -98,7 +98,7 @@ class Row(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """A part as `steps.adapters.MicrobatchArrays` describes it; this process's rows of it."""
+    """Arrays of a microbatch (see `steps.adapters.MicrobatchArrays`); only this process's rows."""
 
     source: np.ndarray
     target: np.ndarray
@@ -107,13 +107,13 @@ class Arrays(NamedTuple):
 
 
 def fit_shapes(examples: Iterable[Example], *, tokens: int, most: int) -> tuple[Shape, ...]:
-    """The few shapes of all parts, short ones first; a device's part has about `tokens` tokens, padding included.
+    """Few shapes for all microbatches, short ones first, with about `tokens` tokens per device, padding included.
 
-    And no more than `most` rows, each of which has an adapter of its own.
+    A shape has at most `most` rows per device, because each row has its own adapter.
 
-    Each is a length of the sources with one of the targets; the side that has more tokens may have more lengths. Every
-    shape is a compilation, which must spare a hundredth of all tokens; so one more length of the other side must spare
-    that for each length of the first.
+    Each combines a source length and a target length; the side that has more tokens may have more lengths. Every shape
+    is a compilation, which must save a hundredth of all tokens; so another length of the other side must save that for
+    each length of the first.
     """
     lengths = np.array([(len(one.source), len(one.target)) for one in examples])
     longer = int(lengths[:, 0].sum() < lengths[:, 1].sum())
@@ -125,22 +125,23 @@ def fit_shapes(examples: Iterable[Example], *, tokens: int, most: int) -> tuple[
 
 
 def fit_rows(source: int, target: int, tokens: int, most: int) -> Shape:
-    """The part of rows of these lengths that has about so many tokens on each device, and at most so many rows."""
+    """Shape of rows of these lengths with about `tokens` tokens and at most `most` rows per device."""
     return Shape(source, target, min(max(1, tokens // (source + target)), most))
 
 
 def make_blocks(learners: Sequence[UserExamples], size: int, learning: Optimization) -> list[list[UserExamples]]:
-    """Users in blocks of `size` that begin together: those with as many updates beside each other, the fewest first."""
+    """Cohorts of `size` users that start together: users sorted by number of updates, fewest first."""
     ordered = sorted(learners, key=lambda one: (one.updates(learning), len(one.examples), one.user))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Users who learn together, from their first update to their last; a pure function of its fields.
+    """Users who are trained together, from their first update to their last; a pure function of its fields.
 
-    `size` users have room, `size / devices` on each device; `places` says where each stands. `shapes` are in the order
-    of fit_shapes. With `shared`, there is one learner, whose rows all devices share, each with a copy of the adapter.
+    There are `size` places, `size / devices` on each device; `places` assigns one to each user. `shapes` are in the
+    order of fit_shapes. With `shared`, there is one user, whose rows all devices share, each with a copy of the
+    adapter.
     """
 
     learners: Sequence[UserExamples]
@@ -157,24 +158,24 @@ class Cohort:
 
     @cached_property
     def places(self) -> np.ndarray:
-        """Where each learner stands among the `size` users, whatever the number of devices.
+        """Place of each user among the `size` places, independent of the number of devices.
 
-        They are dealt out to and fro, so that any devices have about as much to do: of two devices the first has the
-        learners 0, 3, 5, 6, and so on (the bits of whose numbers add up to an even one).
+        The order (Thue-Morse) balances the work of the devices: of two devices the first has the users 0, 3, 5, 6, ...,
+        whose binary digits have an even sum.
         """
         bits = max(self.size - 1, 1).bit_length()
         sums = [reduce(xor, (number >> shift for shift in range(bits))) for number in range(self.size)]
-        order = np.argsort([int(f"{one:0{bits}b}"[::-1], 2) for one in sums])  # who stands at each place
+        order = np.argsort([int(f"{one:0{bits}b}"[::-1], 2) for one in sums])  # user at each place
         return np.argsort(order)[: len(self.learners)]
 
     @cached_property
     def totals(self) -> np.ndarray:
-        """[U]: how many updates each user's training has; 0 where nobody stands."""
+        """[U]: number of updates of each user; 0 at empty places."""
         return self._by_place([one.updates(self.learning) for one in self.learners])
 
     @cached_property
     def warmups(self) -> np.ndarray:
-        """[U]: how many of them are each user's warm-up."""
+        """[U]: number of warm-up updates of each user."""
         return self._by_place([one.warmup(self.learning) for one in self.learners])
 
     @cached_property
@@ -183,7 +184,7 @@ class Cohort:
 
     @property
     def counted(self) -> np.ndarray:
-        """[U]: over how many updates a user's loss is the mean: those of the last epoch."""
+        """[U]: number of updates in the mean of a user's loss: those of the last epoch."""
         return np.minimum(self.totals, self._last_epochs)
 
     def _by_place(self, values: Sequence[int]) -> np.ndarray:
@@ -192,10 +193,10 @@ class Cohort:
         return found
 
     def parts(self, made: Sequence[int] = ()) -> Iterator[Microbatch]:
-        """All parts in order, up to everybody's last update, from where each learner has made so many updates.
+        """All microbatches in order, up to the last update of all users; `made`: past updates per user.
 
-        The next part is always the one with the least padding, but for those who have the most updates left: they are
-        brought on where it costs little, or they would learn on alone in the end.
+        The next microbatch is the one with the least padding, with a bonus for rows of the users who have the most
+        updates left, who would otherwise be trained alone in the end.
         """
         made = list(made) or [0] * len(self.learners)
         missing = [0] * len(self.learners)
@@ -225,7 +226,7 @@ class Cohort:
             yield self._part(chosen, taken, ended, made)
 
     def rows(self, learner: int, number: int) -> list[Row]:
-        """A learner's update, whose examples are a function of the seed, the user and its number alone."""
+        """Rows of a user's update. Its examples depend only on the seed, the user and the update's number."""
         one, size = self.learners[learner], self.learning.batch_size
         left = one.updates(self.learning) - number
         if not left:
@@ -242,7 +243,7 @@ class Cohort:
         ]
 
     def _choose(self, waiting: Sequence[Sequence[Sequence[Row]]]) -> tuple[Shape, list[list[Row]]]:
-        """The shape of the next part, and each device's rows in it."""
+        """Shape of the next microbatch, and each device's rows in it."""
         most = max(rows[0].behind for device in waiting for rows in device if rows)
         best, found = -1.0, None
         for place, shape in enumerate(self.shapes):
@@ -255,7 +256,7 @@ class Cohort:
         return found
 
     def _first_rows(self, waiting: Sequence[Sequence[Row]], place: int) -> list[Row]:
-        """The rows that a part of this shape takes from one device's, the longest first."""
+        """Rows that a microbatch of this shape takes from one device's queue, the longest first."""
         shape, found = self.shapes[place], []
         for other in range(place, -1, -1):
             if _holds(shape, self.shapes[other]):
@@ -272,7 +273,7 @@ class Cohort:
         return Microbatch(shape, rows, ends, counts, left)
 
     def fill(self, part: Microbatch, own: OwnRows = np.arange) -> Arrays:
-        """A part's arrays, the rows of all devices behind each other; of them this process's own."""
+        """Arrays of a microbatch, the rows of all devices concatenated; only this process's own rows."""
         shape, room = part.shape, self.size // self.devices
         found: list[Row | None] = []
         for place in own(shape.rows * self.devices):
@@ -287,7 +288,7 @@ class Cohort:
 
 
 def find_shape(example: Example, shapes: Sequence[Shape]) -> int:
-    """The first of the shapes that holds an example: they are in the order of their targets, then of their sources."""
+    """Index of the first shape that holds an example; shapes are sorted by target length, then by source length."""
     source, target = len(example.source), len(example.target)
     return next(place for place, one in enumerate(shapes) if one.source >= source and one.target >= target)
 

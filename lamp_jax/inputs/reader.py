@@ -1,4 +1,4 @@
-"""Queries and documents as token ids, as an encoder of certain settings reads them: prompts, lengths, case."""
+"""Token ids of queries and documents by the settings of an encoder: prompts, lengths, case."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from lamp_jax.retrieval.encoders import EncoderSettings
 
 
 class TextReader:
-    """Token ids of queries and of documents. LampError for a prompt that leaves no room for text."""
+    """Tokenizer of queries and of documents. LampError for a prompt that leaves no room for text."""
 
     def __init__(self, tokenizer: Any, settings: EncoderSettings):
         if settings.lower_case:
@@ -18,7 +18,7 @@ class TextReader:
         prompts = (settings.query_prompt, settings.query_length), (settings.document_prompt, settings.document_length)
         tokens = [self._count(prompt, length) if prompt else 0 for prompt, length in prompts]
         self.skips: tuple[int, int] = (0, 0) if settings.include_prompt else (tokens[0], tokens[1])
-        """First tokens of a query and of a document that pooling leaves out."""
+        """Number of leading tokens of a query and of a document that pooling excludes."""
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
         return self._read(texts, self.settings.query_prompt, self.settings.query_length)
@@ -30,7 +30,7 @@ class TextReader:
         return tokenize([prompt + text for text in texts], self._tokenizer, max_length=length)
 
     def _count(self, prompt: str, length: int) -> int:
-        """The tokens that a prompt begins a text with, [CLS] among them."""
+        """Number of tokens of a prompt before the text, [CLS] included."""
         (tokens,) = tokenize([prompt], self._tokenizer, max_length=length)
         count = len(tokens) - (tokens[-1] in self._tokenizer.all_special_ids)
         if len(tokens) >= length:
@@ -41,7 +41,7 @@ class TextReader:
 
 
 def _lower_case(tokenizer: Any) -> None:
-    """Lets the tokenizer lower-case all texts first; special tokens in them stay as they are."""
+    """Adds lower-casing before the tokenizer's normalizer; special tokens in texts are unchanged."""
     from tokenizers import normalizers
 
     backend = tokenizer.backend_tokenizer

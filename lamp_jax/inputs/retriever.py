@@ -1,4 +1,4 @@
-"""Questions with feedback as a retriever learns from them: their texts with rewards, and their token ids."""
+"""Training examples of a retriever from questions with feedback: texts with rewards, and their token ids."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from lamp_jax.tasks.rewards import reward_of, worst_error
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """A question's texts as a retriever reads them, and the reward of each document."""
+    """Texts of a question as a retriever reads them, and the reward of each document."""
 
     id: str
     query: str
@@ -34,7 +34,7 @@ class ScoredQuestion:
 def read_scored_questions(
     ropg: Ropg, task: Task, path: str, feedback: Sequence[str], *, compatibility: Compatibility
 ) -> list[ScoredQuestion]:
-    """The questions of a file with the rewards of their first items. LampError for what is missing or no number."""
+    """Questions of a file with the rewards of their first items. LampError for missing or non-numeric feedback."""
     questions = read_questions(path, task=task)
     metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
     return score_questions(ropg, task, questions, metrics, path=path, compatibility=compatibility)
@@ -49,9 +49,9 @@ def score_questions(
     path: str,
     compatibility: Compatibility,
 ) -> list[ScoredQuestion]:
-    """Questions with the rewards of their first items; `metrics` are those of each question's, by its id.
+    """Questions with the rewards of their first items; `metrics` has those of each question by its id.
 
-    Questions without items are left out. LampError, by `path`, for what is missing or no number.
+    Questions without items are left out. LampError, with `path`, for missing fields and invalid numbers.
     """
     score = partial(_score, ropg, task, path, compatibility)
     return [score(question, metrics[question.id]) for question in questions if question.profile]
@@ -75,7 +75,7 @@ def _score(
 def hold_out(
     scored: Sequence[ScoredQuestion], share: float, *, seed: int
 ) -> tuple[list[ScoredQuestion], list[ScoredQuestion]]:
-    """The questions without a share of them, and these; which, is drawn from the seed."""
+    """Training and held-out questions; the latter are a share of all, drawn from the seed."""
     count = round(share * len(scored))
     if not 0 < count < len(scored):
         raise LampError(f"--held-out {share} of {len(scored)} questions leaves none on one side; give --validation")
@@ -85,7 +85,7 @@ def hold_out(
 
 
 def distinct_texts(scored: Iterable[ScoredQuestion]) -> list[str]:
-    """Every query and document once."""
+    """Distinct queries and documents."""
     return list(dict.fromkeys(text for one in scored for text in (one.query, *one.documents)))
 
 
@@ -106,10 +106,10 @@ def make_candidates(
     *,
     compatibility: Compatibility,
 ) -> list[Candidates]:
-    """The questions as token ids, each with its baseline.
+    """Candidates of the questions as token ids, each with its baseline.
 
-    With `ropg="padded"` every question has `profile_size` documents, as in the public code: empty ones are added, worth
-    as much as the baseline, and for LaMP-3 more than that by the worst error.
+    With `ropg="padded"` every question has `profile_size` documents, as in the public code: empty documents are added,
+    with the baseline as their reward, plus the worst error for LaMP-3.
     """
     queries = _by_text(distinct_queries(scored), reader.queries)
     tokens = _by_text([*distinct_documents(scored), ""], reader.documents)

@@ -1,4 +1,4 @@
-"""What a selector reads of each candidate: its prompt, and with it (RSPG-Post) the answer, within a length."""
+"""Inputs of a selector: each candidate's prompt, for RSPG-Post with its answer, up to a maximum length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -20,9 +20,9 @@ SETTINGS = "selector.json"
 
 @dataclass(frozen=True)
 class SelectorSettings:
-    """What a trained selector must be told again when it chooses; beside its weights as `selector.json`.
+    """Settings of a trained selector that its use requires; stored as `selector.json` next to its weights.
 
-    Names and values as in the options of `lamp train-selector`; `pool` holds the retrievers that it knows.
+    Names and values are those of the options of `lamp train-selector`; `pool` lists the retrievers of its candidates.
     """
 
     task: str
@@ -48,7 +48,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 
 
 def read_settings(directory: str | Path) -> SelectorSettings:
-    """The settings of a selector that lamp trained. LampError for any other directory."""
+    """Settings of a selector that lamp trained. LampError for any other directory."""
     path = Path(directory) / SETTINGS
     if not path.is_file():
         raise LampError(f"{directory}: no selector ({SETTINGS} is missing); make one with `lamp train-selector`")
@@ -62,15 +62,15 @@ def read_settings(directory: str | Path) -> SelectorSettings:
 
 
 def write_settings(directory: str | Path, settings: SelectorSettings) -> None:
-    """Writes `selector.json` beside a selector's weights."""
+    """Writes `selector.json` next to a selector's weights."""
     write_json(Path(directory) / SETTINGS, asdict(settings))
 
 
 class CandidateReader:
-    """Candidates as token ids, as a selector of these settings reads them.
+    """Token ids of candidates by the settings of a selector.
 
-    Where prompt and answer are too long together, the end of the prompt gives way; with `cut="end"`, what stands at the
-    end of both. LampError for an answer that leaves the prompt no token.
+    Where prompt and answer are too long together, the end of the prompt is cut; with `cut="end"`, the end of both.
+    LampError for an answer that leaves no token for the prompt.
     """
 
     def __init__(self, tokenizer: Any, settings: SelectorSettings):
@@ -98,7 +98,7 @@ class CandidateReader:
         return [self._join(*parts) for parts in zip(heads, tails, candidates, strict=True)]
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without those that begin and end a text."""
+        """Token ids without the special tokens that begin and end a text."""
         return self._tokenizer([without_surrogates(text) for text in texts], add_special_tokens=False).input_ids
 
     def _join(self, head: list[int], tail: list[int], candidate: Candidate) -> list[int]:
@@ -113,7 +113,7 @@ class CandidateReader:
 
 
 def candidate_examples(data: CandidateSet, reader: CandidateReader) -> list[Candidates]:
-    """The questions as token ids; a candidate that is missing is none. LampError where rewards are missing."""
+    """Candidates of the questions as token ids, without missing candidates. LampError where rewards are missing."""
     if not data.rewarded:
         raise LampError("there are candidates without rewards; make them again with `lamp selector-data --golds`")
     return [_example(question, reader) for question in data.questions]

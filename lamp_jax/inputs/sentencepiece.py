@@ -1,7 +1,7 @@
-"""A sentencepiece model (`spiece.model`), read without that package, as a tokenizer in the form of T5's.
+"""T5's tokenizer from a sentencepiece model (`spiece.model`), without the sentencepiece package.
 
-The form is that of T5's published tokenizer.json, and ids are the same: T5 v1.1, its LM-adapted kind and T0 were
-published with `spiece.model` alone.
+The result has the form of T5's published tokenizer.json, and the same ids: T5 v1.1, its LM-adapted version and T0 were
+published with only `spiece.model`.
 """
 
 import struct
@@ -20,27 +20,27 @@ _SPACE = "▁"
 
 @dataclass(frozen=True, slots=True)
 class PieceModel:
-    """What a tokenizer needs of a sentencepiece model: the pieces in the order of their ids, how text is cleaned."""
+    """Fields of a sentencepiece model that a tokenizer needs: pieces in the order of their ids, normalization."""
 
     pieces: tuple[tuple[str, float], ...]
     added: tuple[tuple[str, bool], ...]
-    """Pieces that are found in a text before anything else, and whether they are control symbols."""
+    """Pieces that are matched in a text before all others, and whether they are control symbols."""
     unknown: int
     byte_fallback: bool
     characters: bytes
-    """The compiled table of characters and their replacements; empty if text stays as it is."""
+    """Compiled table of characters and their replacements; empty for no replacement."""
     space_before: bool
-    """Whether a text gets a space before its first word."""
+    """Whether a space is added before the first word of a text."""
     single_spaces: bool
-    """Whether several spaces are one, and those around the text none."""
+    """Whether several spaces become one, and surrounding spaces are removed."""
 
 
 def read_pieces(path: Path) -> PieceModel:
-    """The sentencepiece model in a file. LampError if it is cut off, or of a kind that no T5 has."""
+    """Sentencepiece model of a file. LampError if it is truncated, or of a kind that no T5 has."""
     message = _Message(path.read_bytes(), path)
     trainer, normalizer = message.message(2), message.message(3)
     pieces = message.messages(1)
-    # The pieces come first in the file: where what follows them is there, all of them are.
+    # The pieces come first in the file: if the fields after them are complete, so are the pieces.
     if not pieces or trainer is None or normalizer is None:
         raise LampError(f"{path}: not a complete sentencepiece model; copy it again")
     kind = trainer.number(3, 1)
@@ -70,9 +70,9 @@ def read_pieces(path: Path) -> PieceModel:
 
 
 def make_backend(model: PieceModel, *, extra_ids: int, end: str, legacy: bool) -> Any:
-    """The `tokenizers.Tokenizer` of a model: a text ends in the piece `end`, and the last ids are T5's sentinels.
+    """`tokenizers.Tokenizer` of a model: a text ends in the piece `end`, and the last ids are T5's sentinels.
 
-    `legacy` as in a T5's tokenizer_config.json: the word after a special token inside a text gets a space before it.
+    `legacy` as in T5's tokenizer_config.json: the word after a special token inside a text gets a space before it.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -81,14 +81,14 @@ def make_backend(model: PieceModel, *, extra_ids: int, end: str, legacy: bool) -
     tokenizer: Any = Tokenizer(models.Unigram(pieces, unk_id=model.unknown, byte_fallback=model.byte_fallback))
     clean: list[Any] = [normalizers.Precompiled(model.characters)] if model.characters else []
     scheme = ("always" if legacy else "first") if model.space_before else "never"
-    # A space begins a piece, so text can be parted before it; unless the vocabulary has a piece with one inside.
+    # A space begins a piece, so text can be split before it; unless the vocabulary has a piece with a space inside.
     split = not any(_SPACE in text[1:] for text, _ in model.pieces)
     words: Any = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=split)
     if model.single_spaces and clean and scheme == "always" and split:
-        # T5's own form. It differs from the other below where a character is white space and no space after cleaning.
+        # T5's own form. It differs from that below for characters that are white space but no spaces after cleaning.
         words = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
     elif model.single_spaces:
-        # A space at the beginning serves as the one before the first word.
+        # A space at the beginning of a text serves as the space before the first word.
         clean += [_replace(" +$" if model.space_before else "^ +| +$", ""), _replace(" {2,}", " ")]
     if clean:
         tokenizer.normalizer = clean[0] if len(clean) == 1 else normalizers.Sequence(clean)
@@ -106,9 +106,9 @@ def make_backend(model: PieceModel, *, extra_ids: int, end: str, legacy: bool) -
 
 
 def make_from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Any:
-    """The `tokenizers.Tokenizer` of a `spiece.model`, as the settings of a tokenizer_config.json ask.
+    """`tokenizers.Tokenizer` of a `spiece.model`, with the settings of a tokenizer_config.json.
 
-    LampError where the settings are not those of a T5's tokenizer.
+    LampError where the settings are not those of a T5 tokenizer.
     """
     source = path.parent / "tokenizer_config.json"
     name = settings.get("tokenizer_class") or "T5Tokenizer"
@@ -133,12 +133,12 @@ def make_from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Any:
         )
     except LampError:
         raise
-    except Exception as error:  # what `tokenizers` raises for a table or vocabulary that it cannot use has no own class
+    except Exception as error:  # `tokenizers` has no exception class for an unusable table or vocabulary
         raise LampError(f"{path}: cannot be used as a tokenizer ({error}); copy it again") from error
 
 
 def _count_extra_ids(settings: Mapping[str, Any], source: Path) -> int:
-    """How many sentinels a T5's tokenizer has beside its pieces: 100 unless the settings say another number."""
+    """Number of sentinels that T5's tokenizer has besides its pieces: 100 unless the settings have another number."""
     listed = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or ()
     named = len({str(token) for token in listed if "<extra_id_" in str(token)})
     count = settings.get("extra_ids", named or 100)
@@ -156,7 +156,7 @@ def _replace(pattern: str, by: str) -> Any:
 
 
 class _Message:
-    """A message of protocol buffers: what its fields hold. LampError if it is cut off or something else."""
+    """Fields of a protocol buffers message. LampError if it is truncated or not a message."""
 
     def __init__(self, data: bytes, path: Path):
         self._path = path
@@ -202,7 +202,7 @@ class _Message:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field: an int, a float or bytes, by the field's type on the wire."""
+    """Number and value of each field: an int, a float or bytes, by the field's wire type."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -225,7 +225,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at a place, of seven bits a byte, lowest first, and the place behind it."""
+    """Varint at a position, seven bits per byte, lowest first, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[at]

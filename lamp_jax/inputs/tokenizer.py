@@ -1,4 +1,4 @@
-"""Where a tokenizer comes from: a directory, a hub name, or training on the texts at hand."""
+"""Tokenizers from a directory, from the Hugging Face hub, or trained on given texts."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from lamp_jax.inputs.tokenizer_files import FILES, Found, check_files, check_tok
 from lamp_jax.runs.processes import on_first
 from lamp_jax.tasks.prompts import without_surrogates
 
-# Its advice, such as that PyTorch is not installed, is not meant for users of this package.
+# Its advice, such as that PyTorch is not installed, is not addressed to users of this package.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("spiece.model", "vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja"),
 )
-"""What `keep_tokenizer` may write, whatever the tokenizer."""
+"""Names of all files that `keep_tokenizer` may write."""
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 EXTRA_IDS = 100  # T5's sentinels, at the end of the vocabulary
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The fast tokenizer of a model directory or hub name. Raises LampError where there is none that can be used."""
+    """Fast tokenizer of a model directory or hub name. Raises LampError where there is no usable tokenizer."""
     path = Path(name)
     if not path.is_dir() and (path.is_absolute() or str(name).startswith(".")):
         raise LampError(f"{path}: no such directory")
@@ -35,11 +35,11 @@ def load_tokenizer(name: str | Path) -> Any:
     found = check_files(directory)
     try:
         tokenizer = _load(directory, found)
-        tokenizer(["a", "\U0010ffff"])  # what is amiss in a file may show only in use
+        tokenizer(["a", "\U0010ffff"])  # some faults of a file appear only in use
     except LampError:
         raise
     except BaseException as error:
-        # Damaged files end in errors of any class there, `tokenizers` panics of no Exception's class among them.
+        # Damaged files cause errors of any class, among them panics of `tokenizers`, which are not of class Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         files = ", ".join(file for file in FILES if (directory / file).exists())
@@ -51,7 +51,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def _download(name: str) -> Path:
-    """The hub's copy of a tokenizer's files, downloaded once."""
+    """Directory of a tokenizer's files from the hub, downloaded once."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -66,7 +66,7 @@ def _load(directory: Path, found: Found) -> Any:
 
     settings, kind = found.settings, str(found.settings.get("tokenizer_class"))
     if (directory / "tokenizer.json").exists():
-        # transformers 5 makes the file's tokenizer anew for this class: its unknown piece has the id 2 in any case,
+        # transformers 5 rebuilds the file's tokenizer for this class: its unknown piece always has the id 2, which is
         # </s> in MADLAD-400, and no model falls back to bytes.
         anew = kind.removesuffix("Fast") == "T5Tokenizer"
         if anew and (found.model.get("unk_id") != 2 or found.model.get("byte_fallback")):
@@ -82,7 +82,7 @@ def _load(directory: Path, found: Found) -> Any:
 
 
 def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
-    """The tokenizer that stands in a directory, or else the one that `make` gives, which stands there afterwards."""
+    """Tokenizer of a directory; if it has none, that of `make`, which is saved there."""
 
     def write() -> dict[str, str]:
         if not (directory / "tokenizer.json").exists():
@@ -101,7 +101,7 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
                     f"{directory}: the tokenizer cannot be written ({error}); make room, then give the same command "
                     "again"
                 ) from None
-            # tokenizer.json last: where it is, all is there.
+            # tokenizer.json last: its presence implies that all files are complete.
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):
                 os.replace(file, directory / file.name)
 
@@ -114,7 +114,7 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
 
 
 def round_up_vocabulary(pieces: int) -> int:
-    """Rows of an embedding for so many pieces: a multiple of 64, so that it divides over a mesh."""
+    """Rows of an embedding for this many pieces: a multiple of 64, so that it divides over a mesh."""
     return -(-pieces // 64) * 64
 
 
@@ -125,11 +125,11 @@ def tokenize(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[l
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
-    """A tokenizer with T5's normalisation, special tokens and ids: <pad> 0, </s> 1, <unk> 2, the 100 sentinels last.
+    """Trained tokenizer with T5's normalization, special tokens and ids: <pad> 0, </s> 1, <unk> 2, 100 sentinels last.
 
-    The vocabulary has `vocab_size` pieces at most, the sentinels not counted. Pieces are merged by frequency (BPE):
-    the unigram trainer of `tokenizers` only knows pieces that several words share, so that a template's words, which
-    stand in every prompt, would fall apart.
+    The vocabulary has at most `vocab_size` pieces, sentinels not counted. Pieces are merged by frequency (BPE): the
+    unigram trainer of `tokenizers` keeps only pieces that several words share, so the words of a template, which are in
+    every prompt, would be split.
     """
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -140,10 +140,10 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
 
 
 def train_text_tokenizer(texts: Iterable[str], *, vocab_size: int, cased: bool = False) -> Any:
-    """A tokenizer, uncased by default, with BERT's normalisation and special tokens, [PAD] 0 to [MASK] 4.
+    """Trained tokenizer, uncased by default, with BERT's normalization and special tokens, [PAD] 0 to [MASK] 4.
 
-    As in BERT, punctuation stands alone: a word is the same in quotation marks and without. BPE, not BERT's WordPiece,
-    whose trainer in `tokenizers` gives another vocabulary at each run.
+    As in BERT, punctuation is split off: a word is the same with and without quotation marks. BPE, not BERT's
+    WordPiece, whose trainer in `tokenizers` gives another vocabulary in each run.
     """
     from tokenizers import normalizers, pre_tokenizers
 
@@ -164,8 +164,8 @@ def _train_bpe(
     form: list[str],
     **further: Any,
 ) -> Any:
-    """`words` parts a text where no piece goes beyond; `names` are the special tokens by their roles, which get the ids
-    from 0 on; `form` is a text with them, as $A.
+    """BPE tokenizer. `words` splits a text into units that no piece crosses; `names` are the special tokens by role,
+    which get the ids from 0 on; `form` is a text, $A, with its special tokens.
     """
     import tokenizers
     from tokenizers import decoders, models, processors, trainers

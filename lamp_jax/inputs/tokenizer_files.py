@@ -1,4 +1,4 @@
-"""The files of a tokenizer in a model directory: which there must be, and what shows that one is damaged."""
+"""Files of a tokenizer in a model directory: required files, and checks for damaged ones."""
 
 import json
 from collections.abc import Mapping
@@ -13,26 +13,26 @@ _JSON = (
     *("vocab.json", "config.json"),
 )
 FILES = (*_JSON, "spiece.model", "vocab.txt", "merges.txt")
-"""All files that tell something of a tokenizer."""
+"""Names of all files that describe a tokenizer."""
 
 _SPARE_ROWS = 1000
-"""How many more rows than tokens an embedding may have: some are padded, to multiples of at most 512."""
+"""Greatest number of embedding rows beyond the tokens: some embeddings are padded, to multiples of at most 512."""
 _SPARE_PIECES = 300
-"""How many pieces of a byte-level vocabulary may be made by no merge: special tokens and, in CodeT5, sentinels."""
+"""Greatest number of byte-level pieces without a merge: special tokens and, in CodeT5, sentinels."""
 
 
 class Found(NamedTuple):
-    """What a directory's files say of its tokenizer."""
+    """Description of a tokenizer by the files of its directory."""
 
     settings: dict[str, Any]
     model: dict[str, Any]
-    """The model in tokenizer.json; empty if there is no such file."""
+    """Model in tokenizer.json; empty if there is no such file."""
     pieces: int
-    """How many pieces vocab.txt or vocab.json holds, where one of them is read; or else 0."""
+    """Number of pieces in vocab.txt or vocab.json, where one of them is read; else 0."""
 
 
 def check_files(directory: Path) -> Found:
-    """What the files of a directory say. LampError if they are no tokenizer, or one is not complete."""
+    """Description of the tokenizer in a directory. LampError if there is none, or a file is incomplete."""
     content = {}
     for name in FILES:
         path = directory / name
@@ -70,7 +70,7 @@ def _read_object(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_vocabulary(directory: Path, content: Mapping[str, Any]) -> int:
-    """The number of pieces in text files. LampError where these are missing or cut off, which nothing else reports."""
+    """Number of pieces in text files. LampError where these are missing or truncated, which no library reports."""
     if "spiece.model" in content:
         return 0
     if "vocab.json" in content and "merges.txt" in content:
@@ -121,7 +121,7 @@ def _check_merges(path: Path, lines: list[str], pieces: Mapping[str, Any]) -> No
 
 
 def check_tokenizer(directory: Path, found: Found, tokenizer: Any) -> None:
-    """LampError where a token has another id than the files say, or a special token is none of the vocabulary's."""
+    """LampError where a token's id differs from the files', or a special token is not in the vocabulary."""
     wanted = {}
     added = directory / "added_tokens.json"
     if added.is_file():
@@ -135,7 +135,7 @@ def check_tokenizer(directory: Path, found: Found, tokenizer: Any) -> None:
                 f"{directory}: the token {token!r} has the id {own} by the vocabulary, but {number} in "
                 "added_tokens.json or tokenizer_config.json; these files are not of one tokenizer, copy them again"
             )
-    # A special token that a vocabulary lacks would get an id of its own behind it, which no model learned.
+    # A special token that the vocabulary lacks would get a new id after the last, for which no embedding is trained.
     if not (directory / "tokenizer.json").exists() and not (directory / "spiece.model").exists():
         vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
         if len(vocabulary) < found.pieces:

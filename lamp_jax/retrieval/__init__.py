@@ -1,1 +1,1 @@
-"""Which profile items are read: rankings of a profile for a question, and the files that hold them."""
+"""Retrieval of profile items: rankings of a profile for a question, and ranking files."""

@@ -1,7 +1,7 @@
-"""How BM25 ranks profiles: rank_bm25's Okapi scores to the last bit, or bm25s's Lucene scores, on all cores.
+"""Rankings by BM25 on all cores: rank_bm25's Okapi scores, bit for bit, or bm25s's Lucene scores.
 
-Okapi is scored in numpy on token numbers, because bm25s is slower at every size that a profile has. Milliseconds of
-one core (of a busy machine), indexing + one query of 80 words, texts by Zipf's law:
+Okapi is computed in numpy on token numbers, because bm25s is slower at every profile size. Milliseconds of one core
+(of a busy machine), indexing + one query of 80 words, texts by Zipf's law:
 
     items x words     rank_bm25      numpy (here)    bm25s, float64
         15 x 20             1.6      0.2 + 0.1         0.9 + 0.1
@@ -10,7 +10,7 @@ one core (of a busy machine), indexing + one query of 80 words, texts by Zipf's 
      1,000 x 80              79       29 + 0.6          82 + 0.4
     10,000 x 80             840      350 + 5           880 + 0.9
 
-So bm25s would gain from more than a hundred queries on one profile of 10,000 items. It scores the Lucene variant.
+bm25s would be faster only for more than a hundred queries on one profile of 10,000 items. It has the Lucene variant.
 """
 
 import math
@@ -34,7 +34,7 @@ Variant = Literal["okapi", "lucene"]
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
 
-# Work is measured in characters of text; a profile and a query cost about as much as this many beside their text.
+# Work is measured in characters of text; a profile and a query cost about this many in addition to their text.
 _FIXED_WORK = 4096
 _CHUNK_WORK = 2**20
 # A process takes about as long to start as half of this much work.
@@ -50,11 +50,11 @@ def rank_bm25(
     compatibility: Compatibility = CORRECT,
     workers: int = 1,
 ) -> Iterator[Ranked]:
-    """Ranks every question's profile by BM25, in the order of the questions. Ties go by position in the profile.
+    """Rankings of all profiles by BM25, in the order of the questions. Ties are broken by position in the profile.
 
-    Questions whose profiles hold the same documents share one index, whatever their ids. All texts are read, and
-    errors in them raised (LampError with the question's id), before the first score. `workers` processes are started
-    where there is work for them; the result does not depend on their number.
+    Questions whose profiles have the same documents share one index, whatever their ids. All texts are read, and errors
+    in them raised (LampError with the question's id), before the first score. At most `workers` processes are started,
+    fewer if there is little work; the result does not depend on their number.
     """
     questions = list(questions)
     jobs = _jobs(questions, task, use_date, compatibility)
@@ -65,11 +65,11 @@ def rank_bm25(
 
 
 def okapi_scores(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray:
-    """Okapi BM25 of every query against every document, float64 [queries, documents]; zeros where nothing matches.
+    """Okapi BM25 of every query and document, float64 [queries, documents]; zeros where no word matches.
 
-    Words are what str.split() gives, case and punctuation included. idf = log(N - n + 0.5) - log(n + 0.5) for a word
-    in n of N documents; a negative idf becomes EPSILON times the mean idf of the profile's words, which in small
-    profiles is negative too: then documents that match rank last.
+    Words are those of str.split(), case and punctuation included. idf = log(N - n + 0.5) - log(n + 0.5) for a word in n
+    of N documents; a negative idf is replaced by EPSILON times the mean idf of the profile's words, which is also
+    negative in small profiles: then matching documents rank last.
     """
     scores = np.zeros((len(queries), len(documents)))
     words = [document.split() for document in documents]
@@ -100,11 +100,11 @@ SCORERS: dict[Variant, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Postings:
-    """Which documents hold which word how often: W words, one posting per (word, document) that occurs, by word."""
+    """Inverted index: document counts of W words, one posting per (word, document) pair, sorted by word."""
 
-    first_place: dict[str, int]  # a word's first place in the concatenated documents
-    places: np.ndarray  # [W] those places, ascending
-    starts: np.ndarray  # [W + 1] where each word's postings begin
+    first_place: dict[str, int]  # first position of a word in the concatenated documents
+    places: np.ndarray  # [W] those positions, ascending
+    starts: np.ndarray  # [W + 1] start of each word's postings
     documents: np.ndarray  # [postings]
     counts: np.ndarray  # [postings]
     lengths: np.ndarray  # [N] words per document
@@ -113,7 +113,7 @@ class _Postings:
 def _postings(words: Sequence[Sequence[str]]) -> _Postings:
     lengths = np.array([len(document) for document in words])
     flat = list(chain.from_iterable(words))
-    # The place of its first occurrence stands for a word: one pass through the dictionary numbers and looks up.
+    # A word's number is the position of its first occurrence: one pass through the dictionary assigns and looks up.
     first_place: dict[str, int] = {}
     numbers = np.fromiter(map(first_place.setdefault, flat, range(len(flat))), np.int64, len(flat))
     keys = numbers * len(words) + np.repeat(np.arange(len(words)), lengths)
@@ -126,12 +126,12 @@ def _postings(words: Sequence[Sequence[str]]) -> _Postings:
 
 
 def _okapi(postings: _Postings, query: Sequence[str]) -> np.ndarray:
-    """Scores of one query, [N]. Operations are rank_bm25's, in its order, so that equal scores there are equal here."""
+    """Scores of one query, [N]. The operations are rank_bm25's, in its order, so that its ties are ties here."""
     p = postings
     found = [p.first_place[word] for word in query if word in p.first_place]
     terms = np.searchsorted(p.places, found)
     sizes = p.starts[terms + 1] - p.starts[terms]
-    # Postings of all the query's words, word after word, a repeated word again.
+    # Postings of all words of the query, word by word, repeated for repeated words.
     at = np.repeat(p.starts[terms] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     documents, counts = p.documents[at], p.counts[at]
     saturation = K1 * (1 - B + B * p.lengths / (p.lengths.sum() / len(p.lengths)))
@@ -145,18 +145,18 @@ def _okapi_idf(postings: _Postings) -> np.ndarray:
     logs = _half_logs(1 << size.bit_length())
     frequency = np.diff(postings.starts)
     idf = logs[size - frequency] - logs[frequency]
-    idf[idf < 0] = EPSILON * (np.cumsum(idf)[-1] / len(idf))  # cumsum adds one by one, as rank_bm25 does
+    idf[idf < 0] = EPSILON * (np.cumsum(idf)[-1] / len(idf))  # cumsum adds sequentially, as rank_bm25 does
     return idf
 
 
 @cache
 def _half_logs(count: int) -> np.ndarray:
-    """log(n + 0.5) for n below `count`, by the C library's log, from which numpy's may differ in the last bit."""
+    """log(n + 0.5) for n below `count`, by the C library's log; numpy's may differ in the last bit."""
     return np.array([math.log(n + 0.5) for n in range(count)])
 
 
 def _bm25s() -> Any:
-    """The bm25s module. Its import tries jax and starts the backend if there is one: here it finds none."""
+    """Module bm25s, imported without jax: its import would start jax's backend if jax is installed."""
     if "bm25s" not in sys.modules:
         modules: dict[str, Any] = sys.modules
         hidden = {name: modules.get(name) for name in ("jax", "jax.lax")}
@@ -175,7 +175,7 @@ def _bm25s() -> Any:
 
 
 class _Job(NamedTuple):
-    """One distinct profile and the questions that it answers."""
+    """Distinct profile with the queries of its questions."""
 
     documents: tuple[str, ...]
     queries: list[str]
@@ -217,7 +217,7 @@ def _score_jobs(variant: Variant, jobs: Sequence[_Job]) -> list[np.ndarray]:
 def _score_all(
     jobs: Sequence[_Job], score: Callable[[Sequence[_Job]], list[np.ndarray]], workers: int
 ) -> Iterator[np.ndarray]:
-    """Scores of every job, in their order."""
+    """Scores of all jobs, in order."""
     processes = min(workers, 1 + sum(job.work for job in jobs) // _WORK_WORTH_A_PROCESS)
     chunks = _chunks(jobs)
     scored = map_in_processes(score, chunks, processes=processes)

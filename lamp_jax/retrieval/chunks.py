@@ -8,7 +8,7 @@ from lamp_jax.tasks.catalog import Task
 
 
 def rank_chunk(chunk: Chunk, *, ranker: str, task: Task, options: RankOptions) -> list[RankedLine]:
-    """The rankings of a chunk's questions by a ranker that reads questions alone. LampError, with the file, as that."""
+    """Rankings of a chunk by a ranker that needs only questions. LampError, with the file, where the ranker raises."""
     questions = list(questions_of(chunk, task=task, patches=options.compatibility.patches))
     try:
         return [encode_ranking(ranked) for ranked in find_ranker(ranker).rank(questions, task, options)]

@@ -1,6 +1,6 @@
-"""How an encoder's vectors rank profiles, and how vectors are kept for the next run.
+"""Rankings by an encoder's vectors, and an embedding cache on disk.
 
-The encoder itself is a function that is handed in: texts to vectors, batch by batch.
+The encoder is an argument: a function from texts to vectors, batch by batch.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.tasks.catalog import Task
 
 Embed = Callable[[Sequence[str]], Iterator[tuple[Sequence[int], np.ndarray]]]
-"""Texts -> batches of (places of n texts, their vectors float32 [n, D]), every place once, in any order."""
+"""Texts -> batches of (positions of n texts, their vectors float32 [n, D]), every position once, in any order."""
 
 
 def rank_dense(
@@ -33,11 +33,11 @@ def rank_dense(
     use_date: bool = False,
     compatibility: Compatibility = CORRECT,
 ) -> Iterator[Ranked]:
-    """Ranks every profile by the similarity of query and document vectors; ties go by position in the profile.
+    """Rankings of all profiles by the similarity of query and document vectors; ties by position in the profile.
 
-    `embed_query` is for encoders that read a query otherwise than an equal document. Every distinct text of all
+    `embed_query` is for encoders that embed a query differently from an equal document. Every distinct text of all
     questions is embedded once. Equal documents of one profile have equal scores. All texts are read, and errors in them
-    raised (LampError with the question's id), before the first is embedded.
+    raised (LampError with the question's id), before the first text is embedded.
     """
     questions = list(questions)
     numbers: dict[str, int] = {}
@@ -60,7 +60,7 @@ def rank_dense(
 
 
 def similarities(query: np.ndarray, documents: np.ndarray, similarity: Similarity) -> np.ndarray:
-    """The scores [N], float64, of documents' vectors [N, D] for a query's [D]."""
+    """Scores [N], float64, of documents' vectors [N, D] for a query's vector [D]."""
     query, documents = query.astype(np.float64), documents.astype(np.float64)
     if similarity == "cosine":
         query, documents = (
@@ -71,7 +71,7 @@ def similarities(query: np.ndarray, documents: np.ndarray, similarity: Similarit
 
 
 def embed_all(texts: Sequence[str], embed: Embed) -> np.ndarray:
-    """The vectors of the texts in their order, float32 [N, D]."""
+    """Vectors of the texts in their order, float32 [N, D]."""
     vectors = np.zeros((0, 0), np.float32)
     for places, found in embed(texts):
         if not len(vectors):
@@ -81,19 +81,19 @@ def embed_all(texts: Sequence[str], embed: Embed) -> np.ndarray:
 
 
 class EmbeddingCache:
-    """Vectors of one encoder on disk, by text, for one process at a time.
+    """Cache of one encoder's vectors on disk, by text, for one process at a time.
 
-    `vectors` is a table of rows: the SHA-256 of a text (32 bytes), then its vector (float32). It grows at its end,
-    batch by batch; a row that a killed run left half written is dropped. `cache.json` says whose vectors they are.
+    `vectors` is a table of rows: the SHA-256 of a text (32 bytes), then its vector (float32). Batches are appended; an
+    incomplete row of a killed run is dropped. `cache.json` identifies the encoder.
     """
 
     def __init__(self, directory: str | Path, encoder: Mapping[str, Any]):
-        """`encoder`: all that vectors depend on beside the text. LampError where another's are in the directory."""
+        """`encoder`: all settings that vectors depend on. LampError for a directory with another encoder's vectors."""
         self._path = Path(directory) / "vectors"
         self._description = Path(directory) / "cache.json"
         self._encoder = dict(encoder)
         Path(directory).mkdir(parents=True, exist_ok=True)
-        self._size = 0  # of a vector
+        self._size = 0  # width of a vector
         self._places: dict[bytes, int] = {}
         if self._description.exists():
             self._open()
@@ -115,11 +115,11 @@ class EmbeddingCache:
         self._places = {row["key"].tobytes(): place for place, row in enumerate(self._rows())}
 
     def wrap(self, embed: Embed, *, of_queries: bool = False) -> Embed:
-        """`embed` for texts that are not in the cache, which then holds them too.
+        """`embed` with the cache: only texts that are not cached are embedded, and then cached.
 
-        `of_queries` is for an encoder that reads queries otherwise than documents: both are kept, each by its kind.
+        `of_queries` is for an encoder that embeds queries differently from documents: they have separate keys.
         """
-        kind = b"\xff" if of_queries else b""  # begins no UTF-8
+        kind = b"\xff" if of_queries else b""  # no UTF-8 text begins with it
         return lambda texts: self._embed(texts, embed, kind)
 
     def _embed(self, texts: Sequence[str], embed: Embed, kind: bytes) -> Iterator[tuple[Sequence[int], np.ndarray]]:
@@ -139,7 +139,7 @@ class EmbeddingCache:
         return np.dtype([("key", "V32"), ("vector", "<f4", (self._size,))])
 
     def _rows(self) -> np.ndarray:
-        """All whole rows, read as they are needed."""
+        """All complete rows, memory-mapped."""
         count = self._path.stat().st_size // self._row.itemsize if self._path.exists() else 0
         return np.memmap(self._path, self._row, "r", shape=(count,)) if count else np.zeros(0, self._row)
 
@@ -151,7 +151,7 @@ class EmbeddingCache:
         rows["key"], rows["vector"] = np.frombuffer(b"".join(keys), "V32"), vectors
         with open(self._path, "r+b" if self._path.exists() else "w+b") as file:
             file.seek(len(self._places) * self._row.itemsize)
-            file.truncate()  # what a killed run left half written
+            file.truncate()  # an incomplete row of a killed run
             file.write(rows.tobytes())
             file.flush()
             os.fsync(file.fileno())

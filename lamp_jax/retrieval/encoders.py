@@ -1,4 +1,4 @@
-"""The form of an encoder's vectors: read beside its weights, changed by options, written beside what is trained."""
+"""Settings of encoders: read from the files next to the weights, overridden by options, written after training."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -11,30 +11,30 @@ from lamp_jax.runs.json_files import read_json, write_json
 
 SETTINGS = "retriever.json"
 FILES = (SETTINGS, *sentence_transformers.FILES)
-"""What `write_settings` writes."""
+"""Files of `write_settings`."""
 LONGEST = 512
-"""Tokens of the longest text of encoders that have no limit of their own, and the public code's."""
+"""Maximum length in tokens of encoders that have no limit, and of the public code."""
 _SHORTEST = 3  # [CLS], a token and [SEP]
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """All that the scores of an encoder depend on beside its weights and tokenizer; `retriever.json` of lamp's own."""
+    """Settings that an encoder's scores depend on, besides weights and tokenizer; `retriever.json` in lamp's format."""
 
     pooling: tuple[PoolingMode, ...] = ("mean",)
-    """Several are concatenated."""
+    """Pooling modes; several are concatenated."""
     normalize: bool = False
     query_prompt: str = ""
     document_prompt: str = ""
     include_prompt: bool = True
-    """Whether pooling counts a prompt's tokens."""
+    """Whether pooling includes a prompt's tokens."""
     query_length: int = LONGEST
     document_length: int = LONGEST
     similarity: Similarity = "dot"
     lower_case: bool = False
-    """Whether texts are lower-cased before the tokenizer reads them."""
+    """Whether texts are lower-cased before tokenization."""
     use_date: bool | None = None
-    """Whether documents ended in ` date: ...` where lamp trained the encoder; None for encoders of others."""
+    """Whether lamp trained the encoder on documents that end in ` date: ...`; None for other encoders."""
 
     @property
     def same_texts(self) -> bool:
@@ -43,12 +43,12 @@ class EncoderSettings:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text."""
+        """Maximum length of a text in tokens."""
         return max(self.query_length, self.document_length)
 
     @property
     def of_vectors(self) -> dict[str, Any]:
-        """What vectors depend on, as JSON has it."""
+        """Settings that vectors depend on, as JSON values."""
         values = asdict(self) | {"pooling": list(self.pooling)}
         return {name: value for name, value in values.items() if name not in ("similarity", "use_date")}
 
@@ -64,19 +64,19 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class FoundEncoder:
-    """An encoder's directory as it was read."""
+    """Location and described settings of an encoder."""
 
     source: str
-    """Whence its weights, config and tokenizer are loaded: the hub name or directory, or a folder of it."""
+    """Source of its weights, config and tokenizer: the hub name or directory, or a folder of it."""
     said: dict[str, Any]
-    """What its files say of `EncoderSettings`, by the names of the fields."""
+    """Values of `EncoderSettings` in its files, by field name."""
 
 
 def find_encoder(name: str, directory: Path) -> FoundEncoder:
-    """The encoder in a directory, its hub name or path as the user gave it.
+    """Encoder in a directory; `name` is the hub name or path as the user gave it.
 
-    LampError, naming the file, for what is damaged or not supported, and where lamp's and sentence-transformers' files
-    say different things.
+    LampError, naming the file, for damaged or unsupported files, and where lamp's and sentence-transformers' files
+    differ.
     """
     folder, said = sentence_transformers.read_description(directory)
     own = _read_own(directory / SETTINGS)
@@ -90,7 +90,7 @@ def find_encoder(name: str, directory: Path) -> FoundEncoder:
 
 
 def _read_own(path: Path) -> dict[str, Any]:
-    """What lamp wrote beside an encoder that it trained; earlier versions wrote `use_date` alone."""
+    """Settings that lamp wrote next to an encoder that it trained; earlier versions wrote only `use_date`."""
     if not path.is_file():
         return {}
     values = read_json(path)
@@ -116,10 +116,10 @@ def _fits(name: str, value: Any, default: Any) -> bool:
 def choose_settings(
     found: FoundEncoder, options: Encoding, *, max_length: int | None, longest: int, positions: int
 ) -> EncoderSettings:
-    """The settings of an encoder: the options', and otherwise those of its files.
+    """Settings of an encoder: the options', or else those of its files.
 
-    A text is as long as `longest` where neither says it. LampError for lengths beyond the encoder's `positions`, and
-    for a similarity that is not supported.
+    Without either, a text has at most `longest` tokens. LampError for lengths beyond the encoder's `positions`, and for
+    an unsupported similarity.
     """
     given = {
         field.name: getattr(options, field.name)
@@ -142,9 +142,9 @@ def choose_settings(
 
 
 def choose_dates(settings: EncoderSettings, *, use_date: bool, name: str) -> bool:
-    """Whether documents have dates: as the encoder was trained, or as `use_date` says for encoders of others.
+    """Whether documents have dates: as the encoder was trained, or `use_date` for encoders that lamp did not train.
 
-    LampError, by `name`, where dates are asked for and it was trained without.
+    LampError, with `name`, where dates are requested and the encoder was trained without them.
     """
     if settings.use_date is None:
         return use_date
@@ -154,7 +154,7 @@ def choose_dates(settings: EncoderSettings, *, use_date: bool, name: str) -> boo
 
 
 def check_length(positions: int, length: int, name: str, *, option: str = "--max-length") -> None:
-    """LampError unless an encoder with so many positions reads texts of `length` tokens."""
+    """LampError unless an encoder with this many positions accepts texts of `length` tokens."""
     if length > positions:
         raise LampError(
             f"{name}: reads texts of at most {positions} tokens, not {length}; give {option} {positions} or less"
@@ -164,7 +164,7 @@ def check_length(positions: int, length: int, name: str, *, option: str = "--max
 
 
 def write_settings(directory: str | Path, settings: EncoderSettings, *, width: int) -> None:
-    """Writes `retriever.json` and sentence-transformers' files beside an encoder's weights; `width` as there."""
+    """Writes `retriever.json` and sentence-transformers' files next to an encoder's weights; `width` as there."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     write_json(Path(directory) / SETTINGS, asdict(replace(settings, use_date=bool(settings.use_date))))
     sentence_transformers.write_description(Path(directory), settings, width)

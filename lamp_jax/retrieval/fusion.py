@@ -1,4 +1,4 @@
-"""How several rankings of one profile become one: reciprocal rank fusion."""
+"""Reciprocal rank fusion of several rankings of one profile."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -10,17 +10,17 @@ from lamp_jax.errors import LampError
 from lamp_jax.retrieval.ranking import Rankings, places_of
 from lamp_jax.retrieval.scored import Ranked, best_first
 
-_ROUNDING = 1e-12  # of a score: what lies nearer may be equal
+_ROUNDING = 1e-12  # of a score: scores that differ by less may be equal
 
 
 def fuse_rankings(
     questions: Iterable[Question], rankings: Mapping[str, Rankings], *, k: float = 60.0
 ) -> Iterator[Ranked]:
-    """Scores items with the sum over the rankings of 1 / (k + rank), ranks from 1; ties by position in the profile.
+    """Rankings by the sum of 1 / (k + rank) over the given rankings, ranks from 1; ties by position in the profile.
 
-    `rankings` are named for the errors. Source: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms
-    Condorcet and individual Rank Learning Methods", with their k = 60. LampError unless every ranking has the same
-    questions and whole profiles.
+    `rankings` have names for error messages. Source: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion
+    outperforms Condorcet and individual Rank Learning Methods", with their k = 60. LampError unless every ranking has
+    the same questions and complete profiles.
     """
     questions = list(questions)
     if len(rankings) < 2:
@@ -40,7 +40,7 @@ def _fuse(question: Question, rankings: Mapping[str, Rankings], k: float) -> Ran
             row[places_of(question, order)] = np.arange(1, len(row) + 1)
         except LampError as error:
             raise LampError(f"{name}: {error}") from error
-    # Added up from the best rank on: items of the same ranks are equal to the last bit, whoever gave which.
+    # Summed from the best rank on: items with the same ranks are equal to the last bit, in any order of the rankings.
     scores = np.sum(1 / (k + np.sort(ranks, axis=0)), axis=0)
     order = best_first(scores)
     apart = -np.diff(scores[order])

@@ -1,7 +1,7 @@
-"""The table of rankers: what each needs, its function, and its line of help.
+"""Table of rankers: needs, function and help text of each.
 
-The choices and help texts of `lamp rank --ranker` and of `--retriever` follow from the rows, and so does what
-`lamp rank` gives a ranker. The functions import their modules when called, because command lines read this table.
+The rows determine the choices and help texts of `lamp rank --ranker` and of `--retriever`, and the inputs that
+`lamp rank` passes to a ranker. The functions import their modules when called, because command lines read this table.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
     from lamp_jax.tasks.catalog import Item, Task
 
 Need = Literal["encoder", "rankings", "dates"]
-"""What a ranker needs beside questions: an encoder, which computes on devices; other rankings; the items' dates."""
+"""Input of a ranker besides questions: an encoder, which computes on devices; other rankings; the items' dates."""
 
 
 @dataclass(frozen=True)
 class RankOptions:
-    """What rankers are given beside questions; each reads what concerns it."""
+    """Options of rankers; each uses those that apply to it."""
 
     use_date: bool = False
-    """Put ` date: ...` at the end of every document (`bm25`, `dense`)."""
+    """Append ` date: ...` to every document (`bm25`, `dense`)."""
     variant: Variant = "okapi"
-    """BM25 as rank_bm25's Okapi, whose idf may be negative, or Lucene's, whose idf never is."""
+    """BM25 variant: rank_bm25's Okapi, whose idf may be negative, or Lucene's, whose idf is never negative."""
     seed: int = 0
     """Seed of `random`."""
     workers: int = 0
-    """Processes (`bm25`); 0: one for each core."""
+    """Number of processes (`bm25`); 0: one per core."""
     embed: Embed | None = None
-    """Vectors of documents, and of queries where `embed_query` is not given, for those who need an encoder."""
+    """Embedding function of documents, and of queries without `embed_query`, for rankers that need an encoder."""
     embed_query: Embed | None = None
-    """Vectors of queries, for an encoder that reads them otherwise than documents."""
+    """Embedding function of queries, for an encoder that embeds them differently from documents."""
     similarity: Similarity = "dot"
-    """Score of a document's vector for a query's."""
+    """Similarity of a query's and a document's vector."""
     rankings: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    """Rankings by their names, which are for errors, for those who need them."""
+    """Rankings by name (for error messages), for rankers that need them."""
     rrf_k: float = 60.0
     """Constant of `rrf`."""
     compatibility: Compatibility = CORRECT
 
 
 Rank = Callable[["Iterable[Question]", "Task", RankOptions], "Iterator[Ranked]"]
-"""Questions -> every question's whole profile, best item first, in the order of the questions."""
+"""Questions -> ranking of every question's complete profile, best item first, in the order of the questions."""
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """A row of the table."""
+    """Row of the table."""
 
     name: str
     rank: Rank
@@ -64,7 +64,7 @@ class Ranker:
 
     @property
     def reads_questions_alone(self) -> bool:
-        """Whether it needs neither an encoder nor rankings: it ranks in any process, and serves as `--retriever`."""
+        """Whether the ranker needs no encoder and no rankings: it runs in any process, and serves as `--retriever`."""
         return not {"encoder", "rankings"} & {*self.needs}
 
 
@@ -128,18 +128,18 @@ RANKERS: dict[str, Ranker] = {row.name: row for row in _ROWS}
 
 
 def find_ranker(name: str) -> Ranker:
-    """The row of a ranker. LampError, with the names of all, for any other name."""
+    """Row of a ranker. LampError, with all names, for an unknown name."""
     if name not in RANKERS:
         raise LampError(f"unknown ranker {name!r}: choose one of {', '.join(RANKERS)}")
     return RANKERS[name]
 
 
 def names_by_need(need: Need) -> list[str]:
-    """The rankers that need this."""
+    """Names of the rankers with this need."""
     return [row.name for row in _ROWS if need in row.needs]
 
 
-# --- retrievers: which items a prompt holds
+# --- retrievers: selection of a prompt's items
 
 Retrieve = Callable[["Sequence[Question]", "Task", RankOptions, int], "Iterator[Sequence[Item]]"]
 """(questions, task, options, K) -> the items of each question's prompt, best first, at most K."""
@@ -147,7 +147,7 @@ Retrieve = Callable[["Sequence[Question]", "Task", RankOptions, int], "Iterator[
 
 @dataclass(frozen=True)
 class Retriever:
-    """Who chooses the items of a prompt: the file's own order, nobody, a ranker, or half of each of two orders."""
+    """Retriever of a prompt's items: the file's order, none, a ranker, or half from each of two orders."""
 
     name: str
     retrieve: Retrieve
@@ -196,13 +196,13 @@ RETRIEVERS: dict[str, Retriever] = {row.name: row for row in _RETRIEVERS}
 
 
 def find_retriever(name: str) -> Retriever:
-    """The row of a retriever. LampError, with the names of all, for any other name."""
+    """Row of a retriever. LampError, with all names, for an unknown name."""
     if name not in RETRIEVERS:
         raise LampError(f"unknown retriever {name!r}: choose one of {', '.join(RETRIEVERS)}")
     return RETRIEVERS[name]
 
 
-# --- what command lines read of the tables
+# --- types and help texts of command lines
 
 if TYPE_CHECKING:
     RankerName = str
@@ -213,6 +213,6 @@ else:
 
 
 def describe(rows: Collection[Ranker | Retriever]) -> str:
-    """The rows' names, each with its help and what it needs, for a help text."""
+    """Help text of rows: each name with its help and its needs."""
     needs = {row.name: f" (needs {' and '.join(row.needs)})" if row.needs else "" for row in rows}
     return "; ".join(f"`{row.name}`: {row.help}{needs[row.name]}" for row in rows)

@@ -1,4 +1,4 @@
-"""Rankings, a question's whole profile with the best item first: how they are applied, and kept in files."""
+"""Rankings of complete profiles, best item first: application to questions, and ranking files."""
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ Rankings = Mapping[str, Sequence[str]]
 
 
 def apply_ranking(question: Question, ranked_ids: Sequence[str]) -> Question:
-    """The question with its profile in the order of `ranked_ids`. LampError as places_of."""
+    """Question with its profile in the order of `ranked_ids`. LampError as places_of."""
     return replace(question, profile=tuple(question.profile[place] for place in places_of(question, ranked_ids)))
 
 
 def places_of(question: Question, ranked_ids: Sequence[str]) -> list[int]:
-    """The places in the profile of `ranked_ids`, which must be the profile's ids, each as often; else LampError.
+    """Positions of `ranked_ids` in the profile. LampError unless they are the profile's ids, with equal counts.
 
-    Where an id occurs several times in the profile, its occurrences are taken in their order.
+    Repeated ids of the profile are matched in their order.
     """
     places: dict[str, deque[int]] = {}
     for place, item in enumerate(question.profile):
@@ -38,14 +38,14 @@ def places_of(question: Question, ranked_ids: Sequence[str]) -> list[int]:
 
 
 def apply_rankings(questions: Iterable[Question], rankings: Rankings) -> list[Question]:
-    """Every question with its profile re-ordered. LampError unless both have the same question ids and item ids."""
+    """Questions with re-ordered profiles. LampError unless both have the same question ids and item ids."""
     questions = list(questions)
     check_same_ids([question.id for question in questions], rankings, left="the questions", right="the ranking")
     return [apply_ranking(question, rankings[question.id]) for question in questions]
 
 
 class RankingFile(Mapping[str, Sequence[str]]):
-    """A ranking file, `{question id: [item id, ...]}`; each list is parsed when it is asked for.
+    """Mapping of a ranking file, `{question id: [item id, ...]}`; each list is parsed on access.
 
     Raises LampError, with the file and the question, for any other content.
     """
@@ -87,7 +87,7 @@ def _read_members(path: str | Path) -> dict[str, msgspec.Raw]:
 
 
 def read_scores(path: str | Path) -> dict[str, list[float]]:
-    """A file of scores, `{question id: [score, ...]}`, best first. LampError, with the file, for any other content."""
+    """Scores of a file, `{question id: [score, ...]}`, best first. LampError, with the file, for any other content."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise LampError(f"{path}: expected an object of question ids; make it with `lamp rank --scores`")
@@ -99,7 +99,7 @@ def read_scores(path: str | Path) -> dict[str, list[float]]:
 
 
 class RankedLine(NamedTuple):
-    """A question's place in the files: its id, its ranking and its scores as JSON."""
+    """Lines of a question in the output files: its id, and its ranking and scores as JSON."""
 
     question_id: str
     item_ids: bytes
@@ -113,9 +113,9 @@ def encode_ranking(ranked: Ranked) -> RankedLine:
 
 
 def write_rankings(path: str | Path, lines: Iterable[RankedLine], *, scores: str | Path = "") -> int:
-    """Writes a ranking file, and a file of the items' scores if asked for; returns the number of questions.
+    """Writes a ranking file, and optionally a file of the items' scores; returns the number of questions.
 
-    One question a line; both files appear whole or not at all.
+    One question per line; both files are written atomically.
     """
     seen: set[str] = set()
     with ExitStack() as stack:

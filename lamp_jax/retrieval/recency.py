@@ -1,4 +1,4 @@
-"""Rankings by recency, the newest item first, and the half of a prompt that is newest."""
+"""Rankings by recency, newest item first, and prompts whose second half is the newest items."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
@@ -11,9 +11,9 @@ from lamp_jax.tasks.catalog import Item
 
 
 def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
-    """Every profile with the newest item first; of equal dates, the later in the profile first.
+    """Rankings of all profiles, newest item first; of equal dates, the later in the profile first.
 
-    Raises LampError, with the question's and the item's id, for a date that is missing or cannot be read.
+    Raises LampError, with the question's and the item's id, for a missing or invalid date.
     """
     for question in questions:
         dates = dates_of(question)
@@ -24,7 +24,8 @@ def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
 def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[Item]:
     """`count` items of a profile in dense order: the first half of them (rounded up), then the newest of the others.
 
-    `halves="doubled"` gives what the public code gives: count // 2 of both kinds, whatever they share. Raises
+    `halves="doubled"` is the public code's selection: count // 2 of both kinds, which may overlap. Raises LampError as
+    dates_of.
     LampError as dates_of.
     """
     profile, dates = question.profile, dates_of(question)
@@ -38,7 +39,7 @@ def dense_and_newest(question: Question, count: int, *, halves: Literal["distinc
 
 
 def dates_of(question: Question) -> list[Date]:
-    """The date of every profile item. Raises LampError as rank_recency does."""
+    """Dates of all profile items. Raises LampError as rank_recency does."""
     if question.profile and not any("date" in item for item in question.profile):
         raise LampError(
             f"question {question.id!r}: no profile item has a 'date'; files of the user-based split have none, "

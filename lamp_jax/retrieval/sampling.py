@@ -1,4 +1,4 @@
-"""How the random ranker draws: without replacement, the same for one seed and question wherever it runs."""
+"""Random rankings, sampled without replacement: the same for a seed and question on every machine."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,17 +8,17 @@ from lamp_jax.retrieval.scored import Ranked, in_order
 
 
 def rank_random(questions: Iterable[Question], *, seed: int = 0) -> Iterator[Ranked]:
-    """Every profile in an order drawn from the seed and the question's id alone.
+    """Rankings of all profiles in an order drawn from the seed and the question's id alone.
 
-    The items' places are sorted by the SHA-256 of (seed, question id, place): a permutation, so that the first K are
-    K draws without replacement, equal in every process, Python and numpy, and for every order of the questions.
+    Item positions are sorted by the SHA-256 of (seed, question id, position): a permutation, so that the first K are K
+    draws without replacement, equal in every process, Python and numpy version, and for every order of the questions.
     """
     for question in questions:
         yield in_order(question, permutation(len(question.profile), seed=seed, key=question.id))
 
 
 def permutation(size: int, *, seed: int, key: str) -> list[int]:
-    """The numbers below `size` in an order drawn from `seed` and `key`."""
+    """Permutation of the numbers below `size`, drawn from `seed` and `key`."""
     drawn = hashlib.sha256(f"{seed}\0{key}\0".encode("utf-8", "surrogatepass"))
 
     def lot(place: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A profile ranked by scores, whoever gave them."""
+"""Scored rankings of profiles, for all rankers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from lamp_jax.data.files import Question
 
 
 class Ranked(NamedTuple):
-    """One question's whole profile, best first: item ids, and the score of each, float64 [N]."""
+    """Ranking of one question's complete profile, best first: item ids, and the score of each, float64 [N]."""
 
     question_id: str
     item_ids: list[str]
@@ -17,7 +17,7 @@ class Ranked(NamedTuple):
 
 
 def in_order(question: Question, places: Sequence[int]) -> Ranked:
-    """The profile in an order that has no scores of its own: an item's score is its reciprocal rank."""
+    """Ranking of a profile in an order without scores: an item's score is its reciprocal rank."""
     ids = [str(question.profile[place]["id"]) for place in places]
     return Ranked(question.id, ids, 1.0 / np.arange(1, len(ids) + 1))
 

@@ -1,7 +1,7 @@
-"""How a retriever is chosen without a model, and how good a choice is: predictions of success, bounds, success rates.
+"""Choice of a retriever per question without a model, and its evaluation: predictors, oracle bounds, success rates.
 
-Source: ROPG/RSPG (Salemi et al. 2024, arXiv 2404.05970), sections 5 and 6; they compare with query performance
-prediction, of whose formulas each function names the origin.
+Source: ROPG/RSPG (Salemi et al. 2024, arXiv 2404.05970), sections 5 and 6, which compare with query performance
+prediction (QPP). Each predictor cites the paper of its formula.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates
 from lamp_jax.errors import LampError
 
-# --- query performance prediction: scores [N] of a whole ranked profile, best first; 0 where there are none.
+# --- query performance prediction: scores [N] of a complete ranked profile, best first; 0 where there are none.
 
 
 def wig(scores: Sequence[float], *, words: int, items: int) -> float:
@@ -27,8 +27,8 @@ def wig(scores: Sequence[float], *, words: int, items: int) -> float:
 
 
 def nqc(scores: Sequence[float], *, items: int) -> float:
-    """Normalized query commitment: the deviation of the first `items`, over |mean of all|; 0 where the mean is no more
-    than rounding.
+    """Normalized query commitment: the standard deviation of the first `items` scores, over |mean of all|; 0 where the
+    mean is within rounding of 0.
 
     Shtok et al. 2012.
     """
@@ -39,7 +39,7 @@ def nqc(scores: Sequence[float], *, items: int) -> float:
 
 
 def sigma_max(scores: Sequence[float]) -> float:
-    """The largest deviation of the first n scores, over all n. Perez-Iglesias and Araujo 2010."""
+    """Largest standard deviation of the first n scores, over all n. Perez-Iglesias and Araujo 2010."""
     if not len(scores):
         return 0.0
     shifted = _shifted(scores)
@@ -49,18 +49,18 @@ def sigma_max(scores: Sequence[float]) -> float:
 
 
 def sigma_half(scores: Sequence[float]) -> float:
-    """The deviation of those scores that are at least half of the best (0 if it is negative). Cummins et al. 2011."""
+    """Standard deviation of the scores of at least half the best (0 if that is negative). Cummins et al. 2011."""
     kept = [score for score in scores if score >= scores[0] / 2]
     return float(np.std(_shifted(kept))) if kept else 0.0
 
 
 def _shifted(scores: Sequence[float]) -> np.ndarray:
-    """The scores less the first: equal ones then deviate by exactly 0, and large ones lose nothing of what differs."""
+    """Scores minus the first: equal scores then deviate by exactly 0, and large scores keep their differences."""
     return np.asarray(scores, np.float64) - scores[0]
 
 
 def predict_success(scores: Sequence[float], *, words: int, items: int) -> dict[str, float]:
-    """All four predictions by the names of `lamp select --by`."""
+    """All four predictors, by their names in `lamp select --by`."""
     return {
         "wig": wig(scores, words=words, items=items),
         "nqc": nqc(scores, items=items),
@@ -69,11 +69,11 @@ def predict_success(scores: Sequence[float], *, words: int, items: int) -> dict[
     }
 
 
-# --- choices: for each question the name of a retriever; of several that are equal, the first of its candidates.
+# --- choices: the name of a retriever for each question; of several equal ones, the first of its candidates.
 
 
 def choose_by_reward(data: CandidateSet, *, worst: bool = False) -> dict[str, str]:
-    """The oracle: each question's best candidate, or its worst. LampError where rewards are missing."""
+    """Oracle choices: each question's best candidate, or its worst. LampError where rewards are missing."""
     _check_rewards(data)
     pick = min if worst else max
     return {
@@ -82,10 +82,10 @@ def choose_by_reward(data: CandidateSet, *, worst: bool = False) -> dict[str, st
 
 
 def choose_by_predictor(data: CandidateSet, predictor: str, *, train: CandidateSet | None = None) -> dict[str, str]:
-    """The candidate with the highest prediction; with `train`, each retriever's are standardised on those questions.
+    """Choices of the highest prediction; with `train`, each retriever's predictions are standardized on its questions.
 
-    A candidate without predictions, such as that without retrieval, counts as 0 (the paper) before that. LampError
-    where no candidate has the prediction, here or on the train questions.
+    A candidate without predictions, such as that without retrieval, has 0 (as in the paper) before standardization.
+    LampError where no candidate has the prediction, in `data` or in `train`.
     """
     for one in (data, train):
         if one and not any(
@@ -105,7 +105,7 @@ def choose_by_predictor(data: CandidateSet, predictor: str, *, train: CandidateS
 
 
 def choose_by_value(data: CandidateSet, values: Mapping[tuple[str, str], float]) -> dict[str, str]:
-    """The candidate with the highest value; `values` by question's id and retriever's name."""
+    """Choices of the highest value; `values` has them by question id and retriever name."""
     return {
         question.id: _best(question, lambda name, _: values[question.id, name])  # noqa: B023
         for question in data.questions
@@ -117,7 +117,7 @@ def _best(question: QuestionCandidates, value: Callable[[str, Candidate], float]
 
 
 def _scale(train: CandidateSet, name: str, predictor: str) -> tuple[float, float]:
-    """Mean and deviation (1 where there is none) of one retriever's predictions."""
+    """Mean and standard deviation (1 if it is 0) of one retriever's predictions."""
     values = [
         question.candidates[name].predictors.get(predictor, 0.0)
         for question in train.questions
@@ -128,24 +128,24 @@ def _scale(train: CandidateSet, name: str, predictor: str) -> tuple[float, float
     return float(np.mean(values)), float(np.std(values))
 
 
-# --- how good choices are
+# --- evaluation of choices
 
 
 def success_rate(data: CandidateSet, chosen: Mapping[str, str]) -> float:
-    """The share of questions whose chosen candidate is the best, or one of several that are. Table 4 of the paper."""
+    """Share of questions whose chosen candidate has the highest reward, ties included. Table 4 of the paper."""
     _check_rewards(data)
     hits = [_reward(question, chosen[question.id]) == max(_rewards(question).values()) for question in data.questions]
     return sum(hits) / len(hits)
 
 
 def mean_reward(data: CandidateSet, chosen: Mapping[str, str]) -> float:
-    """The mean reward of the chosen candidates."""
+    """Mean reward of the chosen candidates."""
     _check_rewards(data)
     return math.fsum(_reward(question, chosen[question.id]) for question in data.questions) / len(data.questions)
 
 
 def winning_rates(data: CandidateSet) -> dict[str, float]:
-    """The share of questions that each retriever wins; a question that n of them win counts 1/n for each. Sum 1."""
+    """Share of questions that each retriever wins; a tie of n retrievers counts 1/n for each. The shares sum to 1."""
     _check_rewards(data)
     shares = dict.fromkeys(data.names, 0.0)
     for question in data.questions:

@@ -1,7 +1,7 @@
-"""The files by which sentence-transformers describes an encoder: its modules, pooling, lengths and prompts.
+"""Description of an encoder in sentence-transformers' files: its modules, pooling, lengths and prompts.
 
-`modules.json` lists the modules, each with its class and its folder: `1_Pooling/config.json` says how hidden states are
-pooled. `sentence_bert_config.json`, in the first module's folder, has the longest text, and
+`modules.json` lists the modules, each with its class and its folder: `1_Pooling/config.json` has the pooling of hidden
+states. `sentence_bert_config.json`, in the first module's folder, has the maximum length, and
 `config_sentence_transformers.json` the prompts. The keys of releases 1 to 6 are read.
 """
 
@@ -19,7 +19,7 @@ _LENGTHS = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
 )
 
-# Until release 5.3 a pooling's config had one boolean for each mode; several are concatenated in this order.
+# Until release 5.3 a pooling's config had one boolean per mode; several are concatenated in this order.
 _BOOLEANS: dict[str, PoolingMode] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -33,7 +33,7 @@ _ORDER = tuple(_BOOLEANS.values())
 _KINDS = {"Transformer", "Pooling", "Normalize"}
 _SUPPORTED = "lamp reads encoders of a Transformer, a Pooling and, after them, Normalize: give such an encoder"
 
-# Whose value says nothing about a text's vector, or whose only value that is read here is its default.
+# Keys that do not affect a text's vector, or whose only supported value is the default.
 _UNREAD_LENGTHS = {"module_output_name", "unpad_inputs", "cache_dir", "tokenizer_name_or_path"}
 _TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
@@ -41,9 +41,9 @@ _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
 
 def read_description(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of the weights, and what the files say of `EncoderSettings`, by its fields' names.
+    """Folder of the weights, and the values of `EncoderSettings` in the files, by field name.
 
-    Nothing is said where there is no `modules.json`. LampError, naming the file, for what is damaged or not supported.
+    There are no values without `modules.json`. LampError, naming the file, for damaged or unsupported files.
     """
     path = directory / MODULES
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_description(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _read_modules(path: Path) -> tuple[list[str], list[Path]]:
-    """The modules' names without their packages, and their folders, in the order in which they are applied."""
+    """Module names without their packages, and their folders, in the order in which they are applied."""
     entries = read_json(path)
     if not isinstance(entries, list) or not entries or not all(map(_is_module, entries)):
         raise LampError(
@@ -122,7 +122,7 @@ def _read_pooling(path: Path) -> dict[str, Any]:
 
 
 def _read_lengths(folder: Path) -> dict[str, Any]:
-    """The longest query and document, and whether texts are lower-cased; a length that is not said is left out."""
+    """Maximum query and document lengths, and whether texts are lower-cased; without the lengths that are not given."""
     path = next((folder / name for name in _LENGTHS if (folder / name).is_file()), None)
     if path is None:
         return {}
@@ -149,7 +149,7 @@ def _read_lengths(folder: Path) -> dict[str, Any]:
 
 
 def _read_prompts(path: Path) -> dict[str, Any]:
-    """The prompts of queries and documents and the similarity, as far as they are said."""
+    """Prompts of queries and documents and the similarity, as far as they are given."""
     if not path.is_file():
         return {}
     values = _read_object(path)
@@ -159,7 +159,7 @@ def _read_prompts(path: Path) -> dict[str, Any]:
     prompts, default = values.get("prompts") or {}, values.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(value is None or isinstance(value, str) for value in prompts.values()):
         raise _refuse(path, "prompts", prompts, "an object of texts")
-    if default is not None and default not in list(prompts):  # a list: it may be a value that has no hash
+    if default is not None and default not in list(prompts):  # a list: it may be an unhashable value
         raise LampError(f"{path}: default_prompt_name {default!r} is none of its prompts; name one of {list(prompts)}")
     found: dict[str, Any] = {
         "query_prompt": _choose_prompt(prompts, default, ("query",)),
@@ -170,10 +170,10 @@ def _read_prompts(path: Path) -> dict[str, Any]:
 
 
 def _choose_prompt(prompts: Mapping[str, str | None], default: str | None, names: Sequence[str]) -> str:
-    """The first of the named prompts that has text. Only where none of them is named, the default.
+    """First of the named prompts with text; if none of them is defined, the default prompt.
 
-    sentence-transformers itself adds an empty prompt "document" to every encoder, and so in `encode_document` never
-    comes to "passage"; who writes a prompt "passage" means it for documents.
+    sentence-transformers adds an empty prompt "document" to every encoder, so its `encode_document` never uses
+    "passage"; an encoder with a prompt "passage" means it for documents.
     """
     named = [prompts[name] or "" for name in names if name in prompts]
     fallback = (prompts[default] or "") if default is not None and not named else ""
@@ -181,14 +181,14 @@ def _choose_prompt(prompts: Mapping[str, str | None], default: str | None, names
 
 
 FILES = (MODULES, PROMPTS, _LENGTHS[0], f"{_POOLING}/config.json", "2_Normalize/config.json")
-"""What `write_description` writes."""
+"""Files of `write_description`."""
 
 
 def write_description(directory: Path, settings: Any, width: int) -> None:
-    """Writes beside an encoder's weights what lets sentence-transformers give the same vectors as `settings`.
+    """Writes files next to an encoder's weights by which sentence-transformers gives the same vectors as `settings`.
 
-    `width` is that of hidden states. Releases before 5.4 read it too, as long as modes are concatenated in their order
-    and both lengths are the same.
+    `width` is that of hidden states. Releases before 5.4 can read the files if modes are concatenated in their standard
+    order and both lengths are equal.
     """
     kinds = ["Transformer", "Pooling", *["Normalize"] * settings.normalize]
     folders = ["", _POOLING, "2_Normalize"][: len(kinds)]

@@ -1,4 +1,4 @@
-"""What a retriever reads of a question: one query, and one document per profile item."""
+"""Texts that a retriever reads of a question: one query, and one document per profile item."""
 
 from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.files import Question
@@ -7,7 +7,7 @@ from lamp_jax.tasks.catalog import MissingMarker, Task
 
 
 def query_of(question: Question, task: Task, *, compatibility: Compatibility = CORRECT) -> str:
-    """The query text. Raises MissingMarker, with the question's id, for an input that is not of the task's form."""
+    """Query text. Raises MissingMarker, with the question's id, for an input that does not fit the task's template."""
     try:
         return task.query(question.input, reference=compatibility.lamp1_query == "quotes")
     except MissingMarker as error:
@@ -16,7 +16,7 @@ def query_of(question: Question, task: Task, *, compatibility: Compatibility = C
 
 
 def documents_of(question: Question, task: Task, *, use_date: bool = False) -> tuple[str, ...]:
-    """The documents of the whole profile, in its order. Raises LampError for an item without a needed field."""
+    """Documents of the complete profile, in its order. Raises LampError for an item without a required field."""
     try:
         return tuple([task.document_of(item, use_date=use_date) for item in question.profile])
     except KeyError:

@@ -1,4 +1,4 @@
-"""Directories of the library's trainings: one that the caller names, with a run record, or a temporary one."""
+"""Directories of the library's trainings: the caller's, with a run record, or a temporary directory."""
 
 import shutil
 import sys
@@ -15,7 +15,7 @@ from lamp_jax.runs.records import guard_outputs, reserve
 
 
 class TemporaryPlace:
-    """A directory that is removed with this object, or at the end of the program."""
+    """Directory that is removed with this object, or at the end of the program."""
 
     def __init__(self, name: str):
         self.path = Path(mkdtemp(prefix=f"lamp-{name}-"))
@@ -24,25 +24,25 @@ class TemporaryPlace:
 
 @dataclass(frozen=True)
 class LibraryRun:
-    """What a training depends on; its run record holds it, as it holds a command's options."""
+    """Inputs of a training, stored in its run record like a command's options."""
 
     function: str
-    """Of `lamp_jax`."""
+    """Name of the function of `lamp_jax`."""
     task: str
     settings: Any
-    """A dataclass."""
+    """Settings of the training, a dataclass."""
     contents: Mapping[str, str]
-    """SHA-256 of what was given in memory, by argument."""
+    """SHA-256 of each argument that was given in memory."""
 
 
 class Finished(NamedTuple):
-    """A directory with a training that has ended."""
+    """Directory of a completed training."""
 
     directory: Path
     temporary: TemporaryPlace | None
-    """Removes the directory; None for one that the caller named."""
+    """Removes the directory; None for the caller's."""
     facts: Mapping[str, Any]
-    """What the training came to."""
+    """Facts of the training, such as its scores."""
 
 
 def run_in(
@@ -54,12 +54,12 @@ def run_in(
     makes: Sequence[str],
     force: bool = False,
 ) -> Finished:
-    """Does `work` in a directory, which returns the facts of the record.
+    """Runs `work`, which returns the facts of the record, in a directory.
 
-    Named by the caller, the directory has a run record: the same run finds its work done, or resumes it. LampError for
-    a directory with other work, which `force` replaces once the new one is complete. `inputs` are files, directories
-    or hub names; `makes` the patterns of the names of files that `work` writes. What a command would print goes to
-    standard error: a function's output is what it returns.
+    A directory of the caller has a run record: the same run returns the completed work, or resumes it. LampError for a
+    directory with other work, which `force` replaces once the new work is complete. `inputs` are files, directories or
+    hub names; `makes` the patterns of the names of files that `work` writes. Output that a command would print goes to
+    standard error, because a function's output is its return value.
     """
     if output is None:
         temporary = TemporaryPlace(run.function)

@@ -1,7 +1,7 @@
-"""What is asked of a language model, and what is scored.
+"""Tasks: prompts for a language model, and metrics of its answers.
 
-Called, the package gives all tasks: `lamp_jax.tasks()` is a function of the library (`lamp_jax.api`), and Python finds
-this package under its name.
+The package is callable and returns all tasks: `lamp_jax.tasks()` is a function of the library (`lamp_jax.api`), and
+importing this package binds the same name.
 """
 
 import sys

@@ -43,7 +43,7 @@ _BM25 = BySplit("bm25", "bm25")
 
 
 class MissingMarker(LampError):  # noqa: N818 (it names the error in the input)
-    """An input that does not have its task's format, so that it contains no query."""
+    """Input that does not have its task's format, so that it contains no query."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class ItemPhrase:
     """Text of one profile item in a prompt.
 
     `frame` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
-    `measured` is the frame as the public code counts it (REFERENCE 1.5), with a space for the cut text; a whole
-    number there is a constant count of tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public
-    code has another.
+    `measured` is the frame as the public code counts it (REFERENCE 1.5), with a space for the cut text; an integer is a
+    constant count of tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public code has a
+    different frame.
     """
 
     frame: str
@@ -62,7 +62,7 @@ class ItemPhrase:
     paper_frame: str | None = None
 
     def wording(self, variant: Literal["a title", "the title"]) -> str:
-        """The frame of the public code ("a title") or of the paper ("the title"); most tasks have only one."""
+        """Frame of the public code ("a title") or of the paper ("the title"); most tasks have only one."""
         return self.paper_frame if variant == "the title" and self.paper_frame is not None else self.frame
 
 
@@ -71,7 +71,7 @@ class PromptForm:
     """Combination of profile items and input in one prompt.
 
     `glue` is the text between the items and the input, `glue_measured` the text that the public code counts for it
-    beside one token ("" where it counts that token alone, None where it counts nothing). `after`, if set, is the
+    besides one token ("" where it counts only that token, None where it counts nothing). `after`, if set, is the
     word of the input after which the items are inserted; otherwise they precede the input.
     """
 
@@ -101,22 +101,22 @@ class Practice:
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table. `name` is written as `LaMP-3`, official files say `LaMP_3`; any other name will do."""
+    """Row of the table. `name` is written as `LaMP-3`, in official files `LaMP_3`; new tasks may have any name."""
 
     name: str
     template: str  # the input, over the fields of an example: {text}, or {title}, {ref1}, {ref2}
-    marker: str  # the query is what follows the marker's first occurrence in the input
+    marker: str  # the query follows the marker's first occurrence in the input
     document: tuple[str, ...]  # fields of a profile item, joined by a space, that a retriever reads
     target: str  # field of a profile item that answers the template put to that item
     source: str  # field of a profile item that takes the template's {text}
     prompt: PromptForm
     metric: Metric
     labels: tuple[str, ...] = ()
-    id_prefix: str = ""  # what ids of questions begin with where files are made; published ids of LaMP-3 begin with 2
-    folder: str = ""  # of its files on the benchmark's site; "" for a task whose files are not there
-    counts: BySplit[Counts] = _NOT_PUBLISHED  # questions of each part
-    best: BySplit[str] = _BM25  # the ranker that the papers found best
-    practice: Practice | None = None  # how an item is put to a model that learns its user; None: by the template
+    id_prefix: str = ""  # first characters of question ids in generated files; published ids of LaMP-3 begin with 2
+    folder: str = ""  # folder of its files on the benchmark's site; "" for a task without files there
+    counts: BySplit[Counts] = _NOT_PUBLISHED  # number of questions of each part
+    best: BySplit[str] = _BM25  # best ranker in the papers
+    practice: Practice | None = None  # form of training examples from items; None: the template
     deprecated: bool = False
 
     @property
@@ -126,12 +126,12 @@ class Task:
 
     @property
     def tree_folder(self) -> str:
-        """The folder of its files in a tree: as at the benchmark's site, or by its name."""
+        """Folder of its files in a tree: as on the benchmark's site, or by its name."""
         return self.folder or self.official_name
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """Fields that every profile item must have, beside `id`."""
+        """Fields that every profile item must have, besides `id`."""
         used = (*self.document, self.target, self.source, *re.findall(r"{(\w+)}", self.prompt.item.frame))
         return tuple(dict.fromkeys(used))
 
@@ -365,7 +365,7 @@ def find_task(name: str) -> Task:
 
 
 def last_named(text: str) -> list[Task]:
-    """The tasks whose name, as official files or the table write it, is the last that a text holds; [] for no name."""
+    """Tasks whose name, in official files or in the table, is the last in a text; [] for no name."""
     places: dict[int, list[Task]] = {}
     for task in TASKS.values():
         # `LaMP_1` is not in `LaMP_12`, nor `Recipe` in `Recipes`.

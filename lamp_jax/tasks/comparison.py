@@ -9,7 +9,7 @@ from lamp_jax.tasks.significance import confidence_interval
 
 
 class Against(NamedTuple):
-    """A paired test of every row against one of them, over all questions or one group of users."""
+    """Paired test of every row against one row, over all questions or one group of users."""
 
     row: str
     group: str = ""
@@ -22,7 +22,7 @@ class Against(NamedTuple):
 def compare_row(
     name: str, scores: Mapping[str, Scores], groups: Mapping[str, Sequence[str]], tests: Sequence[Against]
 ) -> dict[str, Any]:
-    """One line of `results.json`: mean, 95 % interval, tests against other rows, mean by group of users."""
+    """Line of `results.json`: mean, 95 % interval, tests against other rows, mean by group of users."""
     metric, samples = scores[name].metric, scores[name].samples
     interval = confidence_interval(samples)
 
@@ -44,7 +44,7 @@ def compare_row(
 
 
 def format_table(rows: Sequence[Mapping[str, Any]], further: Sequence[str]) -> str:
-    """The rows as lines of text."""
+    """Table of the rows as text."""
     titles, groups = list(rows[0]["tests"]), list(rows[0]["groups"])
     widths = [max(10, len(title) + 2) for title in titles]
     head = f"{'retriever':10} {rows[0]['metric']:>8}  95 % interval "

@@ -26,7 +26,7 @@ _SHOWN = 5
 
 
 class GoldError(LampError):
-    """A reference that is not among its task's labels."""
+    """Reference that is not among its task's labels."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,12 +46,12 @@ class Scores:
 
     @property
     def value(self) -> float:
-        """The main metric over all questions."""
+        """Main metric over all questions."""
         return self.mean[self.metric]
 
     @property
     def samples(self) -> dict[str, float]:
-        """The main metric by question id."""
+        """Main metric by question id."""
         return self.per_sample[self.metric]
 
     def __repr__(self) -> str:
@@ -69,13 +69,14 @@ def score(
     extra: Sequence[str] = (),
     out_of_range: OutOfRange = "keep",
 ) -> Scores:
-    """The task's metrics, and those named in `extra` (`bleu`, `meteor`, `rouge-2`, `rouge-lsum`), of answers by id.
+    """Metrics of the task, and those named in `extra` (`bleu`, `meteor`, `rouge-2`, `rouge-lsum`), of answers by id.
 
-    White space around answers and golds does not count. An answer that is no label of the task is wrong. For LaMP-3 an
-    answer that is no finite number counts as the label farthest from the gold (5 for a gold 3); finite numbers count as
-    they are, beyond 1 to 5 too, or with `out_of_range="clip"` as the nearest of 1 and 5. The result depends neither on
-    the order of the ids nor on a global random state. Raises LampError when the ids differ, GoldError when a gold is
-    no label of the task, and LampError for an extra metric that is unknown, does not fit the task or lacks its data.
+    White space around answers and references is ignored. An answer that is not a label of the task is wrong. For LaMP-3
+    an answer that is not a finite number counts as the label farthest from the reference (5 for a reference 3); finite
+    numbers are unchanged, even outside of 1 to 5, or with `out_of_range="clip"` are clipped to this range. The result
+    depends neither on the order of the ids nor on a global random state. Raises LampError when the ids differ,
+    GoldError when a reference is not a label of the task, and LampError for an extra metric that is unknown, does not
+    fit the task or lacks its data.
     """
     _check_same_ids(predictions, golds)
     family = _FAMILIES[task.metric]
@@ -94,7 +95,7 @@ def score(
 
 
 def check_golds(task: Task, golds: Mapping[str, str], *, path: str) -> None:
-    """GoldError, naming the file, unless `score` takes these golds (by question id). For before long work."""
+    """GoldError, naming the file, unless `score` accepts these references (by question id). Run before long work."""
     if task.labels:
         for key in sorted(golds):
             _check_label(task, key, golds[key].strip(), f"{path}: ")
@@ -106,7 +107,7 @@ def extra_metrics(task: Task) -> tuple[str, ...]:
 
 
 def main_metric(task: Task) -> str:
-    """The official name of the task's main metric, as in `Scores.mean`: accuracy, MAE or rouge-1."""
+    """Official name of the task's main metric, as in `Scores.mean`: accuracy, MAE or rouge-1."""
     return _FAMILIES[task.metric].official[0].name
 
 
@@ -291,7 +292,7 @@ def _corpus_bleu(answers: _Answers, samples: Sequence[float], compatibility: Com
 
 @dataclass(frozen=True)
 class _Measure:
-    """A metric: `samples` computes each question's value (None where there is none), `overall` that of all
+    """Metric: `samples` computes each question's value (None where there is none), `overall` that of all
     questions."""
 
     name: str

@@ -100,7 +100,7 @@ class PromptTokenizer:
         return [seen[text] for text in texts]
 
     def length(self, text: str) -> int:
-        """The number of tokens of `text` with special tokens."""
+        """Number of tokens of `text` with special tokens."""
         return len(self.encode([text])[0].ids) + self.special_tokens
 
     def ids(self, text: str) -> list[int]:
@@ -121,7 +121,7 @@ class PromptTokenizer:
 
 
 def without_surrogates(text: str) -> str:
-    """A text with `?` for lone surrogates, which JSON may contain and tokenizers refuse; offsets do not change."""
+    """Text with `?` for lone surrogates, which JSON may contain and tokenizers reject; offsets do not change."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -148,7 +148,7 @@ def build_prompt(
     time that an item's fixed words do not fit, and no item is used if that fails at 0; ids beyond `max_length` are cut
     off.
 
-    Raises LampError where an item lacks a field, or if `max_length` leaves no room beside the special tokens.
+    Raises LampError where an item lacks a field, or if `max_length` leaves no room besides the special tokens.
     """
     if max_length < tokenizer.special_tokens:
         raise LampError(f"maximum length {max_length} is below the {tokenizer.special_tokens} special tokens of a text")

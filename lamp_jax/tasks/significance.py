@@ -15,7 +15,7 @@ from lamp_jax.errors import LampError
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval and its method."""
+    """Confidence interval and its method."""
 
     low: float
     high: float
@@ -25,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A two-sided test of "first and second are equally good"; `difference` is the mean of first minus second."""
+    """Two-sided test of "first and second are equally good"; `difference` is the mean of first minus second."""
 
     difference: float
     p: float

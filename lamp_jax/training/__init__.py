@@ -1,1 +1,1 @@
-"""The training loops, their checkpoints, and what ends them."""
+"""Training loops, their checkpoints, and the end of diverged runs."""

@@ -1,4 +1,4 @@
-"""Training of many users' adapters, cohort after cohort, each from the first update to the last."""
+"""Training of many users' adapters, cohort by cohort, each from its first update to its last."""
 
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -29,8 +29,8 @@ from lamp_jax.steps.adapters import AdapterState, MicrobatchArrays, Users, make_
 from lamp_jax.training.checkpoints import Checkpoints
 from lamp_jax.training.loop import Log, NoLog
 
-_FEW_LAYERS = 4  # a CPU copies all that a loop over layers keeps; without one a program takes longer to compile
-_SAVE_SECONDS = 600.0  # between the checkpoints of users who are still learning
+_FEW_LAYERS = 4  # a CPU copies all residuals of a loop over layers; an unrolled program takes longer to compile
+_SAVE_SECONDS = 600.0  # between the checkpoints of users who are still in training
 
 
 class Learned(NamedTuple):
@@ -74,7 +74,7 @@ class AdapterCohorts:
             Cohort(users, room, shapes, options.learning, options.seed, self.devices, shared)
             for users in make_blocks(learners, room, options.learning)
         ]
-        self.computed, self.real = 0, 0  # tokens, and those of them that are no padding, of this process
+        self.computed, self.real = 0, 0  # this process's computed tokens, and those that are not padding
 
     def start(self, block: Cohort) -> AdapterState:
         """State before a cohort's first update. A user's initial values depend on the seed and the user's id alone."""
@@ -164,7 +164,7 @@ def adapt(
         closing(Log(output) if is_first() else NoLog()) as log,
         tqdm(total=users, desc="adapters", unit="user", disable=None) as bar,
     ):
-        made, stops = 0, map(must_stop, count(1))  # asked about numbers that follow each other
+        made, stops = 0, map(must_stop, count(1))  # called with consecutive numbers
         for number, block in enumerate(cohorts.blocks):
             made += sum(learner.updates(block.learning) for learner in block.learners)
             done = known([learner.user for learner in block.learners])
@@ -212,7 +212,7 @@ def _resume(checkpoints: Checkpoints, cohorts: AdapterCohorts, number: int) -> t
     restored = checkpoints.restore(cohorts.form(old))
     assert restored is not None  # it has progress
     state, start = restored[0], Start(tuple(progress["made"]), progress["part"])
-    if old.devices != block.devices:  # other parts
+    if old.devices != block.devices:  # other microbatches
         state = cohorts.move(state, old, block)
         start = Start(tuple(read(state.step)[block.places].tolist()))
     print(f"going on with block {number + 1} of {len(cohorts.blocks)}")

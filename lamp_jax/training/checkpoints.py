@@ -26,7 +26,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` (a tree of arrays) and `progress` (plain JSON) in the background."""
         remote.publish()
-        with self._naming_disk_errors():  # of the save before, too
+        with self._naming_disk_errors():  # of the previous save, too
             self._checkpointer.save_async(step, state, force=True, custom_metadata=progress)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:

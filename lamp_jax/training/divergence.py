@@ -15,7 +15,7 @@ from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.runs.processes import on_first
 
 DIVERGED = "diverged.json"
-"""File beside a run's logs with the step of the divergence and the message for the user."""
+"""File next to a run's logs with the step of the divergence and the message for the user."""
 
 _LATE = 8  # updates that stay queued on the device when older ones are read, so that it is never idle
 

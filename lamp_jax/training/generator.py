@@ -48,12 +48,12 @@ from lamp_jax.tasks.metrics import check_golds, score
 from lamp_jax.training.loop import RUN_FILES, Progress, fit
 
 FILES = (*MODEL_FILES, GENERATION_CONFIG, *TOKENIZER_FILES, *RUN_FILES)
-"""What a training writes to its directory."""
+"""Patterns of the files that a training writes to its directory."""
 
 
 def check_questions(source: QuestionSource, task: Task, name: str, *, scored: bool = False) -> None:
-    """Looks at all questions before any work begins. LampError, by `name`, for an id that occurs twice and a question
-    without gold; with `scored` also for a gold that cannot be scored."""
+    """Checks all questions before training. LampError, with `name`, for a duplicate id and for a question without
+    reference; with `scored` also for a reference that cannot be scored."""
     seen: set[str] = set()
     for question in source:
         check_unique([question.id], seen, name)
@@ -63,7 +63,7 @@ def check_questions(source: QuestionSource, task: Task, name: str, *, scored: bo
 
 
 def add_profile_targets(questions: QuestionSource, task: Task, *, newest: int) -> QuestionSource:
-    """The questions, and if `newest` is not 0 the newest profile items of each as further ones (see past_questions)."""
+    """Questions, and unless `newest` is 0 the newest profile items of each as further ones (see past_questions)."""
     if not newest:
         return questions
     known = list(questions)
@@ -83,11 +83,11 @@ def train_generator(
     names: tuple[str, str] = ("the train questions", "the validation questions"),
     workers: int = 0,
 ) -> Progress:
-    """Trains `model`, or a new one (`scratch`), on the current mesh, resuming what is in `output`.
+    """Trains `model`, or a new one (`scratch`), on the current mesh; resumes a run in `output`.
 
-    The best model by the score on `validation` is written there. `generation` is what the start's files ask of a
-    search. `names` are those of both lists of questions, for errors; `workers` processes make the examples (0: threads
-    of this one).
+    The best model by its score on `validation` is written there. `generation` has the generation settings of the start
+    model's files. `names` are those of both lists of questions, for errors; `workers` processes make the examples (0:
+    threads of this one).
     """
     tokenizer = keep_tokenizer(output, partial(_prepare_tokenizer, options, model, task, questions))
     if model != SCRATCH:
@@ -114,14 +114,14 @@ def train_generator(
 
 
 def _prepare_tokenizer(options: GeneratorTraining, model: str, task: Task, questions: QuestionSource) -> Any:
-    """The model's tokenizer, or one trained on the questions."""
+    """Tokenizer of the model, or one trained on the questions."""
     if model == SCRATCH:
         return train_tokenizer(_texts(task, questions), vocab_size=options.scratch.vocab_size)
     return load_tokenizer(model)
 
 
 def _texts(task: Task, questions: QuestionSource) -> list[str]:
-    """Every distinct text that a prompt or an answer may hold."""
+    """Distinct texts that a prompt or an answer may contain."""
     texts, items = {}, {}
     for question in questions:
         texts |= dict.fromkeys((question.input, gold_of(question)))
@@ -149,7 +149,7 @@ def _prepare_model(options: GeneratorTraining, model: str, vocabulary: int, devi
 def _examples(
     options: GeneratorTraining, task: Task, questions: QuestionSource, tokenizer: Any, *, name: str, workers: int
 ) -> Iterator[Example]:
-    """One example for each question and retriever."""
+    """Examples of all questions for each retriever."""
     for retriever in options.retrievers:
         make = ExampleMaker(
             task,
@@ -174,7 +174,7 @@ def _evaluation(
     name: str,
     workers: int,
 ) -> Callable[[Any], dict[str, float]]:
-    """The main metric on the validation questions, the mean over the retrievers."""
+    """Evaluation function: the main metric on the validation questions, averaged over the retrievers."""
     answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation)
     asked = [validation[place] for place in range(min(len(validation), options.validation_size or len(validation)))]
     golds = {question.id: gold_of(question, name) for question in asked}

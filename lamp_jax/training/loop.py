@@ -26,14 +26,14 @@ from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_upda
 from lamp_jax.training.checkpoints import Checkpoints
 from lamp_jax.training.divergence import DIVERGED, DivergedError, Unread, check, end_diverged, norm_of
 
-_LINE_SECONDS = 60.0  # where there is no terminal to draw a bar on
+_LINE_SECONDS = 60.0  # between lines of progress without a terminal for the bar
 
 WAIT, UPDATE = "wait for data", "update"
-"""What a profiler's trace calls the two parts of a step."""
+"""Annotations of the two parts of a step in a profiler's trace."""
 
 
 RUN_FILES = (DIVERGED, "metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
-"""Files of `fit` in a run's directory, beside the best model."""
+"""Files of `fit` in a run's directory, besides the best model."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def fit(
         return update(state, place_batch(tuple(batch), rules=rules))
 
     with (
-        watch() as must_stop,  # around the others: until all is on disk
+        watch() as must_stop,  # outermost: active until all is on disk
         closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
         closing(Log(output, every=learning.log_every) if is_first() else NoLog()) as log,
     ):
@@ -171,10 +171,10 @@ def train(
     """Runs updates `progress.step + 1` to `total_steps` over `batches` (which begin at `progress.step`).
 
     After every `evaluate_every` updates, and at the end: `evaluate`, `keep_best` where its "validation" is the best so
-    far, `save`. Ends early after `patience` evaluations without a better score (0: never). Where a step `must_stop` the
-    run, it is saved too, and Preempted raised, unless it was the last. Before anything is kept, all losses so far, what
-    `measure` finds in the state and what `evaluate` finds must be finite: DivergedError, with the first step at which
-    they are not.
+    far, `save`. Ends early after `patience` evaluations without a better score (0: never). If `must_stop` is true after
+    a step, the state is saved and Preempted raised, unless it was the last step. Before anything is saved, all losses
+    so far and the values of `measure` and `evaluate` must be finite: DivergedError, with the first step at which they
+    are not.
     """
     unread = Unread()
 
@@ -232,7 +232,7 @@ class Log:
         """Updates' metrics are logged every `every` seconds."""
         from tensorboardX import SummaryWriter
 
-        self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the whole run)
+        self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open for the entire run)
         self._board = SummaryWriter(str(directory / "tensorboard"))
         self._every, self._last, self._last_line = every, time.monotonic(), time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Training of a dual encoder on a generator's feedback (ROPG, arXiv 2404.05970), from an encoder's files or anew."""
+"""Training of a dual encoder on a generator's feedback (ROPG, arXiv 2404.05970), from an encoder's files or scratch."""
 
 import dataclasses
 import math
@@ -46,12 +46,12 @@ from lamp_jax.tasks.catalog import Task
 from lamp_jax.training.loop import RUN_FILES, Progress, fit
 
 FILES = (*MODEL_FILES, *TOKENIZER_FILES, *RUN_FILES, *ENCODER_FILES)
-"""What a training writes to its directory."""
+"""Patterns of the files that a training writes to its directory."""
 _SPREADS, _COLLAPSED = ("query_spread", "document_spread"), 0.05  # of the spread before training
 
 
 def check_retriever_training(options: RetrieverTraining) -> None:
-    """LampError for numbers with which nothing can be learned."""
+    """LampError for invalid values."""
     for name in ("score_temperature", "reward_temperature"):
         if not getattr(options, name) > 0:
             raise LampError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be above 0")
@@ -63,20 +63,20 @@ def check_retriever_training(options: RetrieverTraining) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Divided:
-    """Scored questions to learn from, and those by which the best checkpoint is chosen."""
+    """Scored questions for training, and those for the choice of the best checkpoint."""
 
     train: Sequence[ScoredQuestion]
     validation: Sequence[ScoredQuestion]
     skipped: int
-    """Train questions for whose items all rewards are equal, so that they teach nothing."""
+    """Number of train questions that are skipped because all rewards of their items are equal."""
 
 
 def divide(
     options: RetrieverTraining, scored: Sequence[ScoredQuestion], validation: Sequence[ScoredQuestion], *, name: str
 ) -> Divided:
-    """What is learned from `scored`; without `validation` questions a share of them is held out.
+    """Training and validation questions; without `validation` questions a share of `scored` is held out.
 
-    LampError, by `name`, where all rewards of every question are equal.
+    LampError, with `name`, where all rewards of every question are equal.
     """
     train, held = (scored, validation) if validation else hold_out(scored, options.held_out, seed=options.seed)
     telling = [one for one in train if np.ptp(one.rewards) > 0] if options.compatibility.ropg == "masked" else train
@@ -96,9 +96,9 @@ def train_retriever(
     output: Path,
     devices: Devices,
 ) -> tuple[float, Progress]:
-    """Trains on `train` on the current mesh, resuming what is in `output`; the best encoder is written there.
+    """Trains on `train` on the current mesh; resumes a run in `output`, where the best encoder is written.
 
-    Returns the validation score before training and how the training went.
+    Returns the validation score before training, and the progress.
     """
     tokenizer = prepare_tokenizer(options, start, [*train, *validation], output)
     if start.source != SCRATCH:
@@ -135,7 +135,7 @@ def train_retriever(
 
     def keep_best(params: Any) -> None:
         if is_first():
-            write_settings(output, settings, width=model.config.hidden_size)  # before the weights: never these alone
+            write_settings(output, settings, width=model.config.hidden_size)  # before the weights, which need them
         save_bert(nnx.merge(graph, params), output)
 
     progress = fit(
@@ -154,14 +154,14 @@ def train_retriever(
 
 
 def find_start(encoder: str) -> FoundEncoder:
-    """The encoder to start from; of a new one no file says anything. LampError as `find_encoder`."""
+    """Encoder to start from; without files for `scratch`. LampError as `find_encoder`."""
     if encoder == SCRATCH:
         return FoundEncoder(SCRATCH, {})
     return find_encoder(encoder, find_model(encoder))
 
 
 def choose_form(options: RetrieverTraining, start: FoundEncoder) -> EncoderSettings:
-    """The settings of the encoder that is trained. LampError for those that it, or its tokenizer, does not allow."""
+    """Settings of the trained encoder. LampError for settings that the start encoder or its tokenizer excludes."""
     length = options.max_length
     if options.compatibility.ropg == "padded" and length is None:
         length = LONGEST
@@ -175,7 +175,7 @@ def choose_form(options: RetrieverTraining, start: FoundEncoder) -> EncoderSetti
 def prepare_tokenizer(
     options: RetrieverTraining, start: FoundEncoder, scored: Sequence[ScoredQuestion], output: Path
 ) -> Any:
-    """The encoder's tokenizer, or one trained on the texts; beside the encoder that is written, in both cases."""
+    """Tokenizer of the encoder, or one trained on the texts; written to `output` in both cases."""
 
     def make() -> Any:
         if start.source == SCRATCH:
@@ -188,7 +188,7 @@ def prepare_tokenizer(
 def prepare_model(
     options: RetrieverTraining, start: FoundEncoder, settings: EncoderSettings, vocabulary: int, devices: Devices
 ) -> Bert:
-    """The encoder to start from, loaded or new."""
+    """Encoder to start from, loaded or new."""
     layout, size = model_layout(devices), options.scratch
     if start.source != SCRATCH:
         return load_bert(start.source, **layout)
@@ -199,7 +199,7 @@ def prepare_model(
 def choose_baselines(
     options: RetrieverTraining, scored: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> Sequence[float]:
-    """What sampled items are measured against: the reward of those that the un-tuned retriever puts first, Eq. 2."""
+    """Baselines of sampled items: the mean reward of the items that the untrained retriever ranks first, Eq. 2."""
     if options.method != "rl":
         return [0.0] * len(scored)
     if options.compatibility.ropg == "padded":
@@ -210,10 +210,10 @@ def choose_baselines(
 def _evaluate(
     options: RetrieverTraining, validation: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> dict[str, float]:
-    """The mean reward of the first items, and how far vectors lie apart: the mean deviation of an axis."""
+    """Mean reward of the first items, and spread of the vectors: their standard deviation, averaged over the axes."""
     of_queries, of_documents = _embed(validation, encoders, params)
     if not all(np.isfinite(vector).all() for found in (of_queries, of_documents) for vector in found.values()):
-        return dict.fromkeys(("validation", *_SPREADS), math.nan)  # the order of items would be any
+        return dict.fromkeys(("validation", *_SPREADS), math.nan)  # the order of items would be arbitrary
     queries = np.stack([of_queries[one.query] for one in validation])
     documents = np.stack([of_documents[text] for one in validation for text in one.documents])
     rewards = _first_rewards(validation, of_queries, of_documents, encoders.settings, count=options.reward_at)
@@ -227,7 +227,7 @@ def _evaluate(
 def _embed(
     scored: Sequence[ScoredQuestion], encoders: TextEncoders, params: Any
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The vectors of the queries and of the documents, by their texts."""
+    """Vectors of the queries and of the documents, by text."""
 
     def by_text(texts: Sequence[str], encoder: Encoder) -> dict[str, np.ndarray]:
         return dict(zip(texts, embed_all(texts, partial(encoder, params)), strict=True))
@@ -247,7 +247,7 @@ def _first_rewards(
     *,
     count: int,
 ) -> list[float]:
-    """For each question the mean reward of the first `count` documents by these vectors."""
+    """Mean reward of each question's first `count` documents by these vectors."""
     means = []
     for one in scored:
         vectors = np.stack([documents[text] for text in one.documents])

@@ -1,4 +1,4 @@
-"""Training of users' adapters into a store: who learns what, and what is kept of it."""
+"""Training of users' adapters into a store: users' training examples, and the adapters that are kept."""
 
 import contextlib
 import math
@@ -41,31 +41,31 @@ from lamp_jax.training.adapters import AdapterCohorts, Learned, adapt
 from lamp_jax.training.loop import RUN_FILES, check_optimization
 
 FAILED = "failed.jsonl"
-"""Beside a store: whose training came to nothing, and why."""
+"""File in a store's directory with the users whose training failed, and the reasons."""
 FILES = (*adapters.FILES, FAILED, *RUN_FILES)
-"""What a training writes to its directory."""
+"""Patterns of the files that a training writes to its directory."""
 
 
 class Learners(NamedTuple):
-    """Who learns what, and how many users have nothing to learn from."""
+    """Users with their training examples, and the number of users without any."""
 
     users: list[UserExamples]
     without: int
 
 
 class Trained(NamedTuple):
-    """What a training came to."""
+    """Result of a training."""
 
     users: int
-    """Of the store."""
+    """Number of users in the store."""
     items: int
-    """Examples that their adapters were trained on."""
+    """Number of examples that the adapters were trained on."""
     failed: list[dict[str, str]]
-    """The user ids of those whose training came to nothing, and why."""
+    """Ids of users whose training failed, and the reasons."""
 
 
 def check_store_training(options: AdapterTraining) -> None:
-    """LampError for numbers that do not fit, and for users that do not divide over the current mesh."""
+    """LampError for invalid values, and for users that do not divide over the current mesh."""
     learning, lora = options.learning, options.lora
     check_optimization(learning)
     for name, value, fits, wanted in (
@@ -85,14 +85,14 @@ def check_store_training(options: AdapterTraining) -> None:
 
 
 def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> Form:
-    """What all adapters of a base have in common. LampError for a rank or targets that do not fit it."""
+    """Form of all adapters of a base model. LampError for a rank or targets that do not fit the model."""
     shapes = adapter_shapes(abstract_generator(read_generator_config(model)), lora)
     targets = tuple(sorted(set(lora.targets)))
     return Form(fingerprint_generator(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
 
 
 def check_store(store: AdapterStore, model: str | Path, *, where: str) -> None:
-    """LampError, by `where`, for a store whose adapters were made for another model."""
+    """LampError, with `where`, for a store whose adapters were trained for another model."""
     check_form(store.form, replace(store.form, base=fingerprint_generator(model), base_name=str(model)), where=where)
     try:
         wanted = make_form(str(model), store.form.lora, store.form.dtype)
@@ -103,13 +103,13 @@ def check_store(store: AdapterStore, model: str | Path, *, where: str) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedStore:
-    """Users' adapters in a store, and how their training went."""
+    """Store of users' adapters, and facts of their training."""
 
     store: AdapterStore
     facts: Mapping[str, Any]
-    """`users` and `items` of the store, `users_without_items`, and `users_failed`, whose training came to nothing."""
+    """`users` and `items` of the store, `users_without_items`, and `users_failed`, whose training failed."""
     temporary: TemporaryPlace | None = None
-    """The directory, where it is removed with this object."""
+    """Directory of the store, if it is removed with this object."""
 
     @property
     def directory(self) -> str:
@@ -117,7 +117,7 @@ class TrainedStore:
 
     @property
     def users(self) -> list[Entry]:
-        """What is known of each adapter: user id, number of items, updates, the last epoch's loss (nats a token)."""
+        """Entries of all adapters: user id, number of items, updates, loss of the last epoch (nats per token)."""
         return list(self.store.scan())
 
     def __repr__(self) -> str:
@@ -125,7 +125,7 @@ class TrainedStore:
 
 
 def open_adapters(adapters: "TrainedStore | AdapterStore | str | Path", model: str) -> AdapterStore:
-    """The store of a training or directory. LampError for one whose adapters were made for another model."""
+    """Store of a training or directory. LampError for a store whose adapters were trained for another model."""
     if isinstance(adapters, TrainedStore):
         store = adapters.store
     else:
@@ -137,7 +137,7 @@ def open_adapters(adapters: "TrainedStore | AdapterStore | str | Path", model: s
 def find_learners(
     options: AdapterTraining, task: Task, questions: Sequence[Question], tokenizer: Any, *, name: str
 ) -> Learners:
-    """Who learns what of these questions' profiles. LampError, by `name`, where nobody has anything to learn from."""
+    """Training examples of the users by their profiles. LampError, with `name`, where no user has any."""
     if options.shared == "questions":
         pairs = tuple(Pair(one.id, one.input, gold_of(one, name)) for one in questions)
         users = [User(EVERYBODY, pairs)]
@@ -166,7 +166,7 @@ def _encode(options: AdapterTraining, task: Task, tokenizer: PromptTokenizer, pa
     compatibility, length = options.compatibility, options.max_length
     prompt = build_prompt(task, pair.source, (), tokenizer, max_length=length, compatibility=compatibility)
     target = tokenizer.cut(tokenizer.ids(pair.target), options.target_length)
-    return Example(pair.id, array("i", prompt.tokens), array("i", target))  # four bytes a token
+    return Example(pair.id, array("i", prompt.tokens), array("i", target))  # four bytes per token
 
 
 def train_store(
@@ -178,9 +178,9 @@ def train_store(
     output: Path,
     devices: Devices,
 ) -> Trained:
-    """Trains the users' adapters over `model` on the current mesh into the store in `output`, resuming what is there.
+    """Trains the users' adapters over `model` on the current mesh into the store in `output`; resumes a run there.
 
-    LampError where no user's training came to an adapter.
+    LampError where every user's training failed.
     """
     with (
         contextlib.closing(create_store(output, form)) as store,
@@ -208,9 +208,9 @@ def train_store(
 
 
 def _keep(options: AdapterTraining, store: AdapterStore, failed: Journal, learned: Learned) -> None:
-    """Appends to the store those who are not in it: it may have been cut off in the middle of a block.
+    """Appends new adapters to the store: a stopped run may have appended some users of the cohort.
 
-    Whose training came to nothing is noted, and disturbs no other.
+    Users whose training failed are written to `failed`; they do not affect other users.
     """
     noted = store.known([one.user for one in learned.learners]) | {entry["user"] for entry in failed.entries}
     places, entries, lost = [], [], []
