@@ -1,4 +1,4 @@
-"""A bucket in a local directory: `bucket://tmp/x` is `/tmp/x`, reached through fsspec as any other file system."""
+"""Bucket in a local directory: `bucket://tmp/x` is `/tmp/x`, accessed through fsspec like any other file system."""
 
 from pathlib import Path
 

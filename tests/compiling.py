@@ -1,4 +1,4 @@
-"""XLA flags that the installed jax knows, and the compilation cache of processes that tests start."""
+"""XLA flags that the installed jax supports, and the compilation cache of processes that tests start."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Settings of all tests: eight virtual CPU devices, quick compilation. They are made before jax is imported."""
+"""Settings of all tests: eight virtual CPU devices, quick compilation. They are set before jax is imported."""
 
 import gc
 import hashlib

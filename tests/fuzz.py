@@ -1,7 +1,8 @@
-"""What becomes of damaged files: thousands of them, read by all that reads such files, which read them or say why not.
+"""Fuzzing of readers with damaged files: each is read, or rejected with a reason.
 
-`python tests/fuzz.py --count 10000 --seed 0` damages small files of every kind. LampError is the one exception that a
-reader may raise, and what a reader refuses `lamp check` must call an error. Anything else is printed, its file kept.
+`python tests/fuzz.py --count 10000 --seed 0` damages small files of every kind. LampError is the only exception that a
+reader may raise, and `lamp check` must report an error for each file that a reader rejects. Anything else is printed,
+its file kept.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What becomes of damaged directories: models, encoders, selectors, adapters, feedback, data sets.
+"""Fuzzing with damaged directories: models, encoders, selectors, adapters, feedback, data sets.
 
-`python tests/fuzz_directories.py --count 2000 --seed 0` damages small directories of every kind. What reads them may
-raise LampError, or OSError with a file's name; where nothing can be computed from what is left, it must. Anything else
+`python tests/fuzz_directories.py --count 2000 --seed 0` damages small directories of every kind. Readers may raise
+LampError, or OSError with a file's name, and must raise it where nothing can be computed from the rest. Anything else
 is printed, its directory kept.
 """
 

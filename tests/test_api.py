@@ -1,4 +1,4 @@
-"""The library's functions: documented by examples that run, equal to the commands, and at home in pandas."""
+"""Functions of the library: documentation examples, equality with the commands, and results in pandas."""
 
 import doctest
 import inspect

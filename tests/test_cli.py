@@ -1,4 +1,4 @@
-"""How a command line becomes options."""
+"""Options from a command line."""
 
 import contextlib
 import io

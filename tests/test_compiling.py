@@ -1,4 +1,4 @@
-"""That flags which this jax does not know are left out, and no others."""
+"""XLA flags: only those that the installed jax does not support are left out."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Config pages: what each one says of itself, and the demo's, which come along where the package is installed."""
+"""Config pages: their descriptions of themselves, and the demo's, which are part of the installed package."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Texts as tokens and vectors: nothing but the text decides its vector."""
+"""Vectors of texts: dependent only on the text."""
 
 import functools
 import shutil

@@ -1,6 +1,6 @@
-"""The diffs of the package's README: each applies to a copy of the package, whose commands then do what it adds.
+"""Diffs of the package's README: each applies to a copy of the package, whose commands then have the new function.
 
-Where the lines around a diff have changed: make its change by hand, and put what `git diff -U1` says into the README.
+If the lines around a diff have changed, make its change by hand, and put the output of `git diff -U1` into the README.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The house stands: a module imports only from floors below it, and host floors never wake jax."""
+"""Layers of the package: a module imports only from layers below it, and host layers never start jax."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""Damaged and monstrous files: no reader says anything but what is in them or, in the project's own error, why not."""
+"""Damaged and extreme files: every reader returns their contents or raises LampError with the reason."""
 
 import json
 

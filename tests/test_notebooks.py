@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, define nothing, and are kept without what a run leaves in them."""
+"""Notebooks: they run unchanged, define no functions or classes, and are stored without outputs."""
 
 import ast
 import base64

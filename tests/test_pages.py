@@ -1,4 +1,4 @@
-"""README pages: links and anchors that resolve, a short front page whose Python runs, a heading for every command."""
+"""README pages: valid links and anchors, a short front page whose Python runs, a heading for every command."""
 
 import ast
 import re

@@ -1,1 +1,1 @@
-"""Where a benchmark's files come from: downloads, archives, users' histories, synthesis; and their checks."""
+"""Sources of benchmark files: downloads, archives, users' histories, synthesis; and checks of the files."""

@@ -289,7 +289,7 @@ class _HtmlReader(HTMLParser):
 
 
 def strip_replies(body: str) -> str:
-    """A body without quoted mails: introduced ones with everything that follows, and lines that begin with `>`."""
+    """Body without quoted mails: lines that begin with `>`, and introduced quotes with everything that follows."""
     return _QUOTED_LINE.sub("", _EARLIER_MAILS.sub("", body)).strip()
 
 

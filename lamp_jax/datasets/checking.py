@@ -55,7 +55,7 @@ _ODD_TEXTS = (  # finding, bytes of which a record with the finding contains at 
 
 @dataclass(frozen=True)
 class _Record:
-    """A parsed record, and the tally of its findings."""
+    """Parsed record, and the tally of its findings."""
 
     value: dict[str, Any]
     raw: RawRecord
@@ -122,9 +122,9 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Che
 
 
 def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Task | None:
-    """The task of a file: of most of its first records' inputs; or of the envelope, or the path, that name it.
+    """Task of a file, by most of its first records' inputs, or by the name in the envelope or the path.
 
-    LaMP-2's two tasks have the same name there and are distinguished by items' fields and labels. None where unknown.
+    LaMP-2's two tasks share their name and are distinguished by items' fields and labels. None for an unknown task.
     """
     inputs = [record["input"] for record in head if isinstance(record.get("input"), str)]
     for task in TASKS.values():
@@ -222,7 +222,7 @@ def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
 
 
 def _parse(raw: RawRecord, tally: Tally) -> dict[str, Any] | None:
-    """The record, or None where it is not a JSON object, which is a finding."""
+    """Parsed record; None for anything but a JSON object, which is a finding."""
     where = f"record {raw.number}, byte {raw.offset}"
     try:
         value = parse_record(raw.content)

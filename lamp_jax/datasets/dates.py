@@ -127,7 +127,7 @@ def parse_formatted_date(text: str, format: str) -> datetime:
 
 
 def _with_zone(format: str, name: str) -> str:
-    """The format with this name in place of `%Z`; `%%Z` is not a directive."""
+    """Format with this name in place of `%Z`; `%%Z` is not a directive."""
     return _DIRECTIVE.sub(lambda found: name if found[1] == "Z" else found[0], format)
 
 

@@ -126,15 +126,15 @@ def _bring(file: TreeFile, root: Path, *, source: Source, manifest: DownloadMani
 
 
 class _Broken(Exception):  # noqa: N818 (names the state of a connection)
-    """A failed attempt, which may be repeated."""
+    """Failed attempt, which may be repeated."""
 
 
 class _Refused(Exception):  # noqa: N818 (names the response of an address)
-    """An address that does not have or serve the file."""
+    """Address that does not have or serve the file."""
 
 
 class _Stopped(Exception):  # noqa: N818 (as above)
-    """The caller stopped the download."""
+    """Download that the caller stopped."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
     facts: Counter[str] = field(default_factory=Counter)
     dates: tuple[tuple[Date, str], ...] = ()
-    """The first and the last date, as sort keys and texts."""
+    """First and last date, as sort keys and texts."""
     records: array = field(default_factory=lambda: array("Q"))
     """For each valid record: hash of the id, offsets of its start and end in the file, number of items."""
     items: array = field(default_factory=lambda: array("Q"))

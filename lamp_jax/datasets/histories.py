@@ -128,7 +128,7 @@ class Dropped:
     count: int = 0
     first_rows: list[int] = field(default_factory=list)
     example: str = ""
-    """The unusable value of the first row."""
+    """Unusable value of the first row."""
 
     @property
     def described(self) -> str:
@@ -217,7 +217,7 @@ class _Read(NamedTuple):
     reference: str = ""
     example: str = ""
     no_date: str = ""
-    """An unreadable date that is not needed."""
+    """Unreadable date that is not needed."""
 
 
 def _read_all(rows: Iterable[Row], options: BenchmarkForm) -> Iterator[list[_Read]]:
@@ -323,7 +323,7 @@ class RowReader:
 
 
 def read_label(text: str, task: Task, *, rounding: str) -> str:
-    """The label of the task that a value is: "4" for "4.0", and with `rounding` "up" for 3.5. Raises Unusable."""
+    """Task label of a value: "4" for "4.0", and with `rounding` "up" for 3.5. Raises Unusable for other values."""
     label = text.strip()
     try:
         number = float(label)

@@ -23,7 +23,7 @@ class Entry:
 
 
 class DownloadManifest:
-    """The `download.json` of a tree, with an entry for each complete file. Threads may share it, processes may not."""
+    """Manifest of a tree, `download.json`, with an entry per complete file. Threads may share it, processes may not."""
 
     def __init__(self, root: Path):
         self.path = root / "download.json"

@@ -84,7 +84,7 @@ def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text
 
 
 def text_of(value: Any, *, joint: str = ", ") -> str:
-    """A value as text; "" for none and for NaN. The texts of a list are joined. Raises Unusable for other nests."""
+    """Value as text; "" for None and NaN. The texts of a list are joined. Raises Unusable for objects and bytes."""
     if isinstance(value, str):
         return value
     if value is None or value != value:

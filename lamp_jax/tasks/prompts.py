@@ -161,7 +161,7 @@ def build_prompt(
 
 
 class _Piece(NamedTuple):
-    """A profile item, its text that may be shortened, and the tokens of its fixed words (with special tokens)."""
+    """Profile item, its text that may be shortened, and the tokens of its fixed words (with special tokens)."""
 
     item: Item
     text: str

@@ -47,7 +47,7 @@ class Start(NamedTuple):
     """Position in a cohort's microbatches from which its training continues."""
 
     made: tuple[int, ...] = ()
-    """Each user's updates before the first of the microbatches; empty for 0."""
+    """Number of updates of each user before the first of the microbatches; empty for 0."""
     part: int = 0
     """Number of microbatches already computed."""
 
@@ -106,7 +106,7 @@ class AdapterCohorts:
         )
 
     def move(self, state: AdapterState, old: Cohort, block: Cohort) -> AdapterState:
-        """A cohort's state on another number of devices, without the gradients of incomplete updates."""
+        """State of a cohort on another number of devices, without the gradients of incomplete updates."""
         sources, places = (slice(None) if one.shared else one.places for one in (old, block))
 
         def move(values: jax.Array, form: jax.ShapeDtypeStruct) -> jax.Array:

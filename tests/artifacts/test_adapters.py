@@ -1,4 +1,4 @@
-"""Adapters of many users on disk: what was appended is read, whatever killed an append or damaged the store."""
+"""Stores of many users' adapters: appended adapters are readable after killed appends; damaged stores are detected."""
 
 import json
 import os

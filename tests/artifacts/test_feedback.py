@@ -1,4 +1,4 @@
-"""Feedback on pairs of question and item: what is read from directories and from the public code's file."""
+"""Feedback on pairs of question and item, read from directories and from the public code's file."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Stores of the first version: read to be converted, and refused by whatever else reads stores."""
+"""Stores of the first version: readable for conversion, rejected by all other readers."""
 
 import json
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""Candidates of a pool of retrievers: what is written is read, and what does not fit is named."""
+"""Selector candidates: round trip through files, and errors that name invalid content."""
 
 import json
 from dataclasses import replace

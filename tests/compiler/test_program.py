@@ -1,4 +1,4 @@
-"""What is read out of a compiled program: loops, products, collectives, bytes."""
+"""Statistics of compiled programs: loops, products, collectives, bytes."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""TPUs as libtpu describes them: devices, chips, memory; meshes of them; and programs of several slices."""
+"""TPU topologies of libtpu: devices, chips, memory; meshes of them; and programs of several slices."""
 
 from importlib.metadata import version
 

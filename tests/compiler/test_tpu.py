@@ -1,7 +1,7 @@
-"""The real steps through the TPU's own compiler: what it makes of small models is what it made before.
+"""Training and inference steps under the TPU compiler: small models compile to the recorded programs.
 
-`compiled.json` beside this file holds the collectives and the peak of each stage; `LAMP_WRITE_GOLDENS=1` writes it
-anew, to be looked at before it is kept.
+`compiled.json` in this folder has the collectives and the peak memory of each stage; `LAMP_WRITE_GOLDENS=1` writes it
+again, to be reviewed before it is kept.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What reading and writing LaMP files promises."""
+"""Reading and writing of LaMP files."""
 
 import json
 from pathlib import Path

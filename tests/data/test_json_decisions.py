@@ -1,4 +1,4 @@
-"""One decision for JSON that parsers read in different ways, in every reader and in `lamp check`."""
+"""JSON that parsers read differently: the same decision in every reader and in `lamp check`."""
 
 import json
 import zipfile

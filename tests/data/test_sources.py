@@ -1,4 +1,4 @@
-"""What reading questions by their number promises: what whole files give, in every process and in any order."""
+"""Question sources with random access: equal to the complete files, in every process and in any order."""
 
 import json
 import pickle

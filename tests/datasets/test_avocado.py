@@ -1,4 +1,4 @@
-"""What a mail's subject and body are, whatever its form."""
+"""Subject and body of mails in any format."""
 
 import base64
 import email.policy

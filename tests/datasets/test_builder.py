@@ -1,4 +1,4 @@
-"""What the data set `lamp` promises: every question comes back as it was, and every distinct profile is there once."""
+"""The TFDS data set `lamp`: every question is unchanged, and every distinct profile is stored once."""
 
 import importlib.util
 import json

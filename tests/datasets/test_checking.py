@@ -1,4 +1,4 @@
-"""What the check of a file promises: every finding with its examples, the facts, and no end at a bad record."""
+"""Checks of a file: every finding with its examples, the facts, and no stop at an invalid record."""
 
 import json
 from pathlib import Path

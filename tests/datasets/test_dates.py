@@ -1,4 +1,4 @@
-"""Dates as tables have them: written in every accepted form they are the same moment."""
+"""Dates in tables: all accepted forms of a date are the same time."""
 
 import time
 from datetime import UTC, datetime, timedelta, timezone

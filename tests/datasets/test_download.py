@@ -1,4 +1,4 @@
-"""What a download promises, whatever the server does."""
+"""Downloads from well-behaved and failing servers."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Rows of every form are read as they stand, and what cannot be used is dropped for a reason, or refused by name."""
+"""Histories from rows of every format; unusable rows are dropped with a reason, or rejected by name."""
 
 import csv
 import datetime

@@ -1,4 +1,4 @@
-"""Who becomes a target of which part, with what before it: by time, by user, and never with what came later."""
+"""Targets and profiles of each part, by time and by user: no profile has items after the target."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Claims about the synthetic benchmark: its form, its oracle, its balance, and that nothing in it leaks."""
+"""Properties of the synthetic benchmark: format, oracle, balance, and no leaks."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Tables as they are downloaded: compressed, as JSON lines under other names, in other encodings, without a header."""
+"""Tables as downloaded: compressed, as JSON lines, with other column names or encodings, without a header."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""A model whose next token depends on the last two alone, so that the best sequences can be listed."""
+"""Model whose next token depends only on the last two, so that the best sequences can be enumerated."""
 
 import itertools
 from dataclasses import dataclass

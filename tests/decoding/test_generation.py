@@ -1,4 +1,4 @@
-"""What a model's files ask of a search is done, token for token, as `generate` of transformers does it.
+"""Generation settings of a model's files: the same tokens as `generate` of transformers.
 
 The answers of transformers are in `tests/cases/goldens/generation.json`. Where torch is installed,
 `python -m tests.decoding.test_generation` writes them.

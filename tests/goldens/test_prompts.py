@@ -1,4 +1,4 @@
-"""Prompts are byte-identical to those of the reference."""
+"""Prompts: byte-identical to those of the public code."""
 
 import gzip
 import json

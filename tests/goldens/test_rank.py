@@ -1,7 +1,7 @@
-"""Rankings equal the public code's on every file under goldens/rank.
+"""Rankings: equal to the public code's on every file under goldens/rank.
 
-`rank_T_S_R.json` ranks `synth/LaMP_T/S_questions.json` by R; `date` among the parts of R means dates in the documents,
-and `scores_...` beside it holds the raw scores. Order is compared up to ties, which the public code breaks at random;
+`rank_T_S_R.json` ranks `synth/LaMP_T/S_questions.json` by R; `date` in R means dates in the documents, and the
+corresponding `scores_...` has the raw scores. Order is compared up to ties, which the public code breaks at random;
 recency's ties are exact. `contriever` is dense ranking by the encoder `tiny/bert`.
 """
 

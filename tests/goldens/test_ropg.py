@@ -1,9 +1,10 @@
-"""A retriever learns as the public code's: its losses and gradients on the same tokens, its rewards, its training runs.
+"""ROPG: the public code's losses and gradients on the same tokens, rewards, and training runs.
 
 `results.json` under goldens/ropg has an entry for each step (`kd`, `rl`; tokens in `batch_T_I.npz`, texts in
 `batch_T_I.json`) and for each short training run (`kd_train`, `rl_train`; feedback in `scores_T.json`).
-`questions_T.json` holds the questions of the runs by their number, where the files of `synth` are not there whole.
-Steps say the longest query and document (`query_max`, `doc_max` of their texts); runs that do not have one for both.
+`questions_T.json` has the questions of the runs by number, where the files of `synth` are incomplete. Steps have
+separate maximum lengths of query and document (`query_max`, `doc_max` of their texts); runs without them have one for
+both.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""ROPG where queries and documents have longest lengths of their own: loss and gradients against PyTorch's."""
+"""ROPG with separate maximum lengths of queries and documents: loss and gradients against PyTorch's."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The selector reads, scores and learns as the public code's does in its own mode: every case under goldens/rspg*."""
+"""RSPG selectors: inputs, scores and training of the public code, in its compatibility mode, on all goldens/rspg*."""
 
 import functools
 import json

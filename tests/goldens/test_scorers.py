@@ -1,8 +1,8 @@
-"""Feedback equals the public code's: every metric of every pair under goldens/scorers/profile_T, and of retr_T_R.
+"""Feedback: equal to the public code's, every metric of every pair under goldens/scorers/profile_T, and of retr_T_R.
 
-There each question is asked once with single items, here with the first two of each retriever R. `in_T_R.json` holds
-the questions; the generator is `tiny/t5_ft` with four beams, prompts of 256 and answers of 32
-tokens at most.
+In profile_T each question is answered with single items, in retr_T_R with the first two of each retriever R.
+`in_T_R.json` has the questions; the generator is `tiny/t5_ft` with four beams, prompts of at most 256 and answers of at
+most 32 tokens.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Encoders' vectors are those of sentence-transformers (`pip install -e .[parity]`), by its files and by ours."""
+"""Vectors of encoders: those of sentence-transformers (`pip install -e .[parity]`), with its files and with lamp's."""
 
 import json
 import shutil

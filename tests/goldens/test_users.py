@@ -1,4 +1,4 @@
-"""What users learn from their profiles is what the public code makes of them."""
+"""Users' training examples from their profiles: equal to the public code's."""
 
 import random
 from typing import Any

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, one or several that work together, four devices in all; small files for them."""
+"""Commands in one process or several that work together, with four devices in total; small files for them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Adapters by two processes: those that one process trains, also where SIGTERM came in between."""
+"""Adapters trained by two processes: equal to those of one process, also after SIGTERM."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Whose rows are whose: the processes' rows together are the batch that one process makes."""
+"""Batch rows of each process: together they are the batch of a single process."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGKILL: what stands on disk is whole, and the same command ends as if nothing had been."""
+"""SIGTERM and SIGKILL: files on disk are complete, and the same command resumes and ends with the same result."""
 
 import json
 import shutil

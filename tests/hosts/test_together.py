@@ -1,4 +1,4 @@
-"""One, two and four processes make the same of one command."""
+"""One, two and four processes: the same result of a command."""
 
 import json
 import shutil

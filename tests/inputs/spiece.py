@@ -1,4 +1,4 @@
-"""Small sentencepiece models, written as the bytes of their protocol buffer."""
+"""Small sentencepiece models, written as protocol buffer bytes."""
 
 import struct
 

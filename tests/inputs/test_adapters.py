@@ -1,4 +1,4 @@
-"""Every profile item is one example for its own user, whoever else is in the file."""
+"""Training pairs of users: every profile item is one example of its user, independent of other users in the file."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Batches are pure functions of their number and meet few shapes."""
+"""Batches: pure functions of their number, with few shapes."""
 
 from collections import Counter
 from itertools import combinations

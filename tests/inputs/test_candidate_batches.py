@@ -1,4 +1,4 @@
-"""Batches of questions with their candidates: pure functions of their number, no larger than their questions need."""
+"""Batches of questions with candidates: pure functions of their number, no larger than necessary."""
 
 from collections import Counter
 

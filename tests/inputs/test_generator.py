@@ -1,4 +1,4 @@
-"""Which items a prompt holds, and which further examples a profile gives."""
+"""Retrieved items of a prompt, and further examples from a profile."""
 
 from dataclasses import replace
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Users learn together as if alone: updates hold their own examples, whoever else is in the cohort, on any devices."""
+"""Microbatches of cohorts: each user's updates have the user's own examples, for any cohort and number of devices."""
 
 from collections import Counter, defaultdict
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a selector reads: prompts, and with the answer what fits; its settings come back."""
+"""Inputs of a selector: prompts, with as much of the answer as fits; round trip of its settings."""
 
 import json
 from dataclasses import replace

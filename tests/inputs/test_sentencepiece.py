@@ -1,4 +1,4 @@
-"""A `spiece.model` gives the ids that the same tokenizer gives with a tokenizer.json."""
+"""Tokenizers from `spiece.model`: the ids of the same tokenizer's tokenizer.json."""
 
 import contextlib
 import json

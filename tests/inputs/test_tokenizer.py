@@ -1,4 +1,4 @@
-"""A trained tokenizer has T5's form, and comes back the same from its directory."""
+"""Trained tokenizers: T5's format, and a round trip through a directory."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tokenizers of other files than tokenizer.json give transformers' ids, and damaged files are named."""
+"""Tokenizers from files other than tokenizer.json: transformers' ids, and errors that name damaged files."""
 
 import json
 import shutil

@@ -1,1 +1,1 @@
-"""What the scripts of launch/ do, on machines that are played."""
+"""Scripts of launch/ on simulated machines."""

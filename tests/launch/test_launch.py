@@ -1,4 +1,4 @@
-"""What the scripts of launch/ do: the cloud, its workers and a GPU machine are played by one fake program."""
+"""Scripts of launch/: one fake program simulates the cloud, its workers and a GPU machine."""
 
 import os
 import re

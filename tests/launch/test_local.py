@@ -1,4 +1,4 @@
-"""`launch/local.sh`: so many processes of one command, that end together."""
+"""`launch/local.sh`: several processes of one command, which end together."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Values of `config.json` that no model can have: refused where it is read, for every kind of model."""
+"""Invalid values of `config.json`: rejected on reading, for every kind of model."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A generator of another family, a recurrent decoder-only model, is searched, scored, trained and adapted as any other.
+"""Generator of another family, a recurrent decoder-only model: decoding, scoring, training and adapters.
 
 The oracle is the same model written as a loop in numpy.
 """

@@ -1,4 +1,4 @@
-"""A Longformer is attention in blocks: equal to attention with a band of ones, in memory that grows with the length."""
+"""Longformer attention in blocks: equal to attention with a band mask, in memory linear in the length."""
 
 import dataclasses
 import functools

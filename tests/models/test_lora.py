@@ -1,4 +1,4 @@
-"""Each row of a batch is read with its own adapter, as if that stood in the weights and no other row were there."""
+"""LoRA adapters per row of a batch: the same result as adapters merged into the weights, row by row."""
 
 import math
 from contextlib import closing

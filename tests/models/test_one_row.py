@@ -1,4 +1,4 @@
-"""One row on a mesh: jax 0.12 does not keep how a slice of a single element is sharded, which one row's often is."""
+"""Single rows on a mesh: jax 0.12 loses the sharding of a slice with one element, which is common for one row."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Adapters go from and to peft's directories as they are."""
+"""Conversion of adapters from and to peft's directories, without changes."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Pooling against its definition in numpy, one text at a time; gradients that reach every token that counts."""
+"""Pooling against its definition in numpy, one text at a time; gradients for every pooled token."""
 
 import jax
 import jax.numpy as jnp

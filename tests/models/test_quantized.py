@@ -1,4 +1,4 @@
-"""A model whose matrices are stored small says what the same matrices say in float32."""
+"""Models with quantized matrices: the same outputs as the same matrices in float32."""
 
 import json
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Damaged and unusual weight files of every kind of model: read, or refused in an error that names file and tensor."""
+"""Damaged and unusual weight files of every kind of model: read, or rejected with file and tensor in the error."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""T5s, tied or not and scaled or not: each is read and written as transformers does."""
+"""T5 with and without tied and scaled embeddings: read and written as in transformers."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Small T5s, BERTs and batches that the tests of the device half share."""
+"""Small T5s, BERTs and batches, shared by the tests of device code."""
 
 import functools
 from typing import Any

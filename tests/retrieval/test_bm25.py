@@ -1,4 +1,4 @@
-"""BM25 against its textbook formula, rank_bm25 and bm25s; ties, shared profiles, processes, jax left asleep."""
+"""BM25 against its textbook formula, rank_bm25 and bm25s; ties, shared profiles, processes, no start of jax."""
 
 import math
 import subprocess

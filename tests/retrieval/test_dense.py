@@ -1,4 +1,4 @@
-"""Dense ranking against its definition, what is embedded when, and a cache that outlives killed runs."""
+"""Dense ranking against its definition, the embedded texts, and a cache that survives killed runs."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""An encoder's settings: what its files say, what options change, what is written; damaged files are named."""
+"""Settings of encoders: from files, from options, and written; errors that name damaged files."""
 
 import json
 from dataclasses import asdict, replace

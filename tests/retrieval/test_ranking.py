@@ -1,4 +1,4 @@
-"""Rankings go to files and back, re-order profiles whole or not at all, and every ranker keeps one contract."""
+"""Rankings: round trip through files, re-ordering of complete profiles only, and the contract of all rankers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Recency reads every form of date, puts the newest first, and names what it cannot read."""
+"""Rankings by recency: every form of date, newest first, and errors that name invalid dates."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Random rankings are permutations, fixed by seed and question id alone."""
+"""Random rankings: permutations that depend only on seed and question id."""
 
 from collections import Counter
 

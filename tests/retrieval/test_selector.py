@@ -1,4 +1,4 @@
-"""Predictions of success against their formulas; choices against their bounds."""
+"""Query performance predictors against their formulas; choices against their bounds."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a Beam pipeline promises: the same results in the same order, by several workers, and errors that say so."""
+"""Beam pipelines: the same results in the same order, by several workers, and errors with their causes."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What is read at a URL stays as it is, and what is written arrives, whatever the names are."""
+"""Local copies of URLs: inputs are unchanged and outputs are uploaded, for any names."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The records of a JSON file by their bytes, whatever they hold, and a place for what is wrong."""
+"""Records of a JSON file by byte offset, for any contents, and the position of errors."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Output locations: apart from inputs, held by one command, replaced only once new content is complete."""
+"""Output locations: separate from inputs, reserved by one command, replaced only once new content is complete."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""What the environment says of other processes, and how they agree."""
+"""Process groups: their environment variables, and agreement between processes."""
 
 import signal
 import subprocess

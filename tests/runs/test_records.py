@@ -1,4 +1,4 @@
-"""What a command does where its output already exists."""
+"""Run records: behavior of a command whose output already exists."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Work directories at URLs; `bucket://` is a local directory, and another cache for another machine."""
+"""Work directories at URLs; `bucket://` is a local directory, and a second cache represents a second machine."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""URLs have one spelling or are refused; what is printed names them, not where their copies lie."""
+"""URLs: one spelling or an error; messages show URLs, not the paths of local copies."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""What working on a long file by chunks promises: every record once, in order, whoever does the work."""
+"""Chunked parallel map over a long file: every record once, in order, for any number of workers."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""`lamp train-adapters`, `generate --adapters`, `export-adapter` and `import-adapter`, as a user runs them."""
+"""`lamp train-adapters`, `generate --adapters`, `export-adapter` and `import-adapter` as commands."""
 
 import contextlib
 import json

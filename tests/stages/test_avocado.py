@@ -1,4 +1,4 @@
-"""What `lamp avocado` promises: the benchmark's files, from archives that are only read."""
+"""`lamp avocado`: the benchmark's files, from archives that are only read."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""What `lamp build` promises: the same benchmark from any form of the rows, whole or not at all, by any workers."""
+"""`lamp build`: the same benchmark from every format of the rows, complete or not at all, by any number of workers."""
 
 import csv
 import json

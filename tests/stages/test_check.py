@@ -1,4 +1,4 @@
-"""What `lamp check` promises: a table for each file, all as JSON, a status that tells errors from warnings."""
+"""`lamp check`: a table for each file, JSON output, and exit statuses for errors and warnings."""
 
 import json
 from pathlib import Path

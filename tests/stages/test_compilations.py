@@ -1,8 +1,8 @@
-"""A stage compiles once for each shape of its buckets; more questions, more epochs, other texts compile nothing.
+"""Compilations of a stage: one per bucket shape; more questions, epochs or other texts add none.
 
-Where all prompts are known, buckets are fitted to them: then it is more questions of the same lengths.
+Where all prompts are known, buckets are fitted to them; then further questions have the same lengths.
 
-Counted are requests to the compiler, also those that the cache of programs on disk answers.
+The tests count requests to the compiler, including those that the compilation cache on disk answers.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Every stage that reads a model refuses one that is damaged or whose tokenizer is another's, before it answers."""
+"""Damaged models and foreign tokenizers: every stage that reads a model rejects them before it starts work."""
 
 import json
 import shutil

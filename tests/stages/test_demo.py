@@ -1,4 +1,4 @@
-"""The demo makes all that it promises."""
+"""The demo: all outputs that it announces."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""A disk that is full: the error names the file, nothing incomplete is left under an output's name, and the same
-command goes on once there is room. The limit of a file's size (RLIMIT_FSIZE) stands for the full disk."""
+"""Full disks: the error names the file, and no incomplete output remains.
+
+The same command resumes once there is room. The limit of a file's size (RLIMIT_FSIZE) simulates the full disk.
+"""
 
 import os
 import subprocess

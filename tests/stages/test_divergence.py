@@ -1,4 +1,4 @@
-"""Trainings that diverge, of every kind and on all devices: they end, say so again, and leave what was good."""
+"""Diverging trainings of every kind, on all devices: they stop, stop again when repeated, and keep good checkpoints."""
 
 import json
 import re

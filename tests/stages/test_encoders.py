@@ -1,4 +1,4 @@
-"""Encoders through the commands: how they pool, their prompts and lengths, in rankings, caches and trained encoders."""
+"""Encoders in commands: pooling, prompts and lengths, in rankings, caches and trained encoders."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`lamp evaluate` reads what users have, says what is wrong with it, and touches nothing but its output."""
+"""`lamp evaluate`: users' files, errors about them, and no changes outside of its output."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""`lamp feedback items`: whole, in one order, and the same bytes whoever kills it."""
+"""`lamp feedback items`: complete, in a fixed order, and the same bytes after any kill."""
 
 import itertools
 import json

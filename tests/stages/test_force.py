@@ -1,4 +1,4 @@
-"""No stage replaces an input of its own: `--force` of every command, against inputs at, above and inside its output."""
+"""`--force` of every command: no stage replaces its own input at, above or inside its output."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Every stage that generates follows what the model's files ask for, and records it."""
+"""Generation settings of a model's files: followed and recorded by every stage that generates."""
 
 import json
 import shutil

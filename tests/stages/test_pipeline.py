@@ -1,4 +1,4 @@
-"""The stages one after another, as a user runs them, on files of every task; and runs that are killed."""
+"""Stages in sequence, as commands, on files of every task; and killed runs."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""`lamp rank` and `lamp merge`, of one file and of a tree: the same bytes whoever does the work, nothing half done."""
+"""`lamp rank` and `lamp merge` of one file and of a tree: the same bytes by any workers, and no incomplete output."""
 
 import json
 import re

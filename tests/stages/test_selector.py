@@ -1,4 +1,4 @@
-"""From rankings to chosen answers: feedback on retrievers, a selector that learns from it, and what it must not see."""
+"""Pipeline from rankings to selected answers: feedback on retrievers, selector training, no leaks into its inputs."""
 
 import json
 import random

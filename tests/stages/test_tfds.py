@@ -1,4 +1,4 @@
-"""`lamp tfds` from the command line: what it makes, when it makes it again, and what is left when it is stopped."""
+"""`lamp tfds` as a command: its output, repeated runs, and interrupted runs."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`lamp train-retriever`: an encoder that others can load, the same bytes each time, and errors that say what to do."""
+"""`lamp train-retriever`: encoders that other libraries load, the same bytes each time, and errors with remedies."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Stages at URLs: what they read stays, what they write arrives whatever its name, what they print names URLs."""
+"""Stages at URLs: inputs are unchanged, outputs are uploaded under any name, messages show URLs."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Users whose adapters learn together learn what each of them would alone."""
+"""Adapters trained in a cohort: equal to those of each user's separate training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What one update of the generator does."""
+"""One update of the generator."""
 
 from dataclasses import replace
 from functools import cache

@@ -1,4 +1,4 @@
-"""Whatever the mesh and the rules, a model learns and says the same; only where its arrays lie differs."""
+"""Meshes and sharding rules: the same training and outputs for all; only the sharding of arrays differs."""
 
 from dataclasses import replace
 from functools import cache

@@ -1,4 +1,4 @@
-"""What one update of a retriever does."""
+"""One update of a retriever."""
 
 from dataclasses import replace
 from functools import cache

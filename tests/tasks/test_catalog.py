@@ -1,4 +1,4 @@
-"""The table of tasks reads inputs and profile items as real files hold them."""
+"""Table of tasks: inputs and profile items of real files."""
 
 from dataclasses import replace
 

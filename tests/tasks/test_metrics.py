@@ -1,4 +1,4 @@
-"""Scores equal what one computes by hand and what scikit-learn says, for any answers, in any order."""
+"""Metrics: equal to manual results and scikit-learn's, for any answers, in any order."""
 
 import math
 import subprocess

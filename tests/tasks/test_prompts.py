@@ -1,4 +1,4 @@
-"""A prompt keeps its budget, its question and its items' own words, whatever the texts are."""
+"""Prompts: within the budget, with the question and the items' own words, for any texts."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What an answer is worth: the task's metric, for LaMP-3 by Eq. 8, or the gold's log-probability."""
+"""Rewards of answers: the task's metric, for LaMP-3 by Eq. 8, or the log-probability of the reference."""
 
 import math
 

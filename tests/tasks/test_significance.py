@@ -1,4 +1,4 @@
-"""Intervals cover as often as they say, and tests equal scipy's, whatever the order of the ids."""
+"""Confidence intervals with their nominal coverage, and tests equal to scipy's, for any order of the ids."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the training loop keeps, and when it ends."""
+"""Training loop: kept models and states, and its end."""
 
 import json
 from contextlib import closing, nullcontext
