@@ -51,9 +51,8 @@ class ItemPhrase:
     """Text of one profile item in a prompt.
 
     `frame` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
-    `measured` is the frame as the public code counts it (REFERENCE 1.5), with a space for the cut text; an integer is a
-    constant count of tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public code has a
-    different frame.
+    `measured` is the frame as the public code counts it, with a space for the cut text; an integer is a constant count of
+    tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public code has a different frame.
     """
 
     frame: str
@@ -158,7 +157,7 @@ class Task:
         return self.practice.frame.format_map({**item, "start": start})
 
     def query(self, question: str, *, reference: bool = False) -> str:
-        """Query of an input, the part that a retriever reads (REFERENCE 1.4).
+        """Query of an input, the part that a retriever reads.
 
         `reference` reads LaMP-1's two references as the public code does, by counting quotation marks.
         Raises MissingMarker where the input does not have the task's format.
