@@ -62,8 +62,9 @@ class _Record:
     where: str
     tally: Tally
 
-    def find(self, name: str, item: Mapping[str, Any] | None = None) -> None:
-        self.tally.find(name, self.where if item is None else f"{self.where}, item {glimpse(item['id'])}")
+    def find(self, name: str, item: Mapping[str, Any] | None = None, *, field: str = "") -> None:
+        where = self.where if item is None else f"{self.where}, item {glimpse(item['id'])}"
+        self.tally.find(name, f"{where}: {field!r}" if field else where)
 
     def check_texts(self) -> None:
         for name, signs, pattern in _ODD_TEXTS:
@@ -318,10 +319,13 @@ def _check_item(
     record: _Record, item: Mapping[str, Any], task: Task, *, fields: Sequence[str], query: str | None
 ) -> None:
     texts = {name: item.get(name) for name in fields}
-    if not all(map(is_text, texts.values())):
-        return record.find("missing text", item)
-    if not all(str(text).strip() for text in texts.values()):
-        record.find("empty text", item)
+    for name, text in texts.items():
+        if not is_text(text):
+            return record.find("missing text", item, field=name)
+    for name, text in texts.items():
+        if not str(text).strip():
+            record.find("empty text", item, field=name)
+            break
     # LaMP-1's labels are not a field of its items.
     if "{text}" in task.template and task.labels and str(texts[task.target]) not in task.labels:
         record.find("unknown label", item)

@@ -138,7 +138,8 @@ def prompt_examples(questions: Iterable[Question], prompts: Iterable[Prompt]) ->
 def gold_of(question: Question, path: str = "the questions") -> str:
     """Reference of a question. LampError with the remedy where it has none."""
     if question.output is None:
-        raise LampError(f"{path}: question {question.id!r} has no gold; add the golds with `lamp merge --outputs`")
+        remedy = "add the golds with `lamp merge --outputs`, or `read_questions(..., golds=...)` in Python"
+        raise LampError(f"{path}: question {question.id!r} has no gold; {remedy}")
     return question.output
 
 
