@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lamp_jax.api_training import Dtype, Sharding, adapters, feedback, finetune, train_retriever
+from lamp_jax.choices import check_choices
 from lamp_jax.config import (
     CORRECT,
     Answering,
@@ -156,6 +157,7 @@ def rank(
     >>> ranked[0].scores[0] >= ranked[0].scores[-1]
     True
     """
+    check_choices(rank, locals())
     found, questions = _task(task), list(questions)
     if retriever == "none":
         return Rows(_ranked(replace(question, profile=()), ()) for question in questions)
@@ -227,6 +229,7 @@ def prompts(
     >>> lamp.prompts(questions, "LaMP-3", tokenizer, num_retrieved=2, max_length=192)[0].used_items
     2
     """
+    check_choices(prompts, locals())
     found, questions = _task(task), list(questions)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     told = PromptSettings(prompting=Prompting(num_retrieved, max_length), compatibility=compatibility)
@@ -253,6 +256,7 @@ def load(
     >>> lamp.load(model_directory).module.config.d_model
     64
     """
+    check_choices(load, locals())
     from lamp_jax.decoding.model import open_model
 
     return open_model(name, Devices(dtype=dtype, sharding=sharding), storage=storage)
@@ -283,6 +287,7 @@ def generate(
     >>> round(sum(answers[0].probabilities.values()), 6)
     1.0
     """
+    check_choices(generate, locals())
     from flax import nnx
 
     from lamp_jax.decoding.answering import answer, read_adapters
@@ -342,6 +347,7 @@ def score(
     >>> lamp.score("LaMP-3", {"1": "4", "2": "2"}, {"1": "5", "2": "2"}).mean
     {'MAE': 0.5, 'RMSE': 0.7071067811865476}
     """
+    check_choices(score, locals())
     given = answers if isinstance(answers, Mapping) else {one.id: one.text for one in answers}
     golds = questions if isinstance(questions, Mapping) else {one.id: gold_of(one) for one in questions}
     return score_answers(_task(task), given, golds, compatibility=compatibility, extra=extra, out_of_range=out_of_range)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lamp_jax.artifacts.feedback import Metrics, Pair, first_pairs, match_feedback
+from lamp_jax.choices import check_choices
 from lamp_jax.config import CORRECT, SCRATCH, Answering, Compatibility, Decoding, Devices, Prompting
 from lamp_jax.data.files import Question, check_unique, question_record
 from lamp_jax.errors import LampError
@@ -66,6 +67,7 @@ def finetune(
     >>> trained.facts["step"]
     2
     """  # fmt: skip
+    check_choices(finetune, locals())
     from lamp_jax.decoding.generation import NOTHING, read_generation
     from lamp_jax.decoding.model import open_model
     from lamp_jax.sharding import set_or_default_mesh
@@ -123,6 +125,7 @@ def feedback(
     >>> lamp.feedback(model, questions[:2], "LaMP-3", profile_size=1, decode="labels")[0].rank
     0
     """
+    check_choices(feedback, locals())
     from flax import nnx
     from tqdm.auto import tqdm
 
@@ -197,6 +200,7 @@ def train_retriever(
     >>> len(lamp.rank(questions[:2], "LaMP-3", "dense", encoder=trained))
     2
     """  # fmt: skip
+    check_choices(train_retriever, locals())
     from lamp_jax.encoding import open_encoder
     from lamp_jax.sharding import set_or_default_mesh
     from lamp_jax.training.divergence import check_converging
@@ -207,8 +211,8 @@ def train_retriever(
         choose_form,
         divide,
         find_start,
-        train_retriever,
     )
+    from lamp_jax.training.retriever import train_retriever as train
 
     found, devices = _task(task), Devices(dtype=dtype, sharding=sharding)
     start_name = str(encoder) if isinstance(encoder, str | Path) else encoder.name
@@ -227,7 +231,7 @@ def train_retriever(
 
         def work(place: Path) -> Mapping[str, Any]:
             check_converging(place)
-            before, progress = train_retriever(
+            before, progress = train(
                 settings, found, divided.train, divided.validation, start, form, output=place, devices=devices
             )
             counts = {"questions": len(divided.train), "skipped_equal_rewards": divided.skipped}
@@ -264,6 +268,7 @@ def adapters(
     >>> len(store.users)
     4
     """  # fmt: skip
+    check_choices(adapters, locals())
     from lamp_jax.artifacts.adapters import open_store
     from lamp_jax.models.families import check_generator_tokenizer
     from lamp_jax.sharding import set_or_default_mesh

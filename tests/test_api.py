@@ -313,6 +313,21 @@ def test_groups_have_rows_of_their_own_and_the_table_shows_them():
     [
         (lambda model: lamp.task("LaMP-9"), "unknown task 'LaMP-9'"),
         (lambda model: lamp.rank(DEV, TASK, "bm52"), "unknown retriever 'bm52': choose one of bm25"),
+        (lambda model: lamp.rank(DEV, TASK, variant="bm25l"), "variant='bm25l': choose one of okapi, lucene"),
+        (lambda model: lamp.load(MODEL, dtype="float16"), "dtype='float16': choose one of float32, bfloat16"),
+        (lambda model: lamp.generate(model, [], decode="label"), "decode='label': choose one of beam, greedy, labels"),
+        (lambda model: lamp.feedback(model, DEV, TASK, reward="bleu"), "reward='bleu': choose one of metric"),
+        (
+            lambda model: lamp.train_retriever("scratch", DEV, [], TASK, lamp.RetrieverTraining(method="KD")),
+            "method='KD': choose one of kd, rl",
+        ),
+        (
+            lambda model: lamp.finetune(
+                MODEL, DEV, DEV, TASK, lamp.GeneratorTraining(learning=lamp.Learning(step_size="relativ"))
+            ),
+            "step_size='relativ': choose one of absolute, relative",
+        ),
+        (lambda model: lamp.adapters(model, DEV, TASK, lamp.AdapterTraining(shared="yes")), "shared='yes': choose one"),
         (lambda model: lamp.compare({}, against="one"), "against='one'"),
         (lambda model: lamp.read_questions([{"id": "1"}]), "the records, 0: 'input' must be a text"),
         (lambda model: lamp.read_questions([asdict(DEV[0])] * 2), "this id occurs twice"),

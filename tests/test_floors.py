@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "version": 0,
     "config": 0,
+    "choices": 1,
     "settings": 1,
     "runs": 1,
     "tasks": 2,
