@@ -51,9 +51,8 @@ class ItemPhrase:
     """Text of one profile item in a prompt.
 
     `frame` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
-    `measured` is the frame as the public code counts it, with a space for the cut text; an integer is a constant count of
-    tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public code has a different frame.
-    """
+    `measured` is the frame as the public code counts it, with a space for the cut text; an integer is a constant count
+    of tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public code has a different frame."""
 
     frame: str
     cut: str
