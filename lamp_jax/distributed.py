@@ -17,7 +17,7 @@ from lamp_jax.runs import processes
 from lamp_jax.runs.processes import Declaration, ProcessGroup
 
 _GET_MILLISECONDS = 1000  # after each, Ctrl-C is handled
-_SHUTDOWN_SECONDS = 10  # for failed processes; those that end normally have waited for each other before
+_SHUTDOWN_SECONDS = 30  # for failed processes; those that end normally have waited for each other before
 
 
 def start(declared: Declaration) -> None:

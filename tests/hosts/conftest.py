@@ -44,7 +44,7 @@ class Started:
 
     def end(self) -> tuple[list[list[int]], str]:
         """The commands' statuses, process by process, and what was printed."""
-        output = self.process.communicate(timeout=240)[0]
+        output = self.process.communicate(timeout=600)[0]
         assert self.process.returncode == 0, output
         return [json.loads((self.notes / f"statuses-{index}").read_text()) for index in range(self.number)], output
 
