@@ -128,7 +128,7 @@ def test_a_training_method_of_three_files_trains(extend, tmp_path):
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses
     assert all(0 < loss < 10 for loss in losses)
-    assert "`hinge`: by how much" in " ".join(explain(tmp_path, "train-retriever").split())
+    assert "`hinge`: difference by which" in " ".join(explain(tmp_path, "train-retriever").split())
 
 
 def explain(folder: Path, command: str) -> str:
