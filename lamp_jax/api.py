@@ -75,11 +75,7 @@ def task(name: str | Task) -> Task:
     >>> lamp.task("lamp_3").labels
     ('1', '2', '3', '4', '5')
     """
-    return _task(name)
-
-
-def _task(name: str | Task) -> Task:
-    return find_task(name) if isinstance(name, str) else name
+    return find_task(name)
 
 
 def tasks() -> tuple[Task, ...]:
@@ -108,7 +104,7 @@ def read_questions(
     >>> lamp.read_questions([record], "LaMP-3", golds={"1": "5"})
     [Question('1', 1 items, 'review: good', output='5')]
     """
-    found = None if task is None else _task(task)
+    found = None if task is None else find_task(task)
     if isinstance(source, str | Path):
         questions, name = files.read_questions(source, task=found, patches=patches), str(source)
     else:
@@ -158,7 +154,7 @@ def rank(
     True
     """
     check_choices(rank, locals())
-    found, questions = _task(task), list(questions)
+    found, questions = find_task(task), list(questions)
     if retriever == "none":
         return Rows(_ranked(replace(question, profile=()), ()) for question in questions)
     if retriever == "dense":
@@ -230,10 +226,10 @@ def prompts(
     2
     """
     check_choices(prompts, locals())
-    found, questions = _task(task), list(questions)
+    found, questions = find_task(task), list(questions)
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
-    told = PromptSettings(prompting=Prompting(num_retrieved, max_length), compatibility=compatibility)
-    made = make_prompts(questions, found, tokenizer, told, retriever=retriever)
+    settings = PromptSettings(prompting=Prompting(num_retrieved, max_length), compatibility=compatibility)
+    made = make_prompts(questions, found, tokenizer, settings, retriever=retriever)
     return Rows(
         QuestionPrompt(question.id, question.user, found.name, one.text, one.tokens, one.used_items, one.fell_back)
         for question, one in zip(questions, _bar(made, "prompts", len(questions)), strict=True)
@@ -297,7 +293,7 @@ def generate(
     prompts = list(prompts)
     if not prompts:
         return Rows()
-    found = _task(task if task is not None else _only({prompt.task for prompt in prompts}))
+    found = find_task(task if task is not None else _only({prompt.task for prompt in prompts}))
     files.check_unique((prompt.id for prompt in prompts), set(), "the prompts")
     answering = Answering(decode, num_beams, generation_max_length, generation_config)
     store = None if adapters is None else open_adapters(adapters, model.directory)
@@ -350,7 +346,9 @@ def score(
     check_choices(score, locals())
     given = answers if isinstance(answers, Mapping) else {one.id: one.text for one in answers}
     golds = questions if isinstance(questions, Mapping) else {one.id: gold_of(one) for one in questions}
-    return score_answers(_task(task), given, golds, compatibility=compatibility, extra=extra, out_of_range=out_of_range)
+    return score_answers(
+        find_task(task), given, golds, compatibility=compatibility, extra=extra, out_of_range=out_of_range
+    )
 
 
 def compare(

@@ -75,7 +75,7 @@ def finetune(
     from lamp_jax.training.generator import FILES, add_profile_targets, check_questions, train_generator
     from lamp_jax.training.loop import check_learning
 
-    found, start, devices = _task(task), _directory(model), Devices(dtype=dtype, sharding=sharding, remat=remat)
+    found, start, devices = find_task(task), _directory(model), Devices(dtype=dtype, sharding=sharding, remat=remat)
     train, validation = list(train), list(validation)
     check_questions(train, found, _TRAIN)
     check_questions(validation, found, _VALIDATION, scored=True)
@@ -132,7 +132,7 @@ def feedback(
     from lamp_jax.decoding.feedback import Trial, likelihood_rater, metric_rater, rate_trials
     from lamp_jax.sharding import check_divides, use_mesh
 
-    found, questions = _task(task), list(questions)
+    found, questions = find_task(task), list(questions)
     check_unique((question.id for question in questions), set(), "the questions")
     golds = {question.id: gold_of(question) for question in questions}
     if reward == "metric":
@@ -214,7 +214,7 @@ def train_retriever(
     )
     from lamp_jax.training.retriever import train_retriever as train
 
-    found, devices = _task(task), Devices(dtype=dtype, sharding=sharding)
+    found, devices = find_task(task), Devices(dtype=dtype, sharding=sharding)
     start_name = str(encoder) if isinstance(encoder, str | Path) else encoder.name
     check_retriever_training(settings)
     questions, feedback = list(questions), list(feedback)
@@ -281,7 +281,7 @@ def adapters(
         train_store,
     )
 
-    found, base, devices = _task(task), _directory(model), Devices(dtype=dtype, sharding=sharding)
+    found, base, devices = find_task(task), _directory(model), Devices(dtype=dtype, sharding=sharding)
     questions = list(questions)
     with set_or_default_mesh():
         check_store_training(settings)
@@ -298,10 +298,6 @@ def adapters(
         run = LibraryRun("adapters", found.name, settings, {"questions": _digest(questions)})
         done = run_in(output, run, work, inputs=[base], makes=FILES, force=force)
         return TrainedStore(open_store(done.directory), done.facts, done.temporary)
-
-
-def _task(name: str | Task) -> Task:
-    return find_task(name) if isinstance(name, str) else name
 
 
 def _directory(model: "Model | str | Path") -> str:

@@ -60,7 +60,6 @@ class Model:
 
 def open_model(name: str | Path, devices: Devices, *, storage: Storage = "float32", **further: Any) -> Model:
     """Model of a directory or hub name, on the current mesh or on all devices. LampError as load_generator."""
-
     tokenizer = load_tokenizer(name)
     check_generator_tokenizer(tokenizer, name)
     with set_or_default_mesh() as mesh:

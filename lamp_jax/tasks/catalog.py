@@ -353,8 +353,13 @@ _ROWS = (
 TASKS = {task.name: task for task in _ROWS}
 
 
-def find_task(name: str) -> Task:
-    """Task called `name`; `LaMP-3`, `LaMP_3` and `lamp_3` are equal. Raises LampError, with all names, for others."""
+def find_task(name: str | Task) -> Task:
+    """Task called `name`; `LaMP-3`, `LaMP_3` and `lamp_3` are equal. Raises LampError, with all names, for others.
+
+    A `Task`, which need not be in the table, is returned unchanged.
+    """
+    if isinstance(name, Task):
+        return name
     wanted = _spelled_alike(name)
     for task in TASKS.values():
         if _spelled_alike(task.name) == wanted:
