@@ -67,10 +67,16 @@ settings.register_profile("quick", deadline=None, max_examples=30)
 settings.register_profile("full", deadline=None, max_examples=100)
 settings.load_profile("quick")
 
-# Tests send these to processes of their own, which must not inherit that they are ignored, as by `nohup pytest &`.
-for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, _default)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """SIGINT and SIGHUP, which tests send to processes of their own, are not ignored by what a test starts.
+
+    They may be: after `nohup pytest &`, and since a test loaded libtpu, which ignores SIGHUP in its process and thereby
+    in every process that this one starts (libtpu 0.0.42.1; `signal.getsignal` does not know it).
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -102,7 +103,9 @@ def compile_step(lowered: Callable[[], Any]) -> tuple[Any, str, float]:
     compiling."""
     start = time.perf_counter()
     try:
-        compiled, words = lowered().compile(), ""
+        with warnings.catch_warnings():  # jax 0.10.2 writes these to its cache and reads none
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+            compiled, words = lowered().compile(), ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

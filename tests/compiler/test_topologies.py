@@ -1,5 +1,6 @@
 """TPU topologies of libtpu: devices, chips, memory; meshes of them; and programs of several slices."""
 
+from dataclasses import replace
 from importlib.metadata import version
 
 import jax
@@ -111,7 +112,8 @@ def test_a_gradient_is_summed_over_slices_apart():
         x = jax.ShapeDtypeStruct((64, 1024), jnp.float32, sharding=NamedSharding(mesh, P("data")))
         weights = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "model")))
         step = jax.jit(jax.grad(loss))
-        found = report.measure("train", topology, mesh, lambda: step.lower(weights, x), None)
+        found, again = (report.measure("train", topology, mesh, lambda: step.lower(weights, x), None) for _ in range(2))
+    assert replace(again, compile_seconds=found.compile_seconds) == found  # the second finds the first in jax's cache
     (kind, summed), *others = found.between_slices.items()
     assert (kind, others) == ("all-reduce", [])
     quarter = 1024 * (1024 // 2) * 4 // 4
