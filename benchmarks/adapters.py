@@ -39,7 +39,7 @@ from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import FLAN_T5_SMALL, T5_SMALL, T5Config
 from lamp_jax.options import Answering, Devices, Lora, Optimization, TrainAdapters
 from lamp_jax.runs.workers import available_cores
-from lamp_jax.sharding import model_layout, open_mesh, place_batch
+from lamp_jax.sharding import model_options, open_mesh, place_batch
 from lamp_jax.training.adapters import AdapterCohorts
 
 DEMO = replace(FLAN_T5_SMALL, vocab_size=1024, d_model=64, d_ff=128, num_layers=2, num_decoder_layers=1, num_heads=2)
@@ -68,7 +68,7 @@ def main() -> None:
         # No token ends an answer, so that all have the same length.
         config = replace(SIZES[options.size], eos_token_id=-1)
         save_generator(T5(config, rngs=nnx.Rngs(SEED)), name)
-        model = cast(T5, load_generator(name, **model_layout(devices)))
+        model = cast(T5, load_generator(name, **model_options(devices)))
         learners = make_learners(options.users, config.vocab_size, short=options.size == "demo")
         compare_losses(model, Path(name), learners[0])
         if options.part != "generate":

@@ -27,7 +27,7 @@ from lamp_jax.models.families import load_generator, save_generator
 from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import T5_SMALL
 from lamp_jax.runs.workers import available_cores
-from lamp_jax.sharding import make_mesh, model_layout, place_batch
+from lamp_jax.sharding import make_mesh, model_options, place_batch
 
 SOURCE, NEW, BEAMS = 256, 31, 4
 
@@ -42,7 +42,7 @@ def main() -> None:
     prompts = rng.integers(3, 32000, (options.batch_size, SOURCE)).astype(np.int32)
     with tempfile.TemporaryDirectory() as name, jax.set_mesh(make_mesh()):
         save_generator(T5(T5_SMALL, rngs=nnx.Rngs(0)), name)
-        graph, params = nnx.split(load_generator(name, **model_layout(Devices())))
+        graph, params = nnx.split(load_generator(name, **model_options(Devices())))
         search = jax.jit(
             lambda params, source: (
                 beam_search(nnx.merge(graph, params), source, num_beams=BEAMS, max_new_tokens=NEW).tokens

@@ -30,28 +30,30 @@ from typing import Any
 import numpy as np
 
 from lamp_jax.artifacts import old_store
-from lamp_jax.artifacts.adapters import AdapterStore, Entry, Form, create_store, open_store
+from lamp_jax.artifacts.adapters import AdapterEntry, AdapterForm, AdapterStore, create_store, open_store
 
 BLOCK, READ = 4096, 64
 
 
-def make_form(numbers: int) -> Form:
-    return Form("random", "random", 1, 32.0, ("q",), {"q.down": (numbers // 2,), "q.up": (numbers // 2,)}, "bfloat16")
+def make_form(numbers: int) -> AdapterForm:
+    return AdapterForm(
+        "random", "random", 1, 32.0, ("q",), {"q.down": (numbers // 2,), "q.up": (numbers // 2,)}, "bfloat16"
+    )
 
 
 class OldStore:
     """The first version's store: all users are read on opening."""
 
-    def __init__(self, directory: Path, form: Form):
+    def __init__(self, directory: Path, form: AdapterForm):
         self._directory, self._size = directory, form.bytes_per_user
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, AdapterEntry] = {}
         self._rows: dict[str, int] = {}
         self._checksums: list[int] = []
         parsed = [json.loads(line) for line in (directory / old_store.USERS).read_bytes().splitlines(keepends=True)]
         for line in parsed:
             self._rows[line["user"]] = len(self._rows)
             self._checksums.append(line["crc32"])
-            self.entries[line["user"]] = Entry(line["user"], line["items"], line["updates"], line["loss"])
+            self.entries[line["user"]] = AdapterEntry(line["user"], line["items"], line["updates"], line["loss"])
 
     def read(self, users: list[str]) -> np.ndarray:
         records = np.empty((len(users), self._size), np.uint8)
@@ -63,29 +65,33 @@ class OldStore:
         return records
 
 
-def blocks(form: Form, first: int, stop: int, size: int) -> Iterator[tuple[list[Entry], dict[str, np.ndarray]]]:
+def blocks(
+    form: AdapterForm, first: int, stop: int, size: int
+) -> Iterator[tuple[list[AdapterEntry], dict[str, np.ndarray]]]:
     """Users "0", "1", ..., with their adapters."""
     rng = np.random.default_rng(first)
     for start in range(first, stop, size):
-        entries = [Entry(str(user), 10, 30, 1.0) for user in range(start, min(start + size, stop))]
+        entries = [AdapterEntry(str(user), 10, 30, 1.0) for user in range(start, min(start + size, stop))]
         shapes = {name: (len(entries), *shape) for name, shape in form.shapes.items()}
         yield entries, {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def append_old(directory: Path, form: Form, entries: list[Entry], adapters: dict[str, np.ndarray]) -> None:
+def append_old(
+    directory: Path, form: AdapterForm, entries: list[AdapterEntry], adapters: dict[str, np.ndarray]
+) -> None:
     import ml_dtypes
 
     numbers = np.concatenate([adapters[name] for name in form.shapes], axis=1).astype(ml_dtypes.bfloat16)
     old_store.append_users(directory, entries, numbers)
 
 
-def make_store(directory: Path, form: Form, users: int) -> None:
+def make_store(directory: Path, form: AdapterForm, users: int) -> None:
     with closing(create_store(directory, form)) as store:
         for entries, adapters in blocks(form, 0, users, BLOCK):
             store.append(entries, adapters)
 
 
-def make_old_store(directory: Path, form: Form, users: int) -> None:
+def make_old_store(directory: Path, form: AdapterForm, users: int) -> None:
     directory.mkdir(parents=True)
     for entries, adapters in blocks(form, 0, users, BLOCK):
         append_old(directory, form, entries, adapters)
@@ -106,11 +112,11 @@ def written() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
 
-def open_any(directory: Path, form: Form, *, old: bool) -> Any:
+def open_any(directory: Path, form: AdapterForm, *, old: bool) -> Any:
     return OldStore(directory, form) if old else open_store(directory)
 
 
-def measure_here(directory: Path, form: Form, users: int, *, old: bool, repeats: int) -> dict[str, float]:
+def measure_here(directory: Path, form: AdapterForm, users: int, *, old: bool, repeats: int) -> dict[str, float]:
     """Of a process that does nothing else: opening and reading."""
     before, start = resident(), time.perf_counter()
     store = open_any(directory, form, old=old)
@@ -136,7 +142,7 @@ def measure_opening(directory: Path, users: int, *, old: bool, processes: int) -
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
-def measure_appends(append: Callable[..., None], form: Form, users: int, count: int) -> dict[str, float]:
+def measure_appends(append: Callable[..., None], form: AdapterForm, users: int, count: int) -> dict[str, float]:
     times, size, before = [], 0, written()
     for entries, adapters in blocks(form, users, users + READ * count, READ):
         start = time.perf_counter()
@@ -147,7 +153,7 @@ def measure_appends(append: Callable[..., None], form: Form, users: int, count: 
     return {"append, ms": statistics.median(times), "longest, ms": max(times), "written a byte": ratio}
 
 
-def append_to(directory: Path, form: Form, users: int, count: int) -> dict[str, float]:
+def append_to(directory: Path, form: AdapterForm, users: int, count: int) -> dict[str, float]:
     start = time.perf_counter()
     with closing(create_store(directory, form)) as store:
         opened = 1000 * (time.perf_counter() - start)
@@ -159,7 +165,7 @@ def count_files(store: AdapterStore) -> str:
     return f"{len(shards)} shards, {len(index)} index segments"
 
 
-def compare(folder: Path, form: Form, users: int, *, old: bool, processes: int, appends: int) -> None:
+def compare(folder: Path, form: AdapterForm, users: int, *, old: bool, processes: int, appends: int) -> None:
     print(f"{users:,} users of {form.bytes_per_user} bytes", flush=True)
     new, first = folder / f"new-{users}", folder / f"old-{users}"
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lamp_jax.artifacts.feedback import Metrics, Pair, first_pairs, match_feedback
+from lamp_jax.artifacts.feedback import MetricValues, QuestionItem, first_pairs, match_feedback
 from lamp_jax.choices import check_choices
 from lamp_jax.config import CORRECT, SCRATCH, Answering, Compatibility, Decoding, Devices, Prompting
 from lamp_jax.data.files import Question, check_unique, question_record
@@ -24,7 +24,7 @@ from lamp_jax.runs.json_files import encode
 from lamp_jax.runs.library import LibraryRun, run_in
 from lamp_jax.settings import AdapterTraining, GeneratorTraining, RetrieverTraining
 from lamp_jax.tasks.catalog import Task, find_task
-from lamp_jax.tasks.metrics import check_golds
+from lamp_jax.tasks.metrics import check_references
 from lamp_jax.tasks.rewards import LIKELIHOOD, Reward, reward_of
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def feedback(
     check_unique((question.id for question in questions), set(), "the questions")
     golds = {question.id: gold_of(question) for question in questions}
     if reward == "metric":
-        check_golds(found, golds, path="the questions")
+        check_references(found, golds, path="the questions")
     answering = Answering(decode, num_beams, generation_max_length, generation_config)
     pairs = first_pairs(questions, profile_size)
     trials = [Trial(replace(pair.question, profile=(pair.question.profile[pair.rank],)), pair.names) for pair in pairs]
@@ -312,7 +312,7 @@ def _score_questions(
     if settings.reward == "likelihood" and rows and not any(LIKELIHOOD in row.metrics for row in rows):
         raise LampError(f'{name}: their feedback has no {LIKELIHOOD}; ask for it with feedback(reward="likelihood")')
 
-    def look_up(pair: Pair) -> Metrics | None:
+    def look_up(pair: QuestionItem) -> MetricValues | None:
         return by_pair.get((pair.question.id, pair.item_id))
 
     metrics = match_feedback(look_up, task, questions, profile_size=settings.profile_size, name=name)

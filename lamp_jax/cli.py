@@ -61,7 +61,7 @@ def _run(stage: str, work: Callable[[], None]) -> None:
         from lamp_jax import distributed as hosts  # imported here because it imports jax
 
         hosts.start(declared)
-    if stage in JOINT and processes.how_many() > 1:
+    if stage in JOINT and processes.process_count() > 1:
         _run_jointly(work)
     elif stage in JOINT:
         with processes.on_sigterm(_stop):
@@ -80,14 +80,14 @@ def _work(run: Callable[[Any], None], options: Any) -> None:
     """Runs the stage on local copies of the files that its options name by URL."""
     with naming_urls():
         try:
-            run(remote.bring(options))
+            run(remote.fetch_urls(options))
         except BaseException:
             try:
-                remote.leave()
+                remote.send_and_forget()
             except LampError as error:  # in addition to the error that is raised
                 print(f"lamp: {error}", file=sys.stderr)
             raise
-        remote.leave()
+        remote.send_and_forget()
 
 
 def _run_jointly(work: Callable[[], None]) -> None:

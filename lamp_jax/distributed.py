@@ -14,21 +14,21 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.runs import processes
-from lamp_jax.runs.processes import Declaration, ProcessGroup
+from lamp_jax.runs.processes import GroupDeclaration, ProcessGroup
 
 _GET_MILLISECONDS = 1000  # after each, Ctrl-C is handled
 _SHUTDOWN_SECONDS = 30  # for failed processes; those that end normally have waited for each other before
 
 
-def start(declared: Declaration) -> None:
+def start(declared: GroupDeclaration) -> None:
     """Joins the process group, once, before jax starts. LampError if the processes do not find each other."""
-    if processes.how_many() > 1:
+    if processes.process_count() > 1:
         return
     said = {"coordinator_address": declared.address, "num_processes": declared.number, "process_id": declared.index}
     try:
         jax.distributed.initialize(**(said if declared.address else {}), shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
     except (RuntimeError, ValueError) as error:
-        where = declared.address or f"{processes.FIND}=all"
+        where = declared.address or f"{processes.HOSTS}=all"
         raise LampError(f"{where}: the processes did not find each other ({error})") from None
     state = distributed.global_state
     client = state.client
@@ -46,7 +46,7 @@ def start(declared: Declaration) -> None:
     def put(name: str, value: str) -> None:
         client.key_value_set_bytes(name, value.encode())
 
-    processes.join(ProcessGroup(state.num_processes, state.process_id, put, get))
+    processes.join_group(ProcessGroup(state.num_processes, state.process_id, put, get))
 
 
 def read(values: jax.Array) -> np.ndarray:
@@ -62,7 +62,7 @@ def watch() -> Iterator[Callable[[int], bool]]:
 
     All processes call it for every step and get the same answer, even if only one received the signal.
     """
-    if processes.how_many() > 1:  # jax has its own handler
+    if processes.process_count() > 1:  # jax has its own handler
         yield multihost_utils.reached_preemption_sync_point
         return
     asked = threading.Event()
@@ -76,5 +76,5 @@ _stops = count()  # jax stops at the number after the largest that any process h
 def stop_if_asked() -> None:
     """Raises Preempted after SIGTERM, after the same batch on all processes; a single process is stopped
     immediately."""
-    if processes.how_many() > 1 and multihost_utils.reached_preemption_sync_point(next(_stops)):
+    if processes.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_stops)):
         raise Preempted

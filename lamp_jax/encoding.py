@@ -26,7 +26,7 @@ from lamp_jax.retrieval.dense import Embed, rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.retrieval.scored import Ranked
 from lamp_jax.runs.library import TemporaryPlace
-from lamp_jax.sharding import DATA_PARALLEL, mesh_is_set, model_layout, on_cpu, own_rows, place_batch, shards
+from lamp_jax.sharding import DATA_PARALLEL, mesh_is_set, model_options, on_cpu, own_rows, place_batch, shards
 from lamp_jax.tasks.catalog import Task
 
 # Number of texts that are sorted by length together: enough to fill batches, few enough to keep their tokens in memory.
@@ -73,7 +73,7 @@ def open_encoder(
     """
     found = find_encoder(name, find_model(name))
     reader = open_reader(found, encoding, max_length=max_length)
-    graph, params = nnx.split(load_bert(found.source, **model_layout(devices)))
+    graph, params = nnx.split(load_bert(found.source, **model_options(devices)))
     encoders = TextEncoders(graph, reader, batch_tokens=batch_tokens)
     queries = partial(encoders.queries, params)
     documents = queries if encoders.queries is encoders.documents else partial(encoders.documents, params)
@@ -194,12 +194,12 @@ class Encoder:
                 for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN, own=own_rows):
                     found = self._apply(params, place_batch(batch.source))
                     if waiting:  # results are read one batch late, so that the device is never idle
-                        yield _whole(*waiting)
+                        yield _gather(*waiting)
                     waiting = ([start + place for place in places], found)
                     bar.update(len(places))
                 if waiting:
-                    yield _whole(*waiting)
+                    yield _gather(*waiting)
 
 
-def _whole(places: list[int], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
+def _gather(places: list[int], vectors: jax.Array) -> tuple[list[int], np.ndarray]:
     return places, read(vectors)[: len(places)]  # the other rows are padding

@@ -79,7 +79,7 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def model_layout(devices: Devices) -> dict[str, Any]:
+def model_options(devices: Devices) -> dict[str, Any]:
     """Keyword arguments of models and their loaders for type, remat, attention order and sharding.
 
     Attention is computed for a few rows at a time on CPUs, whose caches hold no more; the result is the same.
@@ -192,7 +192,7 @@ def mesh_is_set() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def layout_of(x: jax.Array) -> P | None:
+def sharding_of(x: jax.Array) -> P | None:
     """Partition spec of an array on the current mesh, for `out_sharding=`; None without a mesh."""
     return jax.typeof(x).sharding.spec if mesh_is_set() else None
 

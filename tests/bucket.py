@@ -27,6 +27,6 @@ def url(path: Path) -> str:
 
 def let_orbax_write(monkeypatch) -> None:
     """Checkpoints go to such a bucket too, where orbax knows of none."""
-    place = remote.checkpoint_place
+    place = remote.checkpoint_location
     monkeypatch.setattr(remote, "_NATIVE", ("gs://", "s3://", "bucket://"))
-    monkeypatch.setattr(remote, "checkpoint_place", lambda path: place(path).replace("bucket://", "/"))
+    monkeypatch.setattr(remote, "checkpoint_location", lambda path: place(path).replace("bucket://", "/"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from lamp_jax.artifacts.feedback import read_feedback
 from lamp_jax.artifacts.selector import read_candidates
-from lamp_jax.data.chunks import cut
+from lamp_jax.data.chunks import cut_chunks
 from lamp_jax.data.files import Question, read_outputs, read_questions
 from lamp_jax.datasets.checking import check_file
 from lamp_jax.errors import LampError
@@ -241,7 +241,7 @@ def _question_readers(task: Task, beside: dict[str, Path]) -> dict[str, Reader]:
 
 
 def _rank(path: Path, *, ranker: str, task: Task) -> None:
-    for chunk in cut(path):
+    for chunk in cut_chunks(path):
         rank_chunk(chunk, ranker=ranker, task=task, options=RankOptions(workers=1))
 
 
@@ -250,7 +250,7 @@ def _merge(path: Path, *, beside: dict[str, Path], role: str) -> None:
     options = Merge(
         questions=str(files["questions"]), outputs=str(files["outputs"]), ranking=str(files["ranking"]), output=""
     )
-    for chunk in cut(options.questions):
+    for chunk in cut_chunks(options.questions):
         for merged in merge_chunk(chunk, options=options):
             assert not merged.record or parse_record(merged.record)["id"] == merged.question_id
 

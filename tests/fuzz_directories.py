@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lamp_jax.artifacts.adapters import Entry, create_store
+from lamp_jax.artifacts.adapters import AdapterEntry, create_store
 from lamp_jax.artifacts.feedback import feedback_record, read_feedback, read_retriever_feedback, shard_file
 from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
 from lamp_jax.config import Answering, Devices, Lora
@@ -151,7 +151,7 @@ def _make_adapters(folder: Path) -> dict[str, Kind]:
     rng = np.random.default_rng(0)
     adapters = {name: rng.normal(size=(3, *shape)).astype(np.float32) for name, shape in form.shapes.items()}
     made = create_store(store, form)
-    made.append([Entry(f"u{number}", 3, 2, 0.5) for number in range(3)], adapters)
+    made.append([AdapterEntry(f"u{number}", 3, 2, 0.5) for number in range(3)], adapters)
     made.close()
     record = {"stage": "trainadapters", "fingerprint": "x", "finished": True, "users": 3}
     (store / "run.json").write_text(json.dumps(record))

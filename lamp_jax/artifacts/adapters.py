@@ -27,11 +27,11 @@ from lamp_jax.artifacts.segments import (
     POSTING,
     ROW,
     SHARDS,
-    Entry,
-    Index,
-    Kind,
+    AdapterEntry,
+    IndexFile,
     Segment,
-    Shard,
+    SegmentKind,
+    ShardFile,
     count_merged,
     hash_user,
     is_segment,
@@ -42,10 +42,10 @@ from lamp_jax.artifacts.segments import (
 from lamp_jax.artifacts.tensor_files import damaged
 from lamp_jax.config import Lora
 from lamp_jax.errors import LampError
-from lamp_jax.runs.journals import lock
-from lamp_jax.runs.json_files import check_fetched, glimpse, read_json, write_json
+from lamp_jax.runs.journals import open_locked
+from lamp_jax.runs.json_files import check_fetched, read_json, short_repr, write_json
 from lamp_jax.runs.processes import on_first
-from lamp_jax.runs.remote import Pace
+from lamp_jax.runs.remote import PublishThrottle
 
 EVERYBODY = "everybody"
 """User id of the adapter that is shared by all users without their own."""
@@ -60,7 +60,7 @@ _LOCK = ".adapters.lamp.lock"
 
 _TYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _TENSOR_TYPES = {"float32": "F32", "bfloat16": "BF16"}
-_FORM_KINDS: dict[str, tuple[type, ...]] = {
+_FORM_TYPES: dict[str, tuple[type, ...]] = {
     "base": (str,),
     "base_name": (str,),
     "rank": (int,),
@@ -69,14 +69,14 @@ _FORM_KINDS: dict[str, tuple[type, ...]] = {
     "shapes": (dict,),
     "dtype": (str,),
 }
-_LIST_KINDS: dict[str, tuple[type, ...]] = {"version": (int,), "segments": (list,), "crc32": (int,)}
+_LIST_TYPES: dict[str, tuple[type, ...]] = {"version": (int,), "segments": (list,), "crc32": (int,)}
 _SEGMENT = re.compile(r"(adapters|index)-(\d{12})-(\d{12})\.safetensors (\d{1,18}) ([0-9a-f]{16})")
-_MOST = 2**63
+_LIMIT = 2**63
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Form:
+class AdapterForm:
     """Common properties of all adapters of a store."""
 
     base: str
@@ -109,7 +109,7 @@ class Form:
             start = stop
 
 
-class Segments(NamedTuple):
+class StoreSegments(NamedTuple):
     """Segment files of a store, in the order of their rows."""
 
     shards: tuple[Segment, ...] = ()
@@ -124,11 +124,11 @@ class Segments(NamedTuple):
         return {segment.name for segment in (*self.shards, *self.index)}
 
 
-class _Found(NamedTuple):
+class _LocatedAdapter(NamedTuple):
     """Row of a user in the store, the adapter's entry, and the checksum of its numbers."""
 
     row: int
-    entry: Entry
+    entry: AdapterEntry
     checksum: int
 
 
@@ -142,15 +142,17 @@ class AdapterStore:
     state at opening, or a later one if another command appends.
     """
 
-    def __init__(self, directory: Path, form: Form, segments: Segments, *, held: Sequence[IO[bytes]] | None = None):
+    def __init__(
+        self, directory: Path, form: AdapterForm, segments: StoreSegments, *, held: Sequence[IO[bytes]] | None = None
+    ):
         self.directory, self.form = directory, form
-        self.entries: Mapping[str, Entry] = _Entries(self)
+        self.entries: Mapping[str, AdapterEntry] = _Entries(self)
         """By user, in the order of the rows."""
         self.segments = segments
-        self._held, self._pace = held, Pace()
+        self._held, self._pace = held, PublishThrottle()
         self._opened: dict[str, Any] = {}
 
-    def append(self, entries: Sequence[Entry], adapters: Mapping[str, np.ndarray]) -> None:
+    def append(self, entries: Sequence[AdapterEntry], adapters: Mapping[str, np.ndarray]) -> None:
         """Appends users; they are on disk when this returns. `adapters` has each array of the form, [users, *its
         shape].
 
@@ -182,7 +184,7 @@ class AdapterStore:
 
         return set(look() if self._held is None else on_first(look))
 
-    def find(self, users: Sequence[str]) -> dict[str, Entry]:
+    def find(self, users: Sequence[str]) -> dict[str, AdapterEntry]:
         """Entries of those users who have an adapter."""
         return {user: found.entry for user, found in self._reading(lambda: self._locate(users)).items()}
 
@@ -202,7 +204,7 @@ class AdapterStore:
             rows[name][places] = values
         return rows
 
-    def scan(self) -> Iterator[Entry]:
+    def scan(self) -> Iterator[AdapterEntry]:
         """Entries of all users in order, read shard by shard. LampError for a damaged one."""
         row = 0
         while row < self.segments.users:
@@ -255,22 +257,22 @@ class AdapterStore:
             self._opened[segment.name] = self._open_anew(segment)
         return self._opened[segment.name]
 
-    def _open_anew(self, segment: Segment) -> Shard | Index:
+    def _open_anew(self, segment: Segment) -> ShardFile | IndexFile:
         if segment.kind == INDEX:
-            return Index(self.directory, segment)
+            return IndexFile(self.directory, segment)
         size = self.form.bytes_per_user // _TYPES[self.form.dtype].itemsize
-        return Shard(self.directory, segment, _TENSOR_TYPES[self.form.dtype], size)
+        return ShardFile(self.directory, segment, _TENSOR_TYPES[self.form.dtype], size)
 
-    def _shard_of(self, row: int) -> Shard:
+    def _shard_of(self, row: int) -> ShardFile:
         shards = self.segments.shards
         return self._open(shards[bisect_right(shards, row, key=lambda segment: segment.first) - 1])
 
-    def _entries_from(self, row: int) -> list[Entry]:
+    def _entries_from(self, row: int) -> list[AdapterEntry]:
         """Entries of a row and of the rows after it in its shard."""
         shard = self._shard_of(row)
         return list(shard.entries())[row - shard.segment.first :]
 
-    def _locate(self, users: Iterable[str]) -> dict[str, _Found]:
+    def _locate(self, users: Iterable[str]) -> dict[str, _LocatedAdapter]:
         """Located adapters of those users who have one."""
         wanted, found = list(dict.fromkeys(users)), {}
         hashes = np.array([hash_user(user_bytes(user)) for user in wanted], np.uint64)
@@ -284,10 +286,10 @@ class AdapterStore:
                 if entry is None:
                     raise damaged(shard.file.path, f"the adapter of user {user!r}")
                 if entry[0].user == user:
-                    found[user] = _Found(row, *entry)
+                    found[user] = _LocatedAdapter(row, *entry)
         return found
 
-    def _records(self, users: Sequence[str], found: Mapping[str, _Found]) -> np.ndarray:
+    def _records(self, users: Sequence[str], found: Mapping[str, _LocatedAdapter]) -> np.ndarray:
         """Checked bytes of the users' adapters, uint8 [n, bytes per user]."""
         unknown = [user for user in users if user not in found]
         if unknown:
@@ -303,7 +305,7 @@ class AdapterStore:
             records[place] = np.frombuffer(data, np.uint8)
         return records
 
-    def _visit(self, rows: Iterable[tuple[int, Value]]) -> Iterator[tuple[tuple[int, Value], Shard, IO[bytes]]]:
+    def _visit(self, rows: Iterable[tuple[int, Value]]) -> Iterator[tuple[tuple[int, Value], ShardFile, IO[bytes]]]:
         """Rows in ascending order, each with its value, its shard and the shard's open file."""
         ordered = sorted(rows, key=lambda one: one[0])
         for shard, group in groupby(ordered, key=lambda one: self._shard_of(one[0])):
@@ -315,14 +317,14 @@ class AdapterStore:
         numbers = records.view(_TYPES[self.form.dtype])
         return {name: numbers[:, part].reshape(len(records), *shape) for name, shape, part in self.form.parts()}
 
-    def _check_new(self, entries: Sequence[Entry]) -> None:
+    def _check_new(self, entries: Sequence[AdapterEntry]) -> None:
         known, seen = self.known([entry.user for entry in entries]), set[str]()
         for entry in entries:
             if entry.user in known:
                 raise LampError(f"{self.directory}: user {entry.user!r} has an adapter already; leave the user out")
             if entry.user in seen:
                 raise LampError(f"{self.directory}: user {entry.user!r} is given twice; give each user once")
-            if max(abs(entry.items), abs(entry.updates)) >= _MOST:
+            if max(abs(entry.items), abs(entry.updates)) >= _LIMIT:
                 raise LampError(f"{self.directory}: user {entry.user!r}: {entry.items} items; give less than 2**63")
             seen.add(entry.user)
 
@@ -369,7 +371,7 @@ class AdapterStore:
                     f"{self.directory}: adapter of user {user!r} {fault}; train it again, or leave the user out"
                 )
 
-    def _write(self, entries: Sequence[Entry], numbers: np.ndarray) -> list[str]:
+    def _write(self, entries: Sequence[AdapterEntry], numbers: np.ndarray) -> list[str]:
         """Writes new segments, then the list of segments, and removes merged segments last."""
         (shards, index), start, names = self.segments, self.segments.users, self.segments.names
         many = count_merged(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
@@ -378,15 +380,15 @@ class AdapterStore:
         many = count_merged(index, INDEX, len(entries), POSTING.itemsize)
         kept, merged = index[: len(index) - many], [self._open(one) for one in index[len(index) - many :]]
         index = (*kept, write_index(self.directory, merged, start, [entry.user for entry in entries]))
-        segments = Segments(shards, index)
+        segments = StoreSegments(shards, index)
         write_json(self.directory / FORM, _contents(self.form, segments))
         for name in names - segments.names:
             (self.directory / name).unlink(missing_ok=True)
         self._pace.publish()
-        return _listed(segments)
+        return _segment_lines(segments)
 
 
-class _Entries(Mapping[str, Entry]):
+class _Entries(Mapping[str, AdapterEntry]):
     """The entries of a store by user, which are read as they are asked for."""
 
     def __init__(self, store: AdapterStore):
@@ -401,19 +403,19 @@ class _Entries(Mapping[str, Entry]):
     def __contains__(self, user: object) -> bool:
         return isinstance(user, str) and bool(self._store.known([user]))
 
-    def __getitem__(self, user: str) -> Entry:
+    def __getitem__(self, user: str) -> AdapterEntry:
         return self._store.find([user])[user]
 
-    def values(self) -> ValuesView[Entry]:
+    def values(self) -> ValuesView[AdapterEntry]:
         return _EntryValues(self)
 
 
-class _EntryValues(ValuesView[Entry]):
-    def __iter__(self) -> Iterator[Entry]:
+class _EntryValues(ValuesView[AdapterEntry]):
+    def __iter__(self) -> Iterator[AdapterEntry]:
         return self._mapping._store.scan()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def create_store(directory: str | Path, form: Form) -> AdapterStore:
+def create_store(directory: str | Path, form: AdapterForm) -> AdapterStore:
     """Store opened to append: a new one, or the existing one, if it has this form (check_form).
 
     LampError while another command appends to it, which is checked first, and for a store with missing files, which is
@@ -423,14 +425,14 @@ def create_store(directory: str | Path, form: Form) -> AdapterStore:
     held: list[IO[bytes]] = []
 
     def settle() -> dict[str, Any]:
-        held.append(_hold(directory))
-        return _settle(directory, form)
+        held.append(_lock_store(directory))
+        return _prepare_form(directory, form)
 
     def check(store: AdapterStore) -> None:
         store.check_files()
         store.sweep()
 
-    store = AdapterStore(directory, form, Segments(), held=held)
+    store = AdapterStore(directory, form, StoreSegments(), held=held)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
         contents = on_first(settle)
@@ -452,19 +454,19 @@ def open_store(directory: str | Path) -> AdapterStore:
     return store
 
 
-def read_store_form(directory: str | Path) -> Form | None:
+def read_store_form(directory: str | Path) -> AdapterForm | None:
     """Form of a store; None where there is no store. LampError for an invalid form."""
     contents = _read_contents(Path(directory))
     return None if contents is None else _parse_form(contents, Path(directory) / FORM)
 
 
-def read_old_form(directory: str | Path) -> Form:
+def read_old_form(directory: str | Path) -> AdapterForm:
     """Form of a store of an earlier version. LampError for an invalid form."""
     path = Path(directory) / FORM
     return _parse_form(read_json(path), path)
 
 
-def read_segments(directory: Path) -> Segments:
+def read_segments(directory: Path) -> StoreSegments:
     """Segments listed in a store. LampError where there is no store."""
     contents = _read_contents(directory)
     if contents is None:
@@ -472,7 +474,7 @@ def read_segments(directory: Path) -> Segments:
     return _parse_segments(contents["segments"], directory / FORM)
 
 
-def check_form(store: Form, wanted: Form, *, where: str | Path = "the store") -> None:
+def check_form(store: AdapterForm, wanted: AdapterForm, *, where: str | Path = "the store") -> None:
     """LampError, with every difference and both values, unless two forms describe the same adapters.
 
     The name of the base and the order of targets and arrays are ignored.
@@ -497,7 +499,7 @@ def count_users(users: Collection[str]) -> str:
     return f"{len(users)} users" + (f" ({_first(users)})" if users else "")
 
 
-def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
+def _compared(store: AdapterForm, wanted: AdapterForm) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of each property but the base; of differing shapes the first few."""
     for name in ("rank", "alpha", "dtype"):
         yield name, getattr(store, name), getattr(wanted, name)
@@ -509,19 +511,19 @@ def _compared(store: Form, wanted: Form) -> Iterator[tuple[str, Any, Any]]:
     yield from [one for one in shapes if one[1] != one[2]][:_SHOWN]
 
 
-def _hold(directory: Path) -> IO[bytes]:
+def _lock_store(directory: Path) -> IO[bytes]:
     """Lock of a store, released when it is closed. LampError where another command holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _LOCK
     while True:
-        file = lock(path, name=directory)
+        file = open_locked(path, name=directory)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # the command that had it removed it in between
 
 
-def _settle(directory: Path, form: Form) -> dict[str, Any]:
+def _prepare_form(directory: Path, form: AdapterForm) -> dict[str, Any]:
     """Contents of the store's `adapters.json`, which is written where missing."""
     path, contents = directory / FORM, _read_contents(directory)
     if contents is not None:
@@ -530,24 +532,24 @@ def _settle(directory: Path, form: Form) -> dict[str, Any]:
     for part in sorted(directory.iterdir()):
         if is_segment(part.name) or (part.name in old_store.FILES and part.stat().st_size):
             raise LampError(f"{part}: is there without {FORM}; bring that back, or move this away")
-    contents = _contents(form, Segments())
+    contents = _contents(form, StoreSegments())
     _parse_form(contents, path)
     write_json(path, contents)
     return contents
 
 
-def _contents(form: Form, segments: Segments) -> dict[str, Any]:
-    listed = _listed(segments)
+def _contents(form: AdapterForm, segments: StoreSegments) -> dict[str, Any]:
+    listed = _segment_lines(segments)
     common = {one.name: getattr(form, one.name) for one in fields(form)} | {"shapes": dict(form.shapes)}
-    return {"version": VERSION, **common, "segments": listed, "crc32": _sum(listed)}
+    return {"version": VERSION, **common, "segments": listed, "crc32": _checksum(listed)}
 
 
-def _listed(segments: Segments) -> list[str]:
+def _segment_lines(segments: StoreSegments) -> list[str]:
     every = (*segments.shards, *segments.index)
     return [f"{segment.name} {segment.size} {segment.digest}" for segment in every]
 
 
-def _sum(listed: Sequence[str]) -> int:
+def _checksum(listed: Sequence[str]) -> int:
     return zlib.crc32("\n".join(listed).encode())
 
 
@@ -557,42 +559,45 @@ def _read_contents(directory: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     contents = read_json(path)
-    _check_kinds(contents, _FORM_KINDS, str(path))
+    _check_kinds(contents, _FORM_TYPES, str(path))
     if "version" not in contents and old_store.is_old(directory):
         raise LampError(
             f"{directory}: a store of an earlier version of lamp; make one of this version of it: "
             f"lamp convert-store --store {directory} --output NEW"
         )
-    _check_kinds(contents, _LIST_KINDS, str(path))
+    _check_kinds(contents, _LIST_TYPES, str(path))
     if contents["version"] != VERSION:
         raise LampError(f"{path}: of version {contents['version']}, and this lamp knows {VERSION}; use a newer lamp")
-    if not all(isinstance(one, str) for one in contents["segments"]) or _sum(contents["segments"]) != contents["crc32"]:
+    if (
+        not all(isinstance(one, str) for one in contents["segments"])
+        or _checksum(contents["segments"]) != contents["crc32"]
+    ):
         raise damaged(path, "the list of segments")
     return contents
 
 
-def _parse_segments(listed: Sequence[str], path: Path) -> Segments:
+def _parse_segments(listed: Sequence[str], path: Path) -> StoreSegments:
     """Segments in a list of lines. LampError unless those of each kind cover all users."""
     found: dict[str, list[Segment]] = {SHARDS.name: [], INDEX.name: []}
     for one in listed:
         match = _SEGMENT.fullmatch(one)
         if match is None:
-            raise damaged(path, f"the segment {glimpse(one)}")
+            raise damaged(path, f"the segment {short_repr(one)}")
         name, first, stop, size, digest = match.groups()
-        kind: Kind = {SHARDS.name: SHARDS, INDEX.name: INDEX}[name]
+        kind: SegmentKind = {SHARDS.name: SHARDS, INDEX.name: INDEX}[name]
         before = found[name][-1].stop if found[name] else 0
         segment = Segment(kind, int(first), int(stop), int(size), digest)
         if not before == segment.first < segment.stop:
             raise damaged(path, "the list of segments")
         found[name].append(segment)
-    segments = Segments(*(tuple(found[kind.name]) for kind in (SHARDS, INDEX)))
+    segments = StoreSegments(*(tuple(found[kind.name]) for kind in (SHARDS, INDEX)))
     if segments.users != (segments.index[-1].stop if segments.index else 0):
         raise damaged(path, "the list of segments")
     return segments
 
 
-def _parse_form(contents: Any, path: Path) -> Form:
-    _check_kinds(contents, _FORM_KINDS, str(path))
+def _parse_form(contents: Any, path: Path) -> AdapterForm:
+    _check_kinds(contents, _FORM_TYPES, str(path))
     targets, shapes, dtype = contents["targets"], contents["shapes"], contents["dtype"]
     sizes = [size for shape in shapes.values() for size in (shape if isinstance(shape, list | tuple) else (None,))]
     for name, right in (
@@ -603,8 +608,8 @@ def _parse_form(contents: Any, path: Path) -> Form:
         ("alpha", 0 < contents["alpha"] < math.inf),
     ):
         if not right:
-            raise _not_whole(str(path), name, contents[name])
-    return Form(
+            raise _invalid_field(str(path), name, contents[name])
+    return AdapterForm(
         base=contents["base"],
         base_name=contents["base_name"],
         rank=contents["rank"],
@@ -617,16 +622,16 @@ def _parse_form(contents: Any, path: Path) -> Form:
 
 def _check_kinds(contents: Any, kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
     if not isinstance(contents, dict):
-        raise LampError(f"{where}: expected an object, found {glimpse(contents)}; copy the store again")
+        raise LampError(f"{where}: expected an object, found {short_repr(contents)}; copy the store again")
     for name, allowed in kinds.items():
         if name not in contents:
             raise LampError(f"{where}: without {name!r}; copy the store again, or make it again")
         if type(contents[name]) not in allowed:
-            raise _not_whole(where, name, contents[name])
+            raise _invalid_field(where, name, contents[name])
 
 
-def _not_whole(where: str, name: str, value: Any) -> LampError:
-    return LampError(f"{where}: {name!r} cannot be {glimpse(value)}; copy the store again, or make it again")
+def _invalid_field(where: str, name: str, value: Any) -> LampError:
+    return LampError(f"{where}: {name!r} cannot be {short_repr(value)}; copy the store again, or make it again")
 
 
 def _first(names: Collection[str]) -> str:

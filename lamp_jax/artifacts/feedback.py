@@ -12,18 +12,18 @@ from typing import Any, Literal, NamedTuple
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.runs.journals import read_journal
-from lamp_jax.runs.json_files import glimpse, read_json, write_json
+from lamp_jax.runs.json_files import read_json, short_repr, write_json
 from lamp_jax.tasks.catalog import Task, find_task
 
-Metrics = Mapping[str, float]
-Kind = Literal["items", "retrievers"]
+MetricValues = Mapping[str, float]
+FeedbackKind = Literal["items", "retrievers"]
 """Contents of the prompts: each of a question's first items alone; or the first items of each retriever."""
 
 _SHOWN = 5
-_MOST_SHARDS = 100_000
+_MAX_SHARDS = 100_000
 
 
-class Pair(NamedTuple):
+class QuestionItem(NamedTuple):
     """A question and one of its items; `rank` is the item's index in the profile."""
 
     question: Question
@@ -44,19 +44,19 @@ class Pair(NamedTuple):
         return f"{self.question.id}-{self.item_id}"
 
 
-def first_pairs(questions: Iterable[Question], profile_size: int) -> Iterator[Pair]:
+def first_pairs(questions: Iterable[Question], profile_size: int) -> Iterator[QuestionItem]:
     """Every question with each of its first `profile_size` items, in order; repeated item ids are left out."""
     for question in questions:
         seen: set[str] = set()
         for rank in range(min(profile_size, len(question.profile))):
-            pair = Pair(question, rank)
+            pair = QuestionItem(question, rank)
             if pair.item_id not in seen:
                 seen.add(pair.item_id)
                 yield pair
 
 
 def feedback_record(
-    kind: Kind, names: Mapping[str, Any], prompt: str, output: str | None, metrics: Metrics
+    kind: FeedbackKind, names: Mapping[str, Any], prompt: str, output: str | None, metrics: MetricValues
 ) -> dict[str, Any]:
     """Record of one line of a feedback file; `output` is the generated text, None where nothing was generated.
 
@@ -66,12 +66,12 @@ def feedback_record(
     return {**names, **kept, "output": output, "metrics": dict(metrics)}
 
 
-def shard_file(kind: Kind, shard: int, shards: int) -> str:
+def shard_file(kind: FeedbackKind, shard: int, shards: int) -> str:
     """File name of a shard in a feedback directory."""
     return f"{kind}-{shard}-of-{shards}.jsonl"
 
 
-def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
+def read_settings(directory: str | Path, kind: FeedbackKind) -> dict[str, Any]:
     """Settings of finished feedback. LampError for any other directory."""
     path = Path(directory) / "run.json"
     run = read_json(path)
@@ -83,26 +83,26 @@ def read_settings(directory: str | Path, kind: Kind) -> dict[str, Any]:
     settings = run.get("settings")
     needed: dict[str, type] = {"task": str, "shards": int} | ({"pool": list} if kind == "retrievers" else {})
     if not isinstance(settings, dict):
-        raise LampError(f"{path}: 'settings' is {glimpse(settings)}, expected an object; make the feedback again")
+        raise LampError(f"{path}: 'settings' is {short_repr(settings)}, expected an object; make the feedback again")
     for name, expected in needed.items():
         if type(settings.get(name)) is not expected:
-            found = glimpse(settings.get(name))
+            found = short_repr(settings.get(name))
             raise LampError(
                 f"{path}: the setting {name!r} is {found}, not {expected.__name__}; make the feedback again"
             )
     if kind == "retrievers" and not (settings["pool"] and all(isinstance(one, str) for one in settings["pool"])):
-        raise LampError(f"{path}: the setting 'pool' is {glimpse(settings['pool'])}; make the feedback again")
-    if not 1 <= settings["shards"] <= _MOST_SHARDS:
+        raise LampError(f"{path}: the setting 'pool' is {short_repr(settings['pool'])}; make the feedback again")
+    if not 1 <= settings["shards"] <= _MAX_SHARDS:
         raise LampError(f"{path}: the setting 'shards' is {settings['shards']}; make the feedback again")
     return settings
 
 
-def read_records(directory: str | Path, kind: Kind) -> Iterator[dict[str, Any]]:
+def read_records(directory: str | Path, kind: FeedbackKind) -> Iterator[dict[str, Any]]:
     """Records of a feedback directory, shard after shard. LampError where a shard is missing or not finished."""
     yield from read_shards(directory, kind, read_settings(directory, kind)["shards"])
 
 
-def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict[str, Any]]:
+def read_shards(directory: str | Path, kind: FeedbackKind, shards: int) -> Iterator[dict[str, Any]]:
     """As read_records, of feedback whose run record is not finished yet."""
     for shard in range(shards):
         path = Path(directory) / shard_file(kind, shard, shards)
@@ -113,13 +113,13 @@ def read_shards(directory: str | Path, kind: Kind, shards: int) -> Iterator[dict
             yield record
 
 
-def _check_record(record: Any, kind: Kind, where: str) -> None:
+def _check_record(record: Any, kind: FeedbackKind, where: str) -> None:
     """LampError, with the field, for a record that differs from those of `feedback_record`."""
     if not isinstance(record, dict):
-        raise LampError(f"{where}: expected an object, found {glimpse(record)}; make the feedback again")
+        raise LampError(f"{where}: expected an object, found {short_repr(record)}; make the feedback again")
     for name, fits in _FIELDS[kind].items():
         if not fits(record.get(name)):
-            found = glimpse(record[name]) if name in record else "nothing"
+            found = short_repr(record[name]) if name in record else "nothing"
             raise LampError(f"{where}: {name!r} cannot be {found}; make the feedback again")
 
 
@@ -133,7 +133,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-_FIELDS: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
+_FIELDS: Mapping[FeedbackKind, Mapping[str, Callable[[Any], bool]]] = {
     "items": {
         "question": _is_text,
         "item": _is_text,
@@ -154,15 +154,15 @@ _FIELDS: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
 
 def read_feedback(
     sources: Sequence[str | Path], task: Task, questions: Sequence[Question], *, profile_size: int
-) -> dict[str, list[Metrics]]:
+) -> dict[str, list[MetricValues]]:
     """Metrics of the first `profile_size` items of each question, in the profile's order, by question id.
 
     A source is a directory of `lamp feedback items`, or the public code's JSON file `{"qid-pid": {metric: value}}`.
     Raises LampError for another task's feedback, for repeated pairs, and for missing pairs (with their count, the first
     ids and the command that makes them).
     """
-    by_pair: dict[tuple[str, str], Metrics] = {}
-    by_key: dict[str, Metrics] = {}
+    by_pair: dict[tuple[str, str], MetricValues] = {}
+    by_key: dict[str, MetricValues] = {}
     for source in sources:
         if Path(source).is_dir():
             _add_records(by_pair, source, task)
@@ -174,7 +174,7 @@ def read_feedback(
     if by_key:
         _check_keys(first_pairs(questions, profile_size))
 
-    def look_up(pair: Pair) -> Metrics | None:
+    def look_up(pair: QuestionItem) -> MetricValues | None:
         places = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
         metrics = [one for one in places if one is not None]
         if len(metrics) == 2:
@@ -186,16 +186,16 @@ def read_feedback(
 
 
 def match_feedback(
-    look_up: Callable[[Pair], Metrics | None],
+    look_up: Callable[[QuestionItem], MetricValues | None],
     task: Task,
     questions: Sequence[Question],
     *,
     profile_size: int,
     name: str,
-) -> dict[str, list[Metrics]]:
+) -> dict[str, list[MetricValues]]:
     """For each question the metrics of its first items, as `look_up` finds them. LampError for pairs without any."""
     pairs = list(first_pairs(questions, profile_size))
-    found: dict[str, list[Metrics]] = {question.id: [] for question in questions}
+    found: dict[str, list[MetricValues]] = {question.id: [] for question in questions}
     missing = []
     for pair in pairs:
         metrics = look_up(pair)
@@ -248,16 +248,16 @@ def write_reference(path: str | Path, questions: Sequence[Question], records: It
     """Writes the public code's file. LampError where two pairs would have the same key."""
     by_id = {question.id: question for question in questions}
     records = list(records)
-    _check_keys([Pair(by_id[record["question"]], record["rank"]) for record in records])
-    write_json(path, {f"{one['question']}-{one['item']}": _as_they_say(one["metrics"]) for one in records})
+    _check_keys([QuestionItem(by_id[record["question"]], record["rank"]) for record in records])
+    write_json(path, {f"{one['question']}-{one['item']}": _public_metric_names(one["metrics"]) for one in records})
 
 
-def _as_they_say(metrics: Metrics) -> dict[str, float]:
+def _public_metric_names(metrics: MetricValues) -> dict[str, float]:
     """Metrics under the public code's names, which writes `mae`, but `rouge-L`."""
     return {"mae" if name == "MAE" else name: value for name, value in metrics.items()}
 
 
-def _add_records(by_pair: dict[tuple[str, str], Metrics], directory: str | Path, task: Task) -> None:
+def _add_records(by_pair: dict[tuple[str, str], MetricValues], directory: str | Path, task: Task) -> None:
     _check_task(read_settings(directory, "items"), directory, task)
     for record in read_records(directory, "items"):
         pair = record["question"], record["item"]
@@ -274,15 +274,15 @@ def _check_task(settings: Mapping[str, Any], directory: str | Path, task: Task) 
         )
 
 
-def _read_reference(path: str | Path) -> dict[str, Metrics]:
+def _read_reference(path: str | Path) -> dict[str, MetricValues]:
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(metrics, dict) for metrics in content.values()):
         raise LampError(f'{path}: expected {{"question-item": {{metric: value}}}}, as the public code writes it')
     return content
 
 
-def _check_keys(pairs: Iterable[Pair]) -> None:
-    seen: dict[str, Pair] = {}
+def _check_keys(pairs: Iterable[QuestionItem]) -> None:
+    seen: dict[str, QuestionItem] = {}
     for pair in pairs:
         other = seen.setdefault(pair.reference_key, pair)
         if (other.question.id, other.rank) != (pair.question.id, pair.rank):

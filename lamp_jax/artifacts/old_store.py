@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from lamp_jax.artifacts.segments import Entry
+from lamp_jax.artifacts.segments import AdapterEntry
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_files import glimpse
+from lamp_jax.runs.json_files import short_repr
 
 USERS, NUMBERS = FILES = ("users.jsonl", "adapters.bin")
 
-_KINDS: dict[str, tuple[type, ...]] = {
+_LINE_TYPES: dict[str, tuple[type, ...]] = {
     "user": (str,),
     "items": (int,),
     "updates": (int,),
@@ -32,7 +32,7 @@ def is_old(directory: Path) -> bool:
     return any((directory / name).exists() for name in FILES)
 
 
-def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[Entry, np.ndarray]]:
+def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[AdapterEntry, np.ndarray]]:
     """Entries of the users from the row `first` on, with their numbers, uint8 [size].
 
     Users of an incomplete append, without a complete line or without numbers, are left out. LampError for an invalid
@@ -58,7 +58,7 @@ def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[
             yield entry, record
 
 
-def append_users(directory: Path, entries: Sequence[Entry], numbers: np.ndarray) -> None:
+def append_users(directory: Path, entries: Sequence[AdapterEntry], numbers: np.ndarray) -> None:
     """Appends users with their numbers [n, ...], as the first version did: for tests and measurements."""
     with open(directory / NUMBERS, "ab") as file:
         file.write(numbers.view(np.uint8).data)
@@ -72,7 +72,7 @@ def append_users(directory: Path, entries: Sequence[Entry], numbers: np.ndarray)
         os.fsync(file.fileno())
 
 
-def read_entries(directory: Path) -> Iterator[Entry]:
+def read_entries(directory: Path) -> Iterator[AdapterEntry]:
     """Entries of all users in `users.jsonl`, with or without their numbers."""
     with open(directory / USERS, "rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -88,17 +88,19 @@ def count_lines(directory: Path) -> int:
         return sum(1 for _ in lines)
 
 
-def _parse_line(line: bytes, where: str) -> tuple[Entry, int]:
+def _parse_line(line: bytes, where: str) -> tuple[AdapterEntry, int]:
     try:
         contents: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise LampError(f"{where}: not whole JSON ({error}); copy the store again, or make it again") from None
     if not isinstance(contents, dict):
-        raise LampError(f"{where}: expected an object, found {glimpse(contents)}; copy the store again")
-    for name, allowed in _KINDS.items():
+        raise LampError(f"{where}: expected an object, found {short_repr(contents)}; copy the store again")
+    for name, allowed in _LINE_TYPES.items():
         if type(contents.get(name)) not in allowed:
-            found = glimpse(contents[name]) if name in contents else "nothing"
+            found = short_repr(contents[name]) if name in contents else "nothing"
             raise LampError(f"{where}: {name!r} cannot be {found}; copy the store again, or make it again")
     loss = contents["loss"]
-    entry = Entry(contents["user"], contents["items"], contents["updates"], None if loss is None else float(loss))
+    entry = AdapterEntry(
+        contents["user"], contents["items"], contents["updates"], None if loss is None else float(loss)
+    )
     return entry, contents["crc32"]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lamp_jax.artifacts.tensor_files import DTYPES, TensorFile, Wanted, damaged, write_tensors
+from lamp_jax.artifacts.tensor_files import DTYPES, TensorFile, TensorSpecs, damaged, write_tensors
 
 ROW = np.dtype(
     [("end", "<u8"), ("items", "<i8"), ("updates", "<i8"), ("loss", "<f8"), ("numbers", "<u4"), ("crc32", "<u4")]
@@ -33,7 +33,7 @@ _TEMPORARY = re.compile(rf"\.{_NAME.pattern}\.\d+\.unfinished")
 
 
 @dataclass(frozen=True)
-class Entry:
+class AdapterEntry:
     """Facts about one user's adapter."""
 
     user: str
@@ -44,7 +44,7 @@ class Entry:
     """Mean of the last epoch, nats per token; None for an imported adapter."""
 
 
-class Kind(NamedTuple):
+class SegmentKind(NamedTuple):
     """Name prefix and merge rules of a kind of segments."""
 
     name: str
@@ -54,14 +54,14 @@ class Kind(NamedTuple):
     """The size above which segments are not merged."""
 
 
-SHARDS, INDEX = Kind("adapters", 16, 2**27), Kind("index", 4, 2**26)
+SHARDS, INDEX = SegmentKind("adapters", 16, 2**27), SegmentKind("index", 4, 2**26)
 
 
 @dataclass(frozen=True)
 class Segment:
     """File of the users in the rows from `first` to `stop`."""
 
-    kind: Kind
+    kind: SegmentKind
     first: int
     stop: int
     size: int
@@ -83,7 +83,7 @@ def is_segment(name: str, *, temporary: bool = False) -> bool:
     return bool(_NAME.fullmatch(name) or (temporary and _TEMPORARY.fullmatch(name)))
 
 
-def count_merged(segments: Sequence[Segment], kind: Kind, users: int, row_bytes: int) -> int:
+def count_merged(segments: Sequence[Segment], kind: SegmentKind, users: int, row_bytes: int) -> int:
     """Number of the last segments to merge with `users` new users of `row_bytes` each.
 
     Segments of a lower level are merged, and `fan_in` of the same level: so segments are few, levels never rise along
@@ -104,7 +104,7 @@ def count_merged(segments: Sequence[Segment], kind: Kind, users: int, row_bytes:
         merged += same
 
 
-def _level(kind: Kind, users: int) -> int:
+def _level(kind: SegmentKind, users: int) -> int:
     """Number of digits of `users` to the base `fan_in`."""
     level = 0
     while users:
@@ -124,18 +124,18 @@ def hash_user(user: bytes) -> int:
 # --- shards
 
 
-class Shard:
+class ShardFile:
     """Reader of single users of a shard. LampError for damaged bytes."""
 
     def __init__(self, directory: Path, segment: Segment, dtype: str, size: int):
-        wanted: Wanted = {
+        wanted: TensorSpecs = {
             "numbers": (dtype, (segment.users, size)),
             "rows": ("U8", (segment.users, ROW.itemsize)),
             "users": ("U8", (None,)),
         }
         self.segment, self.file = segment, TensorFile(directory / segment.name, wanted)
 
-    def entry(self, file: Any, row: int) -> tuple[Entry, int] | None:
+    def entry(self, file: Any, row: int) -> tuple[AdapterEntry, int] | None:
         """Entry of a row of the store, with the checksum of the numbers; None for a damaged row."""
         place = row - self.segment.first
         rows = self.file.read(file, "rows", max(place - 1, 0), place + 1)
@@ -148,7 +148,7 @@ class Shard:
         place = row - self.segment.first
         return self.file.read(file, "numbers", place, place + 1)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[AdapterEntry]:
         """Entries of all users in order."""
         with self.file.open() as file:
             rows = self.file.read(file, "rows", 0, self.segment.users)
@@ -165,7 +165,7 @@ class Shard:
 
 
 def write_shard(
-    directory: Path, merged: Sequence[Shard], first: int, entries: Sequence[Entry], numbers: np.ndarray
+    directory: Path, merged: Sequence[ShardFile], first: int, entries: Sequence[AdapterEntry], numbers: np.ndarray
 ) -> Segment:
     """Writes the users of other shards, and new ones with numbers [n, size] after them, as one shard."""
     first = merged[0].segment.first if merged else first
@@ -185,7 +185,7 @@ def write_shard(
     return Segment(SHARDS, first, stop, size, _digest([*packed, *users]))
 
 
-def _rows(entries: Sequence[Entry], ids: Sequence[bytes], numbers: np.ndarray) -> np.ndarray:
+def _rows(entries: Sequence[AdapterEntry], ids: Sequence[bytes], numbers: np.ndarray) -> np.ndarray:
     rows = np.zeros(len(entries), ROW)
     rows["end"] = np.cumsum([len(one) for one in ids])
     rows["items"] = [entry.items for entry in entries]
@@ -200,12 +200,12 @@ def _end(row: bytes) -> int:
     return int.from_bytes(row[:8], "little")
 
 
-def _entry(user: bytes, row: bytes) -> tuple[Entry, int] | None:
+def _entry(user: bytes, row: bytes) -> tuple[AdapterEntry, int] | None:
     """Entry and checksum of the numbers in a packed row; None for a damaged row."""
     _, items, updates, loss, numbers, checksum = _PACKED.unpack(row)
     if _checksum(user, row) != checksum:
         return None
-    return Entry(user.decode("utf-8", "surrogatepass"), items, updates, None if loss != loss else loss), numbers
+    return AdapterEntry(user.decode("utf-8", "surrogatepass"), items, updates, None if loss != loss else loss), numbers
 
 
 def _checksum(user: bytes, row: bytes) -> int:
@@ -215,7 +215,7 @@ def _checksum(user: bytes, row: bytes) -> int:
 # --- the index
 
 
-class Index:
+class IndexFile:
     """Reader of an index segment: rows of users by the hashes of their ids. Only the fences are in memory.
 
     A fence is the first hash of a chunk. LampError for a damaged chunk.
@@ -223,7 +223,7 @@ class Index:
 
     def __init__(self, directory: Path, segment: Segment):
         chunks = -(-segment.users // CHUNK)
-        wanted: Wanted = {
+        wanted: TensorSpecs = {
             "fences": ("U64", (chunks,)),
             "postings": ("U32", (segment.users, POSTING.itemsize // 4)),
             "crc32": ("U32", (chunks,)),
@@ -246,7 +246,7 @@ class Index:
                 for chunk in range(firsts[place], stops[place]):
                     if chunk != read:
                         read, postings = chunk, self._chunk(file, chunk)
-                    for row in _rows_of(wanted, postings):
+                    for row in _rows_with_hash(wanted, postings):
                         yield place, row
 
     def _chunk(self, file: Any, chunk: int) -> bytes:
@@ -262,7 +262,7 @@ class Index:
             return np.frombuffer(b"".join(self._chunk(file, chunk) for chunk in range(len(self._sums))), POSTING)
 
 
-def _rows_of(wanted: bytes, postings: bytes) -> Iterator[int]:
+def _rows_with_hash(wanted: bytes, postings: bytes) -> Iterator[int]:
     """Rows of postings with this hash."""
     place = postings.find(wanted)
     while place >= 0:
@@ -271,7 +271,7 @@ def _rows_of(wanted: bytes, postings: bytes) -> Iterator[int]:
         place = postings.find(wanted, place + 1)
 
 
-def write_index(directory: Path, merged: Sequence[Index], first: int, users: Sequence[str]) -> Segment:
+def write_index(directory: Path, merged: Sequence[IndexFile], first: int, users: Sequence[str]) -> Segment:
     """Writes the users of other index segments and new ones, whose rows begin with `first`, as one index segment."""
     new = np.zeros(len(users), POSTING)
     new["hash"] = [hash_user(user_bytes(user)) for user in users]

@@ -22,7 +22,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-Wanted = Mapping[str, tuple[str, tuple[int | None, ...]]]
+TensorSpecs = Mapping[str, tuple[str, tuple[int | None, ...]]]
 """Type and shape of each tensor; None is any size."""
 
 
@@ -56,7 +56,7 @@ class TensorFile:
     It is closed between reads, so that many of them need no file handles. FileNotFoundError where it was removed.
     """
 
-    def __init__(self, path: Path, wanted: Wanted):
+    def __init__(self, path: Path, wanted: TensorSpecs):
         self.path = path
         with self.open() as file:
             size = os.fstat(file.fileno()).st_size
@@ -64,7 +64,9 @@ class TensorFile:
             text = file.read(length) if length <= size else b""
         try:
             header = json.loads(text)
-            self._tensors = {name: _place(header[name], *kind, size - 8 - length) for name, kind in wanted.items()}
+            self._tensors = {
+                name: _tensor_location(header[name], *kind, size - 8 - length) for name, kind in wanted.items()
+            }
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             check_fetched(path)
             raise damaged(path) from None
@@ -93,7 +95,9 @@ class TensorFile:
         return np.memmap(self.path, dtype, "r", self._start + place, shape)
 
 
-def _place(found: Any, dtype: str, shape: Sequence[int | None], size: int) -> tuple[int, int, tuple[int, ...]]:
+def _tensor_location(
+    found: Any, dtype: str, shape: Sequence[int | None], size: int
+) -> tuple[int, int, tuple[int, ...]]:
     """Offset of a tensor, bytes per step along the first axis, and shape. ValueError for a tensor of another spec."""
     start, stop = found["data_offsets"]
     sizes = tuple(found["shape"])

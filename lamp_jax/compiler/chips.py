@@ -102,7 +102,7 @@ def find_chip(topology: str) -> tuple[str, Chip]:
 
 
 # No TPU is used: libtpu must not query, wait for or lock any.
-_QUIET = {
+_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -124,7 +124,7 @@ def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> 
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LampError("lamp compile needs libtpu, the TPU's compiler: pip install -e '.[tpu]'") from None
-    for variable, value in _QUIET.items():
+    for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from jax.experimental.topologies import get_topology_desc
 

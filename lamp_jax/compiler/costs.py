@@ -5,16 +5,16 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lamp_jax.compiler.program import Array, Computation, Instruction, Program
+from lamp_jax.compiler.program import Computation, HloArray, Instruction, Program
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 # Instructions that move no bytes themselves: names, tuples, loops (their bodies do), ends of asynchronous operations.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "domain", "add-dependency", ""}
 
 # Changes of an array's form: within a fusion the result is not stored, and only the slice that is used is read.
-_PASSING = {"bitcast", "reshape", "copy", "convert"}
+_RESHAPING = {"bitcast", "reshape", "copy", "convert"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def traffic(program: Program) -> int:
     for computation, one, times in program.executed(fused=False):
         if one.opcode in _FREE or one.opcode.endswith("-done"):
             continue
-        total += times * _touched(program, computation, one)
+        total += times * _instruction_traffic(program, computation, one)
     return total
 
 
@@ -56,13 +56,13 @@ def collectives(program: Program) -> dict[str, Collective]:
     found: dict[str, tuple[str, int, int, int]] = {}
     for computation, one, times in program.executed(fused=True):
         kind = one.opcode.removesuffix("-start")
-        if kind not in KINDS:
+        if kind not in COLLECTIVES:
             continue
         members = group_size(one)
         if members < 2:
             continue
         channel = one.attribute("channel_id") or f"{computation.name} {one.name}"
-        size = _whole_bytes(kind, computation, one)
+        size = _full_bytes(kind, computation, one)
         before = found.get(channel, (kind, 0, 0, 0))
         found[channel] = (kind, max(times, before[1]), max(size, before[2]), max(_sent(kind, size, members), before[3]))
     return {
@@ -71,7 +71,7 @@ def collectives(program: Program) -> dict[str, Collective]:
             sum(times * size for _, times, size, _ in of_kind),
             sum(times * sent for _, times, _, sent in of_kind),
         )
-        for kind in KINDS
+        for kind in COLLECTIVES
         if (of_kind := [one for one in found.values() if one[0] == kind])
     }
 
@@ -134,7 +134,7 @@ def _sent(kind: str, size: int, members: int) -> int:
     return {"all-reduce": 2 * share, "all-to-all": share // 2}.get(kind, share)
 
 
-def _whole_bytes(kind: str, computation: Computation, one: Instruction) -> int:
+def _full_bytes(kind: str, computation: Computation, one: Instruction) -> int:
     if kind == "all-gather":
         arrays = one.arrays[len(one.arrays) // 2 :] if one.opcode.endswith("-start") else one.arrays
         return sum(array.bytes for array in arrays)
@@ -187,7 +187,7 @@ def _valid_steps(size: int, window: int, outputs: int, step: Mapping[str, str]) 
     )
 
 
-def _touched(program: Program, computation: Computation, one: Instruction) -> int:
+def _instruction_traffic(program: Program, computation: Computation, one: Instruction) -> int:
     """Bytes of HBM that an instruction reads and writes."""
     operands = computation.operands(one)
     if one.opcode in {"send", "recv"}:  # both name the array, a context and a token
@@ -201,16 +201,16 @@ def _touched(program: Program, computation: Computation, one: Instruction) -> in
         return 2 * _in_hbm(operands[1].arrays)
     if one.opcode == "fusion" and one.called:
         inside = program.computations[one.called[0]]
-        read = sum(_read(program, inside, number, operand.arrays) for number, operand in enumerate(operands))
-        return read + _written(program, inside, inside.root, one.arrays)
+        read = sum(_operand_traffic(program, inside, number, operand.arrays) for number, operand in enumerate(operands))
+        return read + _result_traffic(program, inside, inside.root, one.arrays)
     return sum(_in_hbm(operand.arrays) for operand in operands) + _in_hbm(results)
 
 
-def _in_hbm(arrays: Iterable[Array]) -> int:
+def _in_hbm(arrays: Iterable[HloArray]) -> int:
     return sum(array.bytes for array in arrays if array.in_hbm)
 
 
-def _read(program: Program, inside: Computation, number: int, arrays: tuple[Array, ...]) -> int:
+def _operand_traffic(program: Program, inside: Computation, number: int, arrays: tuple[HloArray, ...]) -> int:
     """Bytes that a fusion reads of one operand: of slices, if it uses only those; 0, if it only replaces some."""
     whole = _in_hbm(arrays)
     parameter = _parameter(inside, number)
@@ -218,30 +218,30 @@ def _read(program: Program, inside: Computation, number: int, arrays: tuple[Arra
     while waiting:
         name = waiting.pop()
         for user in inside.users(name):
-            if user.opcode in _PASSING:
+            if user.opcode in _RESHAPING:
                 waiting.append(user.name)
             elif user.opcode in {"dynamic-slice", "slice", "gather"}:
                 read += sum(array.bytes for array in user.arrays)
             elif user.opcode == "fusion" and user.called:
                 inner = program.computations[user.called[0]]
                 places = [place for place, used in enumerate(user.operands) if used == name]
-                if any(_passes(program, inner, place) for place in places):
+                if any(_only_copies(program, inner, place) for place in places):
                     waiting.append(user.name)
                 else:
-                    read += sum(_read(program, inner, place, arrays) for place in places)
+                    read += sum(_operand_traffic(program, inner, place, arrays) for place in places)
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
                 return whole
     return min(read, whole)
 
 
-def _passes(program: Program, inside: Computation, number: int) -> bool:
+def _only_copies(program: Program, inside: Computation, number: int) -> bool:
     """Whether a fusion inside another only copies this operand, so that a slice of its result reads a slice of it."""
     one = inside.root
-    while one.opcode in _PASSING and one.operands[0] in inside.by_name:
+    while one.opcode in _RESHAPING and one.operands[0] in inside.by_name:
         one = inside.by_name[one.operands[0]]
     if one.opcode == "fusion" and one.called and len(one.operands) == 1:
         inner = program.computations[one.called[0]]
-        return _passes(program, inner, 0) and inside.by_name[one.operands[0]] is _parameter(inside, number)
+        return _only_copies(program, inner, 0) and inside.by_name[one.operands[0]] is _parameter(inside, number)
     return one is _parameter(inside, number)
 
 
@@ -249,17 +249,17 @@ def _parameter(inside: Computation, number: int) -> Instruction | None:
     return next((one for one in inside.instructions if f"parameter({number})" in one.attributes), None)
 
 
-def _written(program: Program, inside: Computation, root: Instruction, arrays: tuple[Array, ...]) -> int:
+def _result_traffic(program: Program, inside: Computation, root: Instruction, arrays: tuple[HloArray, ...]) -> int:
     """Bytes that a fusion writes of its results: of the slice, if it only replaces one."""
     if root.opcode == "tuple":
         parts = (inside.by_name[name] for name in root.operands)
-        return sum(_written(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))
+        return sum(_result_traffic(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))
     whole = _in_hbm(arrays)
     if root.opcode in {"bitcast", "reshape"} and root.operands[0] in inside.by_name:
-        return _written(program, inside, inside.by_name[root.operands[0]], arrays)
+        return _result_traffic(program, inside, inside.by_name[root.operands[0]], arrays)
     if root.opcode == "fusion" and root.called:
         inner = program.computations[root.called[0]]
-        return _written(program, inner, inner.root, arrays)
+        return _result_traffic(program, inner, inner.root, arrays)
     if root.opcode == "dynamic-update-slice" and whole:
         return min(sum(array.bytes for array in inside.by_name[root.operands[1]].arrays), whole)
     return whole

@@ -16,7 +16,7 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 
 @dataclass(frozen=True)
-class Array:
+class HloArray:
     """Type and sizes of an array, and whether it is in the chip's main memory (HBM)."""
 
     dtype: str
@@ -38,7 +38,7 @@ class Instruction:
 
     name: str
     opcode: str
-    arrays: tuple[Array, ...]
+    arrays: tuple[HloArray, ...]
     """Its result: one array, or those of a tuple."""
     operands: tuple[str, ...]
     attributes: str
@@ -137,7 +137,7 @@ def _parse(line: str, start: re.Match) -> Instruction:
     if opcode is None:
         return Instruction(start[2], "", (), (), line, bool(start[1]))
     arrays = tuple(
-        Array(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in (layout or ""))
+        HloArray(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in (layout or ""))
         for dtype, sizes, layout in _ARRAY.findall(shape[: opcode.start()])
     )
     inside = shape[opcode.end() - 1 :]

@@ -57,7 +57,7 @@ class Roofline:
 
 
 @dataclass(frozen=True)
-class Report:
+class StepReport:
     """Costs of a compiled step."""
 
     stage: str
@@ -128,10 +128,10 @@ def measure_memory(compiled: Any, words: str, available: int) -> Memory:
 
 def count_products(function: Callable[..., Any], *arguments: Any) -> int:
     """FLOPs of a function's matrix products over all devices, with loops counted by their length."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
+def _count_jaxpr(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -143,20 +143,20 @@ def _count(jaxpr: Any) -> int:
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         inside = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr"))
         part = next((one for one in inside if one is not None), None)
-        total += times * _count(getattr(part, "jaxpr", part)) if part is not None else 0
+        total += times * _count_jaxpr(getattr(part, "jaxpr", part)) if part is not None else 0
     return total
 
 
 def measure(
     stage: str, topology: Topology, mesh: jax.sharding.Mesh, lowered: Callable[[], Any], useful: int | None
-) -> Report:
+) -> StepReport:
     """Report of a step, which is compiled. `useful`: FLOPs that count for the MFU, over all devices; None: all."""
     compiled, words, seconds = compile_step(lowered)
     memory = measure_memory(compiled, words, topology.hbm)
     shape = {str(name): size for name, size in mesh.shape.items()}
     where = (stage, topology.name, topology.slices, topology.chips, mesh.size, shape, memory)
     if compiled is None:
-        return Report(*where, 0, 0, {}, {}, None, None, seconds)
+        return StepReport(*where, 0, 0, {}, {}, None, None, seconds)
     program, device = Program(compiled.as_text()), topology.device
     flops, traffic = costs.products(program), costs.traffic(program)
     within, between = costs.collectives(program), costs.between_slices(program)
@@ -168,17 +168,17 @@ def measure(
     )
     own = flops if useful is None else useful / mesh.size
     mfu = own / device.flops / roofline.seconds
-    return Report(*where, flops, traffic, within, between, roofline, mfu, seconds)
+    return StepReport(*where, flops, traffic, within, between, roofline, mfu, seconds)
 
 
-def describe(report: Report) -> str:
+def describe(report: StepReport) -> str:
     """Text of a report for the terminal."""
     memory, roofline = report.memory, report.roofline
     mesh = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
     slices = f"{report.slices} slices of " if report.slices > 1 else ""
     lines = [
-        f"{report.stage} on {slices}{report.topology}: {_number(report.devices, 'device')} on "
-        f"{_number(report.chips, 'chip')}, mesh {mesh}; compiled in {report.compile_seconds:.0f} s",
+        f"{report.stage} on {slices}{report.topology}: {_count_noun(report.devices, 'device')} on "
+        f"{_count_noun(report.chips, 'chip')}, mesh {mesh}; compiled in {report.compile_seconds:.0f} s",
         f"memory of a device {memory.peak / GIB:6.2f} GiB of {memory.available / GIB:.2f}: arguments "
         f"{memory.arguments / GIB:.2f}, temporaries {memory.temporaries / GIB:.2f}"
         + ("" if memory.fits else "; it does not fit"),
@@ -187,17 +187,17 @@ def describe(report: Report) -> str:
         return "\n".join(lines)
     lines.append(f"products           {report.flops / 1e12:6.2f} TFLOP      at least {roofline.compute * 1e3:9.2f} ms")
     lines.append(f"to and from HBM    {report.hbm_bytes / 1e9:6.2f} GB         at least {roofline.hbm * 1e3:9.2f} ms")
-    lines += _traffic("between devices", report.sent, roofline.interconnect, report.collectives)
+    lines += _traffic_lines("between devices", report.sent, roofline.interconnect, report.collectives)
     if report.slices > 1:
-        lines += _traffic("between slices", report.sent_between_slices, roofline.network, report.between_slices)
+        lines += _traffic_lines("between slices", report.sent_between_slices, roofline.network, report.between_slices)
     lines.append(f"bound by {roofline.bound}; MFU at most {report.mfu:.0%}")
     return "\n".join(lines)
 
 
-def _number(number: int, of: str) -> str:
+def _count_noun(number: int, of: str) -> str:
     return f"{number} {of}" + ("s" if number != 1 else "")
 
 
-def _traffic(what: str, sent: int, seconds: float, collectives: Mapping[str, Collective]) -> list[str]:
+def _traffic_lines(what: str, sent: int, seconds: float, collectives: Mapping[str, Collective]) -> list[str]:
     lines = [f"{what:18} {sent / 1e9:6.2f} GB sent    at least {seconds * 1e3:9.2f} ms"]
     return lines + [f"  {kind:18} {one.count:6} times, {one.bytes / 1e9:.3f} GB" for kind, one in collectives.items()]

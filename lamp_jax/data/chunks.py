@@ -11,7 +11,7 @@ from lamp_jax.data.files import Question, no_records, question_in
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_records import RawRecord, RecordScanner
-from lamp_jax.runs.workers import map_pieces
+from lamp_jax.runs.workers import parallel_map
 from lamp_jax.tasks.catalog import Task
 
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ def questions_of(chunk: Chunk, *, task: Task | None = None, patches: Iterable[st
     return (question_in(raw, chunk.path, task=task, patches=patches) for raw in chunk.read())
 
 
-def cut(path: str | Path) -> Iterator[Chunk]:
+def cut_chunks(path: str | Path) -> Iterator[Chunk]:
     """Chunks of a file, in order. LampError, after the complete records, where the file is incomplete or not a list."""
     starts: list[int] = []
     ends: list[int] = []
@@ -67,4 +67,4 @@ def cut(path: str | Path) -> Iterator[Chunk]:
 def map_chunks(function: Callable[[Chunk], Result], path: str | Path, work: Work) -> Iterator[Result]:
     """Results of `function` for every chunk of a file, in the file's order. See parallel_map."""
     size = os.path.getsize(path) if os.path.exists(path) else 0
-    return map_pieces(function, cut(path), work, size=size)
+    return parallel_map(function, cut_chunks(path), work, size=size)

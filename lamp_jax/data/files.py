@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.data.patches import apply_patches
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_files import encode, glimpse, write_json, write_json_list
+from lamp_jax.runs.json_files import encode, short_repr, write_json, write_json_list
 from lamp_jax.runs.json_records import RawRecord, RecordScanner, parse_record
 from lamp_jax.tasks.catalog import Task
 
@@ -108,7 +108,7 @@ def check_items(question: Question, task: Task, path: str | Path) -> None:
     for item in question.profile:
         for field in task.fields:
             if not is_text(item.get(field)):
-                found = glimpse(item[field]) if field in item else "nothing"
+                found = short_repr(item[field]) if field in item else "nothing"
                 needed = ", ".join(("id", *task.fields))
                 raise LampError(
                     f"{path}, question {question.id!r}, profile item {item['id']!r}: {field!r} must be a text, found "
@@ -145,12 +145,12 @@ def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
     for number, record in enumerate(records):
         where = f"{name}, record {number}"
         if not isinstance(record, dict) or "id" not in record or record.get("output") is None:
-            raise LampError(f"{where}: expected an object with 'id' and 'output', found {glimpse(record)}")
+            raise LampError(f"{where}: expected an object with 'id' and 'output', found {short_repr(record)}")
         if not is_id(record["id"]):
-            raise LampError(f"{where}: 'id' must be {_ID}, found {glimpse(record['id'])}")
+            raise LampError(f"{where}: 'id' must be {_ID}, found {short_repr(record['id'])}")
         key = str(record["id"])
         if not is_text(record["output"]):
-            found = glimpse(record["output"])
+            found = short_repr(record["output"])
             raise LampError(f"{where}, id {key!r}: 'output' must be one text or number, found {found}")
         if key in by_id:
             raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique, remove one")
@@ -213,7 +213,7 @@ def _parsed(raw: RawRecord, path: str | Path) -> Any:
 
 def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
     if not isinstance(record, dict):
-        raise LampError(f"{where}: expected an object, found {glimpse(record)}")
+        raise LampError(f"{where}: expected an object, found {short_repr(record)}")
     for field, fits, kind in (
         ("id", is_id(record.get("id")), _ID),
         ("input", isinstance(record.get("input"), str), "a text"),
@@ -222,13 +222,13 @@ def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
         ("output", record.get("output") is None or is_text(record["output"]), "one text or number"),
     ):
         if not fits:
-            found = glimpse(record[field]) if field in record else "nothing"
+            found = short_repr(record[field]) if field in record else "nothing"
             raise LampError(f"{where}: {field!r} must be {kind}, found {found}")
     for place, item in enumerate(record["profile"]):
         if not isinstance(item, dict) or "id" not in item:
             raise LampError(f"{where}: profile item {place} has no 'id'")
         if not is_id(item["id"]):
-            raise LampError(f"{where}: profile item {place}: 'id' must be {_ID}, found {glimpse(item['id'])}")
+            raise LampError(f"{where}: profile item {place}: 'id' must be {_ID}, found {short_repr(item['id'])}")
     record = apply_patches(record, patches)
     output = record.get("output")
     return Question(

@@ -9,7 +9,7 @@ from lamp_jax.config import Part, Split
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task
 
-Kind = Literal["questions", "outputs"]
+FileKind = Literal["questions", "outputs"]
 PARTS: tuple[Part, ...] = ("train", "dev", "test")
 SITE = "https://ciir.cs.umass.edu/downloads/LaMP"
 
@@ -21,7 +21,7 @@ class TreeFile:
     task: Task
     split: Split
     part: Part
-    kind: Kind
+    kind: FileKind
 
     @property
     def name(self) -> str:

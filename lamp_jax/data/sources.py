@@ -97,7 +97,7 @@ class LampSource:
         with _complete(self._directory):
             questions, profiles = self._opened
             example = questions[number]
-            return put_together(example, profiles[example["profile"]]["items"])
+            return decode_question(example, profiles[example["profile"]]["items"])
 
     def __iter__(self) -> Iterator[Question]:
         return (self[number] for number in range(len(self)))
@@ -157,11 +157,11 @@ def open_dataset(directory: str | Path) -> Any:
     said = metadata if isinstance(metadata, Mapping) else {}
     patches = said.get("patches")
     if not isinstance(said.get("task"), str) or not isinstance(patches, list) or {*map(type, patches)} - {str}:
-        raise LampError(f"{directory}: its metadata.json does not say of which task it is; {_AGAIN}")
+        raise LampError(f"{directory}: its metadata.json does not say of which task it is; {_REMEDY}")
     return builder
 
 
-_AGAIN = "copy the data set again, or make it again with `lamp tfds --force`"
+_REMEDY = "copy the data set again, or make it again with `lamp tfds --force`"
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def _complete(directory: str | Path) -> Iterator[None]:
     except Exception as error:
         said = str(error).partition("\n")[0]
         raise LampError(
-            f"{directory}: not a complete data set ({type(error).__name__}: {said:.200}); {_AGAIN}"
+            f"{directory}: not a complete data set ({type(error).__name__}: {said:.200}); {_REMEDY}"
         ) from error
 
 
@@ -202,14 +202,14 @@ def _count_questions(builder: Any, directory: str, part: str) -> int:
     return builder.info.splits[part].num_examples
 
 
-class Apart(NamedTuple):
+class StoredQuestion(NamedTuple):
     """Encoded question: its own fields, and its profile, which may be shared with others."""
 
     example: dict[str, bytes | None]
     items: bytes
 
 
-def take_apart(question: Question) -> Apart:
+def encode_question(question: Question) -> StoredQuestion:
     """Record of a question without the number of its profile, and the encoded profile.
 
     Profiles with the same items have the same bytes, whatever the items' ids and order. Texts are UTF-8; `user_id`,
@@ -227,10 +227,10 @@ def take_apart(question: Question) -> Apart:
         "order": encode(order.tolist()),
         "item_ids": encode([item["id"] for item in question.profile]),
     }
-    return Apart(example, b"[" + b",".join(texts[place] for place in by_text) + b"]")
+    return StoredQuestion(example, b"[" + b",".join(texts[place] for place in by_text) + b"]")
 
 
-def put_together(example: Mapping[str, Any], items: bytes) -> Question:
+def decode_question(example: Mapping[str, Any], items: bytes) -> Question:
     """The question that was taken apart."""
     fields = parse_record(items)
     order, item_ids = parse_record(example["order"]), parse_record(example["item_ids"])

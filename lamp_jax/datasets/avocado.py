@@ -49,14 +49,14 @@ class Mail(NamedTuple):
 
 
 @dataclass
-class Asked:
+class RequestedMails:
     """Ids in the id files: of all mails, and of the questions' mails of each part."""
 
     mails: set[str] = field(default_factory=set)
     questions: dict[Part, set[str]] = field(default_factory=dict)
 
 
-class Located(NamedTuple):
+class MailLocations(NamedTuple):
     """Archive members of mails by archive and id, and the number of further copies of these mails."""
 
     members: dict[Path, dict[str, str]]
@@ -96,9 +96,9 @@ def mail_id(name: str) -> str:
     return name.rpartition("/")[2].removesuffix(".txt")
 
 
-def read_ids(files: Mapping[Part, Path]) -> Asked:
+def read_ids(files: Mapping[Part, Path]) -> RequestedMails:
     """Mails that id files name. LampError, with file and question, for a text that is not an id."""
-    asked = Asked()
+    asked = RequestedMails()
     for part, path in files.items():
         asked.questions[part] = set()
         for question in stream_questions(path):
@@ -118,7 +118,7 @@ def _checked_id(text: Any, where: str) -> str:
     return mail_id(text)
 
 
-def locate_mails(archives: Iterable[Path], wanted: Collection[str]) -> Located:
+def locate_mails(archives: Iterable[Path], wanted: Collection[str]) -> MailLocations:
     """Locations of the mails with these ids; of several copies that of the first archive.
 
     Raises LampError for a damaged archive, and for an encrypted mail.
@@ -138,7 +138,7 @@ def locate_mails(archives: Iterable[Path], wanted: Collection[str]) -> Located:
                 raise LampError(f"{archive}, {member.filename}: encrypted; write the zip again without a password")
             found.add(key)
             members.setdefault(archive, {})[key] = member.filename
-    return Located(members, copies)
+    return MailLocations(members, copies)
 
 
 def _list_members(archive: Path) -> list[zipfile.ZipInfo]:
@@ -154,7 +154,7 @@ def _broken_zips_named(name: str) -> Iterator[None]:
         raise LampError(f"{name}: cannot be unzipped ({error}); copy the zip from the release again") from None
 
 
-def check_questions_left(asked: Asked, located: Located) -> None:
+def check_parts_not_empty(asked: RequestedMails, located: MailLocations) -> None:
     """Raises LampError where no archive has the mail of any question of a part."""
     found = located.ids
     for part, questions in asked.questions.items():
@@ -165,7 +165,7 @@ def check_questions_left(asked: Asked, located: Located) -> None:
             )
 
 
-def read_mails(located: Located, *, replies: Replies, workers: int) -> Iterator[dict[str, Mail]]:
+def read_mails(located: MailLocations, *, replies: Replies, workers: int) -> Iterator[dict[str, Mail]]:
     """Mails of each archive by id, in the archives' order, for any number of processes.
 
     Raises LampError for a damaged member.
@@ -201,10 +201,10 @@ def parse_mail(raw: bytes) -> Mail:
 
 
 def _text_of(leaves: Iterable[Message], kind: str) -> str:
-    return "\n".join(_leaf_text(leaf) for leaf in leaves if _kind(leaf) == kind).strip()
+    return "\n".join(_leaf_text(leaf) for leaf in leaves if _content_type(leaf) == kind).strip()
 
 
-def _kind(leaf: Message) -> str:
+def _content_type(leaf: Message) -> str:
     # A leaf that claims to be a multipart has lost its boundaries: a plain body with the headers of another mail.
     return "text/plain" if leaf.get_content_maintype() == "multipart" else leaf.get_content_type()
 

@@ -24,14 +24,14 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm.auto import tqdm
 
 from lamp_jax.config import Part, Split, Work
-from lamp_jax.data.chunks import Chunk, cut, questions_of
+from lamp_jax.data.chunks import Chunk, cut_chunks, questions_of
 from lamp_jax.data.files import check_same_ids, check_unique, question_in, read_outputs
 from lamp_jax.data.layout import find_parts
 from lamp_jax.data.patches import ALL as ALL_PATCHES
-from lamp_jax.data.sources import PROFILES, put_together, take_apart, task_config, to_bytes
+from lamp_jax.data.sources import PROFILES, decode_question, encode_question, task_config, to_bytes
 from lamp_jax.errors import LampError
 from lamp_jax.runs.records import digest
-from lamp_jax.runs.workers import map_pieces
+from lamp_jax.runs.workers import parallel_map
 from lamp_jax.tasks.catalog import TASKS, Task
 
 # TFDS holds one shard in memory while it writes it. Small records cost more than their bytes: they are scattered over
@@ -49,7 +49,7 @@ _FIELDS = {
 }
 _PROFILE = "number of the record in the split `profiles` that holds the profile"
 Example = dict[str, Any]
-Shard = Callable[[], Iterator[tuple[int, Example]]]
+ShardExamples = Callable[[], Iterator[tuple[int, Example]]]
 
 
 def config_name(task: Task, split: Split) -> str:
@@ -80,7 +80,7 @@ class Lamp(tfds.core.ShardBasedBuilder):
     def __init__(
         self,
         *,
-        source: "str | Path | Survey" = "",
+        source: "str | Path | TreeScan" = "",
         patches: Iterable[str] = ALL_PATCHES,
         work: Work | None = None,
         file_format: str = "array_record",
@@ -105,13 +105,13 @@ class Lamp(tfds.core.ShardBasedBuilder):
     def _example_writer(self) -> ExampleWriter:
         return _SortedWriter(super()._example_writer().file_format)
 
-    def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[Shard]]:
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[ShardExamples]]:
         task, split = _CONFIGS[str(self.builder_config_name)]
         survey = self._source
         if not survey:
             raise LampError(f"{self.info.full_name}: give source=TREE, a tree of `lamp download` or `lamp build`")
-        if not isinstance(survey, Survey):
-            survey = Survey(survey, Reading(task, split, self._patches, self._work))
+        if not isinstance(survey, TreeScan):
+            survey = TreeScan(survey, ReadOptions(task, split, self._patches, self._work))
         self._facts.update(survey.facts())
         return survey.shards()
 
@@ -132,7 +132,7 @@ def _sort_features(example: bytes) -> bytes:
     return parsed.SerializeToString(deterministic=True)
 
 
-class Reading(NamedTuple):
+class ReadOptions(NamedTuple):
     """Files of a tree to read, patches to apply, and workers to use."""
 
     task: Task
@@ -141,7 +141,7 @@ class Reading(NamedTuple):
     work: Work
 
 
-class Seen(NamedTuple):
+class ScannedQuestion(NamedTuple):
     """Facts about a question from the first pass."""
 
     id: str
@@ -151,7 +151,7 @@ class Seen(NamedTuple):
 
 
 @dataclass
-class SurveyedPart:
+class ScannedPart:
     """Files of a part, chunks of its questions, number of each question's profile, and bytes of its records."""
 
     questions: Path
@@ -165,32 +165,32 @@ class SurveyedPart:
         """Size of the questions' file in bytes."""
         return self.questions.stat().st_size
 
-    def cut(self) -> Iterator[Chunk]:
+    def cut_chunks(self) -> Iterator[Chunk]:
         """Chunks of the part, which are also kept in `chunks`."""
-        for chunk in cut(self.questions):
+        for chunk in cut_chunks(self.questions):
             self.chunks.append(chunk)
             yield chunk
 
 
-class Survey:
+class TreeScan:
     """Result of the first pass over a tree's files, which the two other passes write.
 
     Construction raises LampError, with the file and the id, for invalid files.
     """
 
-    def __init__(self, source: str | Path, reading: Reading):
+    def __init__(self, source: str | Path, reading: ReadOptions):
         self._reading = reading
-        self._parts: dict[Part, SurveyedPart] = {}
+        self._parts: dict[Part, ScannedPart] = {}
         self._numbers: dict[bytes, int] = {}  # of profiles, by their digests
         self._new: list[tuple[Chunk, list[int]]] = []  # records with a profile that no earlier record has
         self._size = 0  # of the distinct profiles
         for name, (questions, outputs) in find_parts(source, reading.task, reading.split).items():
-            self._parts[name] = part = SurveyedPart(questions, outputs)
-            self._survey(part, f"{name}, survey")
+            self._parts[name] = part = ScannedPart(questions, outputs)
+            self._scan_part(part, f"{name}, scan")
 
-    def _survey(self, part: SurveyedPart, what: str) -> None:
+    def _scan_part(self, part: ScannedPart, what: str) -> None:
         ids: list[str] = []
-        for place, seen in enumerate(self._map(survey_chunk, part.cut(), what, part.length)):
+        for place, seen in enumerate(self._map(scan_chunk, part.cut_chunks(), what, part.length)):
             self._number(part.chunks[place], seen, part)
             ids += [one.id for one in seen]
         check_unique(ids, set(), part.questions)
@@ -198,7 +198,7 @@ class Survey:
             golds = read_outputs(part.outputs).by_id
             check_same_ids(ids, golds, left=str(part.questions), right=str(part.outputs))
 
-    def _number(self, chunk: Chunk, seen: list[Seen], part: SurveyedPart) -> None:
+    def _number(self, chunk: Chunk, seen: list[ScannedQuestion], part: ScannedPart) -> None:
         new = []
         for record, one in enumerate(seen, chunk.first):
             if one.digest not in self._numbers:
@@ -217,7 +217,7 @@ class Survey:
         sources = {path.name: {"bytes": path.stat().st_size, "sha256": digest(str(path))} for path in paths}
         return {"task": task.name, "split": split, "patches": list(patches), "sources": sources}
 
-    def shards(self) -> dict[str, list[Shard]]:
+    def shards(self) -> dict[str, list[ShardExamples]]:
         """Examples of each split's shards; to be read in this order, each once."""
         shards = {
             name: _shards(self._examples(name), len(part.numbers), part.size) for name, part in self._parts.items()
@@ -238,43 +238,45 @@ class Survey:
             yield {**missing, "items": items}
 
     def _map(self, function: Callable[..., list], pieces: Iterable, what: str, size: int) -> Iterator[list]:
-        results = map_pieces(partial(function, reading=self._reading), pieces, self._reading.work, size=size)
+        results = parallel_map(partial(function, reading=self._reading), pieces, self._reading.work, size=size)
         return iter(tqdm(results, what, length_hint(pieces) or None, unit=" chunks", disable=None))
 
 
-def survey_chunk(chunk: Chunk, *, reading: Reading) -> list[Seen]:
+def scan_chunk(chunk: Chunk, *, reading: ReadOptions) -> list[ScannedQuestion]:
     """Facts about a chunk's questions. LampError for a question that encoding would change."""
     found = []
     for question in questions_of(chunk, task=reading.task, patches=reading.patches):
-        example, items = take_apart(question)
-        if put_together(example, items) != question:
+        example, items = encode_question(question)
+        if decode_question(example, items) != question:
             where = f"{chunk.path}, question {question.id!r}"
             raise LampError(f"{where}: holds a number that would not come back exactly; write it as a text")
         size = sum(len(value) for value in example.values() if value)
-        found.append(Seen(question.id, hashlib.blake2b(items, digest_size=_DIGEST_BYTES).digest(), len(items), size))
+        found.append(
+            ScannedQuestion(question.id, hashlib.blake2b(items, digest_size=_DIGEST_BYTES).digest(), len(items), size)
+        )
     return found
 
 
-def examples_of(chunk: Chunk, *, reading: Reading) -> list[tuple[str, Example]]:
+def examples_of(chunk: Chunk, *, reading: ReadOptions) -> list[tuple[str, Example]]:
     """Ids and records of a chunk's questions, without the numbers of their profiles."""
     questions = questions_of(chunk, patches=reading.patches)
-    return [(question.id, take_apart(question).example) for question in questions]
+    return [(question.id, encode_question(question).example) for question in questions]
 
 
-def profiles_of(piece: tuple[Chunk, list[int]], *, reading: Reading) -> list[bytes]:
+def profiles_of(piece: tuple[Chunk, list[int]], *, reading: ReadOptions) -> list[bytes]:
     """Encoded profiles of a chunk's records with these numbers."""
     chunk, numbers = piece
     wanted = set(numbers)
     raw = (one for one in chunk.read() if one.number in wanted)
-    return [take_apart(question_in(one, chunk.path, patches=reading.patches)).items for one in raw]
+    return [encode_question(question_in(one, chunk.path, patches=reading.patches)).items for one in raw]
 
 
-def _shards(examples: Iterator[Example], count: int, size: int) -> list[Shard]:
+def _shards(examples: Iterator[Example], count: int, size: int) -> list[ShardExamples]:
     """Shards with equal numbers of examples, of which there are `count` with `size` bytes."""
     shards = min(count, 1 + max(size // _SHARD_BYTES, count // _SHARD_RECORDS))
     ends = [count * (shard + 1) // shards for shard in range(shards)]
     numbered = enumerate(examples)
-    cuts: list[Shard] = [
+    cuts: list[ShardExamples] = [
         partial(islice, numbered, end - start) for start, end in zip([0, *ends], ends[:-1], strict=False)
     ]
     # The last shard reads to the end, so that the worker processes are stopped.

@@ -13,21 +13,21 @@ import msgspec
 import numpy as np
 
 from lamp_jax.config import Work
-from lamp_jax.data.chunks import Chunk, cut
+from lamp_jax.data.chunks import Chunk, cut_chunks
 from lamp_jax.data.dates import parse_date
 from lamp_jax.data.files import is_id, is_text
 from lamp_jax.data.layout import benchmark_files
 from lamp_jax.data.patches import PATCHES
 from lamp_jax.datasets.findings import EXAMPLES, FINDINGS, Tally, hash_bytes, hash_text
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_files import encode, glimpse
+from lamp_jax.runs.json_files import encode, short_repr
 from lamp_jax.runs.json_records import BOM, RawRecord, RecordScanner, parse_record
-from lamp_jax.runs.workers import map_pieces
+from lamp_jax.runs.workers import parallel_map
 from lamp_jax.tasks.catalog import TASKS, MissingMarker, Task, last_named
 
-Form = Literal["questions", "outputs", "predictions", "ranking"]
+FileForm = Literal["questions", "outputs", "predictions", "ranking"]
 
-_LOOKED_AT = 200  # records from which the file's form and task are detected
+_HEAD_RECORDS = 200  # records from which the file's form and task are detected
 _HEAD = 2**20
 
 
@@ -38,7 +38,7 @@ _QUESTION_FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "profile": lambda value: isinstance(value, list),
     "user_id": lambda value: value is None or is_id(value),
 }
-_NO_JSON = {
+_JSON_FINDINGS = {
     "is not JSON": "nan",
     "not UTF-8": "encoding",
     "occurs twice": "key twice",
@@ -54,7 +54,7 @@ _ODD_TEXTS = (  # finding, bytes of which a record with the finding contains at 
 
 
 @dataclass(frozen=True)
-class _Record:
+class _CheckedRecord:
     """Parsed record, and the tally of its findings."""
 
     value: dict[str, Any]
@@ -63,7 +63,7 @@ class _Record:
     tally: Tally
 
     def find(self, name: str, item: Mapping[str, Any] | None = None, *, field: str = "") -> None:
-        where = self.where if item is None else f"{self.where}, item {glimpse(item['id'])}"
+        where = self.where if item is None else f"{self.where}, item {short_repr(item['id'])}"
         self.tally.find(name, f"{where}: {field!r}" if field else where)
 
     def check_texts(self) -> None:
@@ -77,13 +77,13 @@ class _Record:
         """Whether all fields are valid; invalid ones are findings."""
         bad = [name for name, fits in fields.items() if not fits(self.value.get(name))]
         for name in bad:
-            found = glimpse(self.value[name]) if name in self.value else "nothing"
+            found = short_repr(self.value[name]) if name in self.value else "nothing"
             self.tally.find("bad field", f"{self.where}: {name!r}, found {found}")
         return not bad
 
 
 @dataclass(frozen=True)
-class Checked:
+class FileCheck:
     """Facts about a file, by name, and its findings: name, severity, count, meaning and examples of each."""
 
     file: str
@@ -97,20 +97,20 @@ class Checked:
         return sum(finding["count"] for finding in self.findings if finding["severity"] == "error")
 
 
-def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Checked:
+def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> FileCheck:
     """Check of a file of questions, outputs, predictions or rankings; without `task`, the task is detected.
 
     Invalid records are findings, and so are incomplete or missing files: nothing is raised.
     """
     start = _read_start(path)
-    head, envelope = _look(path, whole=not _is_list(start))
-    form = _tell_form(path, start, head)
+    head, envelope = _read_head(path, whole=not _is_list(start))
+    form = _detect_form(path, start, head)
     tally = Tally()
     if form == "ranking":
         task = None
         _tally_ranking(path, tally)
     else:
-        task = task or tell_task(path, head, envelope)
+        task = task or detect_task(path, head, envelope)
         if task is None:
             tally.find("unknown task", "")
         _tally_records(path, tally, partial(tally_chunk, form=form, task=task), work=work)
@@ -119,10 +119,10 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Che
     if start.startswith(BOM):
         tally.find("byte order mark", "")
     name = "merged questions" if form == "questions" and tally.facts["with gold"] else form
-    return Checked(str(path), name, task and task.name, _facts(path, form, tally), _found(tally))
+    return FileCheck(str(path), name, task and task.name, _facts(path, form, tally), _list_findings(tally))
 
 
-def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Task | None:
+def detect_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Task | None:
     """Task of a file, by most of its first records' inputs, or by the name in the envelope or the path.
 
     LaMP-2's two tasks share their name and are distinguished by items' fields and labels. None for an unknown task.
@@ -136,11 +136,13 @@ def tell_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> Ta
     tasks = last_named(f"{Path(path).absolute().as_posix()} {named or ''}")
     in_path = [f"/{task.tree_folder}/" in Path(path).absolute().as_posix() for task in tasks]
     # Of equals the longest folder, which is `LaMP_2/new` where that is in the path.
-    ranks = [(_fit(task, head), there * len(task.tree_folder)) for task, there in zip(tasks, in_path, strict=True)]
+    ranks = [
+        (_count_fitting(task, head), there * len(task.tree_folder)) for task, there in zip(tasks, in_path, strict=True)
+    ]
     return tasks[ranks.index(max(ranks))] if tasks else None
 
 
-def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
+def tally_chunk(chunk: Chunk, *, form: FileForm, task: Task | None) -> Tally:
     """Tally of a chunk's records."""
     tally = Tally()
     for raw in chunk.read():
@@ -148,8 +150,8 @@ def tally_chunk(chunk: Chunk, *, form: Form, task: Task | None) -> Tally:
         value = _parse(raw, tally)
         if value is not None:
             named = is_id(value.get("id"))
-            where = f"question {glimpse(value['id'])}" if named else f"record {raw.number}, byte {raw.offset}"
-            record = _Record(value, raw, where, tally)
+            where = f"question {short_repr(value['id'])}" if named else f"record {raw.number}, byte {raw.offset}"
+            record = _CheckedRecord(value, raw, where, tally)
             record.check_texts()
             _check_question(record, task) if form == "questions" else _check_output(record, form, task)
     return tally
@@ -168,13 +170,13 @@ def _is_list(start: bytes) -> bool:
     return start.removeprefix(BOM).lstrip()[:1] == b"["
 
 
-def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
+def _read_head(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
     """First records of a file, those that are objects; and its envelope, where the entire file is read."""
     scanner = RecordScanner(path)
     head: list[dict[str, Any]] = []
     try:
         for raw in scanner:
-            if raw.number < _LOOKED_AT:
+            if raw.number < _HEAD_RECORDS:
                 record = _parse(raw, Tally())
                 head += [] if record is None else [record]
             elif not whole:
@@ -184,7 +186,7 @@ def _look(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
     return head, scanner.envelope
 
 
-def _tell_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -> Form:
+def _detect_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -> FileForm:
     before_list = start.removeprefix(BOM).lstrip().partition(b"[")[0]
     if before_list.startswith(b"{") and b'"golds"' not in before_list:
         return "ranking"
@@ -195,7 +197,7 @@ def _tell_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]]) -
     return "outputs" if re.search("output|gold", Path(path).name) else "predictions"
 
 
-def _fit(task: Task, head: Sequence[dict[str, Any]]) -> int:
+def _count_fitting(task: Task, head: Sequence[dict[str, Any]]) -> int:
     """Number of items with the task's fields plus number of references among its labels."""
     items = [item for record in head for item in _objects(record.get("profile"))]
     return sum(task.target in item for item in items) + sum(record.get("output") in task.labels for record in head)
@@ -208,16 +210,16 @@ def _objects(profile: Any) -> list[dict[str, Any]]:
 def _tally_records(path: str | Path, tally: Tally, count: Callable[[Chunk], Tally], *, work: Work) -> None:
     broken: list[LampError] = []
     size = os.path.getsize(path) if os.path.exists(path) else 0
-    for part in map_pieces(count, _whole_chunks(path, broken), work, size=size):
+    for part in parallel_map(count, _chunks_until_error(path, broken), work, size=size):
         tally += part
     for error in broken:
         tally.find("broken file", str(error))
 
 
-def _whole_chunks(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
+def _chunks_until_error(path: str | Path, broken: list[LampError]) -> Iterator[Chunk]:
     """Chunks of a file; the error at the end of an incomplete file is added to `broken`."""
     try:
-        yield from cut(path)
+        yield from cut_chunks(path)
     except LampError as error:
         broken.append(error)
 
@@ -228,24 +230,24 @@ def _parse(raw: RawRecord, tally: Tally) -> dict[str, Any] | None:
     try:
         value = parse_record(raw.content)
     except ValueError as error:
-        name = next((name for words, name in _NO_JSON.items() if words in str(error)), "broken record")
+        name = next((name for words, name in _JSON_FINDINGS.items() if words in str(error)), "broken record")
         return tally.find(name, f"{where}: {error}")
     return value if isinstance(value, dict) else tally.find("no object", where)
 
 
-def _check_output(record: _Record, form: Form, task: Task | None) -> None:
+def _check_output(record: _CheckedRecord, form: FileForm, task: Task | None) -> None:
     if record.has_fields(_OUTPUT_FIELDS):
         record.tally.see_record(record.value["id"], record.raw, 0)
         if task is not None and task.labels and str(record.value["output"]) not in task.labels:
             record.find("unknown gold" if form == "outputs" else "unknown answer")
 
 
-def _check_question(record: _Record, task: Task | None) -> None:
+def _check_question(record: _CheckedRecord, task: Task | None) -> None:
     if not record.has_fields(_QUESTION_FIELDS):
         return
     profile, gold, facts = record.value["profile"], record.value.get("output"), record.tally.facts
     if gold is not None and not is_text(gold):
-        record.tally.find("bad field", f"{record.where}: 'output', found {glimpse(gold)}")
+        record.tally.find("bad field", f"{record.where}: 'output', found {short_repr(gold)}")
         gold = None
     items = _tally_items(record)
     if not profile:
@@ -263,7 +265,7 @@ def _check_question(record: _Record, task: Task | None) -> None:
             _check_item(record, item, task, fields=fields, query=query)
 
 
-def _apply_patches(record: _Record) -> dict[str, Any]:
+def _apply_patches(record: _CheckedRecord) -> dict[str, Any]:
     """Record with known defects fixed, as readers have it."""
     value = record.value
     for patch in PATCHES.values():
@@ -273,7 +275,7 @@ def _apply_patches(record: _Record) -> dict[str, Any]:
     return value
 
 
-def _tally_items(record: _Record) -> list[dict[str, Any]]:
+def _tally_items(record: _CheckedRecord) -> list[dict[str, Any]]:
     """Items that have an id."""
     items: list[dict[str, Any]] = []
     ids, contents = set(), set()
@@ -294,7 +296,7 @@ def _tally_items(record: _Record) -> list[dict[str, Any]]:
     return items
 
 
-def _check_dates(record: _Record, items: Sequence[Mapping[str, Any]]) -> None:
+def _check_dates(record: _CheckedRecord, items: Sequence[Mapping[str, Any]]) -> None:
     dated = [item for item in items if "date" in item]
     record.tally.facts["items with dates"] += len(dated)
     if 0 < len(dated) < len(items):
@@ -308,7 +310,7 @@ def _check_dates(record: _Record, items: Sequence[Mapping[str, Any]]) -> None:
     record.tally.see_dates(dates)
 
 
-def _find_query(record: _Record, asked: str, task: Task) -> str | None:
+def _find_query(record: _CheckedRecord, asked: str, task: Task) -> str | None:
     try:
         return task.query(asked)
     except MissingMarker:
@@ -316,7 +318,7 @@ def _find_query(record: _Record, asked: str, task: Task) -> str | None:
 
 
 def _check_item(
-    record: _Record, item: Mapping[str, Any], task: Task, *, fields: Sequence[str], query: str | None
+    record: _CheckedRecord, item: Mapping[str, Any], task: Task, *, fields: Sequence[str], query: str | None
 ) -> None:
     texts = {name: item.get(name) for name in fields}
     for name, text in texts.items():
@@ -339,7 +341,7 @@ def _compare_records(path: str | Path, tally: Tally) -> None:
     items = np.array(tally.items, np.uint64).reshape(-1, 2)
     twice = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
     for place in twice[:EXAMPLES].tolist():
-        tally.find("id twice", f"question {glimpse(_read_again(path, records[place])['id'])}", times=0)
+        tally.find("id twice", f"question {short_repr(_read_again(path, records[place])['id'])}", times=0)
     tally.counts["id twice"] += len(twice)
     owner = np.repeat(np.arange(len(records)), records[:, 3].astype(np.int64))
     first = _find_first(items[:, 0])
@@ -347,7 +349,7 @@ def _compare_records(path: str | Path, tally: Tally) -> None:
     for place in shared[:EXAMPLES].tolist():
         question = _read_again(path, records[owner[place]])
         item_id = next(one["id"] for one in _objects(question["profile"]) if _is_id(one.get("id"), items[place, 0]))
-        tally.find("shared id", f"question {glimpse(question['id'])}, item {glimpse(item_id)}", times=0)
+        tally.find("shared id", f"question {short_repr(question['id'])}, item {short_repr(item_id)}", times=0)
     tally.counts["shared id"] += len(shared)
 
 
@@ -387,7 +389,7 @@ def _tally_ranking(path: str | Path, tally: Tally) -> None:
         tally.find("broken file", f"{path}: holds no rankings")
     seen: set[str] = set()
     for question_id, item_ids in pairs:
-        where = f"question {glimpse(question_id)}"
+        where = f"question {short_repr(question_id)}"
         tally.facts["records"] += 1
         if question_id in seen:
             tally.find("id twice", where)
@@ -402,7 +404,7 @@ def _tally_ranking(path: str | Path, tally: Tally) -> None:
             tally.find("item id twice", where)
 
 
-def _facts(path: str | Path, form: Form, tally: Tally) -> dict[str, Any]:
+def _facts(path: str | Path, form: FileForm, tally: Tally) -> dict[str, Any]:
     """Facts about the file, by name."""
     facts: dict[str, Any] = {"records": tally.facts["records"]}
     sizes = np.array(tally.records, np.int64).reshape(-1, 4)[:, 3]
@@ -421,7 +423,7 @@ def _facts(path: str | Path, form: Form, tally: Tally) -> dict[str, Any]:
     return facts | {"bytes": os.path.getsize(path) if os.path.exists(path) else 0}
 
 
-def _found(tally: Tally) -> list[dict[str, Any]]:
+def _list_findings(tally: Tally) -> list[dict[str, Any]]:
     return [
         {**asdict(row), "count": tally.counts[row.name], "examples": [one for one in tally.examples[row.name] if one]}
         for row in FINDINGS.values()

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lamp_jax.datasets.form import BenchmarkForm
-from lamp_jax.datasets.tables import Row, Text, Unusable, check_encoding, columns_of, read_lookup, read_rows, text_of
+from lamp_jax.datasets.tables import (
+    TableRow,
+    TextFormat,
+    UnusableValue,
+    check_encoding,
+    columns_of,
+    read_lookup,
+    read_rows,
+    text_of,
+)
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -40,7 +49,7 @@ class Pattern(NamedTuple):
         """Column of a pattern that consists of one column only; else None."""
         return self.columns[0] if self == Pattern.of_column(self.columns[0]) else None
 
-    def fill(self, row: Row) -> str:
+    def fill(self, row: TableRow) -> str:
         """Text of a row; "" where all columns are empty."""
         filled, empty = "", True
         for before, column, joint in self.holes:
@@ -96,21 +105,21 @@ def parse_map(entries: Iterable[str], task: Task) -> dict[str, Pattern]:
     return patterns
 
 
-class Join(NamedTuple):
+class JoinedTable(NamedTuple):
     """Table whose columns are added to rows: its rows by the text in the column `key`."""
 
     path: str
     key: str
     columns: Collection[str]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, TableRow]
 
-    def add_to(self, row: Row) -> Row:
+    def add_to(self, row: TableRow) -> TableRow:
         key = text_of(row.get(self.key))
         partner = self.rows.get(key)
         if partner is None:
             there = next(iter(self.rows), None)
             example = f"{self.key} {key!r}" + ("" if there is None else f", the table has {there!r} and others")
-            raise Unusable(f"no partner in {Path(self.path).name}", example)
+            raise UnusableValue(f"no partner in {Path(self.path).name}", example)
         return {**row, **partner}
 
 
@@ -123,21 +132,21 @@ def split_join(entry: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Histories:
+class HistoryTable:
     """Table of histories: its rows, the tables joined to it, and each field's pattern over the columns."""
 
     path: str
     columns: Collection[str]
-    joins: tuple[Join, ...]
+    joins: tuple[JoinedTable, ...]
     patterns: Mapping[str, Pattern]
-    text: Text
+    text: TextFormat
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[TableRow]:
         """Rows of the file, without the joined columns."""
         return read_rows(self.path, self.columns, self.text)
 
 
-def open_histories(options: BenchmarkForm) -> Histories:
+def open_history_table(options: BenchmarkForm) -> HistoryTable:
     """Table of histories of a command; the joined tables are read into memory.
 
     Raises LampError, with the existing columns, where a column is missing, or is in two tables.
@@ -145,22 +154,22 @@ def open_histories(options: BenchmarkForm) -> Histories:
     task = find_task(options.task)
     tables = [split_join(entry) for entry in options.join]
     check_encoding(options.encoding)
-    texts = {options.histories: Text(options.encoding, options.columns)}
-    texts |= {path: Text(options.encoding) for path, _ in tables}
+    texts = {options.histories: TextFormat(options.encoding, options.columns)}
+    texts |= {path: TextFormat(options.encoding) for path, _ in tables}
     columns = {name: columns_of(name, text) for name, text in texts.items()}
     available = {column for some in columns.values() for column in some}
     patterns = _complete(parse_map(options.map, task), options, task, columns=available)
     wanted = {column for pattern in patterns.values() for column in pattern.columns} | {key for _, key in tables}
     owners = dict.fromkeys(columns[options.histories], options.histories)
-    joins: list[Join] = []
+    joins: list[JoinedTable] = []
     for path, key in tables:
         _check_key(path, key, columns[path], owners)
         added = wanted.intersection(columns[path]) - {key}
         if clash := sorted(added & owners.keys()):
             raise LampError(f"{path}: the column {clash[0]!r} is in {owners[clash[0]]} too; rename it in one of them")
         owners |= dict.fromkeys(added, path)
-        joins.append(Join(path, key, added, read_lookup(path, key, added, texts[path])))
-    return Histories(options.histories, wanted, tuple(joins), patterns, texts[options.histories])
+        joins.append(JoinedTable(path, key, added, read_lookup(path, key, added, texts[path])))
+    return HistoryTable(options.histories, wanted, tuple(joins), patterns, texts[options.histories])
 
 
 def _complete(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 from lamp_jax.data.dates import parse_date
-from lamp_jax.datasets.tables import Unusable
+from lamp_jax.datasets.tables import UnusableValue
 from lamp_jax.errors import LampError
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -56,7 +56,7 @@ def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, .
         except ValueError:
             return _of_moment(parse_written_date(text))
     except (ValueError, OverflowError):
-        raise Unusable(f"unreadable date (see {option})", repr(text)) from None
+        raise UnusableValue(f"unreadable date (see {option})", repr(text)) from None
 
 
 def parse_written_date(text: str) -> datetime:

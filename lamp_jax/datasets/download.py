@@ -10,27 +10,27 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from lamp_jax.data.layout import Kind, TreeFile
-from lamp_jax.datasets.manifest import DownloadManifest, Entry, examine
+from lamp_jax.data.layout import FileKind, TreeFile
+from lamp_jax.datasets.manifest import DownloadManifest, ManifestEntry, examine
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     import requests
 
-Report = Callable[[TreeFile, int, int | None], None]
+ProgressCallback = Callable[[TreeFile, int, int | None], None]
 """Callback with a file, its bytes so far, and its size (None where the server does not report it)."""
 
 _CHUNK = 2**18
-_LONGEST_PAUSE = 10.0
-_PATIENCE = 0.5
-_PASSING = (408, 425, 429)  # client errors that may not recur
+_MAX_PAUSE = 10.0
+_WAIT_SECONDS = 0.5
+_TRANSIENT = (408, 425, 429)  # client errors that may not recur
 _WEB_PAGE = "sent a web page, which is not a file of the benchmark"
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """Addresses of files, in the order in which they are tried, and retry settings."""
 
     addresses: Sequence[str]
@@ -41,7 +41,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DownloadOutcome:
     """Result of a file's download: whether bytes were fetched, messages for the user, and the error."""
 
     file: TreeFile
@@ -51,8 +51,8 @@ class Outcome:
 
 
 def download(
-    files: Iterable[TreeFile], root: Path, *, source: Source, connections: int = 4, report: Report
-) -> Generator[Outcome, None, None]:
+    files: Iterable[TreeFile], root: Path, *, source: DownloadSource, connections: int = 4, report: ProgressCallback
+) -> Generator[DownloadOutcome, None, None]:
     """Downloads files into a tree, several at the same time; yields the outcome of each, in order of completion.
 
     Recorded files are not fetched again; an existing unrecorded file is checked and recorded. If the iteration ends
@@ -60,7 +60,7 @@ def download(
     `download.json`; the error of a file is in its outcome.
     """
     waiting: SimpleQueue[TreeFile] = SimpleQueue()
-    done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+    done: SimpleQueue[DownloadOutcome | BaseException] = SimpleQueue()
     manifest = DownloadManifest(root)
     for wanted in files:
         waiting.put(wanted)
@@ -68,7 +68,7 @@ def download(
     def work() -> None:
         while not source.stop.is_set():
             try:
-                done.put(_bring(waiting.get_nowait(), root, source=source, manifest=manifest, report=report))
+                done.put(_download_file(waiting.get_nowait(), root, source=source, manifest=manifest, report=report))
             except Empty:
                 return
             except BaseException as error:  # for the caller's thread, which raises it
@@ -91,19 +91,21 @@ def download(
             thread.join(0.5)
 
 
-def _wait(done: "SimpleQueue[Outcome | BaseException]") -> Outcome | BaseException:
+def _wait(done: "SimpleQueue[DownloadOutcome | BaseException]") -> DownloadOutcome | BaseException:
     while True:
         # Bounded waits: a signal that another thread received is handled between two of them.
         with contextlib.suppress(Empty):
-            return done.get(timeout=_PATIENCE)
+            return done.get(timeout=_WAIT_SECONDS)
 
 
-def _bring(file: TreeFile, root: Path, *, source: Source, manifest: DownloadManifest, report: Report) -> Outcome:
+def _download_file(
+    file: TreeFile, root: Path, *, source: DownloadSource, manifest: DownloadManifest, report: ProgressCallback
+) -> DownloadOutcome:
     path, known = root / file.path, manifest.find(file)
     try:
         if path.exists() and known:
             if path.stat().st_size == known.size:
-                return Outcome(file)
+                return DownloadOutcome(file)
             raise LampError(f"{path}: was changed after it came; remove it, and the same command fetches it again")
         if path.exists():
             entry, line = examine(path, file.kind), "stood there already: checked and recorded, not fetched"
@@ -113,23 +115,23 @@ def _bring(file: TreeFile, root: Path, *, source: Source, manifest: DownloadMani
             line = f"{entry.records} records, {entry.size} bytes"
         manifest.record(file, entry)
     except LampError as error:
-        return Outcome(file, error=error)
+        return DownloadOutcome(file, error=error)
     except OSError as error:
         remedy = "make room or get permission there, and the same command goes on"
-        return Outcome(file, error=LampError(f"{path}: cannot be read or written ({error}); {remedy}"))
+        return DownloadOutcome(file, error=LampError(f"{path}: cannot be read or written ({error}); {remedy}"))
     lines = [f"{file.path}: {line}"]
     if file.count not in (None, entry.records):
         lines.append(
             f"warning: {file.path} holds {entry.records} records, {file.count} were published; was it updated?"
         )
-    return Outcome(file, fetched=entry.url is not None, lines=tuple(lines))
+    return DownloadOutcome(file, fetched=entry.url is not None, lines=tuple(lines))
 
 
-class _Broken(Exception):  # noqa: N818 (names the state of a connection)
+class _AttemptFailed(Exception):  # noqa: N818 (names the state of a connection)
     """Failed attempt, which may be repeated."""
 
 
-class _Refused(Exception):  # noqa: N818 (names the response of an address)
+class _AddressFailed(Exception):  # noqa: N818 (names the response of an address)
     """Address that does not have or serve the file."""
 
 
@@ -190,7 +192,7 @@ class _Partial:
         self.note.unlink(missing_ok=True)
 
 
-def _fetch(file: TreeFile, path: Path, *, source: Source, report: Report) -> Entry:
+def _fetch(file: TreeFile, path: Path, *, source: DownloadSource, report: ProgressCallback) -> ManifestEntry:
     """Fetches a file from the first address that has it. LampError with the failure of each address."""
     partial, said = _Partial(path), []
     urls = [f"{address.rstrip('/')}/{file.path}" for address in source.addresses]
@@ -198,9 +200,9 @@ def _fetch(file: TreeFile, path: Path, *, source: Source, report: Report) -> Ent
     # Bytes of one address cannot be resumed at another, so the address of the partial file is tried first.
     for url in sorted(urls, key=lambda url: begun is None or url != begun.url):
         try:
-            origin = _persist(url, partial, source, lambda have, size: report(file, have, size))
+            origin = _retry(url, partial, source, lambda have, size: report(file, have, size))
             entry = _examine_partial(partial, file.kind, origin)
-        except _Refused as error:
+        except _AddressFailed as error:
             said.append(f"{url}: {error}")
         else:
             partial.finish(path)
@@ -209,32 +211,32 @@ def _fetch(file: TreeFile, path: Path, *, source: Source, report: Report) -> Ent
     raise LampError("\n  ".join([f"{file.path}: no address has it whole; {remedy}", *said]))
 
 
-def _examine_partial(partial: _Partial, kind: Kind, origin: _Origin) -> Entry:
+def _examine_partial(partial: _Partial, kind: FileKind, origin: _Origin) -> ManifestEntry:
     try:
         return examine(partial.path, kind, url=origin.url, etag=origin.etag)
     except LampError as error:
         partial.discard()
-        raise _Refused(f"what came is no {kind} file ({error})") from None
+        raise _AddressFailed(f"what came is no {kind} file ({error})") from None
 
 
-def _persist(url: str, partial: _Partial, source: Source, report: Callable[[int, int | None], None]) -> _Origin:
+def _retry(url: str, partial: _Partial, source: DownloadSource, report: Callable[[int, int | None], None]) -> _Origin:
     """Repeats attempts at an address until the file is complete or `attempts` in a row brought no new bytes."""
     furthest, fruitless, pause = _resumable(url, partial)[1], 0, source.pause
     while True:
         try:
             return _attempt(url, partial, source, report)
-        except _Broken as error:
+        except _AttemptFailed as error:
             fruitless, reached = fruitless + 1, _resumable(url, partial)[1]
             if reached > furthest:
                 furthest, fruitless, pause = reached, 0, source.pause
             if fruitless >= source.attempts:
-                raise _Refused(f"{error} (given up after {fruitless} attempts without a new byte)") from None
+                raise _AddressFailed(f"{error} (given up after {fruitless} attempts without a new byte)") from None
         if source.stop.wait(pause):
             raise _Stopped
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE)
 
 
-def _attempt(url: str, partial: _Partial, source: Source, report: Callable[[int, int | None], None]) -> _Origin:
+def _attempt(url: str, partial: _Partial, source: DownloadSource, report: Callable[[int, int | None], None]) -> _Origin:
     """Requests the missing bytes once, and keeps all that arrive. Returns the origin of a complete file."""
     origin, offset = _resumable(url, partial)
     if origin and offset == origin.size:
@@ -242,7 +244,7 @@ def _attempt(url: str, partial: _Partial, source: Source, report: Callable[[int,
     with _ask(url, origin, offset=offset, timeout=source.timeout) as response:
         if response.status_code == 416 or (response.status_code == 206 and not _continues(response, origin, offset)):
             partial.discard()
-            raise _Broken(f"HTTP {response.status_code}: the file has changed, it is begun again")
+            raise _AttemptFailed(f"HTTP {response.status_code}: the file has changed, it is begun again")
         _check_answer(response)
         if origin is None or response.status_code == 200:
             origin, offset = _origin(url, response), 0
@@ -250,9 +252,9 @@ def _attempt(url: str, partial: _Partial, source: Source, report: Callable[[int,
         _receive(response, partial, source, lambda have: report(have, origin.size))
     if partial.size == 0:
         partial.discard()
-        raise _Refused("an empty file")
+        raise _AddressFailed("an empty file")
     if origin.size not in (None, partial.size):
-        raise _Broken(f"the connection ended after {partial.size} of {origin.size} bytes")
+        raise _AttemptFailed(f"the connection ended after {partial.size} of {origin.size} bytes")
     return origin
 
 
@@ -274,7 +276,7 @@ def _ask(url: str, origin: _Origin | None, *, offset: int, timeout: float) -> "I
     try:
         response = requests.get(url, headers=headers, timeout=timeout, stream=True)
     except requests.RequestException as error:
-        raise _Broken(str(error)) from None
+        raise _AttemptFailed(str(error)) from None
     with response:
         yield response
 
@@ -293,14 +295,14 @@ def _continues(response: "requests.Response", origin: _Origin | None, offset: in
 
 def _check_answer(response: "requests.Response") -> None:
     status, headers = response.status_code, response.headers
-    if status in _PASSING or status >= 500:
-        raise _Broken(f"HTTP {status} {response.reason}")
+    if status in _TRANSIENT or status >= 500:
+        raise _AttemptFailed(f"HTTP {status} {response.reason}")
     if status not in (200, 206):
-        raise _Refused(f"HTTP {status} {response.reason}")
+        raise _AddressFailed(f"HTTP {status} {response.reason}")
     if headers.get("Content-Type", "").startswith("text/html"):
-        raise _Refused(_WEB_PAGE)
+        raise _AddressFailed(_WEB_PAGE)
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise _Refused(f"sends the file as {headers['Content-Encoding']}, which nobody asked for")
+        raise _AddressFailed(f"sends the file as {headers['Content-Encoding']}, which nobody asked for")
 
 
 def _origin(url: str, response: "requests.Response") -> _Origin:
@@ -309,7 +311,9 @@ def _origin(url: str, response: "requests.Response") -> _Origin:
     return _Origin(url, size, response.headers.get("ETag"), response.headers.get("Last-Modified"))
 
 
-def _receive(response: "requests.Response", partial: _Partial, source: Source, report: Callable[[int], None]) -> None:
+def _receive(
+    response: "requests.Response", partial: _Partial, source: DownloadSource, report: Callable[[int], None]
+) -> None:
     """Appends received bytes to the partial file immediately, so that a kill loses none."""
     with open(partial.path, "ab") as file:
         for chunk in _chunks(response):
@@ -317,7 +321,7 @@ def _receive(response: "requests.Response", partial: _Partial, source: Source, r
                 raise _Stopped
             if file.tell() == 0 and chunk.lstrip().startswith(b"<"):
                 partial.discard()
-                raise _Refused(_WEB_PAGE)
+                raise _AddressFailed(_WEB_PAGE)
             file.write(chunk)
             file.flush()
             report(file.tell())
@@ -331,4 +335,4 @@ def _chunks(response: "requests.Response") -> Iterator[bytes]:
         while chunk := response.raw.read1(_CHUNK, decode_content=False):
             yield chunk
     except urllib3.exceptions.HTTPError as error:
-        raise _Broken(str(error)) from None
+        raise _AttemptFailed(str(error)) from None

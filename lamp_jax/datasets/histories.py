@@ -17,28 +17,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lamp_jax.data.files import is_id
-from lamp_jax.datasets.columns import Histories, open_histories
+from lamp_jax.datasets.columns import HistoryTable, open_history_table
 from lamp_jax.datasets.dates import read_date
 from lamp_jax.datasets.form import BenchmarkForm
-from lamp_jax.datasets.tables import Row, Unusable
+from lamp_jax.datasets.tables import TableRow, UnusableValue
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import encode
 from lamp_jax.runs.json_records import parse_record
 from lamp_jax.runs.workers import count_processes, map_in_processes
 from lamp_jax.tasks.catalog import Task, find_task
 
-User = str | int
+UserId = str | int
 
 _ROUND = {"up": math.ceil, "down": math.floor, "nearest": lambda number: math.floor(number + 0.5)}
 _BUCKET_USERS = 256
 _BATCH_ROWS = 1024
 _BUFFERED_BYTES = 2**27
-_MOST_REFERENCES = 10_000
+_MAX_REFERENCES = 10_000
 _SHOWN_ROWS = 5
 _SHOWN_LETTERS = 60
 
 
-class Entry(NamedTuple):
+class HistoryEntry(NamedTuple):
     """One item of a history: its sort key, its fields, and the further fields of a question about it."""
 
     order: tuple[float, ...]
@@ -71,8 +71,8 @@ class Entry(NamedTuple):
 class History(NamedTuple):
     """Items of a user, the oldest first; simultaneous ones in the order of the file."""
 
-    user: User
-    entries: list[Entry]
+    user: UserId
+    entries: list[HistoryEntry]
     dropped: int = 0
     """Number of items left out as repetitions of earlier ones."""
 
@@ -82,7 +82,7 @@ class Bucket(NamedTuple):
 
     path: Path
     first: int
-    users: tuple[User, ...]
+    users: tuple[UserId, ...]
 
     def histories(self, *, duplicates: str = "keep") -> Iterator[History]:
         """History of each user, empty where no row was usable.
@@ -104,25 +104,25 @@ class Bucket(NamedTuple):
             yield History(user, sorted(kept, key=lambda entry: entry.order), len(entries) - len(kept))
 
 
-def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+def _distinct(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     """First item of each content."""
-    found: dict[tuple[Any, ...], Entry] = {}
+    found: dict[tuple[Any, ...], HistoryEntry] = {}
     for entry in entries:
         found.setdefault(entry.content, entry)
     return list(found.values())
 
 
-def _undated(entry: Entry) -> Entry:
-    return Entry((), {name: text for name, text in entry.item.items() if name != "date"}, entry.asked)
+def _undated(entry: HistoryEntry) -> HistoryEntry:
+    return HistoryEntry((), {name: text for name, text in entry.item.items() if name != "date"}, entry.asked)
 
 
-def _parse_entry(record: bytes) -> Entry:
+def _parse_entry(record: bytes) -> HistoryEntry:
     order, item, asked = parse_record(record)
-    return Entry(tuple(order), item, asked)
+    return HistoryEntry(tuple(order), item, asked)
 
 
 @dataclass
-class Dropped:
+class DroppedRows:
     """Number of rows dropped for one reason, and the numbers of the first of them, counted from 1."""
 
     count: int = 0
@@ -148,12 +148,12 @@ class Dropped:
 
 
 @dataclass
-class Gathered:
+class GatheredHistories:
     """Result of grouping the rows. `references` are drawn from those of all users (LaMP-1)."""
 
     rows: int = 0
-    dropped: defaultdict[str, Dropped] = field(default_factory=lambda: defaultdict(Dropped))
-    undated: Dropped = field(default_factory=Dropped)
+    dropped: defaultdict[str, DroppedRows] = field(default_factory=lambda: defaultdict(DroppedRows))
+    undated: DroppedRows = field(default_factory=DroppedRows)
     """Rows kept without their date, which is unreadable and not needed."""
     buckets: list[Bucket] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
@@ -172,10 +172,10 @@ class Gathered:
         return sum(os.path.getsize(bucket.path) for bucket in self.buckets if bucket.path.exists())
 
 
-def gather(rows: Iterable[Row], *, folder: Path, options: BenchmarkForm) -> Gathered:
+def gather(rows: Iterable[TableRow], *, folder: Path, options: BenchmarkForm) -> GatheredHistories:
     """Writes the rows of the histories to buckets in `folder`. LampError where there is no usable row."""
-    found, users = Gathered(), _Users()
-    spill, reservoir = _Spill(folder), Reservoir(_MOST_REFERENCES, seed=options.seed)
+    found, users = GatheredHistories(), _UserNumbers()
+    spill, reservoir = _BucketWriter(folder), Reservoir(_MAX_REFERENCES, seed=options.seed)
     for read in itertools.chain.from_iterable(_read_all(rows, options)):
         found.rows += 1
         place = None if read.user is None else users.number_of(read.user)
@@ -194,24 +194,24 @@ def gather(rows: Iterable[Row], *, folder: Path, options: BenchmarkForm) -> Gath
     return found
 
 
-class _Users:
+class _UserNumbers:
     """Numbers of users. 1 and "1" are the same user, whose id is kept as first written."""
 
     def __init__(self):
-        self.all: list[User] = []
+        self.all: list[UserId] = []
         self._numbers: dict[str, int] = {}
 
-    def number_of(self, user: User) -> int:
+    def number_of(self, user: UserId) -> int:
         number = self._numbers.setdefault(str(user), len(self.all))
         if number == len(self.all):
             self.all.append(user)
         return number
 
 
-class _Read(NamedTuple):
+class _ReadRow(NamedTuple):
     """Parsed row: its user (None where missing), and the encoded item or the reason for dropping the row."""
 
-    user: User | None
+    user: UserId | None
     record: bytes = b""
     reason: str = ""
     reference: str = ""
@@ -220,7 +220,7 @@ class _Read(NamedTuple):
     """Unreadable date that is not needed."""
 
 
-def _read_all(rows: Iterable[Row], options: BenchmarkForm) -> Iterator[list[_Read]]:
+def _read_all(rows: Iterable[TableRow], options: BenchmarkForm) -> Iterator[list[_ReadRow]]:
     """Parsed rows in batches, in order, read in parallel."""
     _reader.cache_clear()  # the tables to join may have changed
     rest = iter(rows)
@@ -229,29 +229,29 @@ def _read_all(rows: Iterable[Row], options: BenchmarkForm) -> Iterator[list[_Rea
     return map_in_processes(partial(_read_batch, options=options), batches, processes=processes)
 
 
-def _read_batch(rows: Iterable[Row], *, options: BenchmarkForm) -> list[_Read]:
+def _read_batch(rows: Iterable[TableRow], *, options: BenchmarkForm) -> list[_ReadRow]:
     return [_read_row(row, _reader(options)) for row in rows]
 
 
-def _read_row(row: Row, reader: "RowReader") -> _Read:
+def _read_row(row: TableRow, reader: "RowReader") -> _ReadRow:
     user = None
     try:
         user = reader.user(row)
         entry, no_date = reader.entry(row)
-    except Unusable as reason:
-        return _Read(user, reason=str(reason), example=reason.example)
+    except UnusableValue as reason:
+        return _ReadRow(user, reason=str(reason), example=reason.example)
     except LampError as error:
         raise LampError(f"{reader.path}: {error}") from None
-    return _Read(user, encode([*entry]), reference=entry.asked.get("reference", ""), no_date=no_date)
+    return _ReadRow(user, encode([*entry]), reference=entry.asked.get("reference", ""), no_date=no_date)
 
 
 @lru_cache(maxsize=1)
 def _reader(options: BenchmarkForm) -> "RowReader":
     """Reader of this process, which opens the tables to join once."""
-    return RowReader(open_histories(options), options)
+    return RowReader(open_history_table(options), options)
 
 
-def _check_kept(found: Gathered, path: str) -> None:
+def _check_kept(found: GatheredHistories, path: str) -> None:
     if not found.rows:
         raise LampError(f"{path}: holds no rows")
     if not found.kept:
@@ -262,7 +262,7 @@ def _check_kept(found: Gathered, path: str) -> None:
 class RowReader:
     """Reads users and items from the rows of a source. Its methods raise Unusable."""
 
-    def __init__(self, source: Histories, options: BenchmarkForm):
+    def __init__(self, source: HistoryTable, options: BenchmarkForm):
         self._options, self._task = options, find_task(options.task)
         self.path, self._joins = source.path, source.joins
         self._form = options.date_form
@@ -277,30 +277,30 @@ class RowReader:
         self._fields = self._task.fields
         self._needed = [self._task.source] if self._task.cites else [self._task.source, self._task.target]
 
-    def user(self, row: Row) -> User:
+    def user(self, row: TableRow) -> UserId:
         """User id of a row, str or int as in the table."""
         if self._user_is_joined:
             row = self._join(row)
         value = self._user.fill(row) if self._user_column is None else row.get(self._user_column)
         if value is None or value != value or (isinstance(value, str) and not value.strip()):
-            raise Unusable("no user")
+            raise UnusableValue("no user")
         if isinstance(value, str | int) and is_id(value):
             return value
         if type(value) is float and value.is_integer() and self._floats_are_users:
             return int(value)
         if isinstance(value, str):
-            raise Unusable("half a surrogate pair in the user")
+            raise UnusableValue("half a surrogate pair in the user")
         kind = type(value).__name__
-        raise Unusable(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
+        raise UnusableValue(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
 
-    def entry(self, row: Row) -> tuple[Entry, str]:
+    def entry(self, row: TableRow) -> tuple[HistoryEntry, str]:
         """Entry of a row with its joined columns; and its date if that is unreadable and not needed, else ""."""
         row = self._join(row)
         texts = {name: pattern.fill(row) for name, pattern in self._patterns.items()}
         item = {name: texts[name] for name in self._fields}
         for name in self._needed:
             if not item[name].strip():
-                raise Unusable(f"no {name}")
+                raise UnusableValue(f"no {name}")
         if self._task.labels and not self._task.cites:
             target = self._task.target
             item[target] = read_label(item[target], self._task, rounding=self._options.round_scores)
@@ -309,14 +309,14 @@ class RowReader:
         if "date" in texts:
             try:
                 order, item["date"] = read_date(texts["date"], form=self._form, format=self._options.date_format)
-            except (Unusable, LampError):
+            except (UnusableValue, LampError):
                 if self._needs_date:
                     raise
                 no_date = texts["date"] or "(empty)"
         asked = {name: texts[name].strip() for name in ("input", "reference") if name in texts}
-        return Entry(order, item, asked), no_date
+        return HistoryEntry(order, item, asked), no_date
 
-    def _join(self, row: Row) -> Row:
+    def _join(self, row: TableRow) -> TableRow:
         for join in self._joins:
             row = join.add_to(row)
         return row
@@ -331,14 +331,14 @@ def read_label(text: str, task: Task, *, rounding: str) -> str:
         number = math.nan
     if math.isfinite(number):
         if rounding == "no" and not number.is_integer():
-            raise Unusable(f"{task.target} between two labels (see --round-scores)")
+            raise UnusableValue(f"{task.target} between two labels (see --round-scores)")
         label = str(int(number) if rounding == "no" else _ROUND[rounding](number))
     if label not in task.labels:
-        raise Unusable(f"{task.target} is no label of {task.name}")
+        raise UnusableValue(f"{task.target} is no label of {task.name}")
     return label
 
 
-class _Spill:
+class _BucketWriter:
     """Buffered writer that appends many lines to one bucket's file at a time, so that few files are open."""
 
     def __init__(self, folder: Path):
@@ -360,7 +360,7 @@ class _Spill:
         self._lines.clear()
         self._size = 0
 
-    def buckets(self, users: Sequence[User]) -> list[Bucket]:
+    def buckets(self, users: Sequence[UserId]) -> list[Bucket]:
         """Buckets of all users, who are listed by number."""
         starts = range(0, len(users), _BUCKET_USERS)
         return [

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lamp_jax.data.files import read_outputs, stream_questions
-from lamp_jax.data.layout import Kind, TreeFile
+from lamp_jax.data.layout import FileKind, TreeFile
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.runs.records import digest
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """Entry of a complete file in `download.json`. `url` is None for a file that existed before the download."""
 
     url: str | None
@@ -30,29 +30,29 @@ class DownloadManifest:
         self._lock = threading.Lock()
         self._entries = self._read()
 
-    def find(self, file: TreeFile) -> Entry | None:
+    def find(self, file: TreeFile) -> ManifestEntry | None:
         return self._entries.get(str(file.path))
 
-    def record(self, file: TreeFile, entry: Entry) -> None:
+    def record(self, file: TreeFile, entry: ManifestEntry) -> None:
         with self._lock:
             self._entries[str(file.path)] = entry
             write_json(self.path, {path: asdict(self._entries[path]) for path in sorted(self._entries)})
 
-    def _read(self) -> dict[str, Entry]:
+    def _read(self) -> dict[str, ManifestEntry]:
         if not self.path.exists():
             return {}
         try:
-            return {path: Entry(**entry) for path, entry in read_json(self.path).items()}
+            return {path: ManifestEntry(**entry) for path, entry in read_json(self.path).items()}
         except (AttributeError, TypeError):
             raise LampError(
                 f"{self.path}: not as `lamp download` writes it; remove it, then `lamp download` checks the files again"
             ) from None
 
 
-def examine(path: Path, kind: Kind, *, url: str | None = None, etag: str | None = None) -> Entry:
+def examine(path: Path, kind: FileKind, *, url: str | None = None, etag: str | None = None) -> ManifestEntry:
     """Entry of a file after reading all of it. LampError where it is not a complete file of its kind."""
     records = sum(1 for _ in stream_questions(path)) if kind == "questions" else len(read_outputs(path).by_id)
-    return Entry(url, path.stat().st_size, digest(str(path)), records, etag)
+    return ManifestEntry(url, path.stat().st_size, digest(str(path)), records, etag)
 
 
 def find_fault(file: TreeFile, root: Path, manifest: DownloadManifest) -> str:

@@ -14,15 +14,15 @@ from typing import IO, Any, NamedTuple
 
 from lamp_jax.config import Part
 from lamp_jax.data.files import Question, question_record
-from lamp_jax.data.layout import PARTS, Kind, TreeFile
+from lamp_jax.data.layout import PARTS, FileKind, TreeFile
 from lamp_jax.datasets.form import BenchmarkForm
-from lamp_jax.datasets.histories import Bucket, Gathered, History, User, stable_hash
+from lamp_jax.datasets.histories import Bucket, GatheredHistories, History, UserId, stable_hash
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_files import atomic_write, atomic_write_bytes, encode
-from lamp_jax.runs.workers import map_pieces
+from lamp_jax.runs.workers import parallel_map
 from lamp_jax.tasks.catalog import Task, find_task
 
-_KINDS: tuple[Kind, ...] = ("questions", "outputs")
+_KINDS: tuple[FileKind, ...] = ("questions", "outputs")
 _FILES = tuple(product(PARTS, _KINDS))
 FILES = (*(f"{part}_{kind}.json" for part, kind in _FILES), "report.json")
 """Names of the files of `write_parts`."""
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 @dataclass
-class Survey:
+class SplitCounts:
     """Counts over histories: profile sizes, and targets and users without a question, by reason."""
 
     sizes: dict[Part, Counter[int]] = field(default_factory=lambda: {part: Counter() for part in PARTS})
@@ -56,7 +56,7 @@ class Survey:
         return sum(size * count for sizes in self.sizes.values() for size, count in sizes.items())
 
     @classmethod
-    def total(cls, surveys: Iterable["Survey"]) -> "Survey":
+    def total(cls, surveys: Iterable["SplitCounts"]) -> "SplitCounts":
         total = cls()
         for one in surveys:
             for part, sizes in one.sizes.items():
@@ -93,7 +93,7 @@ def _newest(places: Sequence[int], options: BenchmarkForm) -> Sequence[int]:
     return places[-options.max_profile :]  # all of them for 0
 
 
-def part_of(user: User, options: BenchmarkForm) -> Part:
+def part_of(user: UserId, options: BenchmarkForm) -> Part:
     """Part of all questions of a user (`--split user`), which depends on the user and the seed alone."""
     drawn = stable_hash(options.seed, "part", user) / 2**64
     if drawn < options.test_share:
@@ -101,19 +101,19 @@ def part_of(user: User, options: BenchmarkForm) -> Part:
     return "dev" if drawn < options.test_share + options.dev_share else "train"
 
 
-def survey(buckets: Sequence[Bucket], options: BenchmarkForm, *, size: int) -> list[Survey]:
+def count_splits(buckets: Sequence[Bucket], options: BenchmarkForm, *, size: int) -> list[SplitCounts]:
     """Counts of each bucket; `size` is the buckets' total size in bytes."""
-    return list(map_pieces(partial(_survey_bucket, options=options), buckets, options.work, size=size))
+    return list(parallel_map(partial(_count_bucket, options=options), buckets, options.work, size=size))
 
 
-def _survey_bucket(bucket: Bucket, *, options: BenchmarkForm) -> Survey:
-    found = Survey()
+def _count_bucket(bucket: Bucket, *, options: BenchmarkForm) -> SplitCounts:
+    found = SplitCounts()
     for history in bucket.histories(duplicates=options.duplicates):
         distinct = len({entry.content for entry in history.entries})
         found.duplicates["equal"] += history.dropped + len(history.entries) - distinct
         found.duplicates["at another date"] += distinct - len({entry.undated for entry in history.entries})
         targets = find_targets(history, options)
-        kept = _keep(targets, options)
+        kept = _drop_small(targets, options)
         if len(kept) < len(targets):
             found.dropped_targets[f"fewer than {options.min_profile} profile items"] += len(targets) - len(kept)
         if not history.entries:
@@ -127,26 +127,31 @@ def _survey_bucket(bucket: Bucket, *, options: BenchmarkForm) -> Survey:
     return found
 
 
-def _keep(targets: Iterable[Target], options: BenchmarkForm) -> list[Target]:
+def _drop_small(targets: Iterable[Target], options: BenchmarkForm) -> list[Target]:
     return [target for target in targets if len(target.profile) >= options.min_profile]
 
 
 def write_parts(
-    output: Path, gathered: Gathered, surveys: Sequence[Survey], *, options: BenchmarkForm, report: Mapping[str, Any]
+    output: Path,
+    gathered: GatheredHistories,
+    surveys: Sequence[SplitCounts],
+    *,
+    options: BenchmarkForm,
+    report: Mapping[str, Any],
 ) -> None:
     """Writes questions and outputs of each non-empty part, and `report.json`, atomically."""
-    task, total = find_task(options.task), Survey.total(surveys)
+    task, total = find_task(options.task), SplitCounts.total(surveys)
     write = partial(_write_bucket, options=options, references=gathered.references)
     pieces = zip(gathered.buckets, _starts(surveys), strict=True)
     size = gathered.size // gathered.kept * total.profile_items
     with contextlib.ExitStack() as stack:
-        files: dict[tuple[Part, Kind], IO[bytes]] = {}
+        files: dict[tuple[Part, FileKind], IO[bytes]] = {}
         for part, kind in _FILES:
             if total.questions[part]:
                 path = output / TreeFile(task, options.split, part, kind).name
                 files[part, kind] = stack.enter_context(atomic_write_bytes(path))
                 files[part, kind].write(_opening(kind, task))
-        for written in map_pieces(write, pieces, options.work, size=size):
+        for written in parallel_map(write, pieces, options.work, size=size):
             for key, path in written.items():
                 if key in files:
                     _append(files[key], path)
@@ -156,7 +161,7 @@ def write_parts(
         json.dump(report, stack.enter_context(atomic_write(output / "report.json")), ensure_ascii=False, indent=1)
 
 
-def _starts(surveys: Iterable[Survey]) -> Iterator[dict[Part, int]]:
+def _starts(surveys: Iterable[SplitCounts]) -> Iterator[dict[Part, int]]:
     """Number of the first question of each bucket in each part."""
     starts = dict.fromkeys(PARTS, 0)
     for found in surveys:
@@ -165,7 +170,7 @@ def _starts(surveys: Iterable[Survey]) -> Iterator[dict[Part, int]]:
             starts[part] += count
 
 
-def _opening(kind: Kind, task: Task) -> bytes:
+def _opening(kind: FileKind, task: Task) -> bytes:
     return b"[" if kind == "questions" else b'{"task": %b, "golds": [' % encode(task.official_name)
 
 
@@ -176,17 +181,17 @@ def _append(whole: IO[bytes], path: Path) -> None:
 
 def _write_bucket(
     piece: tuple[Bucket, Mapping[Part, int]], *, options: BenchmarkForm, references: Sequence[str]
-) -> dict[tuple[Part, Kind], Path]:
+) -> dict[tuple[Part, FileKind], Path]:
     """Writes the list members of a bucket's questions and outputs, commas included. Returns their files."""
     bucket, numbers = piece[0], dict(piece[1])
     task = find_task(options.task)
-    written: dict[tuple[Part, Kind], Path]
+    written: dict[tuple[Part, FileKind], Path]
     written = {(part, kind): bucket.path.with_suffix(f".{part}.{kind}") for part, kind in _FILES}
     with contextlib.ExitStack() as stack:
         files = {key: stack.enter_context(open(path, "wb")) for key, path in written.items()}
         for history in bucket.histories(duplicates=options.duplicates):
-            asker = Asker(task, history, references, options.seed)
-            for target in _keep(find_targets(history, options), options):
+            asker = QuestionMaker(task, history, references, options.seed)
+            for target in _drop_small(find_targets(history, options), options):
                 question = asker.ask(target, number=numbers[target.part])
                 comma = b",\n" if numbers[target.part] else b"\n"
                 numbers[target.part] += 1
@@ -197,7 +202,7 @@ def _write_bucket(
 
 
 @dataclass(frozen=True)
-class Asker:
+class QuestionMaker:
     """Maker of questions from the items of a history. `references` are those of all users (LaMP-1)."""
 
     task: Task

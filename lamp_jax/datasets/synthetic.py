@@ -111,7 +111,7 @@ GROUPS = {
     # is no general opinion: without items the reader guesses.)
     "misled": Group("none", 4, (Strand(0.50, "rival", asked=0.4), Strand(0.50, "any", asked=0.4))),
 }
-_TURNS = [name for name, group in GROUPS.items() for _ in range(group.turns)]
+_GROUP_CYCLE = [name for name, group in GROUPS.items() for _ in range(group.turns)]
 _STRIDE = 7  # coprime to 20: groups alternate, and any 20 consecutive questions have each group in its share
 
 
@@ -151,7 +151,7 @@ def _generate_one(
     task: Task, index: int, *, profile_size: ProfileSize, seed: int, split: Split, words: int
 ) -> tuple[Question, OracleEntry]:
     rng = random.Random(f"{task.name} {profile_size} {seed} {split} {index}")
-    name = _TURNS[index * _STRIDE % len(_TURNS)]
+    name = _GROUP_CYCLE[index * _STRIDE % len(_GROUP_CYCLE)]
     user = _draw_user(task, rng, GROUPS[name])
     asked, output = _ask(task, rng, user, words=words)
     place = SPLITS.index(split)

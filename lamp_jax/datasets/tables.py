@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_records import BOM, RecordScanner, parse_record
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
-_LONGEST_FIELD = 2**24
+_MAX_FIELD = 2**24
 _LEADING_ROWS = 1000
 _BATCH_ROWS = 4096
 _BLOCK = 2**16
 _UTF8_NAMES = {"utf-8", "utf-8-sig"}
 # Python's encodings for host names and for its own source.
-_OF_NO_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}
+_NOT_FOR_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}
 
 
-class Unusable(Exception):  # noqa: N818 (it is the reason for dropping a row)
+class UnusableValue(Exception):  # noqa: N818 (it is the reason for dropping a row)
     """Reason for dropping a row; `example` is the value, for messages."""
 
     def __init__(self, reason: str, example: str = ""):
@@ -33,20 +33,20 @@ class Unusable(Exception):  # noqa: N818 (it is the reason for dropping a row)
         self.example = example
 
 
-class Text(NamedTuple):
+class TextFormat(NamedTuple):
     """Encoding of a table and, for a csv without a header, the names of its columns."""
 
     encoding: str = "utf-8"
     names: tuple[str, ...] = ()
 
 
-UTF8 = Text()
+UTF8 = TextFormat()
 
 
 def check_encoding(encoding: str) -> None:
     """LampError for an encoding that Python does not know, or that is not for files."""
     try:
-        known = codecs.lookup(encoding).name not in _OF_NO_FILES
+        known = codecs.lookup(encoding).name not in _NOT_FOR_FILES
         "".encode(encoding)  # LookupError for encodings from bytes to bytes, such as hex
     except (LookupError, ValueError):
         known = False
@@ -56,26 +56,26 @@ def check_encoding(encoding: str) -> None:
         )
 
 
-def columns_of(path: str | Path, text: Text = UTF8) -> tuple[str, ...]:
+def columns_of(path: str | Path, text: TextFormat = UTF8) -> tuple[str, ...]:
     """Columns of a table; those of JSON lines are the keys of the first 1000 rows.
 
     Raises LampError for a missing file, or one of an unknown format.
     """
-    return _form_of(path).columns(Path(path), text)
+    return _format_of(path).columns(Path(path), text)
 
 
-def read_rows(path: str | Path, columns: Collection[str], text: Text = UTF8) -> Iterator[Row]:
+def read_rows(path: str | Path, columns: Collection[str], text: TextFormat = UTF8) -> Iterator[TableRow]:
     """Rows, with at least these columns where they have them. LampError, with the row, for an invalid one."""
-    return _form_of(path).rows(Path(path), columns, text)
+    return _format_of(path).rows(Path(path), columns, text)
 
 
-def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text = UTF8) -> dict[str, Row]:
+def read_lookup(path: str | Path, key: str, columns: Collection[str], text: TextFormat = UTF8) -> dict[str, TableRow]:
     """These columns of all rows, by the text in the column `key`. LampError for a repeated key."""
-    found: dict[str, Row] = {}
+    found: dict[str, TableRow] = {}
     for number, row in enumerate(read_rows(path, {key, *columns}, text), 1):
         try:
             name = text_of(row.get(key))
-        except Unusable as reason:
+        except UnusableValue as reason:
             raise LampError(f"{path}, row {number}: {key} is {reason}") from None
         if name in found:
             raise LampError(f"{path}, row {number}: {key} {name!r} occurs twice; a table to join has a row for each")
@@ -92,27 +92,27 @@ def text_of(value: Any, *, joint: str = ", ") -> str:
     if isinstance(value, list):
         return joint.join(map(text_of, value))
     if isinstance(value, dict | bytes):
-        raise Unusable(f"a value of type {type(value).__name__}, which is no text")
+        raise UnusableValue(f"a value of type {type(value).__name__}, which is no text")
     return str(value)
 
 
-class _Form(NamedTuple):
-    columns: Callable[[Path, Text], tuple[str, ...]]
-    rows: Callable[[Path, Collection[str], Text], Iterator[Row]]
+class _TableFormat(NamedTuple):
+    columns: Callable[[Path, TextFormat], tuple[str, ...]]
+    rows: Callable[[Path, Collection[str], TextFormat], Iterator[TableRow]]
 
 
-def _form_of(path: str | Path) -> _Form:
+def _format_of(path: str | Path) -> _TableFormat:
     name = Path(path).name.lower()
-    form = next((form for ending, form in _FORMS.items() if name.endswith(ending)), None)
+    form = next((form for ending, form in _FORMATS.items() if name.endswith(ending)), None)
     if form is None:
-        raise LampError(f"{path}: rows are read from files named {', '.join(_FORMS)}; write it as one of them")
+        raise LampError(f"{path}: rows are read from files named {', '.join(_FORMATS)}; write it as one of them")
     if not Path(path).is_file():
         raise LampError(f"{path}: no such file")
     return form
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_table(path: Path) -> Iterator[Any]:
     """Bytes of a file, decompressed where its name ends in `.gz`. LampError for an incomplete gzip file."""
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise LampError(f"{path}: not a complete gzip file ({error}); download or make it again") from None
 
 
-def _csv_columns(path: Path, text: Text) -> tuple[str, ...]:
+def _csv_columns(path: Path, text: TextFormat) -> tuple[str, ...]:
     first = tuple(next(_csv_lines(path, text), ()))
     header = text.names or first
     if not first:
@@ -133,7 +133,7 @@ def _csv_columns(path: Path, text: Text) -> tuple[str, ...]:
     return header
 
 
-def _csv_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+def _csv_rows(path: Path, columns: Collection[str], text: TextFormat) -> Iterator[TableRow]:
     header = _csv_columns(path, text)
     for number, values in enumerate(islice(_csv_lines(path, text), 0 if text.names else 1, None), 1):
         if len(values) != len(header):
@@ -144,13 +144,13 @@ def _csv_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]
         yield dict(zip(header, values, strict=True))
 
 
-def _csv_lines(path: Path, text: Text) -> Iterator[list[str]]:
+def _csv_lines(path: Path, text: TextFormat) -> Iterator[list[str]]:
     """Header and rows. A row may span several lines of the file; empty lines are skipped."""
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_MAX_FIELD)
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     number = 1 if text.names else 0  # of the row, as the header is one too
     try:
-        with _opened(path) as file:
+        with _open_table(path) as file:
             lines = io.TextIOWrapper(file, encoding=_with_mark(text.encoding), newline="")
             for line in filter(None, csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)):
                 yield line
@@ -168,12 +168,12 @@ def _with_mark(encoding: str) -> str:
     return "utf-8-sig" if codecs.lookup(encoding).name in _UTF8_NAMES else encoding
 
 
-def _undecodable(path: Path, where: str, text: Text, error: UnicodeError) -> LampError:
+def _undecodable(path: Path, where: str, text: TextFormat, error: UnicodeError) -> LampError:
     name = "UTF-8" if codecs.lookup(text.encoding).name in _UTF8_NAMES else text.encoding
     return LampError(f"{path}, {where}: not {name} ({error}); write it as UTF-8, or give --encoding, such as latin-1")
 
 
-def _jsonl_columns(path: Path, text: Text) -> tuple[str, ...]:
+def _jsonl_columns(path: Path, text: TextFormat) -> tuple[str, ...]:
     rows = islice(_jsonl_rows(path, (), text), _LEADING_ROWS)
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     if not columns:
@@ -181,12 +181,12 @@ def _jsonl_columns(path: Path, text: Text) -> tuple[str, ...]:
     return columns
 
 
-def _jsonl_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+def _jsonl_rows(path: Path, columns: Collection[str], text: TextFormat) -> Iterator[TableRow]:
     if text.names:
         raise LampError(f"{path}: --columns names the columns of a csv or tsv; rows of JSON name theirs, leave it out")
     number = 0
     try:
-        with _opened(path) as file, _in_utf8(file, text.encoding) as content:
+        with _open_table(path) as file, _in_utf8(file, text.encoding) as content:
             if path.name.lower().removesuffix(".gz").endswith(".json") and _is_list(path, text):
                 for number, _, record in RecordScanner(path, content):
                     yield _object(record, f"{path}, row {number + 1}")
@@ -198,8 +198,8 @@ def _jsonl_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Ro
         raise _undecodable(path, f"soon after row {number}" if number else "in the first rows", text, error) from None
 
 
-def _is_list(path: Path, text: Text) -> bool:
-    with _opened(path) as file, _in_utf8(file, text.encoding) as content:
+def _is_list(path: Path, text: TextFormat) -> bool:
+    with _open_table(path) as file, _in_utf8(file, text.encoding) as content:
         return content.read(_BLOCK).removeprefix(BOM).lstrip()[:1] == b"["
 
 
@@ -225,7 +225,7 @@ class _InUtf8(io.RawIOBase):
         return len(taken)
 
 
-def _object(line: bytes, where: str) -> Row:
+def _object(line: bytes, where: str) -> TableRow:
     """Row of a JSON object."""
     try:
         row = parse_record(line)
@@ -238,12 +238,12 @@ def _object(line: bytes, where: str) -> Row:
     return row
 
 
-def _parquet_columns(path: Path, text: Text) -> tuple[str, ...]:
+def _parquet_columns(path: Path, text: TextFormat) -> tuple[str, ...]:
     with _complete_parquet(path):
         return tuple(_open_parquet(path).schema_arrow.names)
 
 
-def _parquet_rows(path: Path, columns: Collection[str], text: Text) -> Iterator[Row]:
+def _parquet_rows(path: Path, columns: Collection[str], text: TextFormat) -> Iterator[TableRow]:
     with _complete_parquet(path):
         file = _open_parquet(path)
         wanted = [name for name in file.schema_arrow.names if name in columns]
@@ -271,7 +271,7 @@ def _complete_parquet(path: Path) -> Iterator[None]:
         raise LampError(f"{path}: not a whole parquet file ({error}); make it again") from None
 
 
-_CSV, _JSONL = _Form(_csv_columns, _csv_rows), _Form(_jsonl_columns, _jsonl_rows)
-_FORMS = {".parquet": _Form(_parquet_columns, _parquet_rows)}
-_FORMS |= {f"{ending}{gz}": _CSV for ending in (".csv", ".tsv") for gz in ("", ".gz")}
-_FORMS |= {f"{ending}{gz}": _JSONL for ending in (".jsonl", ".ndjson", ".json") for gz in ("", ".gz")}
+_CSV, _JSONL = _TableFormat(_csv_columns, _csv_rows), _TableFormat(_jsonl_columns, _jsonl_rows)
+_FORMATS = {".parquet": _TableFormat(_parquet_columns, _parquet_rows)}
+_FORMATS |= {f"{ending}{gz}": _CSV for ending in (".csv", ".tsv") for gz in ("", ".gz")}
+_FORMATS |= {f"{ending}{gz}": _JSONL for ending in (".jsonl", ".ndjson", ".json") for gz in ("", ".gz")}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_files import glimpse
+from lamp_jax.runs.json_files import short_repr
 
 
 class Kind(NamedTuple):
@@ -156,7 +156,7 @@ def check_values(values: Mapping[str, Any], path: Path, *, vocabulary: int) -> d
     for name, harmless in REFUSED.items():
         if name in values and values[name] not in harmless:
             raise LampError(
-                f"{path}: {name} is {glimpse(values[name])}, which neither beam nor greedy search can do; "
+                f"{path}: {name} is {short_repr(values[name])}, which neither beam nor greedy search can do; "
                 "remove it there, or give --generation-config none to search without what the model's files ask for"
             )
     found = {}
@@ -164,11 +164,11 @@ def check_values(values: Mapping[str, Any], path: Path, *, vocabulary: int) -> d
         if name in values:
             if not kind.fits(values[name], vocabulary):
                 tokens = f"; the model's tokens are 0 to {vocabulary - 1}" if "token" in kind.expected else ""
-                raise LampError(f"{path}: {name} is {glimpse(values[name])}, not {kind.expected}{tokens}")
+                raise LampError(f"{path}: {name} is {short_repr(values[name])}, not {kind.expected}{tokens}")
             found[name] = kind.convert(values[name])
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         if name in found and {*_listed(values[name])} <= {*found.get("suppress_tokens", ())}:
             raise LampError(
-                f"{path}: {name} {glimpse(values[name])} is in suppress_tokens too; remove it from one of them"
+                f"{path}: {name} {short_repr(values[name])} is in suppress_tokens too; remove it from one of them"
             )
     return found

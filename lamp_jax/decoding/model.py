@@ -16,7 +16,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.models.generator import Generator
 from lamp_jax.runs.library import TemporaryPlace
-from lamp_jax.sharding import model_layout, set_or_default_mesh
+from lamp_jax.sharding import model_options, set_or_default_mesh
 from lamp_jax.tasks.catalog import Task
 
 
@@ -63,5 +63,5 @@ def open_model(name: str | Path, devices: Devices, *, storage: Storage = "float3
     tokenizer = load_tokenizer(name)
     check_generator_tokenizer(tokenizer, name)
     with set_or_default_mesh() as mesh:
-        module = load_generator(name, storage=storage, **model_layout(devices))
+        module = load_generator(name, storage=storage, **model_options(devices))
     return Model(str(name), module, tokenizer, mesh, **further)

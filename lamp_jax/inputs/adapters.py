@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lamp_jax.config import CORRECT, Compatibility, Profiles
 from lamp_jax.data.files import Question, check_items
 from lamp_jax.errors import LampError
-from lamp_jax.tasks.catalog import Item, Task
+from lamp_jax.tasks.catalog import ProfileItem, Task
 
 
 class Pair(NamedTuple):
@@ -38,7 +38,7 @@ class _Entry(NamedTuple):
     place: int
 
     @property
-    def item(self) -> Item:
+    def item(self) -> ProfileItem:
         return self.question.profile[self.place]
 
 
@@ -101,7 +101,7 @@ def _check_single(own: Sequence[Question], path: str) -> None:
             )
 
 
-def _content(item: Item) -> Hashable:
+def _content(item: ProfileItem) -> Hashable:
     """Content of an item without its id: the questions of a user contain the same item under several ids."""
     return frozenset((name, repr(value)) for name, value in item.items() if name != "id")
 

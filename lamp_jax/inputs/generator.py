@@ -12,7 +12,7 @@ from lamp_jax.inputs.batches import Example
 from lamp_jax.retrieval.rankers import RankOptions, find_retriever
 from lamp_jax.retrieval.recency import dates_of
 from lamp_jax.runs.workers import available_cores
-from lamp_jax.tasks.catalog import Item, Task
+from lamp_jax.tasks.catalog import ProfileItem, Task
 from lamp_jax.tasks.prompts import Prompt, PromptTokenizer, build_prompt
 
 
@@ -40,7 +40,7 @@ def make_prompts(
     prompt_tokenizer = PromptTokenizer(tokenizer)
     length, compatibility = options.prompting.max_length, options.compatibility
 
-    def build(question: Question, items: Sequence[Item]) -> Prompt:
+    def build(question: Question, items: Sequence[ProfileItem]) -> Prompt:
         return build_prompt(
             task, question.input, items, prompt_tokenizer, max_length=length, compatibility=compatibility
         )
@@ -53,7 +53,7 @@ def make_prompts(
 
 def retrieved_items(
     questions: Sequence[Question], task: Task, options: PromptOptions, *, retriever: str, workers: int = 1
-) -> Iterator[Sequence[Item]]:
+) -> Iterator[Sequence[ProfileItem]]:
     """Items of each question's prompt, best first, at most `num_retrieved`."""
     count, compatibility = options.prompting.num_retrieved, options.compatibility
     if not count:

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from lamp_jax.artifacts.feedback import Metrics, first_pairs, read_feedback
+from lamp_jax.artifacts.feedback import MetricValues, first_pairs, read_feedback
 from lamp_jax.config import Compatibility
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
@@ -44,7 +44,7 @@ def score_questions(
     ropg: Ropg,
     task: Task,
     questions: Iterable[Question],
-    metrics: Mapping[str, Sequence[Metrics]],
+    metrics: Mapping[str, Sequence[MetricValues]],
     *,
     path: str,
     compatibility: Compatibility,
@@ -58,7 +58,7 @@ def score_questions(
 
 
 def _score(
-    ropg: Ropg, task: Task, path: str, compatibility: Compatibility, question: Question, metrics: Sequence[Metrics]
+    ropg: Ropg, task: Task, path: str, compatibility: Compatibility, question: Question, metrics: Sequence[MetricValues]
 ) -> ScoredQuestion:
     gold = gold_of(question, path)
     try:

@@ -12,7 +12,7 @@ from lamp_jax.config import SelectorMode
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import Candidates
 from lamp_jax.inputs.tokenizer import tokenize
-from lamp_jax.runs.json_files import glimpse, read_json, write_json
+from lamp_jax.runs.json_files import read_json, short_repr, write_json
 from lamp_jax.tasks.prompts import without_surrogates
 
 SETTINGS = "selector.json"
@@ -57,7 +57,7 @@ def read_settings(directory: str | Path) -> SelectorSettings:
         raise LampError(f"{path}: does not describe a selector; train or copy it again")
     wrong = [name for name, fits in _FITS.items() if not fits(found[name])]
     if wrong:
-        raise LampError(f"{path}: {wrong[0]} is {glimpse(found[wrong[0]])}; train the selector or copy it again")
+        raise LampError(f"{path}: {wrong[0]} is {short_repr(found[wrong[0]])}; train the selector or copy it again")
     return SelectorSettings(**{**found, "pool": tuple(found["pool"])})
 
 

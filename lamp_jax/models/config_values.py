@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lamp_jax.errors import LampError
-from lamp_jax.runs.json_files import glimpse
+from lamp_jax.runs.json_files import short_repr
 
 _LAYERS, _HEADS, _HEAD_SIZE, _WIDTH, _ROWS = 1000, 2**12, 2**14, 2**20, 2**24
 
@@ -93,7 +93,7 @@ def check_tokens(values: Mapping[str, Any], *, rows: int, source: str) -> None:
 
 
 def _unexpected(name: str, value: Any, source: str, wanted: str) -> LampError:
-    shown = "null" if value is None else glimpse(value)
+    shown = "null" if value is None else short_repr(value)
     return LampError(
         f"{source}: {name} is {shown}, expected {wanted}; use the config.json that the model was saved with"
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.sharding import layout_of
+from lamp_jax.sharding import sharding_of
 
 _OCTETS = 8  # random bytes per counter of Threefry
 
@@ -24,7 +24,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or not dropped:
         return x
     shape = (x.shape[0], -(-x.shape[1] // _OCTETS), *x.shape[2:])
-    words = random_words(key, shape, layout_of(x))
+    words = random_words(key, shape, sharding_of(x))
     octets = jnp.concatenate([(word >> shift).astype(jnp.uint8) for word in words for shift in (0, 8, 16, 24)], axis=1)
     return jnp.where(octets[:, : x.shape[1]] >= dropped, x * (256 / (256 - dropped)), 0).astype(x.dtype)
 

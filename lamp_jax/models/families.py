@@ -21,7 +21,7 @@ from lamp_jax.models.t5 import T5
 from lamp_jax.models.t5_config import SIZES, T5Config
 from lamp_jax.models.t5_weights import NO_PROJECTIONS, open_t5, read_t5_config
 from lamp_jax.models.tensors import CONFIG, Checkpoint, find_model, read_json
-from lamp_jax.runs.json_files import glimpse
+from lamp_jax.runs.json_files import short_repr
 
 _FINGERPRINT_ROWS = 8  # per matrix
 _NEVER_SMALL = ("scale", "table")  # norms and relative positions, by the last part of their names
@@ -77,7 +77,7 @@ def find_family(directory: Path) -> Family:
     kind = read_json(directory / CONFIG).get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise LampError(
-            f"{directory / CONFIG}: model_type is {glimpse(kind)}, and generators that can be read are of the types "
+            f"{directory / CONFIG}: model_type is {short_repr(kind)}, and generators that can be read are of the types "
             f"{', '.join(FAMILIES)}; give such a model, as google/flan-t5-base is"
         )
     return FAMILIES[kind]

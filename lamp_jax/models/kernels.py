@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.sharding import Rules, gathered, layout_of, mesh_is_set, sharded_by_rows
+from lamp_jax.sharding import Rules, gathered, mesh_is_set, sharded_by_rows, sharding_of
 
 AttentionOrder = Literal["whole", "rows"]
 """Order of an encoder's attention: the entire batch at once (accelerators), or a few rows at a time (CPUs)."""
@@ -224,8 +224,10 @@ def _product_backward(subscripts, rules, out, dtype, kept, gradient):
     gradient = gradient.astype(x.dtype)
     inputs, rest = subscripts.split(",")
     matrix, outputs = rest.split("->")
-    d_x = jnp.einsum(f"{outputs},{matrix}->{inputs}", gradient, gather_weight(weight, rules), out_sharding=layout_of(x))
-    d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=layout_of(weight))
+    d_x = jnp.einsum(
+        f"{outputs},{matrix}->{inputs}", gradient, gather_weight(weight, rules), out_sharding=sharding_of(x)
+    )
+    d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=sharding_of(weight))
     return d_x, d_weight
 
 

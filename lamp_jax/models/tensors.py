@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from lamp_jax.errors import LampError
 from lamp_jax.models.hf_names import Place
-from lamp_jax.runs.json_files import check_fetched, glimpse
+from lamp_jax.runs.json_files import check_fetched, short_repr
 
 WEIGHTS, CONFIG, TORCH = "model.safetensors", "config.json", "pytorch_model.bin"
 INDEX, TORCH_INDEX = f"{WEIGHTS}.index.json", f"{TORCH}.index.json"
@@ -139,7 +139,7 @@ def _read_index(path: Path) -> dict[str, Path]:
         raise LampError(f"{path}: has no 'weight_map' of tensors and their files; copy or download it again")
     for name in sorted(set(names.values())):
         if Path(name).name != name or name in ("", ".."):
-            raise LampError(f"{path}: names {glimpse(name)}, which is no file beside it; download the model again")
+            raise LampError(f"{path}: names {short_repr(name)}, which is no file beside it; download the model again")
         if not (path.parent / name).is_file():
             raise LampError(
                 f"{path.parent / name}: named in {path.name} but not there; copy or download the directory again"

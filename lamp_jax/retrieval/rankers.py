@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lamp_jax.retrieval.bm25 import Variant
     from lamp_jax.retrieval.dense import Embed
     from lamp_jax.retrieval.scored import Ranked
-    from lamp_jax.tasks.catalog import Item, Task
+    from lamp_jax.tasks.catalog import ProfileItem, Task
 
 Need = Literal["encoder", "rankings", "dates"]
 """Input of a ranker besides questions: an encoder, which computes on devices; other rankings; the items' dates."""
@@ -141,7 +141,7 @@ def names_by_need(need: Need) -> list[str]:
 
 # --- retrievers: selection of a prompt's items
 
-Retrieve = Callable[["Sequence[Question]", "Task", RankOptions, int], "Iterator[Sequence[Item]]"]
+Retrieve = Callable[["Sequence[Question]", "Task", RankOptions, int], "Iterator[Sequence[ProfileItem]]"]
 """(questions, task, options, K) -> the items of each question's prompt, best first, at most K."""
 
 
@@ -155,17 +155,21 @@ class Retriever:
     needs: tuple[Need, ...] = ()
 
 
-def _from_file(questions: Sequence[Question], task: Task, options: RankOptions, count: int) -> Iterator[Sequence[Item]]:
+def _from_file(
+    questions: Sequence[Question], task: Task, options: RankOptions, count: int
+) -> Iterator[Sequence[ProfileItem]]:
     return (question.profile[:count] for question in questions)
 
 
-def _nothing(questions: Sequence[Question], task: Task, options: RankOptions, count: int) -> Iterator[Sequence[Item]]:
+def _nothing(
+    questions: Sequence[Question], task: Task, options: RankOptions, count: int
+) -> Iterator[Sequence[ProfileItem]]:
     return (() for _ in questions)
 
 
 def _dense_and_newest(
     questions: Sequence[Question], task: Task, options: RankOptions, count: int
-) -> Iterator[Sequence[Item]]:
+) -> Iterator[Sequence[ProfileItem]]:
     from lamp_jax.retrieval.recency import dense_and_newest
 
     return (dense_and_newest(question, count, halves=options.compatibility.halves) for question in questions)
@@ -174,7 +178,7 @@ def _dense_and_newest(
 def _by_ranker(ranker: Ranker) -> Retriever:
     def retrieve(
         questions: Sequence[Question], task: Task, options: RankOptions, count: int
-    ) -> Iterator[Sequence[Item]]:
+    ) -> Iterator[Sequence[ProfileItem]]:
         from lamp_jax.retrieval.ranking import apply_ranking
 
         for question, ranked in zip(questions, ranker.rank(questions, task, options), strict=True):

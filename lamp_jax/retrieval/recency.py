@@ -7,7 +7,7 @@ from lamp_jax.data.dates import Date, parse_date
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.scored import Ranked, in_order
-from lamp_jax.tasks.catalog import Item
+from lamp_jax.tasks.catalog import ProfileItem
 
 
 def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
@@ -21,7 +21,7 @@ def rank_recency(questions: Iterable[Question]) -> Iterator[Ranked]:
         yield in_order(question, newest_first)
 
 
-def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[Item]:
+def dense_and_newest(question: Question, count: int, *, halves: Literal["distinct", "doubled"]) -> list[ProfileItem]:
     """`count` items of a profile in dense order: the first half of them (rounded up), then the newest of the others.
 
     `halves="doubled"` is the public code's selection: count // 2 of both kinds, which may overlap. Raises LampError as

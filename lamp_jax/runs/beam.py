@@ -22,7 +22,7 @@ def map_in_beam(function: Callable[[Piece], Result], pieces: Iterable[Piece], wo
     """
     pipeline = _open_pipeline(work)
     with tempfile.TemporaryDirectory(dir=work.beam_staging or None, prefix="lamp-beam-") as staging:
-        count = _run(pipeline, function, pieces, staging)
+        count = _run_pipeline(pipeline, function, pieces, staging)
         for number in range(count):
             path = Path(staging, str(number))
             result = pickle.loads(path.read_bytes())
@@ -50,18 +50,18 @@ def _open_pipeline(work: Work) -> Any:
     return apache_beam.Pipeline(runner=work.beam_runner, options=options)
 
 
-def _run(pipeline: Any, function: Callable[[Any], Any], pieces: Iterable[Any], staging: str) -> int:
+def _run_pipeline(pipeline: Any, function: Callable[[Any], Any], pieces: Iterable[Any], staging: str) -> int:
     """Runs the pipeline to its end and returns the number of pieces."""
     import apache_beam
 
     numbered = [(number, pickle.dumps(piece)) for number, piece in enumerate(pieces)]
     with pipeline:
         todo = pipeline | apache_beam.Create(numbered) | apache_beam.Reshuffle()
-        _ = todo | apache_beam.Map(_do, function=function, staging=staging)
+        _ = todo | apache_beam.Map(_run_piece, function=function, staging=staging)
     return len(numbered)
 
 
-def _do(numbered: tuple[int, bytes], *, function: Callable[[Any], Any], staging: str) -> None:
+def _run_piece(numbered: tuple[int, bytes], *, function: Callable[[Any], Any], staging: str) -> None:
     number, piece = numbered
     try:
         result = function(pickle.loads(piece))

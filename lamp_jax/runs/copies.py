@@ -11,24 +11,27 @@ from pathlib import Path
 from typing import IO, Any
 
 from lamp_jax.errors import LampError
-from lamp_jax.runs.filesystems import kind_of, naming_url, open_place, version_of, walk
+from lamp_jax.runs.filesystems import file_version, naming_url, open_url, path_type, walk
 from lamp_jax.runs.urls import WRITTEN, copy_path, is_private, private_path, url_of
 
 CHECKPOINTS = "checkpoints"
 _RECORD = "run.json"
-_PARTS = ("train", "dev", "test")  # of a data set of `lamp tfds`
-_LITTLE, _SHARE = 2**26, 0.25  # bytes that are sent whenever they changed; growth of more that pays for sending it
-_NONE = (-1, 0)  # the state of a file that is not there
+_SPLITS = ("train", "dev", "test")  # of a data set of `lamp tfds`
+_ALWAYS_SENT, _GROWTH = (
+    2**26,
+    0.25,
+)  # bytes that are sent whenever they changed; growth of more that pays for sending it
+_ABSENT = (-1, 0)  # the state of a file that is not there
 _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
 """Names of temporary files, which are renamed or removed on completion, and of locks; see `outputs`."""
 
 
-class Copy:
+class LocalCopy:
     """Local copy of a URL: a file, with the files that belong to it by name, or a directory."""
 
     def __init__(self, url: str, kind: str, part: str = ""):
         self.url, self.kind = url, kind
-        self._fs, self._remote = open_place(url)
+        self._fs, self._remote = open_url(url)
         self._above = self._remote.rpartition("/")[0]
         self.local = copy_path(url, kind, part)
         self._folder = self.local.parent
@@ -47,7 +50,7 @@ class Copy:
             stack.callback(self.release)
             self._fs.invalidate_cache()
             there = {self._here(remote): remote for remote in self._find()}
-            keys, known = {path: version_of(self._fs, remote) for path, remote in there.items()}, self._read_notes()
+            keys, known = {path: file_version(self._fs, remote) for path, remote in there.items()}, self._read_notes()
             if self.kind == WRITTEN and known is not None and self._is_ahead(keys, known):
                 self._sent = {path: (note[1], note[2]) for path, note in known.items()}
             else:
@@ -93,7 +96,7 @@ class Copy:
             for record in (self.local / _RECORD, self.local.with_name(f"{self.local.name}.{_RECORD}")):
                 if record in changed and len(changed) > 1:
                     self._unfinish(record)
-            for path in sorted(changed, key=lambda path: (here[path][1], _counts(path))):  # clocks are coarse
+            for path in sorted(changed, key=lambda path: (here[path][1], _refers_to_others(path))):  # clocks are coarse
                 self._announce({path: str(here[path][0])})
                 self._put(path, here[path])
             for path in gone:
@@ -107,7 +110,7 @@ class Copy:
         replaces. In that case the fingerprint is emptied, since the files are a mixture, which only `--force` replaces.
         """
         there, new = self._there(path), _record(path.read_bytes())
-        old = _record(self._fs.cat_file(there)) if kind_of(self._fs, there) == "file" else None
+        old = _record(self._fs.cat_file(there)) if path_type(self._fs, there) == "file" else None
         if not (new if old is None else old).get("finished"):
             return
         makes = [*(old or {}).get("makes", []), *new.get("makes", [])]
@@ -117,21 +120,21 @@ class Copy:
         self._fs.makedirs(os.path.dirname(there), exist_ok=True)
         self._fs.pipe_file(there, unfinished)
         self._fs.invalidate_cache()
-        self._note(path, self._sent.get(path, _NONE))
+        self._note(path, self._sent.get(path, _ABSENT))
 
     def _announce(self, sizes: dict[Path, str]) -> None:
         """Notes the size each file will have at the URL ("": removed), so that a kill does not look like a foreign
         change."""
         notes = self._read_notes() or {}
-        self._write_notes(notes | {path: [*notes.get(path, ["", *_NONE])[:3], size] for path, size in sizes.items()})
+        self._write_notes(notes | {path: [*notes.get(path, ["", *_ABSENT])[:3], size] for path, size in sizes.items()})
 
     def _note(self, path: Path, state: tuple[int, int]) -> None:
         """Notes a file's version at the URL and the state of its copy."""
-        version = version_of(self._fs, self._there(path))
+        version = file_version(self._fs, self._there(path))
         self._write_notes((self._read_notes() or {}) | {path: [version, *state]})
 
     def _remove(self, path: Path) -> None:
-        if path in self._sent and kind_of(self._fs, self._there(path)):
+        if path in self._sent and path_type(self._fs, self._there(path)):
             self._fs.rm_file(self._there(path))
         self._sent.pop(path, None)
         self._write_notes({known: note for known, note in (self._read_notes() or {}).items() if known != path})
@@ -158,7 +161,7 @@ class Copy:
         changed = [path for path, state in here.items() if self._sent.get(path) != state]
         size, before = (sum(of[path][0] for path in changed if path in of) for of in (here, self._sent))
         grown = all(path in self._sent and here[path][0] > self._sent[path][0] for path in changed)
-        return not grown or self._sent.keys() > here.keys() or size <= _LITTLE or size - before >= _SHARE * before
+        return not grown or self._sent.keys() > here.keys() or size <= _ALWAYS_SENT or size - before >= _GROWTH * before
 
     def release(self) -> None:
         """Unlocks the copy for other commands of this machine."""
@@ -198,13 +201,13 @@ class Copy:
         """Paths of the URL's files and, of a copy for writing, of the files beside it that a stage may read or
         write."""
         places, name = [self._remote], self.local.name
-        if self.kind == WRITTEN and kind_of(self._fs, self._remote) != "directory":
+        if self.kind == WRITTEN and path_type(self._fs, self._remote) != "directory":
             ends = ("", ".run.json", ".journal.jsonl")
             beside = [f"{name}{staged}{end}" for staged in ("", ".unfinished") for end in ends]
             beside += [Path(name).with_suffix(".scores.json").name + end for end in ("", ".unfinished")]
             places = [self._there(self._folder / one) for one in dict.fromkeys(beside)]
-        elif name in _PARTS and kind_of(self._fs, self._remote) is None:  # DATA_SET/train, of a directory's files
-            alone = kind_of(self._fs, f"{self._above}/dataset_info.json")
+        elif name in _SPLITS and path_type(self._fs, self._remote) is None:  # DATA_SET/train, of a directory's files
+            alone = path_type(self._fs, f"{self._above}/dataset_info.json")
             places = [self._above if alone else f"{self._above}/lamp"]
         for place in places:
             for remote in walk(self._fs, place):
@@ -245,7 +248,7 @@ class Copy:
         os.replace(unfinished, private_path(self._folder, "fetched.json"))
 
 
-def _counts(path: Path) -> bool:
+def _refers_to_others(path: Path) -> bool:
     """Whether a file refers to others of its age: a journal, a record, a list of files."""
     return path.suffix in (".json", ".jsonl")
 

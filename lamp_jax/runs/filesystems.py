@@ -12,7 +12,7 @@ _PACKAGES |= dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs")
 _VERSIONS = ("generation", "ETag", "etag", "mtime", "LastModified", "last_modified", "modified")
 
 
-def open_place(url: str) -> tuple[Any, str]:
+def open_url(url: str) -> tuple[Any, str]:
     """File system of a URL, and the path in it. LampError, with the remedy, where no file system handles the URL."""
     import fsspec
 
@@ -41,7 +41,7 @@ def naming_url(url: str, act: str, remedy: str = "; check the URL, the network a
         raise LampError(f"{url}: cannot be {act} ({type(error).__name__}: {error}){remedy}") from error
 
 
-def kind_of(fs: Any, place: str) -> str | None:
+def path_type(fs: Any, place: str) -> str | None:
     """`file`, `directory`, or None where the path does not exist. Other errors are raised."""
     try:
         return fs.info(place)["type"]
@@ -49,7 +49,7 @@ def kind_of(fs: Any, place: str) -> str | None:
         return None
 
 
-def version_of(fs: Any, place: str) -> str:
+def file_version(fs: Any, place: str) -> str:
     """A text that changes when the file does; the same whether the file was listed or queried alone.
 
     fsspec's own `ukey` is not: it hashes all known fields, of which a listing has fewer.
@@ -64,7 +64,7 @@ def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]
 
     Uses `ls`: other calls of fsspec take brackets for patterns.
     """
-    kind = kind_of(fs, place)
+    kind = path_type(fs, place)
     if kind == "file":
         yield place
     elif kind == "directory":

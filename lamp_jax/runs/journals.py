@@ -20,18 +20,18 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.path, self._pace = path, remote.Pace()
+        self.path, self._pace = path, remote.PublishThrottle()
         self._file: IO[bytes] | None = None
         self._size = 0
         self.entries: list[Any] = on_first(self._open)
 
     def _open(self) -> list[Any]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = lock(self.path)
+        self._file = open_locked(self.path)
         try:
-            lines = whole_lines(self.path)
+            lines = complete_lines(self.path)
             self._size = sum(map(len, lines))
-            return list(_parsed(lines, self.path))
+            return list(_parse_lines(lines, self.path))
         except LampError:
             self._file.close()
             raise
@@ -39,7 +39,7 @@ class Journal:
     def keep(self, count: int) -> None:
         """Drops all entries after the first `count`, and an incomplete last line."""
         if self._file:
-            self._size = sum(map(len, whole_lines(self.path)[:count]))
+            self._size = sum(map(len, complete_lines(self.path)[:count]))
             self._file.truncate(self._size)
         del self.entries[count:]
 
@@ -61,10 +61,10 @@ class Journal:
 
 def read_journal(path: Path) -> Iterator[Any]:
     """Entries of a finished journal. LampError, with the line, for one that is not JSON."""
-    return _parsed(whole_lines(path), path)
+    return _parse_lines(complete_lines(path), path)
 
 
-def lock(path: Path, *, name: Path | None = None) -> IO[bytes]:
+def open_locked(path: Path, *, name: Path | None = None) -> IO[bytes]:
     """A file opened to append, created where missing, and locked for this command until it is closed.
 
     LampError, with `name` or the path, where another command holds the lock. The file's contents are not changed.
@@ -82,14 +82,14 @@ def lock(path: Path, *, name: Path | None = None) -> IO[bytes]:
     return file
 
 
-def whole_lines(path: Path) -> list[bytes]:
+def complete_lines(path: Path) -> list[bytes]:
     """Lines of a file without an incomplete last one; none where there is no file."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def _parsed(lines: Iterable[bytes], path: Path) -> Iterator[Any]:
+def _parse_lines(lines: Iterable[bytes], path: Path) -> Iterator[Any]:
     for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line)

@@ -139,7 +139,7 @@ def read_json(path: str | Path) -> Any:
         raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
 
 
-def glimpse(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """`repr` of a value, cut to 60 characters, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -19,17 +19,17 @@ from lamp_jax.errors import LampError
 
 _BLOCK = 2**22
 _ENVELOPE = 2**20
-_DEEPEST = 100  # Deeper values cannot be written again, or shown.
+_MAX_DEPTH = 100  # Deeper values cannot be written again, or shown.
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
-_TELLING = bytes(chr(byte) in '"\\[]{}' for byte in range(256))
+_SYNTAX_BYTES = bytes(chr(byte) in '"\\[]{}' for byte in range(256))
 BOM = b"\xef\xbb\xbf"
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"[\0", b"{\0", b"\0[", b"\0{")
 _SPACE = b" \t\r\n"
-_BETWEEN = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
+_SEPARATOR = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
 _GOLDS = re.compile(rb'"golds"[ \t\r\n]*:[ \t\r\n]*\[\Z')
-_GLIMPSE = 40
+_SHOWN_LETTERS = 40
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
@@ -72,8 +72,8 @@ class RecordScanner:
         head = self._find_list(reader, brackets, base)
         number, start = 0, 0
         for at, before, after in brackets:
-            if reader.deepest > _DEEPEST:
-                raise LampError(f"{self.path}, near byte {at}: nested more than {_DEEPEST} deep; make the file again")
+            if reader.deepest > _MAX_DEPTH:
+                raise LampError(f"{self.path}, near byte {at}: nested more than {_MAX_DEPTH} deep; make the file again")
             if (before, after) == (base, base + 1):
                 self._check_gap(reader.take(at), number, at)
                 start = at
@@ -107,7 +107,7 @@ class RecordScanner:
                     return head
                 raise LampError(
                     f"{self.path}: an object whose first list is not 'golds'; expected a list of records, or an object "
-                    f"with 'golds', found {head[:_GLIMPSE]!r}"
+                    f"with 'golds', found {head[:_SHOWN_LETTERS]!r}"
                 )
         raise self._broken_off(f"before its byte {reader.end}")
 
@@ -120,11 +120,14 @@ class RecordScanner:
         return envelope
 
     def _check_gap(self, gap: bytes, number: int, at: int) -> None:
-        if not (_BETWEEN.fullmatch(gap) if number else not gap.strip(_SPACE)):
+        if not (_SEPARATOR.fullmatch(gap) if number else not gap.strip(_SPACE)):
             raise self._no_record(gap, number, at - len(gap))
 
     def _no_record(self, gap: bytes, number: int, at: int) -> LampError:
-        found = gap.strip(_SPACE + b",")[:_GLIMPSE].decode("utf-8", "replace") or gap.decode("utf-8", "replace").strip()
+        found = (
+            gap.strip(_SPACE + b",")[:_SHOWN_LETTERS].decode("utf-8", "replace")
+            or gap.decode("utf-8", "replace").strip()
+        )
         return LampError(
             f"{self.path}, record {number}, byte {at}: expected an object{' after a comma' if number else ''}, "
             f"found {found!r}; make the file again"
@@ -184,7 +187,7 @@ class _Reader:
 
     def _find_brackets(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Offsets in the block of the brackets outside of strings, and +1 for an opening, -1 for a closing one."""
-        places = np.flatnonzero(np.frombuffer(block.translate(_TELLING), bool))
+        places = np.flatnonzero(np.frombuffer(block.translate(_SYNTAX_BYTES), bool))
         kinds = np.frombuffer(block, np.uint8)[places]
         escaped = self._find_escaped(places[kinds == _BACKSLASH], len(block))
         inside = np.cumsum((kinds == _QUOTE) & ~escaped[places]) % 2 == (0 if self._in_string else 1)
@@ -222,7 +225,9 @@ def parse_record(raw: bytes) -> Any:
             return value
     try:  # The standard library accepts lone surrogates and long integers, sees repeated keys, and explains errors.
         text = raw.decode("utf-8", "surrogatepass")
-        found = json.loads(text, parse_constant=_refuse, parse_float=_read_number, object_pairs_hook=unique_keys)
+        found = json.loads(
+            text, parse_constant=_reject_constant, parse_float=_read_number, object_pairs_hook=unique_keys
+        )
         return found if value is None else value
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at its byte {error.start}") from None
@@ -238,7 +243,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:_GLIMPSE]!r} occurs twice in one object")
+        raise ValueError(f"the key {twice[:_SHOWN_LETTERS]!r} occurs twice in one object")
     return found
 
 
@@ -248,12 +253,12 @@ def _count_keys(value: Any) -> int:
     return sum(map(_count_keys, value)) if type(value) is list else 0
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
 def _read_number(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{digits[:_GLIMPSE]} is too large for a number")
+        raise ValueError(f"{digits[:_SHOWN_LETTERS]} is too large for a number")
     return number

@@ -83,6 +83,6 @@ def _run_recorded(
         return Finished(record.output, None, read_record(record.output) or {})
     record.begin()
     with redirect_stdout(sys.stderr):
-        facts = work(record.place)
+        facts = work(record.target)
     record.finish(**facts)
     return Finished(record.output, None, facts)

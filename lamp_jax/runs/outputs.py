@@ -30,13 +30,13 @@ from lamp_jax.runs.urls import url_of
 RECORD, STAGED, REPLACED = "run.json", "run.unfinished", "run.replaced"
 _LOCK, _HOLDER = ".lamp.lock", b"lamp "
 _SHOWN = 5
-_MOST_LINKS = 40  # symbolic links on the way to a file: the limit of Linux
+_MAX_LINKS = 40  # symbolic links on the way to a file: the limit of Linux
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 # Names of temporary files: they contain the process id, or a random part made by Python's tempfile.
-_DRAWN = r"[a-z0-9_]{8}"
-_TEMPORARY = re.compile(rf"\.(.+\.(\d+|{_DRAWN})|building)\.unfinished")
-_TEMPORARY_INSIDE = re.compile(rf"\.(tokenizer\.{_DRAWN}|building)\.unfinished")
+_RANDOM_NAME = r"[a-z0-9_]{8}"
+_TEMPORARY = re.compile(rf"\.(.+\.(\d+|{_RANDOM_NAME})|building)\.unfinished")
+_TEMPORARY_INSIDE = re.compile(rf"\.(tokenizer\.{_RANDOM_NAME}|building)\.unfinished")
 
 _locks: dict[Path, tuple[IO[bytes], bool]] = {}
 """Locks of this process: the open file, and whether its directory was made for it. A second command in the process (a
@@ -149,7 +149,7 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                raise _held(output, file) from None
+                raise _held_error(output, file) from None
         except OSError:
             pass  # a network file system without locks
         if _is_open_file(path, file):
@@ -189,10 +189,10 @@ def _check_parts(output: Path, others: Iterable[Path]) -> None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise _held(output, file) from None
+                raise _held_error(output, file) from None
 
 
-def _held(output: Path, lock: IO[bytes]) -> LampError:
+def _held_error(output: Path, lock: IO[bytes]) -> LampError:
     lock.seek(0)
     known = lock.read().decode("utf-8", "replace").strip() or "another lamp command"
     return LampError(f"{output}: {known} is writing to it; wait until it ends, or stop it")
@@ -383,7 +383,7 @@ def discard(staged: Path) -> None:
 
 def remove_temporary(output: Path, *, directory: bool) -> None:
     """Removes temporary directories that killed runs left beside or in an output. The output must be locked."""
-    own = re.compile(rf"\.{re.escape(output.name)}\.{_DRAWN}\.unfinished")
+    own = re.compile(rf"\.{re.escape(output.name)}\.{_RANDOM_NAME}\.unfinished")
     found = [path for path in output.parent.iterdir() if own.fullmatch(path.name)] if output.parent.is_dir() else []
     for folder in (output, output / STAGED) if directory else ():
         if is_record(_try_record(folder)):
@@ -426,7 +426,7 @@ def _visited(path: Path) -> set[Path]:
             place = place.parent
             continue
         found.add(place / part)
-        if links < _MOST_LINKS and (place / part).is_symlink():
+        if links < _MAX_LINKS and (place / part).is_symlink():
             links += 1
             target = Path(os.readlink(place / part))
             place = Path("/") if target.is_absolute() else place

@@ -15,12 +15,12 @@ from lamp_jax.errors import LampError
 Value = TypeVar("Value")
 
 ADDRESS, NUMBER, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-FIND = "LAMP_HOSTS"
+HOSTS = "LAMP_HOSTS"
 """`all`: jax finds the other processes itself, through TPU slices, Slurm, Kubernetes or MPI."""
 
 
 @dataclass(frozen=True)
-class Declaration:
+class GroupDeclaration:
     """Declared process group: address of the first process, number of processes, index of this one.
 
     Without an address jax finds all three.
@@ -31,13 +31,13 @@ class Declaration:
     index: int = 0
 
 
-def read_declaration(environment: Mapping[str, str]) -> Declaration | None:
+def read_declaration(environment: Mapping[str, str]) -> GroupDeclaration | None:
     """Process group that the environment declares; None for one process. LampError for an incomplete declaration."""
-    find = environment.get(FIND, "")
+    find = environment.get(HOSTS, "")
     if find not in ("", "all"):
-        raise LampError(f"{FIND}={find}: say {FIND}=all, and jax finds the other processes, or leave it out")
+        raise LampError(f"{HOSTS}={find}: say {HOSTS}=all, and jax finds the other processes, or leave it out")
     if find:
-        return Declaration()
+        return GroupDeclaration()
     names = (ADDRESS, NUMBER, INDEX)
     missing = [name for name in names if not environment.get(name)]
     if len(missing) == len(names):
@@ -52,7 +52,7 @@ def read_declaration(environment: Mapping[str, str]) -> Declaration | None:
     number, index = int(environment[NUMBER]), int(environment[INDEX])
     if not index < number:
         raise LampError(f"{NUMBER}={number}, {INDEX}={index}: processes are numbered from 0 to {NUMBER} - 1")
-    return Declaration(environment[ADDRESS], number, index) if number > 1 else None
+    return GroupDeclaration(environment[ADDRESS], number, index) if number > 1 else None
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ _ALONE = ProcessGroup()
 _group = _ALONE
 
 
-def join(group: ProcessGroup) -> None:
+def join_group(group: ProcessGroup) -> None:
     """Makes this process a member of `group`."""
     global _group
     _group = group
 
 
-def how_many() -> int:
+def process_count() -> int:
     return _group.number
 
 
@@ -101,14 +101,14 @@ def on_first(ask: Callable[[], Value]) -> Value:
         return ask()
     name = f"lamp/{next(group.numbers)}"
     if group.index:
-        return _open(group.get(name))  # pyright: ignore[reportOptionalCall]
-    join(_ALONE)
+        return _decode(group.get(name))  # pyright: ignore[reportOptionalCall]
+    join_group(_ALONE)
     try:
-        said = _say(ask)
+        said = _run_encoded(ask)
     finally:
-        join(group)
+        join_group(group)
     group.put(name, said)  # pyright: ignore[reportOptionalCall]
-    return _open(said)
+    return _decode(said)
 
 
 def assert_equal(what: str, ask: Callable[[], str]) -> str:
@@ -118,8 +118,8 @@ def assert_equal(what: str, ask: Callable[[], str]) -> str:
     if group.number == 1:
         return ask()
     name = f"lamp/{next(group.numbers)}"
-    group.put(f"{name}/{group.index}", _say(ask))  # pyright: ignore[reportOptionalCall]
-    found = [_open(group.get(f"{name}/{index}")) for index in range(group.number)]  # pyright: ignore[reportOptionalCall]
+    group.put(f"{name}/{group.index}", _run_encoded(ask))  # pyright: ignore[reportOptionalCall]
+    found = [_decode(group.get(f"{name}/{index}")) for index in range(group.number)]  # pyright: ignore[reportOptionalCall]
     for index, other in enumerate(found):
         if other != found[0]:
             raise LampError(
@@ -134,14 +134,14 @@ def wait() -> None:
     assert_equal("wait", str)
 
 
-def _say(ask: Callable[[], Any]) -> str:
+def _run_encoded(ask: Callable[[], Any]) -> str:
     try:
         return json.dumps({"value": ask()})
     except (LampError, OSError) as error:
         return json.dumps({"error": str(error)})
 
 
-def _open(said: str) -> Any:
+def _decode(said: str) -> Any:
     found = json.loads(said)
     if "error" in found:
         raise LampError(found["error"])

@@ -46,9 +46,9 @@ from lamp_jax.version import VERSION
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
-State = Literal["new", "unfinished", "done"]
-Options = TypeVar("Options")
-Run = TypeVar("Run", bound=Callable[..., Any])
+OutputState = Literal["new", "unfinished", "done"]
+AnyOptions = TypeVar("AnyOptions")
+Stage = TypeVar("Stage", bound=Callable[..., Any])
 
 _reservations: list[list["RunRecord"]] = []
 """The records of each `guard_outputs` that is running, the innermost last."""
@@ -66,33 +66,33 @@ class RunRecord:
 
     output: Path
     contents: Mapping[str, Any]
-    state: State
+    state: OutputState
     directory: bool
     staged: bool
     part: str = ""
     locks: Sequence[Path] = ()
 
     @property
-    def place(self) -> Path:
+    def target(self) -> Path:
         return staged_path(self.output, directory=self.directory) if self.staged else self.output
 
     @property
     def path(self) -> Path:
-        return _record_at(self.place, self.directory)
+        return _record_at(self.target, self.directory)
 
     @property
     def journal(self) -> Path:
         """Path of the journal to which a long stage appends its progress."""
-        return journal_path(self.place)
+        return journal_path(self.target)
 
     def beside(self, name: str) -> Path:
         """Path to write an additional output file to, by its name in `reserve`'s `beside`."""
         path, _ = beside_of(self.contents, self.output)[name]
         return staged_path(path, directory=False) if self.staged else path
 
-    def redirect(self, options: Options) -> Options:
+    def redirect(self, options: AnyOptions) -> AnyOptions:
         """The options with `place` as their `output`."""
-        return replace(options, output=str(self.place))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return replace(options, output=str(self.target))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def begin(self) -> None:
         """Writes the record of an unfinished output. Called after the command's checks, before its first write."""
@@ -101,10 +101,12 @@ class RunRecord:
     def _begin(self) -> None:
         if self.state == "new":
             if self.staged:
-                discard(self.place)
+                discard(self.target)
             if self.directory:
-                self.place.mkdir(parents=True, exist_ok=True)
-        if self.state == "new" or (read_record(self.place) or {}).get("finished"):  # finished: a further output is lost
+                self.target.mkdir(parents=True, exist_ok=True)
+        if self.state == "new" or (read_record(self.target) or {}).get(
+            "finished"
+        ):  # finished: a further output is lost
             write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:
@@ -115,7 +117,7 @@ class RunRecord:
     def _finish(self, facts: Mapping[str, Any]) -> None:
         written = {name: self.beside(name) for name in self.contents["beside"]}
         digests = {name: _file_digest(path) for name, path in written.items() if path.is_file()}
-        sums = {"output_sha256": _output_digest(self.place), "beside_sha256": digests}
+        sums = {"output_sha256": _output_digest(self.target), "beside_sha256": digests}
         complete = {**self.contents, "finished": True, **sums, **facts}
         write_json(self.path, with_urls(complete))
         self.journal.unlink(missing_ok=True)
@@ -127,18 +129,18 @@ class RunRecord:
         if not is_first():
             return
         with contextlib.suppress(LampError, OSError):
-            record = read_record(self.place) or {}
+            record = read_record(self.target) or {}
             nothing = not record.get("finished", True) and record.get("fingerprint") == self.contents["fingerprint"]
-            if nothing and not self.part and not self._has_begun():
+            if nothing and not self.part and not self._has_content():
                 self.path.unlink(missing_ok=True)
                 if self.directory and self.staged:
-                    self.place.rmdir()
+                    self.target.rmdir()
         unlock(self.locks)
 
-    def _has_begun(self) -> bool:
+    def _has_content(self) -> bool:
         """Whether a file exists that needs the record."""
         further = (self.beside(name) for name in self.contents["beside"])
-        return _has_begun(self.place, self.directory) or any(path.exists() for path in further)
+        return _has_content(self.target, self.directory) or any(path.exists() for path in further)
 
 
 def reserve(
@@ -169,7 +171,7 @@ def reserve(
     contains or is inside an input; while another command writes to it; and if it exists from another command. With
     `force` the existing output is replaced once the new one is complete, provided that run records name all its files.
     """
-    wanted = _Wanted.of(output, beside, directory=directory, part=part)
+    wanted = _RequestedOutputs.of(output, beside, directory=directory, part=part)
     output, inputs = wanted.output, list(dict.fromkeys(inputs))
     stage = type(options).__name__.lower()
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
@@ -193,15 +195,15 @@ def reserve(
     try:
         on_first(prepare)
         fingerprint = assert_equal(f"{output}: the fingerprint of settings and inputs", make_fingerprint)
-        found = _Found(output, fingerprint, wanted.real_beside, directory=directory)
+        found = _ExistingOutput(output, fingerprint, wanted.real_beside, directory=directory)
         state, staged = on_first(lambda: found.forced_state() if force else (found.state(), False))
     except BaseException:
         unlock(locks)
         raise
     contents = {
         "stage": stage,
-        "settings": _final_names(settings),
-        "inputs": {_final_names(name): value for name, value in digests.items()},
+        "settings": _final_paths(settings),
+        "inputs": {_final_paths(name): value for name, value in digests.items()},
         "version": VERSION,
         "fingerprint": fingerprint,
         "makes": list(makes),
@@ -213,7 +215,7 @@ def reserve(
     return record
 
 
-def guard_outputs(run: Run) -> Run:
+def guard_outputs(run: Stage) -> Stage:
     """Decorator of stages that releases reservations at the end, and names the output in disk errors."""
 
     @functools.wraps(run)
@@ -248,13 +250,13 @@ def digest(name: str, *, checked: Sequence[str] = ()) -> str:
     if path.is_file():
         return _file_digest(path)
     if path.is_dir():
-        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _contents(path, checked)]
+        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _input_files(path, checked)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return f"name {name}"
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _RequestedOutputs:
     """Outputs that a command asks to write."""
 
     output: Path
@@ -265,7 +267,7 @@ class _Wanted:
     @classmethod
     def of(
         cls, output: str | Path, beside: Mapping[str, str | Path] | None, *, directory: bool, part: str
-    ) -> "_Wanted":
+    ) -> "_RequestedOutputs":
         """Outputs named by options; empty additional ones are left out. LampError for an empty `output`."""
         if not str(output):
             raise LampError("--output is empty; give a file or directory to write to")
@@ -310,7 +312,7 @@ class _Wanted:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ExistingOutput:
     """Existing files of a locked output."""
 
     output: Path
@@ -318,7 +320,7 @@ class _Found:
     beside: Mapping[str, Path]
     directory: bool
 
-    def state(self) -> State:
+    def state(self) -> OutputState:
         """State without `--force`. LampError for an output of another command, of other settings, or without a
         record."""
         replace_output(self.output, directory=self.directory)  # completes a forced run that was killed at its end
@@ -330,7 +332,7 @@ class _Found:
         if not is_record(record):
             raise LampError(f"{path}: not a run record of lamp; move it away, or give another --output")
         self._check_beside(record)
-        if not _has_begun(self.output, self.directory):
+        if not _has_content(self.output, self.directory):
             return "new"
         if record["fingerprint"] != self.fingerprint:
             raise LampError(
@@ -345,7 +347,7 @@ class _Found:
             )
         return "done" if self._has_all_beside(record) else "unfinished"
 
-    def forced_state(self) -> tuple[State, bool]:
+    def forced_state(self) -> tuple[OutputState, bool]:
         """State with `--force`, and whether the new output is to be written beside the old one."""
         if replace_output(self.output, directory=self.directory):
             record = read_record(self.output) or {}
@@ -366,7 +368,7 @@ class _Found:
 
     def _existing(self) -> Path | None:
         """The first of the outputs that exists."""
-        if _has_begun(self.output, self.directory):
+        if _has_content(self.output, self.directory):
             return self.output
         return next((path for path in self.beside.values() if path.exists()), None)
 
@@ -397,19 +399,19 @@ def _record_at(place: Path, directory: bool) -> Path:
     return place / RECORD if directory else record_path(place)
 
 
-def _has_begun(output: Path, directory: bool) -> bool:
+def _has_content(output: Path, directory: bool) -> bool:
     """Whether anything but the record exists: a command that failed its checks leaves nothing to keep."""
     if directory:
         return output.is_dir() and any(path.is_dir() or not is_temporary(path) for path in entries(output))
     return output.exists() or journal_path(output).exists()
 
 
-def _final_names(value: Any) -> Any:
+def _final_paths(value: Any) -> Any:
     """Settings with the paths that files have after a forced run (of `lamp demo`) has replaced its output."""
     if isinstance(value, Mapping):
-        return {key: _final_names(one) for key, one in value.items()}
+        return {key: _final_paths(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_final_names(one) for one in value]
+        return [_final_paths(one) for one in value]
     return value.replace(f"/{STAGED}/", "/") if isinstance(value, str) else value
 
 
@@ -422,7 +424,7 @@ def _by_contents(settings: Any, digests: Mapping[str, str]) -> Any:
     return digests.get(settings, settings) if isinstance(settings, str) else settings
 
 
-def _contents(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
+def _input_files(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
     """Sorted files of an input directory that enter its digest: no checkpoints or staged files, no hidden ones
     (`.git`)."""
     for path in sorted(directory.rglob("*")):

@@ -16,8 +16,8 @@ from typing import Any
 
 from lamp_jax.errors import LampError
 from lamp_jax.runs import processes
-from lamp_jax.runs.copies import CHECKPOINTS, Copy
-from lamp_jax.runs.filesystems import naming_url, open_place, remove_tree, walk
+from lamp_jax.runs.copies import CHECKPOINTS, LocalCopy
+from lamp_jax.runs.filesystems import naming_url, open_url, remove_tree, walk
 from lamp_jax.runs.urls import READ, WRITTEN, is_url, split_url, url_of
 
 INPUTS = frozenset({"adapters", "all", "archives", "data", "directory", "encoder", "feedback", "files", "golds"})
@@ -30,10 +30,10 @@ OUTPUTS = frozenset({"output", "embeddings_cache", "export_reference", "Rank.sco
 
 _NATIVE = ("gs://", "s3://")  # where orbax can write
 _PAUSE = 30.0  # seconds between two checks of a growing file
-_copies: list[Copy] = []
+_copies: list[LocalCopy] = []
 
 
-def bring(options: Any) -> Any:
+def fetch_urls(options: Any) -> Any:
     """The options with each URL replaced by the path of its local copy, which has been fetched.
 
     LampError, on all processes, where a file system's package is missing or a URL cannot be reached.
@@ -48,26 +48,26 @@ def bring(options: Any) -> Any:
     }
 
     for name in kinds:  # every URL is checked before anything is fetched
-        values[name] = _change(values[name], lambda url: url, name)
+        values[name] = _map_urls(values[name], lambda url: url, name)
 
     def fetch() -> str:
         for name, kind in kinds.items():
-            values[name] = _change(values[name], partial(_copy, kind=kind, part=part), name)
+            values[name] = _map_urls(values[name], partial(_copy, kind=kind, part=part), name)
         return ""
 
     processes.assert_equal("work directories at URLs", fetch)
     return dataclasses.replace(options, **{name: values[name] for name in kinds})
 
 
-def bring_input(name: str) -> str:
+def fetch_input(name: str) -> str:
     """Path of a URL's local copy for reading; other names unchanged."""
-    return _change(name, partial(_copy, kind=READ, part=""), "")
+    return _map_urls(name, partial(_copy, kind=READ, part=""), "")
 
 
-def _change(value: Any, act: Callable[[str], str], option: str) -> Any:
+def _map_urls(value: Any, act: Callable[[str], str], option: str) -> Any:
     """An option's value with `act` applied to each URL in it; `file://` URLs become local paths."""
     if isinstance(value, tuple):
-        return tuple(_change(one, act, option) for one in value)
+        return tuple(_map_urls(one, act, option) for one in value)
     column = ""
     if isinstance(value, str) and option == "join":  # FILE:COLUMN
         value, colon, name = value.rpartition(":")
@@ -84,12 +84,12 @@ def publish() -> None:
 
     An adapter store that was held back is older than the checkpoint of its run: users that it lacks are trained again.
     """
-    for copy in _written():
+    for copy in _written_copies():
         if copy.pays():
             copy.send()
 
 
-class Pace:
+class PublishThrottle:
     """`publish` at most every 30 seconds, for files that grow line by line."""
 
     def __init__(self):
@@ -119,7 +119,7 @@ def remove_checkpoints(output: Path) -> None:
     shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     if url := url_of(output / CHECKPOINTS, WRITTEN):
         with naming_url(url, "removed"):
-            remove_tree(*open_place(url))
+            remove_tree(*open_url(url))
 
 
 def move_checkpoints(source: Path, target: Path) -> None:
@@ -131,7 +131,7 @@ def move_checkpoints(source: Path, target: Path) -> None:
     if not (before and after):
         return
     with naming_url(after, "written"):
-        (fs, old), (_, new) = open_place(before), open_place(after)
+        (fs, old), (_, new) = open_url(before), open_url(after)
         fs.invalidate_cache()  # checkpoints are not written through it
         if found := list(walk(fs, old)):
             remove_tree(fs, new)
@@ -142,7 +142,7 @@ def move_checkpoints(source: Path, target: Path) -> None:
             remove_tree(fs, old)
 
 
-def checkpoint_place(path: Path) -> str:
+def checkpoint_location(path: Path) -> str:
     """URL or path of a run's checkpoints. LampError for a URL that orbax cannot write to."""
     url = url_of(path, WRITTEN)
     if url and not url.startswith(_NATIVE):
@@ -151,11 +151,11 @@ def checkpoint_place(path: Path) -> str:
     return url or str(path.absolute())
 
 
-def leave() -> None:
+def send_and_forget() -> None:
     """Sends all changed files, then unlocks and forgets all copies. LampError where a file could not be sent."""
     errors = []
     try:
-        for copy in _written():
+        for copy in _written_copies():
             try:
                 copy.send()
             except LampError as error:
@@ -168,7 +168,7 @@ def leave() -> None:
         raise LampError("\n".join(errors))
 
 
-def _written() -> list[Copy]:
+def _written_copies() -> list[LocalCopy]:
     return [copy for copy in _copies if copy.kind == WRITTEN] if processes.is_first() else []
 
 
@@ -176,7 +176,7 @@ def _copy(url: str, *, kind: str, part: str) -> str:
     for copy in _copies:
         if (copy.url, copy.kind) == (url, kind):
             return str(copy.local)
-    copy = Copy(url, kind, part if kind == WRITTEN else "")
+    copy = LocalCopy(url, kind, part if kind == WRITTEN else "")
     copy.fetch()
     _copies.append(copy)
     return str(copy.local)

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 _BYTES_WORTH_A_PROCESS = 2**25
 
 
-def map_pieces(
+def parallel_map(
     function: Callable[[Piece], Result], pieces: Iterable[Piece], work: Work, *, size: int
 ) -> Iterator[Result]:
     """Results of `function` for every piece, in the order of the pieces, computed as `work` says.

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from lamp_jax.data.layout import PARTS
 from lamp_jax.datasets import avocado
-from lamp_jax.datasets.avocado import Located, Mail
+from lamp_jax.datasets.avocado import Mail, MailLocations
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Avocado
 from lamp_jax.runs.json_files import atomic_write
@@ -37,11 +37,11 @@ def run(options: Avocado) -> None:
     missing = sorted(asked.mails - located.ids)
     if missing and options.missing == "stop":
         raise _missing_error(options, record, missing=missing, wanted=len(asked.mails))
-    avocado.check_questions_left(asked, located)
+    avocado.check_parts_not_empty(asked, located)
     mails = _read_mails(options, located)
     record.begin()
-    _write_missing(record.place, missing)
-    counts = {part: avocado.write_part(part, path, record.place, mails=mails) for part, path in files.items()}
+    _write_missing(record.target, missing)
+    counts = {part: avocado.write_part(part, path, record.target, mails=mails) for part, path in files.items()}
     record.finish(missing=len(missing), copies=located.copies, **counts)
     print(_summary(options, counts, located=located, missing=len(missing)))
 
@@ -61,10 +61,10 @@ def _forget_missing(output: Path) -> None:
 
 def _missing_error(options: Avocado, record: RunRecord, *, missing: list[str], wanted: int) -> LampError:
     record.begin()
-    _write_missing(record.place, missing)
+    _write_missing(record.target, missing)
     shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
     return LampError(
-        f"{options.archives}: {len(missing)} of {wanted} mails are in no archive ({shown}); {record.place / _MISSING} "
+        f"{options.archives}: {len(missing)} of {wanted} mails are in no archive ({shown}); {record.target / _MISSING} "
         "lists all; complete the archives, or leave out the items and questions of these mails with --missing drop"
     )
 
@@ -77,7 +77,7 @@ def _write_missing(output: Path, missing: list[str]) -> None:
         file.writelines(f"{key}\n" for key in missing)
 
 
-def _read_mails(options: Avocado, located: Located) -> dict[str, Mail]:
+def _read_mails(options: Avocado, located: MailLocations) -> dict[str, Mail]:
     found = avocado.read_mails(located, replies=options.replies, workers=count_cores(options.work))
     mails: dict[str, Mail] = {}
     for some in tqdm(found, "mails", len(located.members), disable=None):
@@ -85,7 +85,7 @@ def _read_mails(options: Avocado, located: Located) -> dict[str, Mail]:
     return mails
 
 
-def _summary(options: Avocado, counts: Mapping[str, Counter[str]], *, located: Located, missing: int) -> str:
+def _summary(options: Avocado, counts: Mapping[str, Counter[str]], *, located: MailLocations, missing: int) -> str:
     total = sum(counts.values(), Counter())
     written = ", ".join(f"{part} {count['questions']}" for part, count in counts.items())
     lines = [f"{options.output}: questions of LaMP-6 ({written}) from {len(located.ids)} mails"]

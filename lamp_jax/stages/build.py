@@ -8,10 +8,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from lamp_jax.datasets.columns import open_histories, split_join
+from lamp_jax.datasets.columns import open_history_table, split_join
 from lamp_jax.datasets.dates import check_date_format
-from lamp_jax.datasets.histories import Gathered, gather
-from lamp_jax.datasets.splits import FILES, Survey, survey, write_parts
+from lamp_jax.datasets.histories import GatheredHistories, gather
+from lamp_jax.datasets.splits import FILES, SplitCounts, count_splits, write_parts
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Build
 from lamp_jax.runs.records import guard_outputs, reserve
@@ -27,17 +27,17 @@ def run(options: Build) -> None:
     record = reserve(output, options, inputs=inputs, ignore=["work"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{output}: already made")
-    source = open_histories(options)
+    source = open_history_table(options)
     parent = record.output.absolute().parent  # visible to the other machines of a Beam pipeline
     with tempfile.TemporaryDirectory(".unfinished", f".{record.output.name}.", dir=parent) as folder:
         rows = tqdm(source.rows(), "rows", unit=" rows", disable=None)
         gathered = gather(rows, folder=Path(folder), options=options)
-        surveys = survey(gathered.buckets, options, size=gathered.size)
-        total = Survey.total(surveys)
+        surveys = count_splits(gathered.buckets, options, size=gathered.size)
+        total = SplitCounts.total(surveys)
         _check_questions(options, total)
         record.begin()
         report = make_report(options, gathered, total)
-        write_parts(record.place, gathered, surveys, options=options, report=report)
+        write_parts(record.target, gathered, surveys, options=options, report=report)
     record.finish(**total.questions)
     print(summary(options, report))
 
@@ -61,7 +61,7 @@ def _check_options(options: Build) -> None:
     count_cores(options.work)  # raises LampError for a number below 0
 
 
-def _check_questions(options: Build, total: Survey) -> None:
+def _check_questions(options: Build, total: SplitCounts) -> None:
     if not sum(total.questions.values()):
         raise LampError(
             f"{options.histories}: gives no question; users: {_counts(total.idle_users)}; a user's items must be more "
@@ -69,7 +69,7 @@ def _check_questions(options: Build, total: Survey) -> None:
         )
 
 
-def make_report(options: Build, gathered: Gathered, total: Survey) -> dict[str, Any]:
+def make_report(options: Build, gathered: GatheredHistories, total: SplitCounts) -> dict[str, Any]:
     """Report of the rows, users and questions that were read, dropped and written."""
     settings = {key: value for key, value in asdict(options).items() if key not in ("output", "work", "force")}
     return {

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from lamp_jax.datasets.checking import Checked, check_file
+from lamp_jax.datasets.checking import FileCheck, check_file
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Check
 from lamp_jax.runs.json_files import write_json
@@ -29,7 +29,7 @@ def run(options: Check) -> None:
         found.append(check_file(file, task=task, work=options.work))
         print("\n".join(_table(found[-1])), end="\n\n", flush=True)
     if record:
-        write_json(record.place, [asdict(one) for one in found])
+        write_json(record.target, [asdict(one) for one in found])
         record.finish(errors=sum(one.errors for one in found))
     bad = [one for one in found if one.errors]
     if bad:
@@ -37,7 +37,7 @@ def run(options: Check) -> None:
         raise LampError(f"errors in {len(bad)} of {len(found)} files: {names}; fix them as the tables say")
 
 
-def _table(checked: Checked) -> Iterator[str]:
+def _table(checked: FileCheck) -> Iterator[str]:
     yield f"{checked.file}: {checked.form}" + (f" of {checked.task}" if checked.task else "")
     for name, value in checked.facts.items():
         yield f"  {name:{_WIDTH}}  {_cell(value)}"

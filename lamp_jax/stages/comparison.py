@@ -23,7 +23,7 @@ from lamp_jax.options.generator import Train
 from lamp_jax.runs.json_files import atomic_write, write_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.workers import available_cores
-from lamp_jax.sharding import model_layout, open_mesh
+from lamp_jax.sharding import model_options, open_mesh
 from lamp_jax.stages.generate import open_adapters, users_of
 from lamp_jax.tasks.catalog import Task
 from lamp_jax.tasks.comparison import Against, compare_row, format_table
@@ -45,7 +45,7 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
     generation = open_generation(experiment.output, experiment.answering)
     scores = {}
     with jax.set_mesh(open_mesh(experiment.devices)):
-        graph, params = nnx.split(load_generator(experiment.output, **model_layout(experiment.devices)))
+        graph, params = nnx.split(load_generator(experiment.output, **model_options(experiment.devices)))
         answerers: dict[str, Answerer] = {}
         for name, (questions, retriever, adapters) in orders.items():
             store = open_adapters(adapters, experiment.output) if adapters else None

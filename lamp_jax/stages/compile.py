@@ -6,7 +6,7 @@ import sys
 import jax
 
 from lamp_jax.compiler.chips import find_chip, open_topology
-from lamp_jax.compiler.report import GIB, Report, count_products, describe, measure
+from lamp_jax.compiler.report import GIB, StepReport, count_products, describe, measure
 from lamp_jax.errors import LampError
 from lamp_jax.options.demo import Compile
 from lamp_jax.options.pages import override, read_experiment
@@ -33,7 +33,7 @@ def run(options: Compile) -> None:
         )
 
 
-def compile_page(options: Compile) -> Report:
+def compile_page(options: Compile) -> StepReport:
     """Compiles the step of a config page. LampError for a page without the options of the stage."""
     jax.config.update("jax_platforms", "cpu")  # compilation for a TPU needs none, and uses none that exists
     find_chip(options.topology)

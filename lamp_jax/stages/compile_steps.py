@@ -30,7 +30,7 @@ from lamp_jax.options.generator import Generate, Train
 from lamp_jax.options.retriever import TrainRetriever
 from lamp_jax.options.selector import TrainSelector
 from lamp_jax.retrieval.encoders import LONGEST, FoundEncoder, choose_settings, find_encoder
-from lamp_jax.sharding import Rules, check_divides, model_layout, shards
+from lamp_jax.sharding import Rules, check_divides, model_options, shards
 from lamp_jax.steps.adapters import MicrobatchArrays, Users, make_adapter_update, start_users
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
@@ -170,7 +170,7 @@ def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rule
 
 
 def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, Rules]:
-    layout = model_layout(experiment.devices)
+    layout = model_options(experiment.devices)
     storage: Storage = getattr(experiment, "storage", "float32")
     model = abstract_generator(_generator_config(experiment), storage=storage, **layout)
     graph, params = nnx.split(model)
@@ -179,7 +179,7 @@ def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, R
 
 def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: Any) -> tuple[nnx.GraphDef, Any, Rules]:
     """Graph of a model, abstract parameters sharded on the current mesh, and sharding rules."""
-    layout, graphs = model_layout(experiment.devices), []
+    layout, graphs = model_options(experiment.devices), []
 
     def parameters() -> Any:
         graph, params = nnx.split(build(layout))

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lamp_jax.artifacts import old_store
-from lamp_jax.artifacts.adapters import FILES, AdapterStore, Entry, create_store, read_old_form
+from lamp_jax.artifacts.adapters import FILES, AdapterEntry, AdapterStore, create_store, read_old_form
 from lamp_jax.errors import LampError
 from lamp_jax.options.adapters import ConvertStore
 from lamp_jax.runs.outputs import read_record
@@ -29,7 +29,7 @@ def run(options: ConvertStore) -> None:
     if not old_store.is_old(store):
         raise LampError(f"{store}: no store of an earlier version, which has {' and '.join(old_store.FILES)}")
     record.begin()
-    with contextlib.closing(create_store(record.place, form)) as made:
+    with contextlib.closing(create_store(record.target, form)) as made:
         _copy(store, made)
         users, lost = len(made.entries), old_store.count_lines(store) - len(made.entries)
         items = sum(entry.items for entry in made.scan())
@@ -50,7 +50,7 @@ def run(options: ConvertStore) -> None:
 def _copy(store: Path, made: AdapterStore) -> None:
     """Appends the users that are not yet in the new store, in their order and in blocks."""
     size, first = made.form.bytes_per_user, len(made.entries)
-    entries: list[Entry] = []
+    entries: list[AdapterEntry] = []
     records: list[np.ndarray] = []
     users = old_store.read_users(store, size, first=first)
     for entry, record in tqdm(users, "users", initial=first, unit="user", disable=None):

@@ -36,7 +36,7 @@ def run(options: Demo) -> None:
         print((record.output / "table.txt").read_text(encoding="utf-8"))
     else:
         record.begin()
-        output = record.place
+        output = record.target
         experiment = prepare(record.redirect(options))
         train.run(experiment)
         task = find_task(experiment.task)

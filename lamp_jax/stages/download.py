@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from lamp_jax.data.layout import SITE, TreeFile, benchmark_files
-from lamp_jax.datasets.download import Source, download
+from lamp_jax.datasets.download import DownloadSource, download
 from lamp_jax.datasets.manifest import DownloadManifest, find_fault
 from lamp_jax.errors import LampError
 from lamp_jax.options.data import Download
@@ -40,7 +40,7 @@ def fetch(files: list[TreeFile], options: Download) -> None:
     _check_options(options)
     root = Path(options.output)
     _check_writable(root)
-    source = Source((*options.mirrors, SITE), attempts=options.attempts, timeout=options.timeout)
+    source = DownloadSource((*options.mirrors, SITE), attempts=options.attempts, timeout=options.timeout)
     with tqdm(desc="download", unit="B", unit_scale=True, total=0, disable=None) as bar:
         outcomes = []
         progress = _Progress(bar)

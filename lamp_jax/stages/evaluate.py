@@ -16,7 +16,7 @@ from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.json_records import BOM, parse_record
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.tasks.catalog import TASKS, Task, find_task
-from lamp_jax.tasks.metrics import GoldError, OutOfRange, Scores, extra_metrics, score
+from lamp_jax.tasks.metrics import InvalidReferenceError, OutOfRange, Scores, extra_metrics, score
 from lamp_jax.tasks.significance import confidence_interval
 from lamp_jax.version import VERSION
 
@@ -48,7 +48,7 @@ def run(options: Evaluate) -> None:
     for task, (predictions, golds) in pairs.items():
         results[task.official_name] = report(task, _score(task, predictions, golds, options))
     record.begin()
-    write_report(record.place, results, missing, options.compatibility, out_of_range=options.out_of_range)
+    write_report(record.target, results, missing, options.compatibility, out_of_range=options.out_of_range)
     for name, reason in missing.items():
         print(f"not evaluated: {name}: {reason}")
     record.finish()
@@ -133,7 +133,7 @@ def _score(task: Task, predictions: Source, golds: Source, options: Evaluate) ->
             extra=extra,
             out_of_range=options.out_of_range,
         )
-    except GoldError as error:
+    except InvalidReferenceError as error:
         raise LampError(f"{golds.name}: {error}") from error
 
 

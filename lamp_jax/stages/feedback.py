@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from tqdm.auto import tqdm
 
-from lamp_jax.artifacts.feedback import Kind, feedback_record, shard_file
+from lamp_jax.artifacts.feedback import FeedbackKind, feedback_record, shard_file
 from lamp_jax.config import Prompting
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.feedback import Trial, likelihood_rater, metric_rater, rate_trials
@@ -21,7 +21,7 @@ from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
 from lamp_jax.runs.journals import Journal, read_journal
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import RunRecord
-from lamp_jax.sharding import check_divides, model_layout, open_mesh
+from lamp_jax.sharding import check_divides, model_options, open_mesh
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.rewards import Reward
 
@@ -46,7 +46,7 @@ def collect(
     record: RunRecord,
     trials: Callable[[int], list[Trial]],
     *,
-    kind: Kind,
+    kind: FeedbackKind,
     prompting: Prompting,
     reward: Reward = "metric",
 ) -> bool:
@@ -58,13 +58,13 @@ def collect(
         return True
 
     def path(shard: int) -> Path:
-        return record.place / shard_file(kind, shard, options.shards)
+        return record.target / shard_file(kind, shard, options.shards)
 
     task, tokenizer = find_task(options.task), load_tokenizer(options.model)
     check_generator_tokenizer(tokenizer, options.model)
     with jax.set_mesh(open_mesh(options.devices)):
         check_divides("--batch-size", options.batch_size, "data")
-        graph, params = nnx.split(load_generator(options.model, **model_layout(options.devices)))
+        graph, params = nnx.split(load_generator(options.model, **model_options(options.devices)))
         mine = trials(options.shard)
         if reward == "likelihood":
             answering, size = options.answering, options.batch_size

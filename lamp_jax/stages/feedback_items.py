@@ -13,7 +13,7 @@ from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.feedback import check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import find_task
-from lamp_jax.tasks.metrics import check_golds
+from lamp_jax.tasks.metrics import check_references
 
 
 @guard_outputs
@@ -34,7 +34,7 @@ def run(options: FeedbackItems) -> None:
     questions = read_questions(options.merged, task=find_task(options.task), patches=options.compatibility.patches)
     golds = {question.id: gold_of(question, options.merged) for question in questions}
     if options.reward == "metric":
-        check_golds(find_task(options.task), golds, path=options.merged)
+        check_references(find_task(options.task), golds, path=options.merged)
 
     def trials(shard: int) -> list[Trial]:
         return [
@@ -46,7 +46,7 @@ def run(options: FeedbackItems) -> None:
     if not collect(options, record, trials, kind="items", prompting=prompting, reward=options.reward):
         return
     if options.export_reference:
-        records = read_shards(record.place, "items", options.shards)
+        records = read_shards(record.target, "items", options.shards)
         on_first(lambda: write_reference(record.beside("reference"), questions, records))
     if options.export_reference or record.state != "done":
         generated = options.reward == "metric"

@@ -12,7 +12,7 @@ from lamp_jax.options.feedback import FeedbackRetrievers
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.feedback import check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import Task, find_task
-from lamp_jax.tasks.metrics import check_golds
+from lamp_jax.tasks.metrics import check_references
 
 NOBODY = "none"
 """Name of the retriever that retrieves nothing."""
@@ -34,7 +34,7 @@ def run(options: FeedbackRetrievers) -> None:
     task = find_task(options.task)
     pool = read_orders(files, task, patches=options.compatibility.patches)
     golds = {question.id: question.output for question in pool[next(iter(pool))] if question.output is not None}
-    check_golds(task, golds, path=next(filter(None, files.values())))
+    check_references(task, golds, path=next(filter(None, files.values())))
 
     def trials(shard: int) -> list[Trial]:
         """Trials of a shard: every question with each retriever in turn."""

@@ -23,10 +23,10 @@ from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.runs.workers import available_cores
-from lamp_jax.sharding import check_divides, model_layout, open_mesh
+from lamp_jax.sharding import check_divides, model_options, open_mesh
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
-from lamp_jax.tasks.metrics import check_golds, score
+from lamp_jax.tasks.metrics import check_references, score
 from lamp_jax.training.store import check_store
 
 
@@ -56,7 +56,7 @@ def run(options: Generate) -> None:
     tokenizer = load_tokenizer(options.model)
     check_generator_tokenizer(tokenizer, options.model)
     with jax.set_mesh(mesh):  # before the prompts, so that a damaged model is reported at once
-        layout = model_layout(options.devices)
+        layout = model_options(options.devices)
         graph, params = nnx.split(load_generator(options.model, storage=options.storage, **layout))
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever, workers=available_cores())
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
@@ -75,7 +75,7 @@ def run(options: Generate) -> None:
                 journal=journal,
                 adapters=store and read_adapters(store, users_of(questions)),
             )
-    on_first(lambda: write_predictions(record.place, task, answers))
+    on_first(lambda: write_predictions(record.target, task, answers))
     print(f"{options.output}: {len(answers)} answers")
     if golds:
         scores = score(task, answers, golds, compatibility=options.compatibility)
@@ -122,5 +122,5 @@ def _known_golds(questions: Sequence[Question], task: Task, *, path: str) -> dic
     golds = {question.id: question.output for question in questions if question.output is not None}
     if len(golds) < len(questions):
         return {}
-    check_golds(task, golds, path=path)
+    check_references(task, golds, path=path)
     return golds

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Literal
 
-from lamp_jax.artifacts.adapters import Entry, create_store, read_store_form
+from lamp_jax.artifacts.adapters import AdapterEntry, create_store, read_store_form
 from lamp_jax.models.families import read_generator_config
 from lamp_jax.models.peft import read_form, read_peft
 from lamp_jax.options.adapters import ImportAdapter
@@ -19,7 +19,7 @@ def run(options: ImportAdapter) -> None:
     form = make_form(options.model, lora, _kept(options))
     adapter = read_peft(options.directory, config, form.shapes)
     with contextlib.closing(create_store(options.store, form)) as store:
-        entry = Entry(options.user, options.items, updates=0, loss=None)
+        entry = AdapterEntry(options.user, options.items, updates=0, loss=None)
         store.append([entry], {name: values[None] for name, values in adapter.items()})
         print(f"{options.store}: {len(store.entries)} adapters, with that of {options.user}")
 

@@ -37,7 +37,7 @@ def run(options: Merge) -> None:
     chunks = map_chunks(partial(merge_chunk, options=options), options.questions, options.work)
     merged = tqdm(_whole(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
     record.begin()
-    count = write_json_list(record.place, merged)
+    count = write_json_list(record.target, merged)
     record.finish(questions=count)
     print(f"{options.output}: {count} questions")
 

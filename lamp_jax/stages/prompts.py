@@ -31,7 +31,7 @@ def run(options: Prompts) -> None:
     )
     fallbacks = 0
     record.begin()
-    with atomic_write(record.place) as file:
+    with atomic_write(record.target) as file:
         for question, prompt in zip(questions, tqdm(prompts, "prompts", len(questions), disable=None), strict=True):
             file.write(json.dumps({"id": question.id, "prompt": prompt.text}, ensure_ascii=False) + "\n")
             fallbacks += prompt.fell_back

@@ -22,7 +22,7 @@ from lamp_jax.retrieval.encoders import EncoderSettings, choose_dates
 from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
 from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, write_rankings
 from lamp_jax.runs.outputs import check_apart
-from lamp_jax.runs.processes import how_many, is_first, on_first
+from lamp_jax.runs.processes import is_first, on_first, process_count
 from lamp_jax.runs.records import digest, guard_outputs, reserve
 from lamp_jax.tasks.catalog import Task, find_task
 
@@ -62,7 +62,7 @@ def _rank(options: Rank, task: Task, ranker: Ranker) -> None:
     lines = tqdm(found, "rank", unit=" questions", disable=None)
     record.begin()
     if is_first():
-        count = write_rankings(record.place, lines, scores=record.beside("scores") if options.scores else "")
+        count = write_rankings(record.target, lines, scores=record.beside("scores") if options.scores else "")
     else:  # the encoder computes on the devices of all processes
         count = sum(1 for _ in lines)
     record.finish(questions=count, **({"encoder": asdict(encoder[0])} if encoder else {}))
@@ -100,8 +100,8 @@ def _by_chunks(options: Rank, task: Task, ranker: Ranker) -> Iterator[RankedLine
 def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[EncoderSettings]) -> Iterator[RankedLine]:
     """Rankings by an encoder on devices. Adds the encoder's settings to `encoder`."""
     questions = _read(options, task)
-    if options.embeddings_cache and how_many() > 1:
-        raise LampError(f"--embeddings-cache is one process's, and these are {how_many()}; leave it out")
+    if options.embeddings_cache and process_count() > 1:
+        raise LampError(f"--embeddings-cache is one process's, and these are {process_count()}; leave it out")
     # Imported here: other rankers need no device, and each of their processes would initialize one.
     import jax
 

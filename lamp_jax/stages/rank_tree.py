@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from lamp_jax.config import Part, Work
-from lamp_jax.data.chunks import cut
+from lamp_jax.data.chunks import cut_chunks
 from lamp_jax.data.files import stream_questions
 from lamp_jax.data.layout import find_parts
 from lamp_jax.errors import LampError
@@ -181,7 +181,7 @@ def estimate(job: Job, options: Rank) -> float:
         return job.size / _BYTES_A_TOKEN / _TOKENS_A_SECOND / cores
     ranker, given = job.ranking.ranker or "", rank_file.options_of(job.ranking)
     start, size = time.perf_counter(), 0
-    for chunk in islice(cut(job.ranking.questions), 2):
+    for chunk in islice(cut_chunks(job.ranking.questions), 2):
         rank_chunk(chunk, ranker=ranker, task=job.task, options=given)
         size += chunk.ends[-1] - chunk.starts[0]
     return (time.perf_counter() - start) * job.size / size / cores

@@ -21,7 +21,7 @@ from lamp_jax.runs.json_files import write_json
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.stages.evaluate import report
-from lamp_jax.tasks.metrics import check_golds, score
+from lamp_jax.tasks.metrics import check_references, score
 
 
 @guard_outputs
@@ -36,14 +36,14 @@ def run(options: Select) -> None:
     data = read_candidates(options.data)
     data = data.restrict(options.pool or data.names, options.data)
     if data.rewarded:
-        check_golds(
+        check_references(
             data.task,
             {question.id: str(question.gold) for question in data.questions},
             path=options.data,
         )
     chosen = choose(options, data)
     record.begin()
-    on_first(lambda: write_chosen(record.place, data, chosen))
+    on_first(lambda: write_chosen(record.target, data, chosen))
     print(f"{options.output}: {len(chosen)} answers, chosen among {', '.join(data.names)}")
     if data.rewarded:
         found = assess(options, data, chosen)
@@ -74,7 +74,7 @@ def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
     from lamp_jax.models.longformer import LongformerConfig
     from lamp_jax.models.weights import check_tokenizer, load_longformer
     from lamp_jax.retrieval.encoders import check_length
-    from lamp_jax.sharding import model_layout, open_mesh
+    from lamp_jax.sharding import model_options, open_mesh
 
     settings = read_settings(options.selector)
     if settings.task != data.task.name:
@@ -89,7 +89,7 @@ def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
     check_tokenizer(tokenizer, options.selector, LongformerConfig)
     reader = CandidateReader(tokenizer, settings)
     with jax.set_mesh(open_mesh(options.devices)):
-        layout = {**model_layout(options.devices), "first_token": settings.first_token}
+        layout = {**model_options(options.devices), "first_token": settings.first_token}
         model = load_longformer(options.selector, **layout)
         check_length(model.config.longest, settings.max_length, options.selector)
         graph, params = nnx.split(model)

@@ -34,7 +34,7 @@ def run(options: SelectorData) -> None:
         )
     data = make_candidate_set(options, task, questions, _read_scores(files, questions, options.questions))
     record.begin()
-    write_candidates(record.place, data)
+    write_candidates(record.target, data)
     record.finish(questions=len(data.questions), rewarded=data.rewarded)
     rewards = f"rewards: {data.metric}" if data.rewarded else "no rewards, because golds are missing"
     print(f"{options.output}: {len(data.questions)} questions, {len(data.names)} candidates each; {rewards}")

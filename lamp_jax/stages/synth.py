@@ -15,7 +15,7 @@ def run(options: Synth) -> None:
     record.begin()
     write_benchmark(
         task,
-        record.place,
+        record.target,
         questions=options.questions,
         dev_questions=options.dev_questions,
         profile_size=options.profile_sizes or options.profile_size,

@@ -22,7 +22,7 @@ _BUILDING = ".building.unfinished"
 @guard_outputs
 def run(options: Tfds) -> None:
     # Imported here: the import takes half a second, and other commands do not need it.
-    from lamp_jax.datasets.builder import Lamp, Reading, Survey, config_name
+    from lamp_jax.datasets.builder import Lamp, ReadOptions, TreeScan, config_name
 
     task = find_task(options.task)
     patches = options.compatibility.patches
@@ -35,16 +35,16 @@ def run(options: Tfds) -> None:
     record = reserve(place, options, inputs=inputs, ignore=["data", "work"], directory=True, makes=["*.*.*/*"])
     if record.state == "done":
         return print(f"{place}: already made")
-    survey = Survey(options.data, Reading(task, options.split, patches, options.work))
+    survey = TreeScan(options.data, ReadOptions(task, options.split, patches, options.work))
     record.begin()
-    building = record.place / _BUILDING
+    building = record.target / _BUILDING
     shutil.rmtree(building, ignore_errors=True)  # left by a killed command
     builder = Lamp(data_dir=str(building), config=config, source=survey)
     # TFDS creates a directory and prints lines for downloads, although there are none.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)
     made = Path(builder.data_dir)
-    version = record.place / made.name
+    version = record.target / made.name
     shutil.rmtree(version, ignore_errors=True)
     os.replace(made, version)
     shutil.rmtree(building)

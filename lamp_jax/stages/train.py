@@ -31,7 +31,7 @@ def run(options: Train) -> None:
     record = reserve(options.output, options, inputs=inputs, ignore=["workers"], directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    check_converging(record.place)
+    check_converging(record.target)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     if options.workers < 0:
@@ -52,7 +52,7 @@ def run(options: Train) -> None:
             validation,
             generation,
             model=options.model,
-            output=Path(record.place),
+            output=Path(record.target),
             devices=options.devices,
             names=(options.train, options.validation),
             workers=_count_workers(options, len(questions)),

@@ -35,7 +35,7 @@ def run(options: TrainAdapters) -> None:
     learners, without = find_learners(options, task, questions, tokenizer, name=options.questions)
     record.begin()
     with jax.set_mesh(mesh):
-        trained = train_store(options, options.model, learners, form, output=record.place, devices=options.devices)
+        trained = train_store(options, options.model, learners, form, output=record.target, devices=options.devices)
     facts = {"users": trained.users, "items": trained.items}
     record.finish(**facts, users_without_items=without, users_failed=len(trained.failed))
     print(f"{options.output}: adapters of {trained.users} users, from {trained.items} items")

@@ -36,7 +36,7 @@ def run(options: TrainRetriever) -> None:
     record = reserve(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    check_converging(record.place)
+    check_converging(record.target)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     read = partial(read_scored_questions, options, task, compatibility=options.compatibility)
@@ -54,7 +54,7 @@ def run(options: TrainRetriever) -> None:
             divided.validation,
             start,
             settings,
-            output=Path(record.place),
+            output=Path(record.target),
             devices=options.devices,
         )
     facts = {"questions": len(divided.train), "skipped_equal_rewards": divided.skipped, "before": before}

@@ -24,7 +24,7 @@ from lamp_jax.retrieval.encoders import check_length
 from lamp_jax.retrieval.selector import choose_by_value, mean_reward
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
-from lamp_jax.sharding import model_layout, open_mesh, own_rows
+from lamp_jax.sharding import model_options, open_mesh, own_rows
 from lamp_jax.steps.selector import selector_loss
 from lamp_jax.training.divergence import check_converging
 from lamp_jax.training.loop import RUN_FILES, Progress, check_learning, fit
@@ -39,7 +39,7 @@ def run(options: TrainSelector) -> None:
     record = reserve(options.output, options, inputs=inputs, directory=True, makes=FILES)
     if record.state == "done":
         return print(f"{options.output}: already trained")
-    check_converging(record.place)
+    check_converging(record.target)
     mesh = open_mesh(options.devices)
     check_learning(options.learning, mesh)
     if not options.temperature > 0:
@@ -139,7 +139,7 @@ def _prepare_tokenizer(options: TrainSelector, candidate_sets: Sequence[Candidat
 
 def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer: Any) -> Longformer:
     """Initial model, loaded or new."""
-    layout, size = {**model_layout(options.devices), "first_token": settings.first_token}, options.scratch
+    layout, size = {**model_options(options.devices), "first_token": settings.first_token}, options.scratch
     if options.model != SCRATCH:
         return load_longformer(options.model, seed=options.seed, **layout)
     pad = tokenizer.pad_token_id

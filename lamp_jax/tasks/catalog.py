@@ -13,10 +13,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from lamp_jax.config import Split
 from lamp_jax.errors import LampError
 
-Item = Mapping[str, Any]
+ProfileItem = Mapping[str, Any]
 Metric = Literal["accuracy", "mae", "rouge-1"]
 Value = TypeVar("Value")
-Counts = tuple[int | None, int | None, int | None]  # of train, dev and test; None where not published
+QuestionCounts = tuple[int | None, int | None, int | None]  # of train, dev and test; None where not published
 
 MOVIE_TAGS = (
     "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy", "classic",
@@ -38,7 +38,7 @@ class BySplit(NamedTuple, Generic[Value]):
         return self.time if split == "time" else self.user
 
 
-_NOT_PUBLISHED: BySplit[Counts] = BySplit((None, None, None), (None, None, None))
+_NOT_PUBLISHED: BySplit[QuestionCounts] = BySplit((None, None, None), (None, None, None))
 _BM25 = BySplit("bm25", "bm25")
 
 
@@ -112,7 +112,7 @@ class Task:
     labels: tuple[str, ...] = ()
     id_prefix: str = ""  # first characters of question ids in generated files; published ids of LaMP-3 begin with 2
     folder: str = ""  # folder of its files on the benchmark's site; "" for a task without files there
-    counts: BySplit[Counts] = _NOT_PUBLISHED  # number of questions of each part
+    counts: BySplit[QuestionCounts] = _NOT_PUBLISHED  # number of questions of each part
     best: BySplit[str] = _BM25  # best ranker in the papers
     practice: Practice | None = None  # form of training examples from items; None: the template
     deprecated: bool = False
@@ -146,7 +146,7 @@ class Task:
         """Input of the task for `text`. Not for LaMP-1, whose template takes three titles."""
         return self.template.format(text=text)
 
-    def practice_for(self, item: Item, start: str = "") -> str:
+    def practice_for(self, item: ProfileItem, start: str = "") -> str:
         """Input of the training example from `item` (arXiv 2409.09510); the answer is the field `target`.
 
         Where the practice gives the target's first words, `start`, the answer is the rest.
@@ -173,7 +173,7 @@ class Task:
         before, found, _ = question.partition(self.marker)
         return before + found if found else ""
 
-    def document_of(self, item: Item, *, use_date: bool = False) -> str:
+    def document_of(self, item: ProfileItem, *, use_date: bool = False) -> str:
         """Document of a profile item, which a retriever reads; with `use_date` followed by ` date: ...`."""
         text = " ".join(str(item[field]) for field in self.document)
         return f"{text} date: {item['date']}" if use_date else text

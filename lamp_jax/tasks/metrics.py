@@ -25,7 +25,7 @@ _LARGEST = float(np.finfo(np.float32).max)  # the official code reads numbers in
 _SHOWN = 5
 
 
-class GoldError(LampError):
+class InvalidReferenceError(LampError):
     """Reference that is not among its task's labels."""
 
 
@@ -94,7 +94,7 @@ def score(
     return Scores(family.official[0].name, mean, per_sample, tuple(answers.invalid))
 
 
-def check_golds(task: Task, golds: Mapping[str, str], *, path: str) -> None:
+def check_references(task: Task, golds: Mapping[str, str], *, path: str) -> None:
     """GoldError, naming the file, unless `score` accepts these references (by question id). Run before long work."""
     if task.labels:
         for key in sorted(golds):
@@ -167,7 +167,7 @@ def _read_texts(task: Task, ids: list[str], predictions: list[str], golds: list[
 
 def _check_label(task: Task, key: str, gold: str, where: str = "") -> None:
     if gold not in task.labels:
-        raise GoldError(
+        raise InvalidReferenceError(
             f"{where}{task.name}, question {key!r}: the gold {gold[:80]!r} is none of the task's labels "
             f"({', '.join(task.labels)}); is this an outputs file of {task.name}?"
         )

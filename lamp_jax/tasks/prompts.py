@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 
 from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.errors import LampError
-from lamp_jax.tasks.catalog import Item, Task
+from lamp_jax.tasks.catalog import ProfileItem, Task
 
 _JOIN = ", and "
-_GAP = " ... "  # in place of the removed middle of a question
+_ELLIPSIS = " ... "  # in place of the removed middle of a question
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class FastTokenizer(Protocol):
     def backend_tokenizer(self) -> Any: ...
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """Token ids of a text without special tokens, and each token's start and end in the text (characters)."""
 
     ids: array
@@ -77,14 +77,14 @@ class PromptTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._remember = remember
-        self._seen: dict[str, Encoded] = {}
+        self._seen: dict[str, EncodedText] = {}
         sample = self._backend.encode("a")
         before = len(list(takewhile(bool, sample.special_tokens_mask)))
         after = len(list(takewhile(bool, reversed(sample.special_tokens_mask))))
         self._before, self._after = tuple(sample.ids[:before]), tuple(sample.ids[len(sample.ids) - after :])
         self.special_tokens = before + after
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """One `Encoded` per text."""
         seen = self._seen
         missing = [text for text in dict.fromkeys(texts) if text not in seen]
@@ -96,7 +96,7 @@ class PromptTokenizer:
         encodings = self._backend.encode_batch(clean, add_special_tokens=False)
         for text, encoding in zip(missing, encodings, strict=True):
             starts, ends = zip(*encoding.offsets, strict=True) if len(encoding) else ((), ())
-            seen[text] = Encoded(array("i", encoding.ids), array("i", starts), array("i", ends))
+            seen[text] = EncodedText(array("i", encoding.ids), array("i", starts), array("i", ends))
         return [seen[text] for text in texts]
 
     def length(self, text: str) -> int:
@@ -133,7 +133,7 @@ def encode_prompt(text: str, tokenizer: PromptTokenizer, *, max_length: int) -> 
 def build_prompt(
     task: Task,
     question_input: str,
-    items: Sequence[Item],
+    items: Sequence[ProfileItem],
     tokenizer: PromptTokenizer,
     *,
     max_length: int,
@@ -153,19 +153,19 @@ def build_prompt(
     if max_length < tokenizer.special_tokens:
         raise LampError(f"maximum length {max_length} is below the {tokenizer.special_tokens} special tokens of a text")
     draft = _measure(task, question_input, items, tokenizer, compatibility=compatibility)
-    fill = _fill_as_published if compatibility.overlong == "tail" else _fill_what_is_free
+    fill = _fill_public_budget if compatibility.overlong == "tail" else _fill_free_budget
     filled = fill(draft, max_length)
-    text, ids, used = filled or (*_bare(draft, max_length), 0)
+    text, ids, used = filled or (*_question_alone(draft, max_length), 0)
     text = without_surrogates(text)
     return Prompt(text, tokenizer.cut(ids, max_length), used_items=used, fell_back=used == 0 and len(items) > 0)
 
 
-class _Piece(NamedTuple):
+class _DraftItem(NamedTuple):
     """Profile item, its text that may be shortened, and the tokens of its fixed words (with special tokens)."""
 
-    item: Item
+    item: ProfileItem
     text: str
-    encoded: Encoded
+    encoded: EncodedText
     need: int
 
 
@@ -176,7 +176,7 @@ class _Draft:
     task: Task
     question: str
     length: int
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[_DraftItem, ...]
     glue: int
     tokenizer: PromptTokenizer
     compatibility: Compatibility
@@ -209,7 +209,7 @@ class _Draft:
         head, word, tail = self.question.partition(form.after)
         return "".join((head, word, *(_JOIN + phrase for phrase in phrases), tail))
 
-    def _shortened(self, piece: _Piece, share: int) -> str:
+    def _shortened(self, piece: _DraftItem, share: int) -> str:
         ids = piece.encoded.ids
         kept = max(share - self.tokenizer.special_tokens, 0)
         if self.compatibility.item_text == "decoded":
@@ -218,7 +218,7 @@ class _Draft:
 
 
 def _measure(
-    task: Task, question: str, items: Sequence[Item], tokenizer: PromptTokenizer, *, compatibility: Compatibility
+    task: Task, question: str, items: Sequence[ProfileItem], tokenizer: PromptTokenizer, *, compatibility: Compatibility
 ) -> _Draft:
     form = task.prompt
     if form.after is not None and form.after not in question:
@@ -233,14 +233,14 @@ def _measure(
     encoded = tokenizer.encode([question, glue, *texts, *fixed])
     lengths = [len(text.ids) + tokenizer.special_tokens for text in encoded]
     needs = [measured] * len(texts) if isinstance(measured, int) else lengths[2 + len(texts) :]
-    pieces = tuple(map(_Piece, items, texts, encoded[2:], needs))
+    pieces = tuple(map(_DraftItem, items, texts, encoded[2:], needs))
     return _Draft(task, question, lengths[0], pieces, form.glue_cost(lengths[1]), tokenizer, compatibility)
 
 
-_Filled = tuple[str, list[int], int] | None  # text, its ids, number of items; None where no item can be used
+_FilledPrompt = tuple[str, list[int], int] | None  # text, its ids, number of items; None where no item can be used
 
 
-def _fill_as_published(draft: _Draft, max_length: int) -> _Filled:
+def _fill_public_budget(draft: _Draft, max_length: int) -> _FilledPrompt:
     """Prompt with at most 0.6 of the length reserved for the question, or 0.5, ... where fixed words need it."""
     reserved = 0.6
     while draft.pieces and reserved >= 0:
@@ -252,7 +252,7 @@ def _fill_as_published(draft: _Draft, max_length: int) -> _Filled:
     return None
 
 
-def _fill_what_is_free(draft: _Draft, max_length: int) -> _Filled:
+def _fill_free_budget(draft: _Draft, max_length: int) -> _FilledPrompt:
     """Prompt with the complete question and as many items as fit."""
     free = max_length - draft.length
     fitting = tuple(piece for piece in draft.pieces if piece.need + draft.glue <= free)
@@ -269,7 +269,7 @@ def _fill_what_is_free(draft: _Draft, max_length: int) -> _Filled:
     return None
 
 
-def _bare(draft: _Draft, max_length: int) -> tuple[str, list[int]]:
+def _question_alone(draft: _Draft, max_length: int) -> tuple[str, list[int]]:
     """Question without items, and its ids; one that is too long loses its middle, or keeps it with
     `overlong="tail"`."""
     question, tokenizer = draft.question, draft.tokenizer
@@ -277,11 +277,11 @@ def _bare(draft: _Draft, max_length: int) -> tuple[str, list[int]]:
         return question, tokenizer.ids(question)
     encoded = tokenizer.encode([question])[0]
     instruction = bisect_left(encoded.starts, len(draft.task.instruction(question)))
-    room = max_length - tokenizer.length(_GAP)
+    room = max_length - tokenizer.length(_ELLIPSIS)
     while room > 0:
         first = min(instruction, room // 2)
         head = first + (room - first) // 2
-        text = f"{question[: encoded.head(head)]}{_GAP}{question[encoded.tail(room - head) :]}"
+        text = f"{question[: encoded.head(head)]}{_ELLIPSIS}{question[encoded.tail(room - head) :]}"
         ids = tokenizer.ids(text)
         if len(ids) <= max_length:
             return text, ids

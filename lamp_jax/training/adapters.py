@@ -33,7 +33,7 @@ _FEW_LAYERS = 4  # a CPU copies all residuals of a loop over layers; an unrolled
 _SAVE_SECONDS = 600.0  # between the checkpoints of users who are still in training
 
 
-class Learned(NamedTuple):
+class LearnedAdapters(NamedTuple):
     """Trained adapters of users."""
 
     learners: Sequence[UserExamples]
@@ -43,7 +43,7 @@ class Learned(NamedTuple):
     """[n]: mean of the last epoch, nats per token; NaN for users whose training has diverged."""
 
 
-class Start(NamedTuple):
+class CohortStart(NamedTuple):
     """Position in a cohort's microbatches from which its training continues."""
 
     made: tuple[int, ...] = ()
@@ -132,11 +132,11 @@ class AdapterCohorts:
         rows = MicrobatchArrays(*place_batch(tuple(arrays), rules=self.rules))
         return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(part.ends.any()))
 
-    def finish(self, state: AdapterState, block: Cohort) -> Learned:
+    def finish(self, state: AdapterState, block: Cohort) -> LearnedAdapters:
         """Adapters and losses of a cohort's users."""
         adapters = {name: read(values)[block.places] for name, values in state.adapters.items()}
         losses = read(state.loss) / np.maximum(block.counted, 1)
-        return Learned(block.learners, adapters, losses[block.places])
+        return LearnedAdapters(block.learners, adapters, losses[block.places])
 
     @property
     def padding(self) -> float:
@@ -149,7 +149,7 @@ def adapt(
     cohorts: AdapterCohorts,
     *,
     known: Callable[[Sequence[str]], Container[str]],
-    keep: Callable[[Learned], None],
+    keep: Callable[[LearnedAdapters], None],
 ) -> None:
     """Trains the users that are not `known`, and passes those of each cohort to `keep`; logs and checkpoints in
     `output`.
@@ -181,7 +181,7 @@ def adapt(
 
 def _learn(
     cohorts: AdapterCohorts, number: int, checkpoints: Checkpoints, stops: Iterator[bool], bar: tqdm
-) -> tuple[Learned, bool]:
+) -> tuple[LearnedAdapters, bool]:
     """Trains a cohort; returns its adapters, and whether to stop after it."""
     block = cohorts.blocks[number]
     state, start = _resume(checkpoints, cohorts, number)
@@ -203,18 +203,18 @@ def _learn(
     return cohorts.finish(state, block), stop
 
 
-def _resume(checkpoints: Checkpoints, cohorts: AdapterCohorts, number: int) -> tuple[AdapterState, Start]:
+def _resume(checkpoints: Checkpoints, cohorts: AdapterCohorts, number: int) -> tuple[AdapterState, CohortStart]:
     """State and position of a cohort, from the newest checkpoint if that is of this cohort."""
     block, progress = cohorts.blocks[number], checkpoints.progress
     if progress is None or progress["block"] != number:
-        return cohorts.start(block), Start()
+        return cohorts.start(block), CohortStart()
     old = replace(block, size=progress["users"], devices=progress["devices"])
     restored = checkpoints.restore(cohorts.form(old))
     assert restored is not None  # it has progress
-    state, start = restored[0], Start(tuple(progress["made"]), progress["part"])
+    state, start = restored[0], CohortStart(tuple(progress["made"]), progress["part"])
     if old.devices != block.devices:  # other microbatches
         state = cohorts.move(state, old, block)
-        start = Start(tuple(read(state.step)[block.places].tolist()))
+        start = CohortStart(tuple(read(state.step)[block.places].tolist()))
     print(f"going on with block {number + 1} of {len(cohorts.blocks)}")
     return state, start
 

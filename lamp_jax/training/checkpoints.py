@@ -18,7 +18,7 @@ class Checkpoints:
     def __init__(self, directory: str | Path):
         # Typed loosely: orbax's own policies do not fit its annotation of the argument.
         policy: Any = ocp.training.preservation_policies.LatestN(1)
-        place = remote.checkpoint_place(Path(directory))
+        place = remote.checkpoint_location(Path(directory))
         self._place = place
         logging.getLogger("absl").addFilter(_is_not_raised_too)
         self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=policy)

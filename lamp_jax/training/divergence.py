@@ -29,7 +29,7 @@ class DivergedError(LampError):
         super().__init__(f"step {step}: {bad}")
 
 
-class Unread:
+class PendingMetrics:
     """Metrics of updates (`loss`, `gradient_norm`) that are still on the device and not yet checked.
 
     They are checked in the order of the steps, after the same updates on all processes.

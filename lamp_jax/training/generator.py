@@ -41,10 +41,10 @@ from lamp_jax.models.generator import Generator
 from lamp_jax.models.weights import MODEL_FILES
 from lamp_jax.runs.processes import on_first
 from lamp_jax.settings import GeneratorTraining
-from lamp_jax.sharding import model_layout, own_rows
+from lamp_jax.sharding import model_options, own_rows
 from lamp_jax.steps.generator import generator_loss
 from lamp_jax.tasks.catalog import Task
-from lamp_jax.tasks.metrics import check_golds, score
+from lamp_jax.tasks.metrics import check_references, score
 from lamp_jax.training.loop import RUN_FILES, Progress, fit
 
 FILES = (*MODEL_FILES, GENERATION_CONFIG, *TOKENIZER_FILES, *RUN_FILES)
@@ -59,7 +59,7 @@ def check_questions(source: QuestionSource, task: Task, name: str, *, scored: bo
         check_unique([question.id], seen, name)
         gold = gold_of(question, name)
         if scored:
-            check_golds(task, {question.id: gold}, path=name)
+            check_references(task, {question.id: gold}, path=name)
 
 
 def add_profile_targets(questions: QuestionSource, task: Task, *, newest: int) -> QuestionSource:
@@ -130,7 +130,7 @@ def _texts(task: Task, questions: QuestionSource) -> list[str]:
 
 
 def _prepare_model(options: GeneratorTraining, model: str, vocabulary: int, devices: Devices) -> Generator:
-    layout = model_layout(devices)
+    layout = model_options(devices)
     if model != SCRATCH:
         return load_generator(model, **layout)
     size = options.scratch

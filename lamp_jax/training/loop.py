@@ -24,7 +24,7 @@ from lamp_jax.runs.remote import CHECKPOINTS
 from lamp_jax.sharding import Rules, place_batch
 from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_update, start
 from lamp_jax.training.checkpoints import Checkpoints
-from lamp_jax.training.divergence import DIVERGED, DivergedError, Unread, check, end_diverged, norm_of
+from lamp_jax.training.divergence import DIVERGED, DivergedError, PendingMetrics, check, end_diverged, norm_of
 
 _LINE_SECONDS = 60.0  # between lines of progress without a terminal for the bar
 
@@ -176,14 +176,14 @@ def train(
     so far and the values of `measure` and `evaluate` must be finite: DivergedError, with the first step at which they
     are not.
     """
-    unread = Unread()
+    unread = PendingMetrics()
 
     def check_all(step: int, state: Any) -> None:
         unread.look()
         check(step, measure(state))
 
     with tqdm(total=total_steps, initial=progress.step, desc="train", unit="step", disable=None) as bar:
-        for batch in _marked(batches):
+        for batch in _traced(batches):
             if progress.step >= total_steps or 0 < patience <= progress.since_best:
                 break
             step = progress.step + 1
@@ -214,7 +214,7 @@ def train(
     return state, progress
 
 
-def _marked(batches: Iterable[Any]) -> Iterator[Any]:
+def _traced(batches: Iterable[Any]) -> Iterator[Any]:
     """Batches, with the wait for each as an annotation in the profiler's trace."""
     numbered = iter(batches)
     while True:

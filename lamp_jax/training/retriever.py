@@ -40,7 +40,7 @@ from lamp_jax.retrieval.encoders import (
 from lamp_jax.retrieval.scored import best_first
 from lamp_jax.runs.processes import is_first
 from lamp_jax.settings import RetrieverTraining
-from lamp_jax.sharding import model_layout, own_rows
+from lamp_jax.sharding import model_options, own_rows
 from lamp_jax.steps.retriever import choose_objective, retriever_loss
 from lamp_jax.tasks.catalog import Task
 from lamp_jax.training.loop import RUN_FILES, Progress, fit
@@ -189,7 +189,7 @@ def prepare_model(
     options: RetrieverTraining, start: FoundEncoder, settings: EncoderSettings, vocabulary: int, devices: Devices
 ) -> Bert:
     """Encoder to start from, loaded or new."""
-    layout, size = model_layout(devices), options.scratch
+    layout, size = model_options(devices), options.scratch
     if start.source != SCRATCH:
         return load_bert(start.source, **layout)
     config = BertConfig.for_scratch(size, vocabulary, max_position_embeddings=max(LONGEST, settings.longest))

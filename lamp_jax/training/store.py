@@ -13,7 +13,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from lamp_jax.artifacts import adapters
-from lamp_jax.artifacts.adapters import EVERYBODY, AdapterStore, Entry, Form, check_form, create_store, open_store
+from lamp_jax.artifacts.adapters import (
+    EVERYBODY,
+    AdapterEntry,
+    AdapterForm,
+    AdapterStore,
+    check_form,
+    create_store,
+    open_store,
+)
 from lamp_jax.config import Devices, Lora
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
@@ -34,10 +42,10 @@ from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.remote import remove_checkpoints
 from lamp_jax.runs.urls import with_urls
 from lamp_jax.settings import AdapterTraining
-from lamp_jax.sharding import check_divides, model_layout
+from lamp_jax.sharding import check_divides, model_options
 from lamp_jax.tasks.catalog import Task
 from lamp_jax.tasks.prompts import PromptTokenizer, build_prompt
-from lamp_jax.training.adapters import AdapterCohorts, Learned, adapt
+from lamp_jax.training.adapters import AdapterCohorts, LearnedAdapters, adapt
 from lamp_jax.training.loop import RUN_FILES, check_optimization
 
 FAILED = "failed.jsonl"
@@ -84,11 +92,11 @@ def check_store_training(options: AdapterTraining) -> None:
     check_divides("--users-per-step", options.users_per_step, "data")
 
 
-def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> Form:
+def make_form(model: str, lora: Lora, keep: Literal["float32", "bfloat16"]) -> AdapterForm:
     """Form of all adapters of a base model. LampError for a rank or targets that do not fit the model."""
     shapes = adapter_shapes(abstract_generator(read_generator_config(model)), lora)
     targets = tuple(sorted(set(lora.targets)))
-    return Form(fingerprint_generator(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
+    return AdapterForm(fingerprint_generator(model), with_urls(model), lora.rank, lora.alpha, targets, shapes, keep)
 
 
 def check_store(store: AdapterStore, model: str | Path, *, where: str) -> None:
@@ -116,7 +124,7 @@ class TrainedStore:
         return str(self.store.directory)
 
     @property
-    def users(self) -> list[Entry]:
+    def users(self) -> list[AdapterEntry]:
         """Entries of all adapters: user id, number of items, updates, loss of the last epoch (nats per token)."""
         return list(self.store.scan())
 
@@ -173,7 +181,7 @@ def train_store(
     options: AdapterTraining,
     model: str,
     learners: Sequence[UserExamples],
-    form: Form,
+    form: AdapterForm,
     *,
     output: Path,
     devices: Devices,
@@ -186,7 +194,7 @@ def train_store(
         contextlib.closing(create_store(output, form)) as store,
         contextlib.closing(Journal(output / FAILED)) as failed,
     ):
-        base = load_generator(model, storage=options.storage, **model_layout(devices))
+        base = load_generator(model, storage=options.storage, **model_options(devices))
         cohorts = AdapterCohorts(options, base, learners)
         done = {entry["user"] for entry in failed.entries}
         adapt(
@@ -207,7 +215,7 @@ def train_store(
     return Trained(len(store.entries), on_first(lambda: sum(one.items for one in store.scan())), failed.entries)
 
 
-def _keep(options: AdapterTraining, store: AdapterStore, failed: Journal, learned: Learned) -> None:
+def _keep(options: AdapterTraining, store: AdapterStore, failed: Journal, learned: LearnedAdapters) -> None:
     """Appends new adapters to the store: a stopped run may have appended some users of the cohort.
 
     Users whose training failed are written to `failed`; they do not affect other users.
@@ -221,6 +229,6 @@ def _keep(options: AdapterTraining, store: AdapterStore, failed: Journal, learne
             lost.append({"user": one.user, "why": fault})
         elif one.user not in noted:
             places.append(place)
-            entries.append(Entry(one.user, len(one.examples), one.updates(options.learning), loss))
+            entries.append(AdapterEntry(one.user, len(one.examples), one.updates(options.learning), loss))
     store.append(entries, {name: values[places] for name, values in learned.adapters.items()})
     failed.append(lost)

@@ -21,17 +21,17 @@ from safetensors.numpy import load_file
 
 from lamp_jax.artifacts import adapters as adapters_module
 from lamp_jax.artifacts import segments
-from lamp_jax.artifacts.adapters import EVERYBODY, FORM, Entry, Form, check_form, create_store, open_store
+from lamp_jax.artifacts.adapters import EVERYBODY, FORM, AdapterEntry, AdapterForm, check_form, create_store, open_store
 from lamp_jax.errors import LampError
 from lamp_jax.runs import processes
 
 SHAPES = {"encoder.attention.query.down": (2, 3, 1), "encoder.attention.query.up": (2, 1, 2, 2)}
-SMALL = Form("a1b2", "t5-small", 1, 32.0, ("q",), SHAPES)
+SMALL = AdapterForm("a1b2", "t5-small", 1, 32.0, ("q",), SHAPES)
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 def entries_of(*users):
-    return [Entry(user, place + 1, 3 * place, place / 7 or None) for place, user in enumerate(users)]
+    return [AdapterEntry(user, place + 1, 3 * place, place / 7 or None) for place, user in enumerate(users)]
 
 
 def draw(form, count, seed=0):
@@ -112,10 +112,10 @@ def test_numbers_of_any_float_type_are_converted(tmp_path):
         for dtype, stored in TYPES.items():
             adapters = {name: values.astype(kind) for name, values in draw(SMALL, 1).items()}
             with closing(create_store(tmp_path / dtype, replace(SMALL, dtype=dtype))) as store:
-                store.append([Entry(str(number), np.int64(5), 2, np.float32(0.5))], adapters)
+                store.append([AdapterEntry(str(number), np.int64(5), 2, np.float32(0.5))], adapters)
                 for name, values in store.read([str(number)]).items():
                     np.testing.assert_array_equal(values, adapters[name].astype(stored))
-                assert store.entries[str(number)] == Entry(str(number), 5, 2, 0.5)
+                assert store.entries[str(number)] == AdapterEntry(str(number), 5, 2, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -454,10 +454,10 @@ def test_the_number_of_files_grows_with_the_logarithm_of_users(tmp_path, monkeyp
     monkeypatch.setattr(adapters_module, "SHARDS", segments.SHARDS._replace(fan_in=4))
     with closing(create_store(tmp_path, SMALL)) as store:
         for number in range(4**4 - 1):
-            store.append([Entry(str(number), 1, 1, None)], draw(SMALL, 1, number))
+            store.append([AdapterEntry(str(number), 1, 1, None)], draw(SMALL, 1, number))
             assert len(store.segments.shards) <= 3 * 4
         assert [segment.users for segment in store.segments.shards] == [64] * 3 + [16] * 3 + [4] * 3 + [1] * 3
-        store.append([Entry("last", 1, 1, None)], draw(SMALL, 1, 255))
+        store.append([AdapterEntry("last", 1, 1, None)], draw(SMALL, 1, 255))
         assert [segment.users for segment in store.segments.shards] == [256]
         assert len(files(tmp_path)) == len(files(tmp_path, "index")) == 1
         for number in (0, 77, 254):
@@ -653,7 +653,7 @@ def test_a_store_is_read_without_jax():
 
 def test_a_user_without_an_adapter_is_served_by_everybodys(store):
     assert store.serving(["old", "new", None]) == ["old", None, None]
-    store.append([Entry(EVERYBODY, 1, 1, None)], draw(SMALL, 1, seed=1))
+    store.append([AdapterEntry(EVERYBODY, 1, 1, None)], draw(SMALL, 1, seed=1))
     assert store.serving(["old", "new", None]) == ["old", EVERYBODY, None]
     for name, values in store.read_for(["new", None, "old"]).items():
         np.testing.assert_array_equal(values[0], draw(SMALL, 1, seed=1)[name][0].astype(np.float32))
@@ -663,4 +663,4 @@ def test_a_user_without_an_adapter_is_served_by_everybodys(store):
 
 @pytest.mark.parametrize("items", [2**63, -(2**63)])
 def test_numbers_of_items_that_no_file_can_hold_are_refused(store, items):
-    assert_refused(store, "give less than 2", [Entry("a", items, 1, None)], draw(SMALL, 1))
+    assert_refused(store, "give less than 2", [AdapterEntry("a", items, 1, None)], draw(SMALL, 1))

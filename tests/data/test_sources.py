@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import lamp_jax.datasets.builder  # noqa: F401 (registers the data set)
 from lamp_jax.data.files import Question, read_questions, write_questions
-from lamp_jax.data.sources import JsonSource, LampSource, open_source, put_together, take_apart
+from lamp_jax.data.sources import JsonSource, LampSource, decode_question, encode_question, open_source
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import find_task
 
@@ -145,12 +145,12 @@ def test_a_question_is_put_together_as_it_was_and_shares_its_profile_in_any_orde
     first = Question("1", "x", tuple({"id": f"1{place}", **item} for place, item in enumerate(items)), user, output)
     rng.shuffle(items)
     other = Question("2", "y", tuple({"id": f"2{place}", **item} for place, item in enumerate(items)))
-    assert take_apart(first).items == take_apart(other).items
+    assert encode_question(first).items == encode_question(other).items
     for question in (first, other):
-        assert put_together(*take_apart(question)) == question
+        assert decode_question(*encode_question(question)) == question
 
 
 def test_another_item_or_one_more_of_the_same_is_another_profile():
     one, two = {"id": "1", "text": "a"}, {"id": "2", "text": "a"}
     profiles = [(), (one,), (one, two), ({"id": "1", "text": "b"},), ({"id": "1"},)]
-    assert len({take_apart(Question("1", "", profile)).items for profile in profiles}) == len(profiles)
+    assert len({encode_question(Question("1", "", profile)).items for profile in profiles}) == len(profiles)

@@ -8,7 +8,7 @@ import pytest
 
 from lamp_jax.config import Work
 from lamp_jax.data import chunks
-from lamp_jax.datasets.checking import FINDINGS, Checked, check_file
+from lamp_jax.datasets.checking import FINDINGS, FileCheck, check_file
 from lamp_jax.runs import workers
 from lamp_jax.tasks.catalog import find_task
 
@@ -25,13 +25,13 @@ def question(key: Any = "1", profile: Any = None, **more: Any) -> dict[str, Any]
     return {"id": key, "input": asked, "profile": [item(f"{key}0")] if profile is None else profile, **more}
 
 
-def check(path: Path, content: Any, **options: Any) -> Checked:
+def check(path: Path, content: Any, **options: Any) -> FileCheck:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return check_file(path, work=ONE, **options)
 
 
-def found(checked: Checked) -> dict[str, tuple[int, list[str]]]:
+def found(checked: FileCheck) -> dict[str, tuple[int, list[str]]]:
     return {one["name"]: (one["count"], one["examples"]) for one in checked.findings}
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lamp_jax.datasets.dates import check_date_format, parse_written_date, read_date
-from lamp_jax.datasets.tables import Unusable
+from lamp_jax.datasets.tables import UnusableValue
 from lamp_jax.errors import LampError
 
 MONTHS = [
@@ -101,7 +101,7 @@ def test_every_form_applies_every_writing_of_a_zone(moment, zone, form, lower):
     ],
 )  # fmt: skip
 def test_a_zone_that_is_not_understood_is_refused(text):
-    with pytest.raises(Unusable, match="unreadable date"):
+    with pytest.raises(UnusableValue, match="unreadable date"):
         read_date(text, form="date")
 
 
@@ -163,7 +163,7 @@ def test_a_format_reads_any_date():
     assert read_date("12/31/2003 10:15 PM", form="date", format="%m/%d/%Y %I:%M %p")[1] == "2003-12-31"
     assert read_date("31.12.2003 23:30 -0200", form="date", format="%d.%m.%Y %H:%M %z")[1] == "2004-01-01"
     assert read_date(" 2003 ", form="date", format=" %Y ")[1] == "2003-01-01"
-    with pytest.raises(Unusable, match=r"unreadable date \(see --date-format\)"):
+    with pytest.raises(UnusableValue, match=r"unreadable date \(see --date-format\)"):
         read_date("2003", form="date", format="%d.%m.%Y")
 
 
@@ -189,9 +189,9 @@ def test_a_format_with_a_zones_name_is_the_same_on_every_machine():
         ):
             assert read_date(text, form="date", format=form) == expected, text
     for text in ("2009-04-06 22:00 IST", "2009-04-06 22:00", "2009-04-06 22:00 ", "2009-04-06 22:00 -0700"):
-        with pytest.raises(Unusable, match="unreadable date"):
+        with pytest.raises(UnusableValue, match="unreadable date"):
             read_date(text, form="date", format="%Y-%m-%d %H:%M %Z")
-    with pytest.raises(Unusable, match="unreadable date"):
+    with pytest.raises(UnusableValue, match="unreadable date"):
         read_date("2009-04-06 22:00 +0000 PDT", form="date", format="%Y-%m-%d %H:%M %z %Z")
 
 
@@ -225,7 +225,7 @@ def test_a_format_that_no_date_can_have_is_refused(format, message):
     ["", "May", "Feb 30 2009", "31 April 2009", "Mon Apr 06 22:19:45 CEST 2009", "123456", "99999999999", "25:00"],
 )
 def test_what_is_no_date_or_of_an_ambiguous_zone_is_unusable(text):
-    with pytest.raises(Unusable, match="unreadable date"):
+    with pytest.raises(UnusableValue, match="unreadable date"):
         read_date(text, form="date")
 
 
@@ -233,7 +233,7 @@ def test_what_is_no_date_or_of_an_ambiguous_zone_is_unusable(text):
 def test_any_text_is_a_date_or_an_error_of_ours(text):
     try:
         order, day = read_date(text, form="date")
-    except (Unusable, LampError):
+    except (UnusableValue, LampError):
         return
     assert order
     assert day

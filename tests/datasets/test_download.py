@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp_jax.data.layout import TreeFile, benchmark_files
-from lamp_jax.datasets.download import Outcome, Source, download
+from lamp_jax.datasets.download import DownloadOutcome, DownloadSource, download
 from lamp_jax.errors import LampError
 from lamp_jax.options import Download
 from lamp_jax.stages import download as stage
@@ -153,12 +153,12 @@ def mirror():
         yield one
 
 
-def bring(root: Path, *addresses: str, files=(FILE,), attempts: int = 3, **options) -> list[Outcome]:
-    source = Source(addresses, attempts=attempts, timeout=5, pause=0.001)
+def bring(root: Path, *addresses: str, files=(FILE,), attempts: int = 3, **options) -> list[DownloadOutcome]:
+    source = DownloadSource(addresses, attempts=attempts, timeout=5, pause=0.001)
     return list(download(files, root, source=source, report=lambda *_: None, **options))
 
 
-def assert_came(root: Path, outcomes: list[Outcome], body: bytes = QUESTIONS) -> None:
+def assert_came(root: Path, outcomes: list[DownloadOutcome], body: bytes = QUESTIONS) -> None:
     """One file came whole, is recorded, and nothing else lies about."""
     assert [outcome.error for outcome in outcomes] == [None]
     place = root / FILE.path
@@ -168,7 +168,7 @@ def assert_came(root: Path, outcomes: list[Outcome], body: bytes = QUESTIONS) ->
     assert (entry["size"], entry["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
 
 
-def assert_failed(root: Path, outcomes: list[Outcome], *words: str) -> None:
+def assert_failed(root: Path, outcomes: list[DownloadOutcome], *words: str) -> None:
     """One file did not come, for a reason that says all of this."""
     assert not (root / FILE.path).exists()
     for word in words:
@@ -408,7 +408,7 @@ def test_a_stopped_download_asks_no_other_address_and_is_resumed(tmp_path, serve
     quick = TreeFile(LAMP3, "user", "dev", "questions")
     server.script(Answer(cut=HALF, stall=True), Answer())
     server.script(Answer(), file=quick)
-    source = Source([server.address, mirror.address], pause=0.001)
+    source = DownloadSource([server.address, mirror.address], pause=0.001)
     begun = threading.Event()
 
     def report(file: TreeFile, *_) -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamp_jax.datasets import histories
-from lamp_jax.datasets.columns import open_histories, parse_map, parse_pattern, split_join
+from lamp_jax.datasets.columns import open_history_table, parse_map, parse_pattern, split_join
 from lamp_jax.datasets.histories import Reservoir, gather, read_date, read_label
-from lamp_jax.datasets.tables import Unusable, columns_of, read_lookup, read_rows, text_of
+from lamp_jax.datasets.tables import UnusableValue, columns_of, read_lookup, read_rows, text_of
 from lamp_jax.errors import LampError
 from lamp_jax.options import Build
 from lamp_jax.tasks.catalog import find_task
@@ -40,7 +40,7 @@ def write_parquet(path, rows, **more):
 def gather_all(tmp_path, path, **options):
     """What is gathered from a file, and its histories."""
     told = Build(**{"histories": path, "task": "LaMP-3", "output": "", **options})
-    source = open_histories(told)
+    source = open_history_table(told)
     folder = tmp_path / "buckets"
     folder.mkdir(parents=True)
     found = gather(source.rows(), folder=folder, options=told)
@@ -187,11 +187,11 @@ def test_a_bad_join_is_refused(entry):
 def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
     path = write_csv(tmp_path / "a.csv", [["who", "text", "score", "date"], ["1", "x", "4", "2020"]])
     with pytest.raises(LampError, match=r"'user' needs a column 'user'.*--map user=COLUMN.*date, score, text, who"):
-        open_histories(Build(path, "LaMP-3", output=""))
+        open_history_table(Build(path, "LaMP-3", output=""))
     with pytest.raises(LampError, match=r"'user' needs a column 'whom'.*correct its --map"):
-        open_histories(Build(path, "LaMP-3", output="", map=("user=whom",)))
+        open_history_table(Build(path, "LaMP-3", output="", map=("user=whom",)))
     with pytest.raises(LampError, match=r"'date' needs a column 'date'"):
-        open_histories(
+        open_history_table(
             Build(write_jsonl(tmp_path / "a.jsonl", [{"user": 1, "text": "", "score": 1}]), "LaMP-3", output="")
         )
 
@@ -232,14 +232,14 @@ def test_a_join_that_tells_nothing_is_refused(tmp_path):
     rows = write_jsonl(tmp_path / "a.jsonl", ROWS)
     twice = write_csv(tmp_path / "m.csv", [["user", "x"], ["u1", "1"], ["u1", "2"]])
     with pytest.raises(LampError, match=r"m\.csv, row 2: user 'u1' occurs twice"):
-        open_histories(Build(rows, "LaMP-3", output="", join=(f"{twice}:user",)))
+        open_history_table(Build(rows, "LaMP-3", output="", join=(f"{twice}:user",)))
     with pytest.raises(LampError, match=r"no column 'id' in .*m\.csv, which has user, x"):
-        open_histories(Build(rows, "LaMP-3", output="", join=(f"{twice}:id",)))
+        open_history_table(Build(rows, "LaMP-3", output="", join=(f"{twice}:id",)))
     with pytest.raises(LampError, match=r"no column 'x' in the rows to which it is joined"):
-        open_histories(Build(rows, "LaMP-3", output="", join=(f"{twice}:x",)))
+        open_history_table(Build(rows, "LaMP-3", output="", join=(f"{twice}:x",)))
     clash = write_csv(tmp_path / "c.csv", [["user", "text"], ["u1", "1"]])
     with pytest.raises(LampError, match=r"c\.csv: the column 'text' is in .*a\.jsonl too"):
-        open_histories(Build(rows, "LaMP-3", output="", join=(f"{clash}:user",)))
+        open_history_table(Build(rows, "LaMP-3", output="", join=(f"{clash}:user",)))
     with pytest.raises(LampError, match=r"n\.jsonl, row 1: k is a value of type dict"):
         read_lookup(write_jsonl(tmp_path / "n.jsonl", [{"k": {}}]), "k", [])
 
@@ -264,13 +264,13 @@ def test_a_number_is_the_label_that_it_means(value, rounding, label):
     ],
 )  # fmt: skip
 def test_what_is_no_label_is_dropped(value, rounding, reason):
-    with pytest.raises(Unusable, match=reason):
+    with pytest.raises(UnusableValue, match=reason):
         read_label(value, REVIEWS, rounding=rounding)
 
 
 def test_labels_of_words_are_found_as_they_are():
     assert read_label(" true story\n", find_task("LaMP-2"), rounding="no") == "true story"
-    with pytest.raises(Unusable, match="tag is no label of LaMP-2"):
+    with pytest.raises(UnusableValue, match="tag is no label of LaMP-2"):
         read_label("3", find_task("LaMP-2"), rounding="no")
 
 
@@ -289,7 +289,7 @@ def test_times_since_1970_are_days_in_utc_ordered_by_the_moment(moment):
      ("2000-01-01", "seconds"), ("9" * 30, "milliseconds"), ("9" * 9000, "seconds")],
 )  # fmt: skip
 def test_a_date_that_cannot_be_read_drops_the_row(text, form):
-    with pytest.raises(Unusable, match="unreadable date"):
+    with pytest.raises(UnusableValue, match="unreadable date"):
         read_date(text, form=form)
 
 

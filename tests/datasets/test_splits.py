@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lamp_jax.data.files import read_outputs, stream_questions
 from lamp_jax.data.layout import PARTS
-from lamp_jax.datasets.histories import Entry, History
-from lamp_jax.datasets.splits import Asker, Survey, find_targets, part_of
+from lamp_jax.datasets.histories import History, HistoryEntry
+from lamp_jax.datasets.splits import QuestionMaker, SplitCounts, find_targets, part_of
 from lamp_jax.errors import LampError
 from lamp_jax.options import Build
 from lamp_jax.stages.build import run
@@ -26,7 +26,7 @@ USER = replace(TIME, split="user")
 def history(count: int, *, user="u", mute=()) -> History:
     """Items of whom those in `mute` can be no targets."""
     entries = [
-        Entry((place,), {"text": f"t{place}"}, {"input": "" if place in mute else "x"}) for place in range(count)
+        HistoryEntry((place,), {"text": f"t{place}"}, {"input": "" if place in mute else "x"}) for place in range(count)
     ]
     return History(user, entries)
 
@@ -97,10 +97,10 @@ def test_the_parts_have_their_shares_of_the_users():
 
 
 def test_surveys_add_up():
-    one, two = Survey(), Survey()
+    one, two = SplitCounts(), SplitCounts()
     one.sizes["dev"][3], two.sizes["dev"][3], two.sizes["test"][1] = 2, 1, 1
     one.idle_users["x"], two.dropped_targets["y"] = 1, 2
-    total = Survey.total([one, two])
+    total = SplitCounts.total([one, two])
     assert total.questions == {"train": 0, "dev": 3, "test": 1}
     assert (total.profile_items, total.idle_users, total.dropped_targets) == (10, {"x": 1}, {"y": 2})
     assert one.questions["dev"] == 2
@@ -108,7 +108,7 @@ def test_surveys_add_up():
 
 def papers(*references: str) -> History:
     entries = [
-        Entry((place,), {"title": f"title {place}", "abstract": "about"}, {"reference": reference})
+        HistoryEntry((place,), {"title": f"title {place}", "abstract": "about"}, {"reference": reference})
         for place, reference in enumerate(references)
     ]
     return History("author", entries)
@@ -118,7 +118,7 @@ def test_the_wrong_reference_is_one_that_the_user_never_cites():
     task, author = find_task("LaMP-1"), papers("", "a", "b", "c")
     golds = Counter()
     for seed in range(200):
-        asker = Asker(task, author, ["c", "x", "b", "y", "a"], seed)
+        asker = QuestionMaker(task, author, ["c", "x", "b", "y", "a"], seed)
         question = asker.ask(find_targets(author, TIME)[-1], number=17)
         pair = question.input.split('"')[3:6:2]
         wrong = pair[question.output == "[1]"]
@@ -135,13 +135,13 @@ def test_the_wrong_reference_is_one_that_the_user_never_cites():
 def test_no_wrong_reference_is_an_error_that_names_the_user():
     author = papers("a", "b")
     with pytest.raises(LampError, match=r"user 'author': cites all the papers"):
-        Asker(find_task("LaMP-1"), author, ["a", "b"], 0).ask(find_targets(author, TIME)[-1], number=0)
+        QuestionMaker(find_task("LaMP-1"), author, ["a", "b"], 0).ask(find_targets(author, TIME)[-1], number=0)
 
 
 def test_ids_begin_with_the_task_and_the_part():
     for task in TASKS.values():
         assert int(task.id_prefix) == int(task.name.split("-")[1]) - 1
-    asker = Asker(find_task("LaMP-7"), history(3), (), 0)
+    asker = QuestionMaker(find_task("LaMP-7"), history(3), (), 0)
     train, dev, test = (asker.ask(target, number=5) for target in find_targets(history(3), TIME))
     assert (train.id, dev.id, test.id) == ("605", "615", "625")
     assert [item["id"] for item in test.profile] == ["6250", "6251"]

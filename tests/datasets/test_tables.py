@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamp_jax.datasets import tables
-from lamp_jax.datasets.tables import Text, columns_of, read_rows
+from lamp_jax.datasets.tables import TextFormat, columns_of, read_rows
 from lamp_jax.errors import LampError
 from lamp_jax.options import Build, Work
 from lamp_jax.runs import json_records
@@ -64,9 +64,9 @@ def test_a_table_is_the_same_in_every_file(tmp_path_factory, name, ending, encod
     names = ("user", "text") if name == "b.csv" else ()
     # A byte order mark is passed over without being announced.
     for said in {encoding, "utf-8"} if encoding.startswith("utf-8") else {encoding}:
-        found = list(read_rows(path, ["user", "text"], Text(said, names)))
+        found = list(read_rows(path, ["user", "text"], TextFormat(said, names)))
         assert [(row["user"], row["text"]) for row in found] == rows
-        assert columns_of(path, Text(said, names)) == ("user", "text")
+        assert columns_of(path, TextFormat(said, names)) == ("user", "text")
 
 
 @pytest.mark.parametrize("name", ["long.json", "long.json.gz"])
@@ -77,7 +77,7 @@ def test_a_long_list_is_read_in_parts(tmp_path, monkeypatch, name, encoding):
     rows = [(f"u{place}", "é" * (place % 90)) for place in range(1000)]
     data = as_json(rows, True).encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    found = read_rows(tmp_path / name, ["user", "text"], Text(encoding))
+    found = read_rows(tmp_path / name, ["user", "text"], TextFormat(encoding))
     assert [(row["user"], row["text"]) for row in found] == rows
 
 
@@ -97,20 +97,45 @@ def test_what_is_no_encoding_of_files_is_refused(tmp_path, encoding):
 def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
     whole = gzip.compress(b"user,text\n" + b"u,some text\n" * 100)
     for name, content, text, words in (
-        ("cut.csv.gz", whole[:-20], Text(), r"cut\.csv\.gz: not a complete gzip file"),
-        ("no.jsonl.gz", b'{"user": 1}', Text(), r"no\.jsonl\.gz: not a complete gzip file"),
-        ("latin.csv", "user,text\né,é\n".encode("latin-1"), Text(), r"in the first lines: not UTF-8 .* --encoding"),
-        ("late.csv", b"user,text\n" + b"u,x\n" * 9000 + b"\xe9,\n", Text(), r"soon after row \d+: not UTF-8"),
-        ("latin.jsonl", b'{"user": "\xe9"}', Text(), r"line 1: not whole JSON .* --encoding"),
-        ("cut.json.gz", gzip.compress(b'[{"user": 1}, {"user": 2}]' * 99)[:-20], Text(), "not a complete gzip file"),
-        ("broken.json.gz", gzip.compress(b'[{"user": 1}, '), Text(), r"broken\.json\.gz: not whole JSON, broken off"),
-        ("texts.json.gz", gzip.compress(b'["user"]'), Text(), r"texts\.json\.gz, record 0, .*: expected an object"),
-        ("list.jsonl", b'[{"user": 1}]', Text(), r"line 1: each line is one object; .* from a file named \.json"),
-        ("not.json", b'[{"user": "\xff"}]', Text("ascii"), r"not\.json, in the first rows: not ascii"),
-        ("not.jsonl", b'{"user": 1}\n' * 9999 + b"\xff", Text("ascii"), r"soon after row \d+: not ascii"),
-        ("raw.csv", b'"0","u","x"\n"0","v","y"\n', Text(), r"two columns have one name, among 0, u, x|"),
-        ("twice.csv", b"u,u,x\n", Text(), r"two columns have one name, .*; a file without a header needs --columns"),
-        ("a.jsonl", b'{"user": 1}', Text(names=("user",)), r"--columns names the columns of a csv or tsv"),
+        ("cut.csv.gz", whole[:-20], TextFormat(), r"cut\.csv\.gz: not a complete gzip file"),
+        ("no.jsonl.gz", b'{"user": 1}', TextFormat(), r"no\.jsonl\.gz: not a complete gzip file"),
+        (
+            "latin.csv",
+            "user,text\né,é\n".encode("latin-1"),
+            TextFormat(),
+            r"in the first lines: not UTF-8 .* --encoding",
+        ),
+        ("late.csv", b"user,text\n" + b"u,x\n" * 9000 + b"\xe9,\n", TextFormat(), r"soon after row \d+: not UTF-8"),
+        ("latin.jsonl", b'{"user": "\xe9"}', TextFormat(), r"line 1: not whole JSON .* --encoding"),
+        (
+            "cut.json.gz",
+            gzip.compress(b'[{"user": 1}, {"user": 2}]' * 99)[:-20],
+            TextFormat(),
+            "not a complete gzip file",
+        ),
+        (
+            "broken.json.gz",
+            gzip.compress(b'[{"user": 1}, '),
+            TextFormat(),
+            r"broken\.json\.gz: not whole JSON, broken off",
+        ),
+        (
+            "texts.json.gz",
+            gzip.compress(b'["user"]'),
+            TextFormat(),
+            r"texts\.json\.gz, record 0, .*: expected an object",
+        ),
+        ("list.jsonl", b'[{"user": 1}]', TextFormat(), r"line 1: each line is one object; .* from a file named \.json"),
+        ("not.json", b'[{"user": "\xff"}]', TextFormat("ascii"), r"not\.json, in the first rows: not ascii"),
+        ("not.jsonl", b'{"user": 1}\n' * 9999 + b"\xff", TextFormat("ascii"), r"soon after row \d+: not ascii"),
+        ("raw.csv", b'"0","u","x"\n"0","v","y"\n', TextFormat(), r"two columns have one name, among 0, u, x|"),
+        (
+            "twice.csv",
+            b"u,u,x\n",
+            TextFormat(),
+            r"two columns have one name, .*; a file without a header needs --columns",
+        ),
+        ("a.jsonl", b'{"user": 1}', TextFormat(names=("user",)), r"--columns names the columns of a csv or tsv"),
     ):
         (tmp_path / name).write_bytes(content)
         if words.endswith("|"):

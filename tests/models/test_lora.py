@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lamp_jax.artifacts.adapters import Entry, Form, create_store, open_store
+from lamp_jax.artifacts.adapters import AdapterEntry, AdapterForm, create_store, open_store
 from lamp_jax.config import Answering, Lora
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.errors import LampError
@@ -249,9 +249,9 @@ def test_a_store_of_the_largest_models_adapters_has_the_computed_size(tmp_path):
     shapes = adapter_shapes(abstract_generator(SIZES["flan-t5-xxl"]), lora)
     numbers = sum(math.prod(shape) for shape in shapes.values())
     assert numbers == 8 * 3 * (24 + 2 * 24) * (4096 + 4096)
-    form = Form("base", "google/flan-t5-xxl", lora.rank, lora.alpha, lora.targets, shapes, "bfloat16")
+    form = AdapterForm("base", "google/flan-t5-xxl", lora.rank, lora.alpha, lora.targets, shapes, "bfloat16")
     drawn = {name: np.full((2, *shape), 0.5, np.float32) for name, shape in shapes.items()}
     with closing(create_store(tmp_path, form)) as store:
-        store.append([Entry(user, 10, 20, 1.0) for user in ("ann", "bob")], drawn)
+        store.append([AdapterEntry(user, 10, 20, 1.0) for user in ("ann", "bob")], drawn)
     assert 0 < sum(path.stat().st_size for path in tmp_path.glob("adapters-*")) - 2 * 2 * numbers < 1000
     assert open_store(tmp_path).read(["bob"])["encoder.attention.query.up"].shape == (1, 24, 8, 64, 64)

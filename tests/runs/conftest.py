@@ -15,7 +15,7 @@ def machine(tmp_path, monkeypatch):
 
     move("first")
     yield move
-    remote.leave()
+    remote.send_and_forget()
 
 
 @pytest.fixture

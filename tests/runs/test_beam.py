@@ -6,7 +6,7 @@ import pytest
 
 from lamp_jax.config import Work
 from lamp_jax.errors import LampError
-from lamp_jax.runs.workers import map_pieces
+from lamp_jax.runs.workers import parallel_map
 
 pytest.importorskip("apache_beam")
 # Beam's own, which are its business.
@@ -32,23 +32,23 @@ def refuse_the_third(number: int) -> int:
 
 
 def test_results_come_in_order_from_other_processes():
-    results = list(map_pieces(square, range(40), SEVERAL, size=2**40))
+    results = list(parallel_map(square, range(40), SEVERAL, size=2**40))
     assert [result for result, _ in results] == [number * number for number in range(40)]
     assert os.getpid() not in {process for _, process in results}
 
 
 def test_an_error_in_the_pipeline_is_that_error_here():
     with pytest.raises(LampError, match="question '3': no good"):
-        list(map_pieces(refuse_the_third, range(9), Work(beam_runner="DirectRunner"), size=0))
+        list(parallel_map(refuse_the_third, range(9), Work(beam_runner="DirectRunner"), size=0))
 
 
 def test_an_option_that_beam_does_not_know_is_named():
     work = Work(beam_runner="DirectRunner", beam_options=("direct_nun_workers=2",))
     with pytest.raises(LampError, match="Beam knows no direct_nun_workers=2"):
-        list(map_pieces(square, range(3), work, size=0))
+        list(parallel_map(square, range(3), work, size=0))
 
 
 def test_results_on_their_way_are_removed(tmp_path):
     work = Work(beam_runner="DirectRunner", beam_staging=str(tmp_path))
-    assert len(list(map_pieces(square, range(3), work, size=0))) == 3
+    assert len(list(parallel_map(square, range(3), work, size=0))) == 3
     assert not list(tmp_path.iterdir())

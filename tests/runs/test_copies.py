@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lamp_jax.errors import LampError, Preempted
 from lamp_jax.runs import remote
-from lamp_jax.runs.copies import Copy
+from lamp_jax.runs.copies import LocalCopy
 from lamp_jax.runs.outputs import check_apart, is_temporary, lock_path
 from lamp_jax.runs.records import digest, guard_outputs, reserve
 from lamp_jax.runs.urls import private_path
@@ -42,7 +42,7 @@ class Writing:
 
 
 def bring(output: str, pool: tuple[str, ...] = ()) -> Writing:
-    return remote.bring(Writing(output, pool))
+    return remote.fetch_urls(Writing(output, pool))
 
 
 SIMPLE = ("q", "q.json", ".hq.json", ".git", "checkpoints", "r[1]", "r1", "a b", "*", "x.lock", ".lock", "run.json")
@@ -74,7 +74,7 @@ def test_what_is_read_stays_and_is_the_same_here(machine, tmp_path_factory, tree
     make_tree(folder, [*tree, *([*place, *parts] for parts in tree)])
     before = contents(folder)
     source = folder.joinpath(*data.draw(st.sampled_from([place, *tree])))
-    read = Path(remote.bring(Reading(url(source), url(folder / "elsewhere" / "out"))).questions)
+    read = Path(remote.fetch_urls(Reading(url(source), url(folder / "elsewhere" / "out"))).questions)
     if source.is_file():
         assert read.read_bytes() == source.read_bytes()
     elif source.exists():
@@ -82,7 +82,7 @@ def test_what_is_read_stays_and_is_the_same_here(machine, tmp_path_factory, tree
         assert contents(read) == known
     if read.is_dir():
         shutil.rmtree(read)  # whatever becomes of the copy
-    remote.leave()
+    remote.send_and_forget()
     assert contents(folder) == before
 
 
@@ -104,7 +104,7 @@ def test_what_is_written_arrives_and_the_rest_stays(machine, tmp_path_factory, t
         made = {"/".join(place): b"answers", f"{'/'.join(place)}.extra": b"beside"}
         local.write_text("answers")
         local.with_name(f"{local.name}.extra").write_text("beside")
-    remote.leave()
+    remote.send_and_forget()
     assert contents(folder) == before | made
 
 
@@ -113,7 +113,7 @@ def test_of_what_is_only_read_nothing_is_sent_or_removed(machine, bucket):
     make_tree(bucket, [["m", ".git", "config"], ["m", "a"], ["m", "b"], [".hq.json"], ["m.run.json"]])
     before = contents(bucket)
     for name in ("m", ".hq.json", "none"):
-        read = Path(remote.bring(Reading(url(bucket / name), url(bucket / "out"))).questions)
+        read = Path(remote.fetch_urls(Reading(url(bucket / name), url(bucket / "out"))).questions)
         if read.is_dir():
             (read / "a").write_text("changed")
             (read / "b").unlink()
@@ -121,14 +121,14 @@ def test_of_what_is_only_read_nothing_is_sent_or_removed(machine, bucket):
         read.with_name("beside").write_text("new")
         remote.publish()
         shutil.rmtree(read.parent)
-        remote.leave()
+        remote.send_and_forget()
         assert contents(bucket) == before
 
 
 def test_the_copy_of_an_input_is_what_is_there_now(machine, bucket):
     def read(name):
-        found = Path(remote.bring(Reading(url(bucket / name), url(bucket / "out"))).questions)
-        remote.leave()
+        found = Path(remote.fetch_urls(Reading(url(bucket / name), url(bucket / "out"))).questions)
+        remote.send_and_forget()
         return found
 
     make_tree(bucket, [["m", "a"], ["m", "b", "c"]])
@@ -150,7 +150,7 @@ def test_a_copy_that_was_removed_meanwhile_removes_nothing(machine, bucket):
     before, out = contents(bucket), Path(bring(url(bucket / "run")).output)
     shutil.rmtree(out.parent)
     with pytest.raises(LampError, match=f"{url(bucket / 'run')}: its copy in .* was removed meanwhile"):
-        remote.leave()
+        remote.send_and_forget()
     assert contents(bucket) == before
     assert contents(Path(bring(url(bucket / "run")).output)) == contents(bucket / "run")
 
@@ -159,10 +159,10 @@ def test_what_is_missing_in_the_copy_at_the_start_is_brought_again(machine, buck
     """A file that something else removed from the cache between two commands."""
     make_tree(bucket, [["run", "a"], ["run", "b"]])
     out = Path(bring(url(bucket / "run")).output)
-    remote.leave()
+    remote.send_and_forget()
     (out / "a").unlink()
     bring(url(bucket / "run"))
-    remote.leave()
+    remote.send_and_forget()
     assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}
 
 
@@ -194,7 +194,7 @@ def test_checkpoints_of_one_run_alone_are_moved_and_removed(machine, bucket):
     ],
 )
 def test_an_output_at_a_url_is_apart_from_every_input(machine, bucket, read, written, said):
-    options = remote.bring(Reading(f"{url(bucket)}/{read}", f"{url(bucket)}/{written}"))
+    options = remote.fetch_urls(Reading(f"{url(bucket)}/{read}", f"{url(bucket)}/{written}"))
     places = [Path(options.output), Path(options.output).with_suffix(".scores.json")]
     if said is None:
         return check_apart(places, [options.questions])
@@ -204,12 +204,12 @@ def test_an_output_at_a_url_is_apart_from_every_input(machine, bucket, read, wri
 
 def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
     """Another would take away what the first has not sent yet; reading is free, and shards have copies of their own."""
-    first = Copy(url(bucket / "p.json"), "written")
+    first = LocalCopy(url(bucket / "p.json"), "written")
     first.fetch()
     first.local.write_text("not sent yet")
     with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: another lamp command of this machine is writing"):
         bring(url(bucket / "p.json"))
-    remote.bring(Reading(url(bucket / "p.json"), url(bucket / "p")))
+    remote.fetch_urls(Reading(url(bucket / "p.json"), url(bucket / "p")))
     assert first.local.read_text() == "not sent yet"
     first.release()
 
@@ -219,14 +219,14 @@ def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
         shard: int
         shards: int = 2
 
-    outputs = [Path(remote.bring(Shard(url(bucket / "run"), 0)).output)]
+    outputs = [Path(remote.fetch_urls(Shard(url(bucket / "run"), 0)).output)]
     copies, remote._copies[:] = remote._copies[:], []  # of another process
-    outputs.append(Path(remote.bring(Shard(url(bucket / "run"), 1)).output))
+    outputs.append(Path(remote.fetch_urls(Shard(url(bucket / "run"), 1)).output))
     for number, output in enumerate(outputs):
         make_tree(output, [[f"items-{number}"]])
-    remote.leave()
+    remote.send_and_forget()
     remote._copies[:] = copies
-    remote.leave()
+    remote.send_and_forget()
     assert contents(bucket / "run").keys() == {"items-0", "items-1"}
 
 
@@ -236,13 +236,13 @@ def test_what_cannot_be_sent_is_an_error_and_is_sent_later(machine, bucket, monk
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "put_file", lambda *arguments, **more: None)  # says nothing, does nothing
         with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: cannot be written .*FileNotFoundError"):
-            remote.leave()
+            remote.send_and_forget()
     bring(url(bucket / "p.json"))
     with monkeypatch.context() as patch:
         out.write_text("answers")
         patch.setattr(LocalFileSystem, "put_file", lambda self, path, there, **more: Path(there).write_text("ans"))
         with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: 3 of 7 bytes have arrived"):
-            remote.leave()
+            remote.send_and_forget()
 
 
 def test_a_place_that_cannot_be_looked_at_is_no_empty_place(machine, bucket, monkeypatch):
@@ -267,7 +267,7 @@ def test_locks_and_temporary_files_are_not_sent(machine, bucket, directory):
     for path in passing:
         assert is_temporary(path)
         path.write_text("passing")
-    remote.leave()
+    remote.send_and_forget()
     assert contents(bucket) == {"run/a" if directory else "run": b"kept"}
 
 
@@ -277,7 +277,7 @@ def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monke
     out = Path(bring(url(bucket / "run")).output)
     make_tree(out, [["a"], ["b"]])
     (out / "run.json").write_text(finished)
-    remote.leave()
+    remote.send_and_forget()
     assert contents(bucket / "run").keys() == {"a", "b", "run.json"}
     bring(url(bucket / "run"))
     (out / "a").write_text("new")
@@ -292,13 +292,13 @@ def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monke
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "put_file", put_one)
         with pytest.raises(KeyboardInterrupt):
-            remote.leave()
+            remote.send_and_forget()
     left = contents(bucket / "run")
     assert not json.loads(left.pop("run.json"))["finished"]
     assert left == {"a": b"new", "b": b"x"}
     kill()
     bring(url(bucket / "run"))
-    remote.leave()
+    remote.send_and_forget()
     assert contents(bucket / "run") == {"a": b"new", "b": b"x", "run.json": f"{finished} ".encode()}
 
 
@@ -306,7 +306,7 @@ def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monke
 def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above):
     make_tree(bucket, [[*above, "dataset_info.json"], [*above, "lamp-train.array_record-0"], ["other", "x"]])
     directory = bucket / "ds" if above == ["ds"] else bucket
-    read = Path(remote.bring(Reading(url(directory / "train"), url(bucket / "out"))).questions)
+    read = Path(remote.fetch_urls(Reading(url(directory / "train"), url(bucket / "out"))).questions)
     expected = contents(bucket)
     del expected["other/x"]
     if above == ["ds"]:
@@ -314,7 +314,7 @@ def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above)
     assert {name: held for name, held in contents(read.parent).items() if not name.startswith(".::")} == expected
     before = digest(str(read.parent))
     machine("second")
-    read = Path(remote.bring(Reading(url(directory / "train"), url(bucket / "out2"))).questions)
+    read = Path(remote.fetch_urls(Reading(url(directory / "train"), url(bucket / "out2"))).questions)
     assert digest(str(read.parent)) == before
 
 
@@ -328,7 +328,7 @@ def test_a_command_that_is_stopped_while_it_sends_is_no_error(machine, bucket, m
         patch.setattr(LocalFileSystem, "put_file", stop)
         with pytest.raises(Preempted):
             remote.publish()
-    remote.leave()
+    remote.send_and_forget()
     assert contents(bucket) == {"p.json": b"answers"}
 
 
@@ -338,17 +338,17 @@ def test_an_object_store_without_directories(machine):
     fs.store.clear()
     out = Path(bring("memory://b/r[1]").output)
     make_tree(out, [["a b"], [".git", "config"]])
-    remote.leave()
+    remote.send_and_forget()
     for name in ("r[1]/run.unfinished/checkpoints/5/x", "r1/checkpoints/5/x", "r[1]/checkpoints/4/x"):
         fs.pipe_file(f"/b/{name}", name.encode())
     remote.move_checkpoints(out / "run.unfinished", out)
     sent = ["/b/r[1]/.git/config", "/b/r[1]/a b"]
     assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", *sent, "/b/r[1]/checkpoints/5/x"]
     remote.remove_checkpoints(out)
-    assert contents(Path(remote.bring(Reading("memory://b/r[1]/", "memory://b/x")).questions)) == contents(out)
+    assert contents(Path(remote.fetch_urls(Reading("memory://b/r[1]/", "memory://b/x")).questions)) == contents(out)
     bring("memory://b/r[1]")
     (out / "a b").unlink()
-    remote.leave()
+    remote.send_and_forget()
     assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", "/b/r[1]/.git/config"]
     fs.store.clear()
 
@@ -390,7 +390,7 @@ def test_what_a_killed_command_had_not_sent_is_still_here(machine, bucket, at, s
     kill()
     bring(at(bucket / "run"))
     assert contents(out) == made
-    remote.leave()
+    remote.send_and_forget()
     assert contents(bucket / "run") == made
 
 
@@ -435,13 +435,13 @@ def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, mon
             for name in ("put_file", "rm_file", "pipe_file"):
                 patch.setattr(LocalFileSystem, name, killing(getattr(LocalFileSystem, name)))
             try:
-                remote.leave()
+                remote.send_and_forget()
                 break
             except Killed:
                 kill()
         bring(url(place))
         assert contents(out) == made, number
-        remote.leave()
+        remote.send_and_forget()
         assert contents(place) == made, number
     assert number > 6
 
@@ -460,7 +460,7 @@ def train(options: Train, *, directory: bool) -> None:
         record.begin()
         text = f"run{options.number}"
         for name in ("a.txt", f"{text}.txt") if directory else ("",):
-            (record.place / name).write_text(text)
+            (record.target / name).write_text(text)
         record.finish()
 
 
@@ -472,8 +472,8 @@ def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
     """The same command goes on. Where there was another run, no other takes the mixture for its own work."""
 
     def run(number, *, force=False):
-        train(remote.bring(Train(url(place), number, force)), directory=directory)
-        remote.leave()
+        train(remote.fetch_urls(Train(url(place), number, force)), directory=directory)
+        remote.send_and_forget()
 
     for lost_at in itertools.count():
         place, put, calls = bucket / str(lost_at), LocalFileSystem.put_file, itertools.count()
@@ -498,7 +498,7 @@ def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
         for number in (1, 2) if force and lost else ():
             with pytest.raises(LampError, match="with other settings or inputs"):
                 run(number)
-            remote.leave()
+            remote.send_and_forget()
         run(2, force=force)
         if directory:
             assert contents(place).keys() == {"a.txt", "run2.txt", "run.json"}
@@ -512,7 +512,7 @@ def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
 def test_notes_that_a_machine_which_went_down_left_empty_are_no_notes(machine, bucket):
     out = Path(bring(url(bucket / "run")).output)
     make_tree(out, [["a"], ["b"]])
-    remote.leave()
+    remote.send_and_forget()
     private_path(out.parent, "fetched.json").write_text("")
     bring(url(bucket / "run"))
     assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}

@@ -45,12 +45,12 @@ def write(options, *, directory, text, beside=None, until=None):
     record.begin()
     step()
     if directory:
-        (record.place / "deep").mkdir(exist_ok=True)
+        (record.target / "deep").mkdir(exist_ok=True)
         for name in ("a.txt", "deep/b.txt"):
-            (record.place / name).write_text(text)
+            (record.target / name).write_text(text)
             step()
     else:
-        record.place.write_text(text)
+        record.target.write_text(text)
         step()
     if beside:
         record.beside("scores").write_text(text)
@@ -232,7 +232,7 @@ def test_a_forced_run_that_writes_no_further_output_removes_the_old_one(tmp_path
     def without(options):
         record = reserve(options.output, options, inputs=[], directory=directory, makes=["*.txt"], beside={"s": beside})
         record.begin()
-        (record.place / "a.txt" if directory else record.place).write_text("new")
+        (record.target / "a.txt" if directory else record.target).write_text("new")
         record.finish()
 
     without(Options(str(output), number=2, force=True))
@@ -482,8 +482,8 @@ def test_a_kill_of_a_forced_run_in_a_temporary_directory_is_completed(tmp_path):
     for name in (".tokenizer.a1b2c3d4.unfinished", ".building.unfinished"):
         record = reserve(output, options, inputs=[], directory=True, makes=["*.txt"])
         record.begin()
-        (record.place / name).mkdir()
-        (record.place / name / "half").write_text("{")
+        (record.target / name).mkdir()
+        (record.target / name / "half").write_text("{")
         write(options, directory=True, text="new")
         assert set(texts(output).values()) == {"new"}
         assert not (output / name).exists()
@@ -499,8 +499,8 @@ def test_a_failure_in_a_temporary_directory_is_gone_on_from(tmp_path, force):
     def fail(options):
         record = reserve(options.output, options, inputs=[], directory=True, makes=["*.txt"])
         record.begin()
-        (record.place / ".building.unfinished").mkdir()
-        (record.place / ".building.unfinished" / "half").write_text("{")
+        (record.target / ".building.unfinished").mkdir()
+        (record.target / ".building.unfinished" / "half").write_text("{")
         raise LampError("no room")
 
     options = Options(str(output), number=2, force=force)
@@ -602,7 +602,7 @@ def test_outputs_at_urls_are_apart_from_each_other(machine, bucket, at):
         output: str
         scores: str
 
-    options = remote.bring(Rank(url(bucket / "p"), f"{url(bucket / 'p')}{at}"))
+    options = remote.fetch_urls(Rank(url(bucket / "p"), f"{url(bucket / 'p')}{at}"))
     with pytest.raises(LampError, match=r"would write two files there|is inside the output"):
         write(Options(options.output), directory=at == "/x", text="new", beside=Path(options.scores))
 

@@ -9,14 +9,14 @@ import pytest
 
 from lamp_jax.errors import LampError
 from lamp_jax.runs import processes
-from lamp_jax.runs.processes import Declaration, assert_equal, on_first, on_sigterm, read_declaration
+from lamp_jax.runs.processes import GroupDeclaration, assert_equal, on_first, on_sigterm, read_declaration
 
 WHOLE = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
 
 def test_three_variables_or_one_declare_several_processes():
-    assert read_declaration(WHOLE) == Declaration("10.0.0.1:1234", 4, 3)
-    assert read_declaration({"LAMP_HOSTS": "all"}) == Declaration()
+    assert read_declaration(WHOLE) == GroupDeclaration("10.0.0.1:1234", 4, 3)
+    assert read_declaration({"LAMP_HOSTS": "all"}) == GroupDeclaration()
     assert read_declaration({}) is None
     assert read_declaration({**WHOLE, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) is None
 
@@ -56,7 +56,7 @@ def put(name, value):
 def get(name):
     found = [line.split(" ", 1) for line in iter(sys.stdin.readline, "")]
     return dict(found)[name].strip()
-processes.join(processes.ProcessGroup(2, index, put, get))
+processes.join_group(processes.ProcessGroup(2, index, put, get))
 def ask():
     asked.append(1)
     if sys.argv[2] == "error":
@@ -91,4 +91,4 @@ def test_sigterm_acts_within_the_block_only():
 
 def test_a_process_alone_is_the_first():
     assert processes.is_first()
-    assert processes.how_many() == 1
+    assert processes.process_count() == 1

@@ -60,7 +60,7 @@ def reserved(options):
 def make(options, text="made"):
     record = reserved(options)
     record.begin()
-    record.place.write_text(text)
+    record.target.write_text(text)
     record.finish(count=1)
 
 
@@ -90,7 +90,7 @@ def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
             file.write(name)
     record = reserve(options.output, Train(*names, options.output), inputs=names)
     record.begin()
-    record.place.write_text("made")
+    record.target.write_text("made")
     record.finish()
     assert reserve(options.output, Train(*names, options.output), inputs=names).state == "done"
     with pytest.raises(LampError, match="other settings or inputs"):
@@ -128,7 +128,7 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     assert forced.state == "new"
     assert (tmp_path / "out.json").read_text() == "made"  # until the command's checks have passed
     forced.begin()
-    forced.place.write_text("half")
+    forced.target.write_text("half")
     assert (tmp_path / "out.json").read_text() == "made"  # until the new one is complete
     forced.finish()
     assert (tmp_path / "out.json").read_text() == "half"

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from lamp_jax import cli
 from lamp_jax.artifacts import adapters, segments
-from lamp_jax.artifacts.adapters import Entry, Form, create_store, open_store
+from lamp_jax.artifacts.adapters import AdapterEntry, AdapterForm, create_store, open_store
 from lamp_jax.errors import LampError
 from lamp_jax.runs import copies, remote
 from lamp_jax.runs.journals import Journal
@@ -33,7 +33,7 @@ def kill():
 
 
 def bring(url, **more):
-    return remote.bring(Options(url, **more))
+    return remote.fetch_urls(Options(url, **more))
 
 
 def test_a_url_becomes_a_local_copy_and_other_options_stay(machine, bucket):
@@ -54,7 +54,7 @@ def test_what_is_written_is_sent_and_what_is_removed_goes_there_too(machine, buc
     remote.publish()
     assert sorted(path.name for path in (bucket / "run").iterdir()) == ["dev.json", "dev.json.journal.jsonl"]
     (out.parent / "dev.json.journal.jsonl").unlink()
-    remote.leave()
+    remote.send_and_forget()
     assert [path.name for path in (bucket / "run").iterdir()] == ["dev.json"]
 
 
@@ -62,36 +62,36 @@ def test_another_machine_finds_what_was_sent_and_nothing_older(machine, bucket):
     out = Path(bring(f"bucket:/{bucket}/run").output)
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "a.txt").write_text("one")
-    remote.leave()
+    remote.send_and_forget()
     machine("second")
     again = Path(bring(f"bucket:/{bucket}/run").output)
     assert again != out
     (again / "deep" / "a.txt").write_text("two, longer")
     (again / "b.txt").write_text("new")
-    remote.leave()
+    remote.send_and_forget()
     machine("first")
     bring(f"bucket:/{bucket}/run")
     assert (out / "deep" / "a.txt").read_text() == "two, longer"
     assert (out / "b.txt").read_text() == "new"
     shutil.rmtree(bucket / "run")
-    remote.leave()
+    remote.send_and_forget()
 
 
 def test_checkpoints_belong_to_the_url_and_are_not_copied(machine, bucket):
     out = Path(bring(f"bucket:/{bucket}/run").output)
-    assert remote.checkpoint_place(out / "checkpoints") == f"{bucket}/run/checkpoints"
+    assert remote.checkpoint_location(out / "checkpoints") == f"{bucket}/run/checkpoints"
     (bucket / "run" / "checkpoints").mkdir(parents=True)
     (bucket / "run" / "checkpoints" / "large").write_text("x")
-    remote.leave()
+    remote.send_and_forget()
     bring(f"bucket:/{bucket}/run")
     assert not (out / "checkpoints").exists()
-    assert remote.checkpoint_place(Path("/elsewhere/checkpoints")) == "/elsewhere/checkpoints"
+    assert remote.checkpoint_location(Path("/elsewhere/checkpoints")) == "/elsewhere/checkpoints"
 
 
 def test_checkpoints_in_a_place_that_orbax_does_not_know_are_refused(machine):
     out = Path(bring("memory://run").output)
     with pytest.raises(LampError, match="memory://run/checkpoints: checkpoints can be written to gs://"):
-        remote.checkpoint_place(out / "checkpoints")
+        remote.checkpoint_location(out / "checkpoints")
 
 
 @pytest.mark.parametrize(("url", "said"), [("gs://b/x", r"\[gcs\]"), ("nothing://b/x", "such as gs://")])
@@ -109,11 +109,11 @@ def test_a_journal_is_sent_now_and_then(machine, bucket, monkeypatch):
     journal.close()
 
 
-FORM = Form("a1b2", "t5-small", 1, 32.0, ("q",), {"q.down": (40,), "q.up": (40,)})
+FORM = AdapterForm("a1b2", "t5-small", 1, 32.0, ("q",), {"q.down": (40,), "q.up": (40,)})
 
 
 def append(store, user):
-    store.append([Entry(user, 1, 1, 0.5)], {name: np.ones((1, *shape)) for name, shape in FORM.shapes.items()})
+    store.append([AdapterEntry(user, 1, 1, 0.5)], {name: np.ones((1, *shape)) for name, shape in FORM.shapes.items()})
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def sent(monkeypatch):
 
     monkeypatch.setattr(LocalFileSystem, "put_file", put_and_tell)
     monkeypatch.setattr(remote, "_PAUSE", 0.0)
-    monkeypatch.setattr(copies, "_LITTLE", 0)
+    monkeypatch.setattr(copies, "_ALWAYS_SENT", 0)
     return found
 
 
@@ -161,7 +161,7 @@ def test_a_store_that_grows_is_sent_as_it_grows_and_can_be_opened_whenever(machi
             append(store, f"u{number}")
             remote.publish()  # as before a checkpoint
             assert store_files(bucket / "run") == store_files(out)
-    remote.leave()
+    remote.send_and_forget()
     assert store_files(bucket / "run") == store_files(out)
     numbers = sum(size for name, size in sent if name.startswith("adapters-"))
     assert numbers < 3 * (100 * FORM.bytes_per_user + 100 * 500)
@@ -197,11 +197,11 @@ def test_what_was_not_sent_before_a_kill_goes_on_from_the_copy(machine, bucket, 
     kill()
     bring(f"bucket:/{bucket}/run")
     assert len(open_store(out).entries) == 8
-    remote.leave()
+    remote.send_and_forget()
     assert len(open_store(bucket / "run").entries) == 8
     del sent[:]
     bring(f"bucket:/{bucket}/run")
-    remote.leave()
+    remote.send_and_forget()
     assert not sent
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lamp_jax.config import Work
 from lamp_jax.data import chunks
-from lamp_jax.data.chunks import Chunk, cut, map_chunks
+from lamp_jax.data.chunks import Chunk, cut_chunks, map_chunks
 from lamp_jax.errors import LampError
 from lamp_jax.runs import workers
 from lamp_jax.runs.json_records import RecordScanner
@@ -29,14 +29,14 @@ def records_of(chunk: Chunk) -> list[tuple]:
 
 
 def test_chunks_hold_every_record_once_with_its_number_and_place(long_file):
-    chunks = list(cut(long_file))
+    chunks = list(cut_chunks(long_file))
     assert len(chunks) > 20
     assert [record for chunk in chunks for record in chunk.read()] == list(RecordScanner(long_file))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_results_come_in_order_whoever_works(long_file, processes):
-    chunks = list(cut(long_file))
+    chunks = list(cut_chunks(long_file))
     results = list(map_in_processes(records_of, iter(chunks), processes=processes))
     assert results == [records_of(chunk) for chunk in chunks]
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lamp_jax import cli
 from lamp_jax.artifacts import old_store
-from lamp_jax.artifacts.adapters import EVERYBODY, FORM, AdapterStore, Entry, create_store, open_store
+from lamp_jax.artifacts.adapters import EVERYBODY, FORM, AdapterEntry, AdapterStore, create_store, open_store
 from lamp_jax.config import Lora
 from lamp_jax.data.files import read_outputs
 from lamp_jax.models.lora import draw_adapter
@@ -302,7 +302,7 @@ def test_an_old_store_answers_once_it_is_converted(questions, whole, copied, tmp
 @pytest.mark.parametrize("old", [False, True])
 def test_force_removes_no_imported_adapter(questions, whole, copied, tmp_path, capsys, old):
     with contextlib.closing(create_store(copied, open_store(whole).form)) as store:
-        store.append([Entry("imported", 1, 0, None)], open_store(whole).read(["u3"]))
+        store.append([AdapterEntry("imported", 1, 0, None)], open_store(whole).read(["u3"]))
     if old:
         as_old_store(copied)
     assert lamp(*train_words(questions, copied, "--force")) == 1

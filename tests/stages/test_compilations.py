@@ -27,7 +27,7 @@ from lamp_jax.inputs.tokenizer import load_tokenizer, tokenize
 from lamp_jax.models.families import load_generator
 from lamp_jax.options import Answering, Devices, Prompting, Prompts
 from lamp_jax.retrieval.dense import embed_all
-from lamp_jax.sharding import make_mesh, model_layout
+from lamp_jax.sharding import make_mesh, model_options
 from lamp_jax.tasks.catalog import find_task
 from tests.goldens.cases import CASES
 
@@ -134,7 +134,7 @@ def test_more_questions_of_the_same_lengths_compile_nothing(decode):
         return found, fit_buckets((len(example.source) for example in examples), LENGTH)
 
     with jax.set_mesh(make_mesh()):
-        graph, params = nnx.split(load_generator(str(MODEL), **model_layout(Devices())))
+        graph, params = nnx.split(load_generator(str(MODEL), **model_options(Devices())))
         answerer = Answerer(graph, tokenizer, task, Answering(decode, num_beams=2, generation_max_length=8))
         records = make_questions(0, 48)
         cold, met = ask(records)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lamp_jax import cli, config
-from lamp_jax.artifacts.adapters import Entry, create_store
+from lamp_jax.artifacts.adapters import AdapterEntry, create_store
 from lamp_jax.runs.records import record_path
 from lamp_jax.training.store import make_form
 
@@ -106,7 +106,7 @@ def adapters(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("made") / "store"
     form = make_form(str(TINY / "t5_ft"), config.Lora(rank=1), "float32")
     store = create_store(directory, form)
-    store.append([Entry("u", 1, 1, 1.0)], {name: np.ones((1, *shape)) for name, shape in form.shapes.items()})
+    store.append([AdapterEntry("u", 1, 1, 1.0)], {name: np.ones((1, *shape)) for name, shape in form.shapes.items()})
     store.close()
     return directory
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from lamp_jax.config import CORRECT, REFERENCE, Compatibility
 from lamp_jax.errors import LampError
-from lamp_jax.tasks.catalog import TASKS, Item, Task, find_task
+from lamp_jax.tasks.catalog import TASKS, ProfileItem, Task, find_task
 from lamp_jax.tasks.prompts import Prompt, PromptTokenizer, build_prompt, encode_prompt
 
 END = 1  # </s>
@@ -28,7 +28,7 @@ def load_tokenizer(remember: int = 20_000) -> PromptTokenizer:
     return PromptTokenizer(SimpleNamespace(backend_tokenizer=Tokenizer.from_file(str(path))), remember=remember)
 
 
-def build(task: Task, question: str, items: list[Item], max_length: int = 512, compatibility=CORRECT) -> Prompt:
+def build(task: Task, question: str, items: list[ProfileItem], max_length: int = 512, compatibility=CORRECT) -> Prompt:
     return build_prompt(task, question, items, load_tokenizer(), max_length=max_length, compatibility=compatibility)
 
 
@@ -109,7 +109,7 @@ def test_a_short_item_leaves_its_share_to_the_next():
     assert two.text.count("food") > 0.75 * one.text.count("food") > 0
 
 
-def zero_budget_case() -> tuple[list[Item], int]:
+def zero_budget_case() -> tuple[list[ProfileItem], int]:
     """An item and a length for which exactly no token is left: fixed words, glue, question."""
     need = count('5 is the score for " " ')
     return [{"score": "5", "text": "some words"}], need + 1 + count("fine")
