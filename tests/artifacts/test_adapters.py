@@ -504,7 +504,7 @@ import sys
 from tests.artifacts import test_adapters as tests
 with tests.closing(tests.create_store(sys.argv[1], tests.SMALL)) as store:
     for number in range(300):
-        store.append([tests.Entry(str(number), number, 1, None)], tests.draw(tests.SMALL, 1, number))
+        store.append([tests.AdapterEntry(str(number), number, 1, None)], tests.draw(tests.SMALL, 1, number))
 """
 
 
