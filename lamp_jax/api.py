@@ -29,7 +29,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
 from lamp_jax.inputs.generator import gold_of, make_prompts
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.results import ALL, Answer, Comparison, Comparisons, QuestionPrompt, RankedQuestion, Rows
+from lamp_jax.results import ALL, Answer, Comparison, Comparisons, QuestionPrompt, RankedQuestion, Rows, as_list
 from lamp_jax.retrieval.encoders import choose_dates
 from lamp_jax.retrieval.rankers import RANKERS, RankOptions, RetrieverName
 from lamp_jax.retrieval.ranking import apply_ranking
@@ -154,7 +154,7 @@ def rank(
     True
     """
     check_choices(rank, locals())
-    found, questions = find_task(task), list(questions)
+    found, questions = find_task(task), as_list(Question, questions, "questions")
     if retriever == "none":
         return Rows(_ranked(replace(question, profile=()), ()) for question in questions)
     if retriever == "dense":
@@ -226,7 +226,7 @@ def prompts(
     2
     """
     check_choices(prompts, locals())
-    found, questions = find_task(task), list(questions)
+    found, questions = find_task(task), as_list(Question, questions, "questions")
     tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     settings = PromptSettings(prompting=Prompting(num_retrieved, max_length), compatibility=compatibility)
     made = make_prompts(questions, found, tokenizer, settings, retriever=retriever)
@@ -290,7 +290,7 @@ def generate(
     from lamp_jax.sharding import check_divides, use_mesh
     from lamp_jax.training.store import open_adapters
 
-    prompts = list(prompts)
+    prompts = as_list(QuestionPrompt, prompts, "prompts")
     if not prompts:
         return Rows()
     found = find_task(task if task is not None else _only({prompt.task for prompt in prompts}))

@@ -19,7 +19,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.generator import gold_of
 from lamp_jax.inputs.retriever import ScoredQuestion, score_questions
 from lamp_jax.inputs.tokenizer import load_tokenizer
-from lamp_jax.results import ItemFeedback, Rows
+from lamp_jax.results import ItemFeedback, Rows, as_list
 from lamp_jax.runs.json_files import encode
 from lamp_jax.runs.library import LibraryRun, run_in
 from lamp_jax.settings import AdapterTraining, GeneratorTraining, RetrieverTraining
@@ -76,7 +76,7 @@ def finetune(
     from lamp_jax.training.loop import check_learning
 
     found, start, devices = find_task(task), _directory(model), Devices(dtype=dtype, sharding=sharding, remat=remat)
-    train, validation = list(train), list(validation)
+    train, validation = as_list(Question, train, "train"), as_list(Question, validation, "validation")
     check_questions(train, found, _TRAIN)
     check_questions(validation, found, _VALIDATION, scored=True)
     if not train or not validation:
@@ -132,7 +132,7 @@ def feedback(
     from lamp_jax.decoding.feedback import Trial, likelihood_rater, metric_rater, rate_trials
     from lamp_jax.sharding import check_divides, use_mesh
 
-    found, questions = find_task(task), list(questions)
+    found, questions = find_task(task), as_list(Question, questions, "questions")
     check_unique((question.id for question in questions), set(), "the questions")
     golds = {question.id: gold_of(question) for question in questions}
     if reward == "metric":
@@ -217,8 +217,12 @@ def train_retriever(
     found, devices = find_task(task), Devices(dtype=dtype, sharding=sharding)
     start_name = str(encoder) if isinstance(encoder, str | Path) else encoder.name
     check_retriever_training(settings)
-    questions, feedback = list(questions), list(feedback)
-    held = ([], []) if validation is None else (list(validation[0]), list(validation[1]))
+    questions, feedback = as_list(Question, questions, "questions"), as_list(ItemFeedback, feedback, "feedback")
+    held_questions, held_feedback = validation or ((), ())
+    held = (
+        as_list(Question, held_questions, "validation[0]"),
+        as_list(ItemFeedback, held_feedback, "validation[1]"),
+    )
     scored = _score_questions(settings, found, questions, feedback, name=_TRAIN)
     divided = divide(settings, scored, _score_questions(settings, found, *held, name=_VALIDATION), name=_TRAIN)
     contents = {"questions": _digest(questions), "feedback": _digest_rows(feedback)}
@@ -282,7 +286,7 @@ def adapters(
     )
 
     found, base, devices = find_task(task), _directory(model), Devices(dtype=dtype, sharding=sharding)
-    questions = list(questions)
+    questions = as_list(Question, questions, "questions")
     with set_or_default_mesh():
         check_store_training(settings)
         form = make_form(base, settings.lora, settings.keep)

@@ -1,6 +1,6 @@
 """Options that several commands and the library share, as frozen dataclasses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 
@@ -44,6 +44,11 @@ class Compatibility:
     tweet_start: Literal["some", "rounded"] = "some"
     """Beginning of a LaMP-7 tweet as the input of adapter training: a tenth to a quarter of the words, but at least one
     of two or more; or that share rounded down, which is empty for short tweets."""
+
+    def __repr__(self) -> str:
+        """The differences from the defaults, as in `Compatibility(rouge='bootstrap')`."""
+        values = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        return f"Compatibility({', '.join(f'{name}={value!r}' for name, value, default in values if value != default)})"
 
 
 CORRECT = Compatibility()

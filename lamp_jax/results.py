@@ -1,10 +1,11 @@
 """Result rows of the library: dataclasses with a short repr, accepted by `pandas.DataFrame`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar, overload
 
 from lamp_jax.data.files import Question, shorten
+from lamp_jax.errors import LampError
 from lamp_jax.tasks.comparison import format_table
 
 Row = TypeVar("Row")
@@ -13,6 +14,14 @@ _SHOWN = 3
 
 class Rows(list[Row]):
     """List of dataclasses: `pandas.DataFrame(rows)`, and `datasets.Dataset.from_list(rows.records())`."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows[Row]": ...
+    def __getitem__(self, index: Any) -> Any:
+        chosen = super().__getitem__(index)
+        return Rows(chosen) if isinstance(index, slice) else chosen
 
     def __repr__(self) -> str:
         shown = [repr(row) for row in self[:_SHOWN]]
@@ -23,6 +32,18 @@ class Rows(list[Row]):
     def records(self) -> list[dict[str, Any]]:
         """Rows as dictionaries."""
         return [asdict(row) for row in self]  # pyright: ignore[reportArgumentType] (dataclasses)
+
+
+def as_list(kind: type[Row], rows: Iterable[Row], name: str) -> list[Row]:
+    """List of the rows. LampError, saying what was expected of the argument `name`, unless each is a `kind`."""
+    if isinstance(rows, kind) or not isinstance(rows, Iterable):
+        raise LampError(f"{name}: expected a list of {kind.__name__}, found one {type(rows).__name__}")
+    found = list(rows)
+    for position, row in enumerate(found):
+        if not isinstance(row, kind):
+            made_by = "; `read_questions` makes them of records" if issubclass(kind, Question) else ""
+            raise LampError(f"{name}[{position}]: expected {kind.__name__}, found {type(row).__name__}{made_by}")
+    return found
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -65,7 +65,7 @@ def test_the_names_are_found_in_any_order_of_imports():
     program = """
 import sys
 import lamp_jax as lamp
-assert set(lamp.__all__) <= set(dir(lamp))
+assert set(lamp.__all__) == {name for name in dir(lamp) if not name.startswith("_")}
 names = [one.name for one in lamp.tasks()]
 import lamp_jax.tasks.catalog
 assert [one.name for one in lamp.tasks()] == names
@@ -329,6 +329,13 @@ def test_groups_have_rows_of_their_own_and_the_table_shows_them():
         ),
         (lambda model: lamp.adapters(model, DEV, TASK, lamp.AdapterTraining(shared="yes")), "shared='yes': choose one"),
         (lambda model: lamp.compare({}, against="one"), "against='one'"),
+        (lambda model: lamp.rank(DEV[0], TASK), "questions: expected a list of Question, found one Question"),
+        (lambda model: lamp.rank([asdict(DEV[0])], TASK), r"questions\[0\]: expected Question, found dict; `read_ques"),
+        (lambda model: lamp.generate(model, ["a"]), r"prompts\[0\]: expected QuestionPrompt, found str"),
+        (lambda model: lamp.generate(model, "a"), r"prompts\[0\]: expected QuestionPrompt, found str"),
+        (lambda model: lamp.feedback(model, 3, TASK), "questions: expected a list of Question, found one int"),
+        (lambda model: lamp.adapters(model, [DEV], TASK), r"questions\[0\]: expected Question, found list"),
+        (lambda model: lamp.finetune(model, DEV, ["a"], TASK), r"validation\[0\]: expected Question, found str"),
         (lambda model: lamp.read_questions([{"id": "1"}]), "the records, 0: 'input' must be a text"),
         (lambda model: lamp.read_questions([asdict(DEV[0])] * 2), "this id occurs twice"),
         (lambda model: lamp.score(TASK, {}, [lamp.read_questions([asdict(DEV[0]) | {"output": None}])[0]]), "no gold"),
@@ -361,6 +368,8 @@ def test_rows_are_short_and_go_into_pandas(model):
         assert len(frame) == len(rows)
         assert list(frame.columns) == list(asdict(rows[0]))
     assert pandas.DataFrame(scores.per_sample).loc[DEV[0].id, "MAE"] == scores.samples[DEV[0].id]
+    assert type(ranked[:2]) is type(ranked)
+    assert ranked[:2] == list(ranked)[:2]
     for rows in (ranked, prompts, answers):
         assert max(map(len, repr(rows).splitlines())) < 150
         assert repr(rows).splitlines()[-1] == f" ... {len(DEV)} rows]"

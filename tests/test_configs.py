@@ -5,13 +5,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from lamp_jax import cli
+from lamp_jax.choices import check_settings
 from lamp_jax.errors import LampError
-from lamp_jax.options import STAGES, Demo, Synth
+from lamp_jax.options import STAGES, Demo, Synth, TrainRetriever
 from lamp_jax.options.pages import read_experiment
 from lamp_jax.stages.demo_pages import PAGES, page_paths, read_page
 
@@ -81,3 +84,23 @@ print("\\n".join(path for part in PAGES for path in page_paths(part)))
     pages = [Path(line) for line in done.stdout.splitlines()]
     assert {page.parent for page in pages} == {tmp_path / "lamp_jax" / "configs"}
     assert all(page.read_bytes() == (ROOT / "configs" / page.name).read_bytes() for page in pages)
+
+
+def test_a_setting_that_is_none_of_its_choices_is_an_error(tmp_path):
+    """As on the command line: an unknown method of training would train by another one."""
+    page = tmp_path / "page.py"
+    page.write_text((ROOT / "configs" / "ropg_kd.py").read_text().replace('method="kd"', 'method="KD"'))
+    with pytest.raises(LampError, match=r"page\.py: method='KD': choose one of kd, rl"):
+        read_experiment(str(page), TrainRetriever)
+
+
+@pytest.mark.parametrize("kind", STAGES.values(), ids=lambda kind: kind.__name__)
+def test_choices_of_every_command_can_be_checked(kind: type):
+    required = {field.name: "" for field in fields(kind) if field.default is MISSING}
+    literals = {name for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
+    check_settings(
+        kind(**required | {name: get_args(get_type_hints(kind)[name])[0] for name in literals & set(required)})
+    )
+    for name in literals:
+        with pytest.raises(LampError, match=f"{name}='nothing': choose one of"):
+            check_settings(kind(**required | {name: "nothing"}))

@@ -314,7 +314,7 @@ def _find_query(record: _CheckedRecord, asked: str, task: Task) -> str | None:
     try:
         return task.query(asked)
     except MissingMarker:
-        return record.find("no marker")
+        return record.tally.find("no marker", f"{record.where}: no {task.marker!r}")
 
 
 def _check_item(

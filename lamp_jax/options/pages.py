@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 from tyro import _strings  # private: nothing public changes how help texts are joined
 
+from lamp_jax.choices import check_settings
 from lamp_jax.errors import LampError
 
 CLI_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -24,7 +25,8 @@ def installed_page(name: str) -> str:
 
 
 def read_experiment(path: str, *kinds: type) -> Any:
-    """Experiment of a config page, its `experiment`. LampError if it is missing or not an instance of `kinds`."""
+    """Experiment of a config page, its `experiment`. LampError if it is missing, not an instance of `kinds`,
+    or has a setting that is none of its choices."""
     try:
         page = runpy.run_path(path)
     except FileNotFoundError:
@@ -37,6 +39,7 @@ def read_experiment(path: str, *kinds: type) -> Any:
     if not isinstance(experiment, kinds):
         wanted = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
         raise LampError(f"{path}: `experiment` must be {wanted}, found {type(experiment).__name__}")
+    check_settings(experiment, name=f"{path}: ")
     return experiment
 
 

@@ -26,7 +26,6 @@ def dense_and_newest(question: Question, count: int, *, halves: Literal["distinc
 
     `halves="doubled"` is the public code's selection: count // 2 of both kinds, which may overlap. Raises LampError as
     dates_of.
-    LampError as dates_of.
     """
     profile, dates = question.profile, dates_of(question)
     if halves == "doubled":
@@ -42,8 +41,8 @@ def dates_of(question: Question) -> list[Date]:
     """Dates of all profile items. Raises LampError as rank_recency does."""
     if question.profile and not any("date" in item for item in question.profile):
         raise LampError(
-            f"question {question.id!r}: no profile item has a 'date'; files of the user-based split have none, "
-            "use the time-based split or another ranker"
+            f"question {question.id!r}: no profile item has a 'date', by which recency ranks; add dates or use another "
+            "ranker. LaMP's user-based split has none, its time-based split has them"
         )
     return [_date_of(item, question.id) for item in question.profile]
 
