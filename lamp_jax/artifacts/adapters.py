@@ -161,7 +161,7 @@ class AdapterStore:
         form's, for numbers that are not finite, and for adapters without effect.
         """
         if self._held is None:
-            raise ValueError(f"{self.directory}: opened to be read; create_store opens it to append")
+            raise ValueError(f"{self.directory}: opened read-only; open the store with create_store to append")
         self._check_new(entries)
         numbers = self._joined(len(entries), adapters)
         self._check_numbers([entry.user for entry in entries], numbers)
@@ -294,8 +294,8 @@ class AdapterStore:
         unknown = [user for user in users if user not in found]
         if unknown:
             raise LampError(
-                f"{self.directory}: no adapter of {len(unknown)} of {len(users)} users ({_first(unknown)}); train or "
-                "import theirs, or leave them out"
+                f"{self.directory}: no adapters for {len(unknown)} of {len(users)} users ({_first(unknown)}); train or "
+                "import their adapters, or leave these users out"
             )
         records = np.empty((len(users), self.form.bytes_per_user), np.uint8)
         for (row, place), shard, file in self._visit([(found[user].row, place) for place, user in enumerate(users)]):
@@ -321,11 +321,11 @@ class AdapterStore:
         known, seen = self.known([entry.user for entry in entries]), set[str]()
         for entry in entries:
             if entry.user in known:
-                raise LampError(f"{self.directory}: user {entry.user!r} has an adapter already; leave the user out")
+                raise LampError(f"{self.directory}: user {entry.user!r} has an adapter already; leave this user out")
             if entry.user in seen:
                 raise LampError(f"{self.directory}: user {entry.user!r} is given twice; give each user once")
             if max(abs(entry.items), abs(entry.updates)) >= _LIMIT:
-                raise LampError(f"{self.directory}: user {entry.user!r}: {entry.items} items; give less than 2**63")
+                raise LampError(f"{self.directory}: user {entry.user!r}: {entry.items} items; give fewer than 2**63")
             seen.add(entry.user)
 
     def _joined(self, count: int, adapters: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -389,7 +389,7 @@ class AdapterStore:
 
 
 class _Entries(Mapping[str, AdapterEntry]):
-    """The entries of a store by user, which are read as they are asked for."""
+    """The entries of a store by user, read on request."""
 
     def __init__(self, store: AdapterStore):
         self._store = store
@@ -482,11 +482,9 @@ def check_form(store: AdapterForm, wanted: AdapterForm, *, where: str | Path = "
     problems, remedy = [], "give the store's values, or another store"
     if store.base != wanted.base:
         remedy = "give the model that it was made with, or another store"
-        problems.append(
-            f"its base model is {store.base_name}, another one than {wanted.base_name} (their weights differ)"
-        )
+        problems.append(f"its base model is {store.base_name}, not {wanted.base_name} (their weights differ)")
     problems += [
-        f"{name} {here} in the store, {asked} asked for"
+        f"{name} {here} in the store, {asked} requested"
         for name, here, asked in _compared(store, wanted)
         if here != asked
     ]
@@ -531,7 +529,7 @@ def _prepare_form(directory: Path, form: AdapterForm) -> dict[str, Any]:
         return contents
     for part in sorted(directory.iterdir()):
         if is_segment(part.name) or (part.name in old_store.FILES and part.stat().st_size):
-            raise LampError(f"{part}: is there without {FORM}; bring that back, or move this away")
+            raise LampError(f"{part}: exists without {FORM}; restore {FORM}, or move this file away")
     contents = _contents(form, StoreSegments())
     _parse_form(contents, path)
     write_json(path, contents)
@@ -562,12 +560,14 @@ def _read_contents(directory: Path) -> dict[str, Any] | None:
     _check_kinds(contents, _FORM_TYPES, str(path))
     if "version" not in contents and old_store.is_old(directory):
         raise LampError(
-            f"{directory}: a store of an earlier version of lamp; make one of this version of it: "
+            f"{directory}: a store of an earlier version of lamp; convert it to this version: "
             f"lamp convert-store --store {directory} --output NEW"
         )
     _check_kinds(contents, _LIST_TYPES, str(path))
     if contents["version"] != VERSION:
-        raise LampError(f"{path}: of version {contents['version']}, and this lamp knows {VERSION}; use a newer lamp")
+        raise LampError(
+            f"{path}: store version {contents['version']}, but this lamp reads version {VERSION}; install a newer lamp"
+        )
     if (
         not all(isinstance(one, str) for one in contents["segments"])
         or _checksum(contents["segments"]) != contents["crc32"]
@@ -625,7 +625,7 @@ def _check_kinds(contents: Any, kinds: Mapping[str, tuple[type, ...]], where: st
         raise LampError(f"{where}: expected an object, found {short_repr(contents)}; copy the store again")
     for name, allowed in kinds.items():
         if name not in contents:
-            raise LampError(f"{where}: without {name!r}; copy the store again, or make it again")
+            raise LampError(f"{where}: {name!r} is missing; copy the store again, or make it again")
         if type(contents[name]) not in allowed:
             raise _invalid_field(where, name, contents[name])
 

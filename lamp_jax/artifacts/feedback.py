@@ -79,7 +79,7 @@ def read_settings(directory: str | Path, kind: FeedbackKind) -> dict[str, Any]:
         made = f"made by `lamp {run.get('stage')}`" if isinstance(run, dict) else "not a run record"
         raise LampError(f"{path}: {made}; give a directory of `lamp feedback {kind}`")
     if not run.get("finished"):
-        raise LampError(f"{directory}: not finished; give the `lamp feedback {kind}` command again, for every shard")
+        raise LampError(f"{directory}: not finished; run the same `lamp feedback {kind}` command again for every shard")
     settings = run.get("settings")
     needed: dict[str, type] = {"task": str, "shards": int} | ({"pool": list} if kind == "retrievers" else {})
     if not isinstance(settings, dict):
@@ -107,7 +107,7 @@ def read_shards(directory: str | Path, kind: FeedbackKind, shards: int) -> Itera
     for shard in range(shards):
         path = Path(directory) / shard_file(kind, shard, shards)
         if not path.exists():
-            raise LampError(f"{path}: no such file, though the run was finished; copy the whole directory")
+            raise LampError(f"{path}: no such file, although the run is finished; copy the complete directory")
         for number, record in enumerate(read_journal(path), 1):
             _check_record(record, kind, f"{path}, line {number}")
             yield record
@@ -169,7 +169,7 @@ def read_feedback(
         else:
             found_here = _read_reference(source)
             for key in by_key.keys() & found_here.keys():
-                raise LampError(f"{source}: {key!r}: there twice, in another file too; give each run once")
+                raise LampError(f"{source}: the pair {key!r} is in another file too; give each run once")
             by_key |= found_here
     if by_key:
         _check_keys(first_pairs(questions, profile_size))
@@ -178,7 +178,7 @@ def read_feedback(
         places = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
         metrics = [one for one in places if one is not None]
         if len(metrics) == 2:
-            raise LampError(f"{pair.reference_key!r}: there twice, in a directory and in a file; give each run once")
+            raise LampError(f"the pair {pair.reference_key!r} is both in a directory and in a file; give each run once")
         return metrics[0] if metrics else None
 
     name = ", ".join(map(str, sources))
@@ -229,8 +229,8 @@ def read_retriever_feedback(
             continue
         if record["retriever"] in of_question:
             raise LampError(
-                f"{directory}: question {record['question']!r}, retriever {record['retriever']!r}: there twice; make "
-                "the feedback again"
+                f"{directory}: question {record['question']!r}, retriever {record['retriever']!r}: occurs twice; "
+                "make the feedback again"
             )
         of_question[record["retriever"]] = record
     for name in pool:
@@ -238,8 +238,8 @@ def read_retriever_feedback(
         if missing:
             raise LampError(
                 f"{directory}: no feedback of {name!r} for {len(missing)} of {len(found)} questions "
-                f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); give the questions on "
-                f"which it was made, or make it again with `lamp feedback retrievers --task {task.name}`"
+                f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); give the questions "
+                f"from which the feedback was made, or make it again with `lamp feedback retrievers --task {task.name}`"
             )
     return pool, found
 
@@ -262,7 +262,7 @@ def _add_records(by_pair: dict[tuple[str, str], MetricValues], directory: str | 
     for record in read_records(directory, "items"):
         pair = record["question"], record["item"]
         if pair in by_pair:
-            raise LampError(f"{directory}: question {pair[0]!r}, item {pair[1]!r}: there twice; give each run once")
+            raise LampError(f"{directory}: question {pair[0]!r}, item {pair[1]!r}: occurs twice; give each run once")
         by_pair[pair] = record["metrics"]
 
 
@@ -270,7 +270,7 @@ def _check_task(settings: Mapping[str, Any], directory: str | Path, task: Task) 
     made_for = find_task(settings["task"])
     if made_for != task:
         raise LampError(
-            f"{directory}: feedback of {made_for.name}, where {task.name} is trained; give that of one task"
+            f"{directory}: feedback of {made_for.name}, but the task is {task.name}; give feedback of the same task"
         )
 
 
@@ -287,6 +287,6 @@ def _check_keys(pairs: Iterable[QuestionItem]) -> None:
         other = seen.setdefault(pair.reference_key, pair)
         if (other.question.id, other.rank) != (pair.question.id, pair.rank):
             raise LampError(
-                f"{pair.reference_key!r} would stand for two pairs: question {other.question.id!r}, item "
-                f"{other.item_id!r} and question {pair.question.id!r}, item {pair.item_id!r}; rename one"
+                f"{pair.reference_key!r} would be the key of two pairs: question {other.question.id!r}, item "
+                f"{other.item_id!r} and question {pair.question.id!r}, item {pair.item_id!r}; rename an item"
             )

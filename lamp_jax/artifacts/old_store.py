@@ -92,7 +92,7 @@ def _parse_line(line: bytes, where: str) -> tuple[AdapterEntry, int]:
     try:
         contents: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise LampError(f"{where}: not whole JSON ({error}); copy the store again, or make it again") from None
+        raise LampError(f"{where}: invalid JSON ({error}); copy the store again, or make it again") from None
     if not isinstance(contents, dict):
         raise LampError(f"{where}: expected an object, found {short_repr(contents)}; copy the store again")
     for name, allowed in _LINE_TYPES.items():

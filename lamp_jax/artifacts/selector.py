@@ -54,7 +54,9 @@ class CandidateSet:
         """The set restricted to some of its retrievers. LampError, with the file, for an unknown retriever."""
         unknown = [name for name in names if name not in self.names]
         if unknown:
-            raise LampError(f"{path}: no retriever {', '.join(unknown)} in its pool of {', '.join(self.names)}")
+            raise LampError(
+                f"{path}: no candidates of {', '.join(unknown)}; the file's retrievers are {', '.join(self.names)}"
+            )
         names = tuple(dict.fromkeys(names))
         questions = [
             replace(
@@ -91,7 +93,7 @@ def read_candidates(path: str | Path) -> CandidateSet:
     content = read_json(path)
     kinds = {"task": str, "metric": str, "pool": list, "questions": list}
     if not isinstance(content, dict) or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
-        raise LampError(f"{path}: no candidates; make them with `lamp selector-data`")
+        raise LampError(f"{path}: not a file of candidates; make it with `lamp selector-data`")
     try:
         task = find_task(content["task"])
     except LampError as error:
@@ -115,21 +117,25 @@ def check_same_candidates(one: CandidateSet, other: CandidateSet, left: str | Pa
         ("pool", ", ".join(one.names), ", ".join(other.names)),
     ):
         if mine != theirs:
-            raise LampError(f"{left} and {right} differ in their {what}: {mine} and {theirs}; make them alike")
+            raise LampError(
+                f"{left} and {right} differ in their {what}: {mine} and {theirs}; make both with the same settings"
+            )
 
 
 def _question(record: Any, names: Sequence[str], where: str) -> QuestionCandidates:
     try:
         given = {name: _candidate(record["candidates"][name]) for name in record["candidates"]}
         if not (type(record["id"]) is type(record["input"]) is str and isinstance(record["gold"], str | None)):
-            raise TypeError("its id and input are texts, its gold is a text or null")
+            raise TypeError("'id' and 'input' must be texts, 'gold' a text or null")
         candidates = {name: given[name] for name in names if name in given}
         question = QuestionCandidates(record["id"], record["input"], record["gold"], candidates)
     except (KeyError, TypeError, AttributeError) as error:
-        raise LampError(f"{where}: not a question of `lamp selector-data` ({error}); make it again") from error
+        raise LampError(f"{where}: not a question of `lamp selector-data` ({error}); make the file again") from error
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise LampError(f"{where}: {', '.join(unknown)} is not in the pool of {', '.join(names)}; make it again")
+        raise LampError(
+            f"{where}: candidates of {', '.join(unknown)}, but 'pool' lists {', '.join(names)}; make the file again"
+        )
     return question
 
 
@@ -138,14 +144,14 @@ def _candidate(values: Mapping[str, Any]) -> Candidate:
     one = Candidate(**values)
     numbers = [*one.predictors.values(), *([] if one.reward is None else [one.reward])]
     if not (type(one.prompt) is type(one.output) is str and all(type(value) in (int, float) for value in numbers)):
-        raise TypeError("a candidate has a prompt and an output, and its reward and predictors are numbers")
+        raise TypeError("a candidate's prompt and output must be texts, its reward and predictors numbers")
     return one
 
 
 def _checked(questions: Sequence[QuestionCandidates], path: str | Path) -> Sequence[QuestionCandidates]:
     if not questions:
-        raise LampError(f"{path}: no questions; make it with `lamp selector-data`")
+        raise LampError(f"{path}: contains no questions; make the file with `lamp selector-data`")
     empty = [question.id for question in questions if not question.candidates]
     if empty:
-        raise LampError(f"{path}: {len(empty)} questions have no candidate ({', '.join(empty[:_SHOWN])})")
+        raise LampError(f"{path}: {len(empty)} questions have no candidates ({', '.join(empty[:_SHOWN])})")
     return questions

@@ -104,7 +104,7 @@ def _tensor_location(
     fits = [type(one) is int and one >= 0 and one == (one if wanted is None else wanted)
             for one, wanted in zip(sizes, shape, strict=True)]  # fmt: skip
     if found["dtype"] != dtype or not all(fits) or type(start) is not int or type(stop) is not int:
-        raise ValueError("another tensor")
+        raise ValueError("another dtype or shape")
     width = DTYPES[dtype].itemsize * int(np.prod(sizes[1:], dtype=np.int64))
     if not 0 <= start <= stop <= size or stop - start != sizes[0] * width:
         raise ValueError("bytes are missing")

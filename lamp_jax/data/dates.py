@@ -29,7 +29,7 @@ def parse_date(value: object) -> Date:
     if not _ISO.fullmatch(text):
         # fromisoformat takes any character for the T: it reads 1512121200000, milliseconds since 1970, as the year
         # 1512, the zone in 2009-04-06-07:00 as a time of day, and the zone -07:75 as -08:15.
-        raise ValueError(f"no date: {text!r}")
+        raise ValueError(f"not a date: {text!r}")
     moment = datetime.fromisoformat(text)
     try:
         moment = moment.astimezone(UTC) if moment.tzinfo else moment

@@ -15,7 +15,7 @@ from lamp_jax.tasks.catalog import Task
 
 _SHOWN_IDS = 5
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_ID = "a text (no half of a surrogate pair) or a whole number"
+_ID = "a text (without lone surrogates) or an integer"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -120,12 +120,14 @@ def check_unique(ids: Iterable[str], seen: set[str], path: str | Path) -> None:
     """Adds ids of a file to `seen`. LampError for an id that was seen before."""
     for key in ids:
         if key in seen:
-            raise LampError(f"{path}, question {key!r}: this id occurs twice; ids must be unique, remove or rename one")
+            raise LampError(
+                f"{path}, question {key!r}: this id occurs twice; ids must be unique: remove or rename one of the two"
+            )
         seen.add(key)
 
 
 def no_records(path: str | Path) -> LampError:
-    return LampError(f"{path}: holds no records; expected a list, or an object with the list 'golds'")
+    return LampError(f"{path}: contains no records; expected a list, or an object with the list 'golds'")
 
 
 def read_outputs(path: str | Path) -> Outputs:
@@ -151,9 +153,9 @@ def outputs_by_id(records: Iterable[Any], name: str) -> dict[str, str]:
         key = str(record["id"])
         if not is_text(record["output"]):
             found = short_repr(record["output"])
-            raise LampError(f"{where}, id {key!r}: 'output' must be one text or number, found {found}")
+            raise LampError(f"{where}, id {key!r}: 'output' must be a text or a number, found {found}")
         if key in by_id:
-            raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique, remove one")
+            raise LampError(f"{where}: the id {key!r} occurs twice; ids must be unique: remove one of the two records")
         by_id[key] = str(record["output"])
     return by_id
 
@@ -179,7 +181,7 @@ def check_same_ids(left_ids: Iterable[str], right_ids: Iterable[str], *, left: s
     if missing or extra:
         parts = [f"{len(missing)} ids of {left} are not in {right} ({_first(missing)})"] if missing else []
         parts += [f"{len(extra)} ids of {right} are not in {left} ({_first(extra)})"] if extra else []
-        raise LampError("; ".join(parts) + "; give the files of one and the same split")
+        raise LampError("; ".join(parts) + "; give files of the same split")
 
 
 def write_predictions(path: str | Path, task: Task, outputs: Mapping[str, str]) -> None:
@@ -208,7 +210,7 @@ def _parsed(raw: RawRecord, path: str | Path) -> Any:
         return parse_record(raw.content)
     except ValueError as error:
         where = f"{path}, record {raw.number}, byte {raw.offset}"
-        raise LampError(f"{where}: not whole JSON ({error}); fix it, or make the file again") from None
+        raise LampError(f"{where}: invalid JSON ({error}); fix the record, or make the file again") from None
 
 
 def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
@@ -219,7 +221,7 @@ def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
         ("input", isinstance(record.get("input"), str), "a text"),
         ("profile", isinstance(record.get("profile"), list), "a list"),
         ("user_id", record.get("user_id") is None or is_id(record["user_id"]), _ID),
-        ("output", record.get("output") is None or is_text(record["output"]), "one text or number"),
+        ("output", record.get("output") is None or is_text(record["output"]), "a text or a number"),
     ):
         if not fits:
             found = short_repr(record[field]) if field in record else "nothing"

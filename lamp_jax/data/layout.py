@@ -57,8 +57,8 @@ def find_part(root: str | Path, task: Task, split: Split, part: Part) -> tuple[P
     home = Path(root) / questions.path.parent
     for folder in (home, home.parent, Path(root) / task.official_name, Path(root)):
         if (folder / questions.name).is_file():
-            golds = folder / outputs.name
-            return folder / questions.name, golds if golds.is_file() else None
+            references = folder / outputs.name
+            return folder / questions.name, references if references.is_file() else None
     return None
 
 
@@ -69,6 +69,8 @@ def find_parts(root: str | Path, task: Task, split: Split) -> dict[Part, tuple[P
         if files := find_part(root, task, split, part):
             found[part] = files
     if not found:
-        looked = Path(root) / TreeFile(task, split, "train", "questions").path
-        raise LampError(f"{root}: no questions of {task.name}, {split} split; looked for {looked} and beside it")
+        expected = Path(root) / TreeFile(task, split, "train", "questions").path
+        raise LampError(
+            f"{root}: no questions of {task.name}, {split} split; looked for {expected} and in the directories near it"
+        )
     return found

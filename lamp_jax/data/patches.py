@@ -10,7 +10,7 @@ from lamp_jax.tasks.catalog import find_task
 
 @dataclass(frozen=True)
 class Patch:
-    """One defect of one record. `found` tells it by its content; `fix` gives the record as it should be."""
+    """One defect of one record. `found` recognizes the record by its content; `fix` returns the corrected record."""
 
     name: str
     defect: str

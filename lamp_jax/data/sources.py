@@ -128,8 +128,8 @@ def open_source(path: str | Path, task: Task, patches: Iterable[str] = ALL_PATCH
     if set(made["patches"]) != set(patches):
         names = [", ".join(sorted(group)) or "none" for group in (made["patches"], patches)]
         raise LampError(
-            f"{directory}: was made with the patches {names[0]}, and these settings want {names[1]}; make another "
-            "data set, or give the same --compatibility.patches"
+            f"{directory}: made with the patches {names[0]}, but the settings name {names[1]}; make another data "
+            "set, or give the same --compatibility.patches"
         )
     return LampSource(directory, path.name)
 
@@ -145,7 +145,7 @@ def open_dataset(directory: str | Path) -> Any:
     import tensorflow_datasets as tfds
 
     if not Path(directory, "dataset_info.json").is_file():
-        raise LampError(f"{directory}: no data set (dataset_info.json is missing); make one with `lamp tfds`")
+        raise LampError(f"{directory}: not a data set (dataset_info.json is missing); make it with `lamp tfds`")
     with warnings.catch_warnings():
         # TFDS 4.9 calls what protobuf 6 deprecates.
         warnings.filterwarnings("ignore", message=r"label\(\) is deprecated", category=DeprecationWarning)
@@ -157,7 +157,7 @@ def open_dataset(directory: str | Path) -> Any:
     said = metadata if isinstance(metadata, Mapping) else {}
     patches = said.get("patches")
     if not isinstance(said.get("task"), str) or not isinstance(patches, list) or {*map(type, patches)} - {str}:
-        raise LampError(f"{directory}: its metadata.json does not say of which task it is; {_REMEDY}")
+        raise LampError(f"{directory}: metadata.json names no task or no list of patches; {_REMEDY}")
     return builder
 
 
@@ -186,7 +186,7 @@ def _find_dataset(root: Path, task: Task) -> Path | None:
     infos = [info for name in names for info in root.glob(f"lamp/{name}/[0-9]*/dataset_info.json")]
     if len(infos) > 1:
         found = ", ".join(str(info.parent) for info in infos)
-        raise LampError(f"{root}: holds several data sets of {task.name}; give one of {found} with its part behind it")
+        raise LampError(f"{root}: contains several data sets of {task.name}; give DIRECTORY/PART of one of {found}")
     return infos[0].parent if infos else None
 
 

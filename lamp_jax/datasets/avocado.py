@@ -87,7 +87,7 @@ def find_archives(directory: str | Path) -> list[Path]:
         raise LampError(f"{directory}: no such directory; {expected}")
     archives = sorted(path for path in Path(directory).iterdir() if path.suffix.lower() == ".zip")
     if not archives:
-        raise LampError(f"{directory}: holds no zip; {expected}")
+        raise LampError(f"{directory}: contains no zip files; {expected}")
     return archives
 
 
@@ -114,7 +114,7 @@ def _checked_id(text: Any, where: str) -> str:
     if not isinstance(text, str) or not re.fullmatch(r"\S+", text):
         rebuilt = isinstance(text, str) and text.startswith(_INSTRUCTION)
         hint = "this file is rebuilt already" if rebuilt else "is this an id file of LaMP-6?"
-        raise LampError(f"{where}: expected a mail's id, found {repr(text)[:60]}; {hint}")
+        raise LampError(f"{where}: expected the id of a mail, found {repr(text)[:60]}; {hint}")
     return mail_id(text)
 
 
@@ -135,7 +135,7 @@ def locate_mails(archives: Iterable[Path], wanted: Collection[str]) -> MailLocat
                 copies += 1
                 continue
             if member.flag_bits & 1:
-                raise LampError(f"{archive}, {member.filename}: encrypted; write the zip again without a password")
+                raise LampError(f"{archive}, {member.filename}: encrypted; create the zip again without a password")
             found.add(key)
             members.setdefault(archive, {})[key] = member.filename
     return MailLocations(members, copies)

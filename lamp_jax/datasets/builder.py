@@ -41,9 +41,9 @@ _DIGEST_BYTES = 16
 _FIELDS = {
     "id": "id of the question",
     "input": "what is asked",
-    "output": "the gold; missing where it is not known",
-    "user_id": "JSON, a text or a whole number; missing where it is not known",
-    "order": "JSON: for each profile item, in the question's order, its place in `items`",
+    "output": "the reference; missing where it is not known",
+    "user_id": "JSON, a text or an integer; missing where it is not known",
+    "order": "JSON: for each profile item, in the question's order, its index in `items`",
     "item_ids": "JSON: ids of the profile items, in the question's order",
     "items": "JSON: a profile's items without their ids, sorted",
 }
@@ -249,7 +249,7 @@ def scan_chunk(chunk: Chunk, *, reading: ReadOptions) -> list[ScannedQuestion]:
         example, items = encode_question(question)
         if decode_question(example, items) != question:
             where = f"{chunk.path}, question {question.id!r}"
-            raise LampError(f"{where}: holds a number that would not come back exactly; write it as a text")
+            raise LampError(f"{where}: contains a number that cannot be stored exactly; write it as a text")
         size = sum(len(value) for value in example.values() if value)
         found.append(
             ScannedQuestion(question.id, hashlib.blake2b(items, digest_size=_DIGEST_BYTES).digest(), len(items), size)

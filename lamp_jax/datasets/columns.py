@@ -79,13 +79,15 @@ def parse_pattern(text: str) -> Pattern:
             before = ""
     after = before + _literal(text, end, len(text))
     if not holes:
-        raise LampError(f"the pattern {text!r} names no column; write {{column}} where its value shall stand")
+        raise LampError(
+            f"the pattern {text!r} names no column; write {{column}} where a column's value is to be inserted"
+        )
     return Pattern(tuple(holes), after)
 
 
 def _literal(text: str, start: int, end: int) -> str:
     if set(text[start:end]) & set("{}"):
-        raise LampError(f"the pattern {text!r} has a brace without its partner; a brace itself is written {{{{ or }}}}")
+        raise LampError(f"the pattern {text!r} has an unmatched brace; write {{{{ or }}}} for a literal brace")
     return text[start:end]
 
 
@@ -100,7 +102,7 @@ def parse_map(entries: Iterable[str], task: Task) -> dict[str, Pattern]:
         if name not in known:
             raise LampError(f"--map {entry}: no field {name!r}; the fields of {task.name} are {', '.join(known)}")
         if name in patterns:
-            raise LampError(f"--map {entry}: {name!r} is mapped twice; leave one out")
+            raise LampError(f"--map {entry}: {name!r} is mapped twice; leave out one of the two entries")
         patterns[name] = parse_pattern(text)
     return patterns
 
@@ -127,7 +129,7 @@ def split_join(entry: str) -> tuple[str, str]:
     """File and column of an entry of `--join`. LampError where it is not FILE:COLUMN."""
     path, _, key = entry.rpartition(":")
     if not path or not key:
-        raise LampError(f"--join {entry}: write FILE:COLUMN, as movies.csv:movieId")
+        raise LampError(f"--join {entry}: write FILE:COLUMN, such as movies.csv:movieId")
     return path, key
 
 
@@ -185,7 +187,7 @@ def _complete(
         if missing := [column for column in pattern.columns if column not in columns]:
             remedy = "correct its --map" if name in mapped else f"name its column with --map {name}=COLUMN"
             raise LampError(
-                f"{options.histories}: {name!r} needs a column {missing[0]!r}, and there is none; {remedy}; "
+                f"{options.histories}: {name!r} needs a column {missing[0]!r}, which is missing; {remedy}; "
                 f"the columns are {', '.join(sorted(columns))}"
             )
     return patterns

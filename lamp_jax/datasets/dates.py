@@ -41,7 +41,7 @@ _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ%"
 def read_date(text: str, *, form: str, format: str = "") -> tuple[tuple[float, ...], str]:
     """Sort key of a date, and its form in the item: LaMP's form unchanged, for others the day in UTC.
 
-    Raises Unusable for an invalid date, and LampError for a date whose day and month may be exchanged.
+    Raises UnusableValue for an invalid date, and LampError for a date whose day and month are ambiguous.
     """
     text = text.strip()
     option = "--date-format" if format else "--date-form"
@@ -74,10 +74,10 @@ def parse_written_date(text: str) -> datetime:
             return _moment(**found.groupdict())
     if _EXCHANGEABLE.fullmatch(text):
         raise LampError(
-            f"the date {text!r}: its day and month may be exchanged; say which is which with --date-format, such as "
+            f"the date {text!r}: its day and month are ambiguous; give their order with --date-format, such as "
             "%d/%m/%Y, %m/%d/%Y or %m/%d/%Y %I:%M:%S %p"
         )
-    raise ValueError(f"no date: {text!r}")
+    raise ValueError(f"not a date: {text!r}")
 
 
 def _moment(
@@ -137,8 +137,8 @@ def check_date_format(format: str) -> None:
     for letter in directives:
         if letter not in set(_DIRECTIVES):
             raise LampError(
-                f"--date-format {format!r}: {f'%{letter}'!r} is no code of strptime; "
-                f"give some of {', '.join(f'%{known}' for known in _DIRECTIVES)}"
+                f"--date-format {format!r}: {f'%{letter}'!r} is not a code of strptime; "
+                f"the codes are {', '.join(f'%{known}' for known in _DIRECTIVES)}"
             )
     if not set(directives) & set("YyGcx"):
         raise LampError(f"--date-format {format!r}: has no year; give %Y, or %y for its last two digits")

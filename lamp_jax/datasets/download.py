@@ -106,9 +106,11 @@ def _download_file(
         if path.exists() and known:
             if path.stat().st_size == known.size:
                 return DownloadOutcome(file)
-            raise LampError(f"{path}: was changed after it came; remove it, and the same command fetches it again")
+            raise LampError(
+                f"{path}: was changed after the download; remove it, and run the same command again to download it"
+            )
         if path.exists():
-            entry, line = examine(path, file.kind), "stood there already: checked and recorded, not fetched"
+            entry, line = examine(path, file.kind), "existed already: checked and recorded, not downloaded"
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             entry = _fetch(file, path, source=source, report=report)
@@ -117,12 +119,12 @@ def _download_file(
     except LampError as error:
         return DownloadOutcome(file, error=error)
     except OSError as error:
-        remedy = "make room or get permission there, and the same command goes on"
+        remedy = "free disk space or get write permission, then run the same command again to resume"
         return DownloadOutcome(file, error=LampError(f"{path}: cannot be read or written ({error}); {remedy}"))
     lines = [f"{file.path}: {line}"]
     if file.count not in (None, entry.records):
         lines.append(
-            f"warning: {file.path} holds {entry.records} records, {file.count} were published; was it updated?"
+            f"warning: {file.path} contains {entry.records} records, {file.count} were published; was the file updated?"
         )
     return DownloadOutcome(file, fetched=entry.url is not None, lines=tuple(lines))
 
@@ -207,8 +209,8 @@ def _fetch(file: TreeFile, path: Path, *, source: DownloadSource, report: Progre
         else:
             partial.finish(path)
             return entry
-    remedy = "the same command tries again, --mirrors names others"
-    raise LampError("\n  ".join([f"{file.path}: no address has it whole; {remedy}", *said]))
+    remedy = "run the same command to try again, or give other addresses with --mirrors"
+    raise LampError("\n  ".join([f"{file.path}: no address has the complete file; {remedy}", *said]))
 
 
 def _examine_partial(partial: _Partial, kind: FileKind, origin: _Origin) -> ManifestEntry:
@@ -216,11 +218,11 @@ def _examine_partial(partial: _Partial, kind: FileKind, origin: _Origin) -> Mani
         return examine(partial.path, kind, url=origin.url, etag=origin.etag)
     except LampError as error:
         partial.discard()
-        raise _AddressFailed(f"what came is no {kind} file ({error})") from None
+        raise _AddressFailed(f"the response is not a {kind} file ({error})") from None
 
 
 def _retry(url: str, partial: _Partial, source: DownloadSource, report: Callable[[int, int | None], None]) -> _Origin:
-    """Repeats attempts at an address until the file is complete or `attempts` in a row brought no new bytes."""
+    """Repeats attempts at an address until the file is complete or `attempts` in a row received no new bytes."""
     furthest, fruitless, pause = _resumable(url, partial)[1], 0, source.pause
     while True:
         try:
@@ -230,7 +232,7 @@ def _retry(url: str, partial: _Partial, source: DownloadSource, report: Callable
             if reached > furthest:
                 furthest, fruitless, pause = reached, 0, source.pause
             if fruitless >= source.attempts:
-                raise _AddressFailed(f"{error} (given up after {fruitless} attempts without a new byte)") from None
+                raise _AddressFailed(f"{error} (given up after {fruitless} attempts without new bytes)") from None
         if source.stop.wait(pause):
             raise _Stopped
         pause = min(2 * pause, _MAX_PAUSE)
@@ -244,7 +246,7 @@ def _attempt(url: str, partial: _Partial, source: DownloadSource, report: Callab
     with _ask(url, origin, offset=offset, timeout=source.timeout) as response:
         if response.status_code == 416 or (response.status_code == 206 and not _continues(response, origin, offset)):
             partial.discard()
-            raise _AttemptFailed(f"HTTP {response.status_code}: the file has changed, it is begun again")
+            raise _AttemptFailed(f"HTTP {response.status_code}: the file has changed, its download starts again")
         _check_answer(response)
         if origin is None or response.status_code == 200:
             origin, offset = _origin(url, response), 0
@@ -268,7 +270,7 @@ def _resumable(url: str, partial: _Partial) -> tuple[_Origin | None, int]:
 
 @contextlib.contextmanager
 def _ask(url: str, origin: _Origin | None, *, offset: int, timeout: float) -> "Iterator[requests.Response]":
-    import requests  # here, not above: most commands need no network
+    import requests  # imported here, because most commands need no network
 
     headers = {"Accept-Encoding": "identity"}  # otherwise sizes and ranges would be those of compressed bytes
     if origin and origin.validator:
@@ -302,7 +304,9 @@ def _check_answer(response: "requests.Response") -> None:
     if headers.get("Content-Type", "").startswith("text/html"):
         raise _AddressFailed(_WEB_PAGE)
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise _AddressFailed(f"sends the file as {headers['Content-Encoding']}, which nobody asked for")
+        raise _AddressFailed(
+            f"sends the file with the Content-Encoding {headers['Content-Encoding']}, which was not requested"
+        )
 
 
 def _origin(url: str, response: "requests.Response") -> _Origin:

@@ -26,37 +26,51 @@ class Finding:
 
 
 _ROWS = (
-    Finding("broken file", "error", "not a whole JSON file of this form; what follows is not checked: make it again"),
+    Finding(
+        "broken file", "error", "not a complete JSON file of this form; the rest is not checked: make the file again"
+    ),
     Finding("broken record", "error", "not JSON; fix the record, or make the file again"),
     Finding("nan", "error", "NaN and Infinity are not JSON; write a number or leave the field out"),
     Finding("encoding", "error", "bytes that are not UTF-8; write the file as UTF-8"),
-    Finding("key twice", "error", "an object with a key twice, of which readers keep either; remove one"),
-    Finding("no object", "error", "a record that is no JSON object; remove it"),
-    Finding("bad field", "error", "a field that every record has is missing or of a wrong type; add it"),
-    Finding("bad item", "error", "a profile item that is no object with an 'id', a text or a whole number; add one"),
-    Finding("missing text", "error", "a field that the task needs is missing or no text; is it a file of this task?"),
-    Finding("id twice", "error", "a question id that occurred before; remove or rename one"),
-    Finding("no marker", "error", "an input without its task's form, so that no query can be read from it; fix it"),
+    Finding(
+        "key twice",
+        "error",
+        "an object with a repeated key, of which parsers keep one or the other; remove one of the two",
+    ),
+    Finding("no object", "error", "a record that is not a JSON object; remove it"),
+    Finding("bad field", "error", "a required field is missing or of a wrong type; add or correct it"),
+    Finding("bad item", "error", "a profile item that is not an object with an 'id', a text or an integer; add the id"),
+    Finding(
+        "missing text", "error", "a field that the task needs is missing or not a text; is it a file of this task?"
+    ),
+    Finding("id twice", "error", "a repeated question id; remove or rename one of the questions"),
+    Finding("no marker", "error", "an input that does not match its task's template, so that it has no query; fix it"),
     Finding("bad date", "error", "a date that cannot be read; write 2007, 2007-05, 2007-05-31 or an ISO time stamp"),
-    Finding("some dates", "error", "a profile in which some items have a date and others none; add or remove them"),
-    Finding("unknown gold", "error", "a gold that is none of the task's labels; fix it, or give --task"),
-    Finding("no item ids", "error", "a value of a ranking that is no list of item ids; rank the questions again"),
+    Finding("some dates", "error", "a profile in which only some items have a date; add or remove dates"),
+    Finding("unknown gold", "error", "a reference that is none of the task's labels; fix it, or give --task"),
+    Finding("no item ids", "error", "a value of a ranking that is not a list of item ids; rank the questions again"),
     Finding("unknown answer", "warning", "a prediction that is none of the task's labels; it counts as wrong"),
-    Finding("unknown task", "warning", "neither inputs nor name tell the task: checked without it; give --task"),
-    Finding("other count", "warning", "another number of records than was published; is the file whole?"),
-    Finding("byte order mark", "warning", "the file begins with one; other programs may refuse it: write without"),
-    Finding("empty profile", "warning", "nothing to personalize from; the bare input is what will be read"),
+    Finding("unknown task", "warning", "neither inputs nor name show the task: checked without it; give --task"),
+    Finding("other count", "warning", "another number of records than was published; is the file complete?"),
+    Finding(
+        "byte order mark",
+        "warning",
+        "the file begins with a byte order mark, which other programs may refuse; remove it",
+    ),
+    Finding("empty profile", "warning", "nothing to personalize from; the prompt is the input alone"),
     Finding("empty text", "warning", "an empty field that the task reads; remove the item or fill it in"),
     Finding("unknown label", "warning", "a profile item whose label is none of the task's; fix or remove it"),
-    Finding("same item", "warning", "an item that its profile holds already, but for the id; remove one"),
-    Finding("item id twice", "warning", "an item id that the profile or ranking holds already; rename one"),
+    Finding(
+        "same item", "warning", "an item that equals another of its profile except for the id; remove one of the two"
+    ),
+    Finding("item id twice", "warning", "an item id that is repeated in the profile or ranking; rename one of the two"),
     Finding("shared id", "warning", "an item id that has other content in an earlier question; do not join by item id"),
     Finding("query in profile", "warning", "the query is itself an item of the profile, answer included; remove it"),
-    Finding("surrogate", "warning", "half of a surrogate pair in a text; kept as it is, but other programs refuse it"),
+    Finding("surrogate", "warning", "a lone surrogate in a text; it is kept unchanged, but other programs refuse it"),
     Finding(
         "line separator", "warning", "U+0085, U+2028 or the like in a text; do not read such lines by splitlines()"
     ),
-    Finding("big number", "warning", "a number beyond 64 bits, of which digits are lost; write it as a text"),
+    Finding("big number", "warning", "a number beyond 64 bits, which loses digits; write it as a text"),
     Finding("patched", "note", "a known defect of a published file, patched on reading"),
 )
 FINDINGS = {finding.name: finding for finding in _ROWS}

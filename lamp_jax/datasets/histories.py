@@ -253,14 +253,14 @@ def _reader(options: BenchmarkForm) -> "RowReader":
 
 def _check_kept(found: GatheredHistories, path: str) -> None:
     if not found.rows:
-        raise LampError(f"{path}: holds no rows")
+        raise LampError(f"{path}: contains no rows")
     if not found.kept:
         reasons = "; ".join(f"{reason}: {rows.described}" for reason, rows in found.dropped.items())
         raise LampError(f"{path}: none of its {found.rows} rows is usable; {reasons}")
 
 
 class RowReader:
-    """Reads users and items from the rows of a source. Its methods raise Unusable."""
+    """Reads users and items from the rows of a source. Its methods raise UnusableValue."""
 
     def __init__(self, source: HistoryTable, options: BenchmarkForm):
         self._options, self._task = options, find_task(options.task)
@@ -289,9 +289,9 @@ class RowReader:
         if type(value) is float and value.is_integer() and self._floats_are_users:
             return int(value)
         if isinstance(value, str):
-            raise UnusableValue("half a surrogate pair in the user")
+            raise UnusableValue("a lone surrogate in the user id")
         kind = type(value).__name__
-        raise UnusableValue(f"a user of type {kind}, neither a text nor a whole number", repr(value)[:_SHOWN_LETTERS])
+        raise UnusableValue(f"a user id of type {kind}, neither a text nor an integer", repr(value)[:_SHOWN_LETTERS])
 
     def entry(self, row: TableRow) -> tuple[HistoryEntry, str]:
         """Entry of a row with its joined columns; and its date if that is unreadable and not needed, else ""."""
@@ -323,7 +323,7 @@ class RowReader:
 
 
 def read_label(text: str, task: Task, *, rounding: str) -> str:
-    """Task label of a value: "4" for "4.0", and with `rounding` "up" for 3.5. Raises Unusable for other values."""
+    """Task label of a value: "4" for "4.0", and with `rounding` "up" for 3.5. Raises UnusableValue for other values."""
     label = text.strip()
     try:
         number = float(label)
@@ -334,7 +334,7 @@ def read_label(text: str, task: Task, *, rounding: str) -> str:
             raise UnusableValue(f"{task.target} between two labels (see --round-scores)")
         label = str(int(number) if rounding == "no" else _ROUND[rounding](number))
     if label not in task.labels:
-        raise UnusableValue(f"{task.target} is no label of {task.name}")
+        raise UnusableValue(f"{task.target} is not a label of {task.name}")
     return label
 
 

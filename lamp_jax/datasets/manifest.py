@@ -45,7 +45,7 @@ class DownloadManifest:
             return {path: ManifestEntry(**entry) for path, entry in read_json(self.path).items()}
         except (AttributeError, TypeError):
             raise LampError(
-                f"{self.path}: not as `lamp download` writes it; remove it, then `lamp download` checks the files again"
+                f"{self.path}: not a download manifest; remove it, and `lamp download` checks the files again"
             ) from None
 
 
@@ -61,7 +61,7 @@ def find_fault(file: TreeFile, root: Path, manifest: DownloadManifest) -> str:
     if not path.is_file():
         return "missing"
     if entry is None:
-        return "not recorded: `lamp download` checks and records it"
+        return "not recorded; run `lamp download` to check and record it"
     if path.stat().st_size != entry.size:
         return f"{path.stat().st_size} bytes, but {entry.size} were recorded"
     if digest(str(path)) != entry.sha256:

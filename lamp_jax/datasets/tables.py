@@ -52,7 +52,7 @@ def check_encoding(encoding: str) -> None:
         known = False
     if not known:
         raise LampError(
-            f"--encoding {encoding!r}: no encoding of files that Python knows; give utf-8, latin-1, cp1252 or another"
+            f"--encoding {encoding!r}: not a file encoding that Python knows; give utf-8, latin-1, cp1252 or another"
         )
 
 
@@ -78,13 +78,15 @@ def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text
         except UnusableValue as reason:
             raise LampError(f"{path}, row {number}: {key} is {reason}") from None
         if name in found:
-            raise LampError(f"{path}, row {number}: {key} {name!r} occurs twice; a table to join has a row for each")
+            raise LampError(
+                f"{path}, row {number}: {key} {name!r} occurs twice; a table to join must have one row for each key"
+            )
         found[name] = {column: row.get(column) for column in columns}
     return found
 
 
 def text_of(value: Any, *, joint: str = ", ") -> str:
-    """Value as text; "" for None and NaN. The texts of a list are joined. Raises Unusable for objects and bytes."""
+    """Value as text; "" for None and NaN. Texts of a list are joined. Raises UnusableValue for objects and bytes."""
     if isinstance(value, str):
         return value
     if value is None or value != value:
@@ -92,7 +94,7 @@ def text_of(value: Any, *, joint: str = ", ") -> str:
     if isinstance(value, list):
         return joint.join(map(text_of, value))
     if isinstance(value, dict | bytes):
-        raise UnusableValue(f"a value of type {type(value).__name__}, which is no text")
+        raise UnusableValue(f"a value of type {type(value).__name__}, which is not a text")
     return str(value)
 
 
@@ -125,11 +127,13 @@ def _csv_columns(path: Path, text: TextFormat) -> tuple[str, ...]:
     first = tuple(next(_csv_lines(path, text), ()))
     header = text.names or first
     if not first:
-        raise LampError(f"{path}: empty; its first line names the columns, or --columns does")
+        raise LampError(f"{path}: empty; the first line must name the columns, or give --columns")
     if len(set(header)) < len(header):
         where = "--columns" if text.names else path
-        remedy = "rename one" if text.names else "rename one; a file without a header needs --columns NAME NAME ..."
-        raise LampError(f"{where}: two columns have one name, among {', '.join(header)}; {remedy}")
+        remedy = "rename one of them" + (
+            "" if text.names else "; a file without a header needs --columns NAME NAME ..."
+        )
+        raise LampError(f"{where}: two columns have the same name, among {', '.join(header)}; {remedy}")
     return header
 
 
@@ -139,7 +143,7 @@ def _csv_rows(path: Path, columns: Collection[str], text: TextFormat) -> Iterato
         if len(values) != len(header):
             raise LampError(
                 f"{path}, row {number}: {len(values)} values for {len(header)} columns; "
-                "a text with a comma, a quotation mark or a line break stands in quotation marks"
+                "put a text with a comma, a quotation mark or a line break in quotation marks"
             )
         yield dict(zip(header, values, strict=True))
 
@@ -148,7 +152,7 @@ def _csv_lines(path: Path, text: TextFormat) -> Iterator[list[str]]:
     """Header and rows. A row may span several lines of the file; empty lines are skipped."""
     csv.field_size_limit(_MAX_FIELD)
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
-    number = 1 if text.names else 0  # of the row, as the header is one too
+    number = 1 if text.names else 0  # of the row; the header is row 0
     try:
         with _open_table(path) as file:
             lines = io.TextIOWrapper(file, encoding=_with_mark(text.encoding), newline="")
@@ -177,13 +181,15 @@ def _jsonl_columns(path: Path, text: TextFormat) -> tuple[str, ...]:
     rows = islice(_jsonl_rows(path, (), text), _LEADING_ROWS)
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     if not columns:
-        raise LampError(f"{path}: holds no rows")
+        raise LampError(f"{path}: contains no rows")
     return columns
 
 
 def _jsonl_rows(path: Path, columns: Collection[str], text: TextFormat) -> Iterator[TableRow]:
     if text.names:
-        raise LampError(f"{path}: --columns names the columns of a csv or tsv; rows of JSON name theirs, leave it out")
+        raise LampError(
+            f"{path}: --columns is for csv and tsv files, because JSON rows name their columns; leave it out"
+        )
     number = 0
     try:
         with _open_table(path) as file, _in_utf8(file, text.encoding) as content:
@@ -230,11 +236,11 @@ def _object(line: bytes, where: str) -> TableRow:
     try:
         row = parse_record(line)
     except ValueError as error:
-        remedy = "; another encoding is given by --encoding" if "UTF-8" in str(error) else ""
-        raise LampError(f"{where}: not whole JSON ({error}); each line is one object{remedy}") from None
+        remedy = "; give another encoding with --encoding" if "UTF-8" in str(error) else ""
+        raise LampError(f"{where}: invalid JSON ({error}); each line must be an object{remedy}") from None
     if not isinstance(row, dict):
-        remedy = "; a list is read from a file named .json or .json.gz" if isinstance(row, list) else ""
-        raise LampError(f"{where}: each line is one object; found {repr(row)[:40]}{remedy}")
+        remedy = "; a JSON list must be in a file named .json or .json.gz" if isinstance(row, list) else ""
+        raise LampError(f"{where}: each line must be an object; found {repr(row)[:40]}{remedy}")
     return row
 
 
@@ -256,7 +262,7 @@ def _open_parquet(path: Path) -> Any:
         from pyarrow.parquet import ParquetFile
     except ImportError:
         raise LampError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
-    # Not a complete row group at once, which may be all of the file.
+    # pre_buffer would read a complete row group at once, which may be the entire file.
     return ParquetFile(path, pre_buffer=False, memory_map=True)
 
 
@@ -268,7 +274,7 @@ def _complete_parquet(path: Path) -> Iterator[None]:
     except (OSError, ValueError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno:  # such as a file that may not be read
             raise
-        raise LampError(f"{path}: not a whole parquet file ({error}); make it again") from None
+        raise LampError(f"{path}: not a complete parquet file ({error}); make it again") from None
 
 
 _CSV, _JSONL = _TableFormat(_csv_columns, _csv_rows), _TableFormat(_jsonl_columns, _jsonl_rows)

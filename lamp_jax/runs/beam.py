@@ -41,12 +41,12 @@ def _open_pipeline(work: Work) -> Any:
     if work.beam_runner != "DirectRunner" and not work.beam_staging:
         raise LampError(f"--beam-runner {work.beam_runner}: give --beam-staging, a directory that all machines see")
     if work.beam_staging and not Path(work.beam_staging).is_dir():
-        raise LampError(f"--beam-staging {work.beam_staging}: no such directory; make it")
+        raise LampError(f"--beam-staging {work.beam_staging}: no such directory; create it")
     options = PipelineOptions([f"--{option}" for option in work.beam_options])
     known = options.get_all_options()
     unknown = [option for option in work.beam_options if option.partition("=")[0] not in known]
     if unknown:
-        raise LampError(f"--beam-options: Beam knows no {', '.join(unknown)}")
+        raise LampError(f"--beam-options: unknown options of Beam: {', '.join(unknown)}")
     return apache_beam.Pipeline(runner=work.beam_runner, options=options)
 
 

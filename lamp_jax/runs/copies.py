@@ -16,12 +16,12 @@ from lamp_jax.runs.urls import WRITTEN, copy_path, is_private, private_path, url
 
 CHECKPOINTS = "checkpoints"
 _RECORD = "run.json"
-_SPLITS = ("train", "dev", "test")  # of a data set of `lamp tfds`
+_SPLITS = ("train", "dev", "test")  # splits of a data set of `lamp tfds`
 _ALWAYS_SENT, _GROWTH = (
     2**26,
     0.25,
-)  # bytes that are sent whenever they changed; growth of more that pays for sending it
-_ABSENT = (-1, 0)  # the state of a file that is not there
+)  # changed files up to so many bytes are always sent; larger ones after growing by this fraction
+_ABSENT = (-1, 0)  # state of a missing file
 _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
 """Names of temporary files, which are renamed or removed on completion, and of locks; see `outputs`."""
 
@@ -87,7 +87,7 @@ class LocalCopy:
 
         Files are sent in the order in which they were written, so that data precede the lines that refer to them.
         """
-        with naming_url(self.url, "written", "; the same command sends what is missing"):
+        with naming_url(self.url, "written", "; run the same command again to send the missing files"):
             here = self._states()
             changed = [path for path, state in here.items() if self._sent.get(path) != state]
             if gone := self._sent.keys() - here.keys():
@@ -146,12 +146,12 @@ class LocalCopy:
         self._fs.invalidate_cache()
         size = self._fs.info(there)["size"]
         if size != state[0]:
-            raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; give the command again")
+            raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; run the command again")
         self._note(path, state)
         self._sent[path] = state
 
     def pays(self) -> bool:
-        """Whether the changes are worth sending now: files are sent whole, because objects in a bucket cannot be
+        """Whether the changes are worth sending now: files are sent completely, because objects in a bucket cannot be
         appended to.
 
         Files that have only grown are held back, unless they are small, until they have grown by a quarter, so the
@@ -187,7 +187,7 @@ class LocalCopy:
         with contextlib.suppress(FileNotFoundError):
             if self._lock and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
                 return
-        raise LampError(f"{self.url}: its copy in {self._folder} was removed meanwhile; give the command again")
+        raise LampError(f"{self.url}: its copy in {self._folder} was removed meanwhile; run the command again")
 
     def _states(self) -> dict[Path, tuple[int, int]]:
         return {path: _state(path) for path in self._files()}

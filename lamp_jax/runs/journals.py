@@ -75,7 +75,7 @@ def open_locked(path: Path, *, name: Path | None = None) -> IO[bytes]:
     except BlockingIOError:
         file.close()
         raise LampError(
-            f"{name or path}: another lamp command is writing to it; wait for its end, or stop it"
+            f"{name or path}: another lamp command is writing to it; wait until that command ends, or stop it"
         ) from None
     except OSError:
         pass  # some network file systems have no locks: the command continues without one
@@ -94,4 +94,4 @@ def _parse_lines(lines: Iterable[bytes], path: Path) -> Iterator[Any]:
         try:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise LampError(f"{path}, line {number}: not whole JSON ({error}); make it again") from None
+            raise LampError(f"{path}, line {number}: invalid JSON ({error}); make the file again") from None

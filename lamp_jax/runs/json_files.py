@@ -121,7 +121,7 @@ def check_fetched(path: str | Path) -> None:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise LampError(
-                f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` there, or download it again"
+                f"{path}: a git-lfs pointer, not the file itself; run `git lfs pull` there, or download the file again"
             )
 
 
@@ -136,7 +136,7 @@ def read_json(path: str | Path) -> Any:
     except IsADirectoryError:
         raise LampError(f"{path}: a directory, where a JSON file is expected") from None
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, numbers of 5000 digits; nested too deeply
-        raise LampError(f"{path}: not whole JSON ({error}); download or make it again") from None
+        raise LampError(f"{path}: invalid JSON ({error}); download or make the file again") from None
 
 
 def short_repr(value: Any) -> str:

@@ -86,16 +86,18 @@ class RecordScanner:
                     raise self._no_record(gap, number, at - len(gap))
                 self.envelope = self._parse_envelope(head + reader.rest(_ENVELOPE))
                 return
-        raise self._broken_off(f"after {number} whole records, before its byte {reader.end}")
+        raise self._broken_off(f"after {number} complete records, at byte {reader.end}")
 
     def _choose_base(self, reader: "_Reader") -> int:
         """Nesting depth of the records: 1 in a list, 2 in an object's list."""
         start = reader.skip_space()
         if start[:1] not in (b"[", b"{"):
-            hint = "; is it UTF-16? Write it as UTF-8" if start.startswith(_OTHER_ENCODINGS) else ""
-            raise LampError(f"{self.path}: neither a JSON list nor an object; it begins with {start[:20]!r}{hint}")
+            hint = "; is the file UTF-16? Write it as UTF-8" if start.startswith(_OTHER_ENCODINGS) else ""
+            raise LampError(
+                f"{self.path}: neither a JSON list nor an object; the file begins with {start[:20]!r}{hint}"
+            )
         if start.startswith(_OTHER_ENCODINGS):
-            raise LampError(f"{self.path}: is it UTF-16? Write it as UTF-8")
+            raise LampError(f"{self.path}: is the file UTF-16? Write it as UTF-8")
         return 1 if start[:1] == b"[" else 2
 
     def _find_list(self, reader: "_Reader", brackets: Iterator[tuple[int, int, int]], base: int) -> bytes:
@@ -109,14 +111,14 @@ class RecordScanner:
                     f"{self.path}: an object whose first list is not 'golds'; expected a list of records, or an object "
                     f"with 'golds', found {head[:_SHOWN_LETTERS]!r}"
                 )
-        raise self._broken_off(f"before its byte {reader.end}")
+        raise self._broken_off(f"at byte {reader.end}")
 
     def _parse_envelope(self, around: bytes) -> Any:
         try:
             envelope = parse_record(around)
         except ValueError as error:
-            what = f"not whole JSON around its records ({error})"
-            raise LampError(f"{self.path}: {what}; does something follow the list? Make it again") from None
+            what = f"invalid JSON around the records ({error})"
+            raise LampError(f"{self.path}: {what}; does something follow the list? Make the file again") from None
         return envelope
 
     def _check_gap(self, gap: bytes, number: int, at: int) -> None:
@@ -134,7 +136,7 @@ class RecordScanner:
         )
 
     def _broken_off(self, where: str) -> LampError:
-        return LampError(f"{self.path}: not whole JSON, broken off {where}; download or make it again")
+        return LampError(f"{self.path}: truncated JSON, which ends {where}; download or make the file again")
 
 
 class _Reader:
@@ -230,9 +232,9 @@ def parse_record(raw: bytes) -> Any:
         )
         return found if value is None else value
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at its byte {error.start}") from None
+        raise ValueError(f"not UTF-8 at byte {error.start} of the record") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at its character {error.pos}") from None
+        raise ValueError(f"{error.msg} at character {error.pos} of the record") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -260,5 +262,5 @@ def _reject_constant(constant: str) -> None:
 def _read_number(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{digits[:_SHOWN_LETTERS]} is too large for a number")
+        raise ValueError(f"{digits[:_SHOWN_LETTERS]} is too large for a floating-point number")
     return number

@@ -64,7 +64,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
         return None
     record = read_json(path)
     if not isinstance(record, dict):
-        raise LampError(f"{path}: not a run record of lamp (expected a JSON object); move it away")
+        raise LampError(f"{path}: not a run record of lamp (expected a JSON object); move this file away")
     return record
 
 
@@ -97,13 +97,13 @@ def check_distinct(output: Path, beside: Iterable[Path], written: Iterable[Path]
     for place in written:
         real = url_of(place) or os.path.join(os.path.realpath(place.parent), place.name)
         if real in seen:
-            raise LampError(f"{place}: this command would write two files there; give each output a place of its own")
+            raise LampError(f"{place}: this command would write two files to this path; give each output its own path")
         seen.add(real)
     for path in beside:
         if directory and _real(path).is_relative_to(_real(output)):
-            raise LampError(f"{path}: is inside the output {output}; give it a place outside of that directory")
+            raise LampError(f"{path}: is inside the output {output}; give a path outside of that directory")
         if path.is_dir():
-            raise LampError(f"{path}: a directory, where this command writes a file; give another place")
+            raise LampError(f"{path}: a directory, where this command writes a file; give another path")
 
 
 def _real(path: Path) -> PurePath:
@@ -154,12 +154,12 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
             pass  # a network file system without locks
         if _is_open_file(path, file):
             break
-        file.close()  # the holder before this one removed the file in between
+        file.close()  # the previous holder removed the file before it was locked here
     file.seek(0)
     known = file.read(len(_HOLDER))
     if known not in (b"", _HOLDER):
         file.close()
-        raise LampError(f"{path}: is no lock of lamp, which would write one here; move it away")
+        raise LampError(f"{path}: not a lock file of lamp, which needs this path for its lock; move this file away")
     try:
         file.truncate(0)
         since = f"since {time.strftime('%F %T')}"
@@ -169,7 +169,9 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
         path.unlink()
         with contextlib.suppress(OSError):
             file.close()
-        raise LampError(f"{path}: cannot be written ({error.strerror}); make room or give another --output") from error
+        raise LampError(
+            f"{path}: cannot be written ({error.strerror}); free disk space or give another --output"
+        ) from error
     _locks[path] = file, made
     if directory:
         try:
@@ -194,8 +196,8 @@ def _check_parts(output: Path, others: Iterable[Path]) -> None:
 
 def _held_error(output: Path, lock: IO[bytes]) -> LampError:
     lock.seek(0)
-    known = lock.read().decode("utf-8", "replace").strip() or "another lamp command"
-    return LampError(f"{output}: {known} is writing to it; wait until it ends, or stop it")
+    holder = lock.read().decode("utf-8", "replace").strip() or "another lamp command"
+    return LampError(f"{output}: {holder} is writing to it; wait until that command ends, or stop it")
 
 
 def unlock(paths: Iterable[Path]) -> None:
@@ -261,10 +263,14 @@ def is_temporary(path: Path) -> bool:
 def check_replaceable(output: Path, record: Mapping[str, Any]) -> None:
     """Raises LampError if `--force` would remove a file that no run record names."""
     if not is_record(record):
-        raise LampError(f"{record_path(output)}: not a run record of lamp, so --force removes nothing; move it away")
+        raise LampError(
+            f"{record_path(output)}: not a run record of lamp, so --force removes nothing; move this file away"
+        )
     if output.is_dir() and (found := unnamed_files(output)):
         names = ", ".join(map(str, found[:_SHOWN])) + (", ..." if len(found) > _SHOWN else "")
-        raise LampError(f"{output}: --force removes only what lamp made, and no record names {names}; move it away")
+        raise LampError(
+            f"{output}: --force removes only files that a run record names, not {names}; move these files away"
+        )
 
 
 def is_record(record: Any) -> bool:
@@ -345,7 +351,7 @@ def check_staged(output: Path, *, directory: bool) -> None:
         if staged_path(path, directory=False).exists() and path not in known:
             foreign.append(staged_path(path, directory=False))
     if foreign:
-        raise LampError(f"{foreign[0]}: is where --force writes, and no record says that lamp made it; move it away")
+        raise LampError(f"{foreign[0]}: is where --force writes, and no run record names it; move it away")
 
 
 def beside_of(record: Mapping[str, Any], output: Path) -> dict[str, tuple[Path, str | None]]:

@@ -35,7 +35,7 @@ def read_declaration(environment: Mapping[str, str]) -> GroupDeclaration | None:
     """Process group that the environment declares; None for one process. LampError for an incomplete declaration."""
     find = environment.get(HOSTS, "")
     if find not in ("", "all"):
-        raise LampError(f"{HOSTS}={find}: say {HOSTS}=all, and jax finds the other processes, or leave it out")
+        raise LampError(f"{HOSTS}={find}: set {HOSTS}=all, so that jax finds the other processes, or unset it")
     if find:
         return GroupDeclaration()
     names = (ADDRESS, NUMBER, INDEX)
@@ -44,11 +44,13 @@ def read_declaration(environment: Mapping[str, str]) -> GroupDeclaration | None:
         return None
     given = ", ".join(f"{name}={environment[name]}" for name in names if name not in missing)
     if missing:
-        raise LampError(f"{given}: several processes need {' and '.join(missing)} too; or leave all three out")
+        raise LampError(
+            f"{given}: several processes need {' and '.join(missing)} too; set all three variables, or none of them"
+        )
     if ":" not in environment[ADDRESS]:
         raise LampError(f"{ADDRESS}={environment[ADDRESS]}: give HOST:PORT of the first process")
     if not (environment[NUMBER].isdecimal() and environment[INDEX].isdecimal()):
-        raise LampError(f"{given}: {NUMBER} and {INDEX} are whole numbers from 0 on")
+        raise LampError(f"{given}: {NUMBER} and {INDEX} must be integers from 0 on")
     number, index = int(environment[NUMBER]), int(environment[INDEX])
     if not index < number:
         raise LampError(f"{NUMBER}={number}, {INDEX}={index}: processes are numbered from 0 to {NUMBER} - 1")

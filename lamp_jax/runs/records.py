@@ -61,7 +61,7 @@ class RunRecord:
     Of several processes all have it; the first reads and writes.
 
     `state` is what the command found: nothing, its own unfinished work, or its own finished output. The command writes
-    to `place`: the output itself or, where `--force` replaces one, a location beside it.
+    to `target`: the output itself or, where `--force` replaces one, a location beside it.
     """
 
     output: Path
@@ -91,7 +91,7 @@ class RunRecord:
         return staged_path(path, directory=False) if self.staged else path
 
     def redirect(self, options: AnyOptions) -> AnyOptions:
-        """The options with `place` as their `output`."""
+        """The options with `target` as their `output`."""
         return replace(options, output=str(self.target))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def begin(self) -> None:
@@ -238,7 +238,7 @@ def guard_outputs(run: Stage) -> Stage:
     return guarded  # pyright: ignore[reportReturnType]
 
 
-_REMEDY = "make room or give another --output; the same command goes on"
+_REMEDY = "free disk space or give another --output; run the same command again to resume"
 
 
 def digest(name: str, *, checked: Sequence[str] = ()) -> str:
@@ -287,7 +287,9 @@ class _RequestedOutputs:
         check_apart(written, inputs)
         check_kind(self.output, directory=self.directory)
         if any((one.output, one.part) == (self.output, self.part) for records in _reservations for one in records):
-            raise LampError(f"{self.output}: this process is writing to it; wait until that command ends")
+            raise LampError(
+                f"{self.output}: another command of this process is writing to it; wait until that command ends"
+            )
 
     def lock(self, holder: str) -> list[Path]:
         """Locks all outputs or, with a LampError, none, where another process has locked one."""
@@ -327,10 +329,10 @@ class _ExistingOutput:
         record, path = read_record(self.output), record_path(self.output)
         if record is None:
             if existing := self._existing():
-                raise LampError(f"{existing}: exists, and no record says how it was made; move it away")
+                raise LampError(f"{existing}: exists without a run record; move it away")
             return "new"
         if not is_record(record):
-            raise LampError(f"{path}: not a run record of lamp; move it away, or give another --output")
+            raise LampError(f"{path}: not a run record of lamp; move this file away, or give another --output")
         self._check_beside(record)
         if not _has_content(self.output, self.directory):
             return "new"
@@ -356,7 +358,7 @@ class _ExistingOutput:
         record, existing = read_record(self.output), self._existing()
         if record is None:
             if existing:
-                raise LampError(f"{existing}: no record says that lamp made it, so --force keeps it; move it away")
+                raise LampError(f"{existing}: no run record names it, so --force does not remove it; move it away")
             return "new", False
         check_replaceable(self.output, record)
         self._check_beside(record)

@@ -41,7 +41,7 @@ def _one_spelling(url: str, scheme: str, place: str) -> str:
     if _MARK in place:
         raise LampError(f"{url}: a chain of file systems; copy the file, and give its own path or URL")
     if ".." in parts:
-        raise LampError(f"{url}: '..' in a URL; give the URL of the place itself")
+        raise LampError(f"{url}: '..' in a URL; give the URL without '..'")
     if scheme in _LOCAL:
         if not place.startswith("/"):
             raise LampError(f"{url}: a relative path; give {scheme}:///DIRECTORY/NAME, or the path without {scheme}://")

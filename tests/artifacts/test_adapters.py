@@ -121,14 +121,14 @@ def test_numbers_of_any_float_type_are_converted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": 4}, "rank 1 in the store, 4 asked for; give the store's values"),
-        ({"alpha": 8.0, "rank": 2}, "rank 1 in the store, 2 asked for; alpha 32.0 in the store, 8.0 asked for"),
-        ({"targets": ("q", "v")}, "targets q in the store, q v asked for"),
-        ({"dtype": "bfloat16"}, "dtype float32 in the store, bfloat16 asked for"),
+        ({"rank": 4}, "rank 1 in the store, 4 requested; give the store's values"),
+        ({"alpha": 8.0, "rank": 2}, "rank 1 in the store, 2 requested; alpha 32.0 in the store, 8.0 requested"),
+        ({"targets": ("q", "v")}, "targets q in the store, q v requested"),
+        ({"dtype": "bfloat16"}, "dtype float32 in the store, bfloat16 requested"),
         ({"shapes": {"other": (1,)}}, r"shape of encoder.attention.query.down \(2, 3, 1\) in the store, none asked"),
         (
             {"base": "c3", "base_name": "t5-base"},
-            r"its base model is t5-small, another one than t5-base \(their weights differ\); give the model",
+            r"its base model is t5-small, not t5-base \(their weights differ\); give the model",
         ),
     ],
 )
@@ -218,14 +218,14 @@ def test_one_matrix_of_zeros_among_others_has_effect(tmp_path):
 
 
 def test_users_without_an_adapter_are_counted_and_named(store):
-    with pytest.raises(LampError, match=r"no adapter of 6 of 7 users \(a, b, c, d, e, \.\.\.\); train or import"):
+    with pytest.raises(LampError, match=r"no adapters for 6 of 7 users \(a, b, c, d, e, \.\.\.\); train or import"):
         store.read(["a", "b", "c", "old", "d", "e", "f"])
 
 
 def test_a_store_that_is_read_is_not_appended_to(store):
     with (
         closing(open_store(store.directory)) as read,
-        pytest.raises(ValueError, match="create_store opens it to append"),
+        pytest.raises(ValueError, match="open the store with create_store to append"),
     ):
         read.append([], draw(SMALL, 0))
 
@@ -321,7 +321,7 @@ def test_a_store_that_lost_files_is_refused_and_left_alone(never_cut, tmp_path, 
     ("change", "message"),
     [
         ({"crc32": 1}, "the list of segments is damaged"),
-        ({"version": 3}, "of version 3, and this lamp knows 2"),
+        ({"version": 3}, "store version 3, but this lamp reads version 2"),
         ({"version": None}, "'version' cannot be None"),
         ({"segments": {}}, "'segments' cannot be {}"),
         ({"segments": [1]}, "the list of segments is damaged"),
@@ -578,7 +578,7 @@ def test_files_that_lost_their_form_are_not_taken_for_another(never_cut, tmp_pat
         directory = tmp_path / Path(path).name
         directory.mkdir()
         (directory / directory.name).write_text("a file of a store")
-        with pytest.raises(LampError, match=rf"{directory.name}: is there without adapters\.json"):
+        with pytest.raises(LampError, match=rf"{directory.name}: exists without adapters\.json"):
             create_store(directory, SMALL)
         assert [path.name for path in directory.iterdir()] == [directory.name]
 
@@ -619,7 +619,7 @@ def test_a_form_without_one_of_its_values_is_named(never_cut, tmp_path, key):
 @pytest.mark.parametrize("text", ["[]", "{", ""])
 def test_a_form_that_is_no_object_is_named(tmp_path, text):
     (tmp_path / FORM).write_text(text)
-    with pytest.raises(LampError, match=r"adapters\.json: (expected an object|not whole JSON)"):
+    with pytest.raises(LampError, match=r"adapters\.json: (expected an object|invalid JSON)"):
         open_store(tmp_path)
 
 
@@ -663,4 +663,4 @@ def test_a_user_without_an_adapter_is_served_by_everybodys(store):
 
 @pytest.mark.parametrize("items", [2**63, -(2**63)])
 def test_numbers_of_items_that_no_file_can_hold_are_refused(store, items):
-    assert_refused(store, "give less than 2", [AdapterEntry("a", items, 1, None)], draw(SMALL, 1))
+    assert_refused(store, "give fewer than 2", [AdapterEntry("a", items, 1, None)], draw(SMALL, 1))

@@ -86,7 +86,7 @@ def test_directories_and_files_are_read_together(tmp_path):
 
 def test_another_tasks_feedback_is_refused(tmp_path):
     directory = write_directory(tmp_path / "feedback", QUESTIONS, task="LaMP_3")
-    with pytest.raises(LampError, match=r"feedback of LaMP-3, where LaMP-2 is trained"):
+    with pytest.raises(LampError, match=r"feedback of LaMP-3, but the task is LaMP-2"):
         read_feedback([directory], TASK, QUESTIONS, profile_size=2)
 
 
@@ -113,7 +113,7 @@ def test_of_many_missing_pairs_the_first_are_named(tmp_path):
 
 def test_a_pair_that_is_there_twice_is_an_error(tmp_path):
     sources = [write_directory(tmp_path / name, QUESTIONS) for name in ("one", "other")]
-    with pytest.raises(LampError, match=r"other: question '1', item 'a': there twice"):
+    with pytest.raises(LampError, match=r"other: question '1', item 'a': occurs twice"):
         read_feedback(sources, TASK, QUESTIONS, profile_size=2)
 
 
@@ -172,7 +172,7 @@ def test_a_retrievers_record_that_is_there_twice_is_refused(tmp_path):
     pool, found = read_retriever_feedback(write_retrievers(tmp_path / "one", records), TASK, QUESTIONS)
     assert pool == ["none", "bm25"]
     assert [record for by_name in found.values() for record in by_name.values()] == records
-    with pytest.raises(LampError, match="question '1', retriever 'bm25': there twice"):
+    with pytest.raises(LampError, match="question '1', retriever 'bm25': occurs twice"):
         read_retriever_feedback(write_retrievers(tmp_path / "two", [*records, records[1]]), TASK, QUESTIONS)
 
 
@@ -208,11 +208,11 @@ AMBIGUOUS = [question("u", "1-a"), question("u-1", "a")]
 
 def test_a_reference_file_where_one_name_would_stand_for_two_pairs_is_neither_written_nor_read(tmp_path):
     directory = write_directory(tmp_path / "feedback", AMBIGUOUS)
-    with pytest.raises(LampError, match=r"'u-1-a' would stand for two pairs"):
+    with pytest.raises(LampError, match=r"'u-1-a' would be the key of two pairs"):
         write_reference(tmp_path / "scores.json", AMBIGUOUS, read_records(directory, "items"))
     assert not (tmp_path / "scores.json").exists()
     source = write_file(tmp_path / "scores.json", {"u-1-a": {"accuracy": 1.0}})
-    with pytest.raises(LampError, match=r"'u-1-a' would stand for two pairs"):
+    with pytest.raises(LampError, match=r"'u-1-a' would be the key of two pairs"):
         read_feedback([source], TASK, AMBIGUOUS, profile_size=2)
     # In a directory both have their own names.
     assert read_feedback([directory], TASK, AMBIGUOUS, profile_size=2) == expected(AMBIGUOUS)
@@ -229,7 +229,7 @@ def test_names_in_a_reference_file_are_an_error_exactly_where_two_pairs_share_on
     folder = tmp_path_factory.mktemp("feedback")
     records = [feedback_record("items", pair.names, "", None, worth(pair)) for pair in pairs]
     if len(set(names)) < len(names):
-        with pytest.raises(LampError, match="would stand for two pairs"):
+        with pytest.raises(LampError, match="would be the key of two pairs"):
             write_reference(folder / "scores.json", questions, records)
     else:
         write_reference(folder / "scores.json", questions, records)
@@ -239,7 +239,7 @@ def test_names_in_a_reference_file_are_an_error_exactly_where_two_pairs_share_on
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[]", "as the public code writes it"), ('{"1-a": 1.0}', "as the public code writes it"), ("{", "not whole JSON")],
+    [("[]", "as the public code writes it"), ('{"1-a": 1.0}', "as the public code writes it"), ("{", "invalid JSON")],
 )
 def test_a_file_of_another_form_is_named(tmp_path, content, words):
     source = tmp_path / "scores.json"
@@ -251,5 +251,5 @@ def test_a_file_of_another_form_is_named(tmp_path, content, words):
 
 def test_a_pair_that_two_reference_files_hold_is_an_error(tmp_path):
     sources = [write_file(tmp_path / f"{n}.json", {"4-e": {"accuracy": float(n)}}) for n in range(2)]
-    with pytest.raises(LampError, match="twice"):
+    with pytest.raises(LampError, match="in another file too"):
         read_feedback(sources, TASK, QUESTIONS[3:], profile_size=2)

@@ -114,7 +114,7 @@ def test_a_finished_store_that_lost_users_is_not_converted(old, tmp_path, capsys
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "line 2: not whole JSON"),
+        (b"{", "line 2: invalid JSON"),
         (b"[]", "line 2: expected an object"),
         (b'{"user": "b"}', "line 2: 'items' cannot be nothing"),
         (b'{"user": 1, "items": 1, "updates": 1, "loss": null, "crc32": 1}', "line 2: 'user' cannot be 1"),

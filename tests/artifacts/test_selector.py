@@ -103,12 +103,12 @@ def test_a_restricted_pool_can_be_written_and_read(tmp_path_factory, order, coun
 
 
 def test_retrievers_that_are_not_in_the_pool_are_named_with_the_file():
-    with pytest.raises(LampError, match=r"data/pool\.json: no retriever bm52, rrf in its pool of none, bm25, dense"):
+    with pytest.raises(LampError, match=r"data/pool\.json: no candidates of bm52, rrf; .* are none, bm25, dense"):
         POOL.restrict(["bm52", "dense", "rrf"], "data/pool.json")
 
 
 def test_a_question_left_without_a_candidate_is_named_with_the_file():
-    with pytest.raises(LampError, match=r"data/pool\.json: 1 questions have no candidate \(2\)"):
+    with pytest.raises(LampError, match=r"data/pool\.json: 1 questions have no candidates \(2\)"):
         POOL.restrict(["none"], "data/pool.json")
 
 
@@ -158,7 +158,7 @@ def test_a_file_of_another_form_names_the_command_that_makes_it(tmp_path, key):
 
 def test_a_list_is_no_pool(tmp_path):
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(LampError, match=r"list\.json: no candidates; make them with `lamp selector-data`"):
+    with pytest.raises(LampError, match=r"list\.json: not a file of candidates; make it with `lamp selector-data`"):
         read_candidates(tmp_path / "list.json")
 
 
@@ -167,7 +167,7 @@ def test_a_file_that_is_missing_or_not_whole_is_named(tmp_path):
         read_candidates(tmp_path / "pool.json")
     write_candidates(tmp_path / "pool.json", POOL)
     (tmp_path / "pool.json").write_bytes((tmp_path / "pool.json").read_bytes()[:-9])
-    with pytest.raises(LampError, match=r"pool\.json: not whole JSON"):
+    with pytest.raises(LampError, match=r"pool\.json: invalid JSON"):
         read_candidates(tmp_path / "pool.json")
 
 
@@ -194,7 +194,7 @@ def test_a_broken_candidate_is_an_error_with_its_question(tmp_path, record):
 
 def test_a_candidate_of_no_retriever_of_the_pool_is_an_error_with_its_question(tmp_path):
     message = broken(tmp_path, lambda content: content["pool"].remove("dense"))
-    assert "question '1': dense is not in the pool of none, bm25" in message
+    assert "question '1': candidates of dense, but 'pool' lists none, bm25" in message
 
 
 def test_questions_without_candidates_are_counted_and_named(tmp_path):
@@ -202,4 +202,4 @@ def test_questions_without_candidates_are_counted_and_named(tmp_path):
         for record in content["questions"]:
             record["candidates"] = {}
 
-    assert "2 questions have no candidate (1, 2)" in broken(tmp_path, empty)
+    assert "2 questions have no candidates (1, 2)" in broken(tmp_path, empty)

@@ -108,7 +108,7 @@ def test_a_number_beyond_64_bits_is_an_error_that_names_the_file(tmp_path, field
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"1": [%s]}' % ("9" * 5000), '{"1": "\udcff"}x', "{"])
 def test_json_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path, content):
     (tmp_path / "bad.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(LampError, match=r"bad\.json: not whole JSON"):
+    with pytest.raises(LampError, match=r"bad\.json: invalid JSON"):
         read_json(tmp_path / "bad.json")
 
 

@@ -86,7 +86,7 @@ def test_an_output_is_one_text_or_number(tmp_path, value, fits):
     path.write_text(outputs(output=value))
     assert is_read(read_outputs, path) == passes(path) == fits
     if not fits and value != "null":
-        with pytest.raises(LampError, match="id 'q': 'output' must be one text or number"):
+        with pytest.raises(LampError, match="id 'q': 'output' must be a text or a number"):
             read_outputs(path)
     asked.write_text(question(output=value))
     assert is_read(read_questions, asked) == passes(asked) == (fits or value == "null")

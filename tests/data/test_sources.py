@@ -89,7 +89,7 @@ def test_official_objects_are_read_as_lists_are(tmp_path):
 
 def test_bad_files_are_named_at_once_and_bad_records_when_they_are_read(tmp_path):
     path = tmp_path / "bad.json"
-    for content, words in (("[]", "no records"), ('[{"id": 1}', "broken off"), ("<html>", "neither a JSON list")):
+    for content, words in (("[]", "no records"), ('[{"id": 1}', "truncated JSON"), ("<html>", "neither a JSON list")):
         path.write_text(content)
         with pytest.raises(LampError, match=rf"bad\.json.*{words}"):
             JsonSource(path)
@@ -125,13 +125,13 @@ def test_what_is_no_part_of_the_right_data_set_is_named(tree):
         (data / "dev", TASK, ("lamp2-dev-110",), "has no part 'dev'; there are train"),
         (data / "profiles", TASK, ("lamp2-dev-110",), "has no part 'profiles'"),
         (data / "train", find_task("LaMP-2"), ("lamp2-dev-110",), "a data set of LaMP-3, where LaMP-2"),
-        (data / "train", TASK, (), "with the patches lamp2-dev-110, and these settings want none"),
+        (data / "train", TASK, (), "with the patches lamp2-dev-110, but the settings name none"),
         (tree / "none.json", TASK, (), r"none\.json: no such file"),
         (tree / "nowhere/train", TASK, (), "no such file"),
     ):
         with pytest.raises(LampError, match=words):
             open_source(path, task, patches)
-    with pytest.raises(LampError, match="no data set"):
+    with pytest.raises(LampError, match="not a data set"):
         LampSource(tree, "train")
 
 

@@ -189,7 +189,7 @@ def test_defects_are_mended_and_the_files_are_recorded(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("dev_questions.json", '[{"id": "1", "input": "x", "profile": []}, {"id": "2"', "broken off"),
+        ("dev_questions.json", '[{"id": "1", "input": "x", "profile": []}, {"id": "2"', "truncated JSON"),
         (
             "dev_questions.json",
             '[{"id": "1", "input": "x", "profile": [{"id": "7", "text": "a"}]}]',
@@ -213,7 +213,7 @@ def test_a_number_that_would_not_come_back_is_refused(tmp_path):
     item = f'{{"id": "7", "text": "a", "score": {2**64 + 1}}}'
     content = f'[{{"id": "1", "input": "\\ud83d", "profile": [{item}]}}]'
     (tmp_path / "dev_questions.json").write_text(content)
-    with pytest.raises(LampError, match=r"dev_questions\.json, question '1': holds a number"):
+    with pytest.raises(LampError, match=r"dev_questions\.json, question '1': contains a number"):
         prepare(tmp_path, tmp_path / "out")
 
 

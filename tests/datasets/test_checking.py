@@ -59,7 +59,7 @@ def test_golds_make_questions_merged_ones(tmp_path):
 
 GOOD = json.dumps(question("9")).encode()
 IN_QUESTIONS = {  # finding: a file of LaMP-3's questions with exactly that one, and its example
-    "broken file": (b"[" + GOOD + b', {"id": "2', "{path}: not whole JSON, broken off after 1 whole records"),
+    "broken file": (b"[" + GOOD + b', {"id": "2', "{path}: truncated JSON, which ends after 1 complete records"),
     "broken record": (b"[" + GOOD + b', {"id" 2}]', "record 1, byte "),
     "nan": (b"[" + GOOD + b', {"id": NaN}]', "record 1, byte "),
     "key twice": (b"[" + GOOD + b', {"id": "1", "id": "2"}]', "record 1, byte "),
@@ -122,7 +122,7 @@ def test_what_stands_before_a_break_is_counted(tmp_path, monkeypatch, chunk):
     checked = check(tmp_path / "q.json", whole[:-2])
     assert checked.facts["records"] == 19
     assert found(checked)["empty profile"] == (19, ["question '0'", "question '1'", "question '2'"])
-    assert "broken off after 19 whole records" in found(checked)["broken file"][1][0]
+    assert "ends after 19 complete records" in found(checked)["broken file"][1][0]
 
 
 def test_the_result_does_not_depend_on_who_works(tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_rankings_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "neither"), (b"[]", "holds no records"), ("[{}]".encode("utf-16"), "UTF-16")]
+    ("content", "words"), [(b"", "neither"), (b"[]", "contains no records"), ("[{}]".encode("utf-16"), "UTF-16")]
 )
 def test_what_is_no_such_file_is_one_error(tmp_path, content, words):
     checked = check(tmp_path / "q.json", content, task=TASK)

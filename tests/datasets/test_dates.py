@@ -155,7 +155,7 @@ def test_dates_are_ordered_by_the_moment_whatever_their_form(dates):
 
 @pytest.mark.parametrize("text", ["01/02/2003", "31/12/2003", "1.2.03", "12-31-2003 10:15 PM"])
 def test_a_date_whose_day_and_month_may_be_exchanged_is_refused(text):
-    with pytest.raises(LampError, match=r"day and month may be exchanged; .* --date-format"):
+    with pytest.raises(LampError, match=r"day and month are ambiguous; .* --date-format"):
         read_date(text, form="date")
 
 
@@ -209,8 +209,8 @@ def test_a_format_that_can_be_used_is_accepted(format):
 @pytest.mark.parametrize(
     ("format", "message"),
     [
-        ("%Y-%Q", "'%Q' is no code of strptime; give some of %a, %A"), ("%Y-%", "'%' is no code"),
-        ("%-d.%m.%Y", "'%-' is no code"), ("%Y % d", "'% ' is no code"), ("%é %Y", "'%é' is no code"),
+        ("%Y-%Q", "'%Q' is not a code of strptime; the codes are %a, %A"), ("%Y-%", "'%' is not a code"),
+        ("%-d.%m.%Y", "'%-' is not a code"), ("%Y % d", "'% ' is not a code"), ("%é %Y", "'%é' is not a code"),
         ("%Y %Y", "cannot be used"), ("%c %Y", "cannot be used"), ("%G", "cannot be used"),
         ("%d.%m.", "has no year; give %Y"), ("today", "has no year"), ("%%Y", "has no year"),
     ],

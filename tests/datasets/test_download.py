@@ -206,7 +206,9 @@ def test_a_broken_connection_is_resumed(tmp_path, server):
 
 def test_a_later_run_resumes_what_an_earlier_one_left(tmp_path, server):
     server.script(Answer(cut=HALF), Answer(status=503))
-    assert_failed(tmp_path, bring(tmp_path, server.address, attempts=1), "HTTP 503", "the same command tries again")
+    assert_failed(
+        tmp_path, bring(tmp_path, server.address, attempts=1), "HTTP 503", "run the same command to try again"
+    )
     assert partial_bytes(tmp_path) == QUESTIONS[:HALF]
     server.script(Answer())
     assert_came(tmp_path, bring(tmp_path, server.address))
@@ -307,7 +309,7 @@ def test_a_file_of_unannounced_length_is_known_whole_by_its_json(tmp_path, serve
     server.script(Answer(length=False))
     assert_came(tmp_path, bring(tmp_path, server.address))
     server.script(Answer(length=False, cut=HALF))
-    assert_failed(tmp_path / "other", bring(tmp_path / "other", server.address), "broken off")
+    assert_failed(tmp_path / "other", bring(tmp_path / "other", server.address), "truncated JSON")
 
 
 def test_mirrors_are_asked_in_order_and_the_first_that_has_the_file_gives_it(tmp_path, server, mirror):
@@ -374,7 +376,7 @@ def test_a_file_that_was_copied_there_is_checked_and_recorded_without_fetching(t
     place.parent.mkdir(parents=True)
     place.write_bytes(QUESTIONS[:-9])
     (bad,) = bring(tmp_path, server.address)
-    assert "not whole JSON" in str(bad.error)
+    assert "truncated JSON" in str(bad.error)
     place.write_bytes(QUESTIONS)
     outcomes = bring(tmp_path, server.address)
     assert_came(tmp_path, outcomes)
@@ -387,7 +389,7 @@ def test_a_recorded_file_that_was_changed_is_neither_trusted_nor_overwritten(tmp
     bring(tmp_path, server.address)
     (tmp_path / FILE.path).write_bytes(OUTPUTS)
     (outcome,) = bring(tmp_path, server.address)
-    assert "was changed after it came; remove it" in str(outcome.error)
+    assert "was changed after the download; remove it" in str(outcome.error)
     assert (tmp_path / FILE.path).read_bytes() == OUTPUTS
 
 
@@ -400,7 +402,7 @@ def test_a_full_disk_is_named_and_what_came_is_resumed(tmp_path, server, monkeyp
         patched.setattr("os.replace", full)
         (outcome,) = bring(tmp_path, server.address)
     assert "No space left on device" in str(outcome.error)
-    assert "make room" in str(outcome.error)
+    assert "free disk space" in str(outcome.error)
     assert_came(tmp_path, bring(tmp_path, server.address))
 
 

@@ -81,13 +81,13 @@ def test_byte_order_marks_and_empty_lines_are_passed_over(tmp_path):
     [
         ("a.txt", b"", r"a\.txt: rows are read from files named \.parquet, \.csv"),
         ("a.csv", b"", r"a\.csv: empty"),
-        ("a.jsonl", b"\n", r"a\.jsonl: holds no rows"),
-        ("a.parquet", b"", r"a\.parquet: not a whole parquet file"),
-        ("a.csv", b"a,b,a\n1,2,3\n", r"two columns have one name"),
+        ("a.jsonl", b"\n", r"a\.jsonl: contains no rows"),
+        ("a.parquet", b"", r"a\.parquet: not a complete parquet file"),
+        ("a.csv", b"a,b,a\n1,2,3\n", r"two columns have the same name"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", r"row 2: 3 values for 2 columns"),
         ("a.csv", b'a,b\n1,2\n1,"2\n', r"row 2: unexpected end of data"),
         ("a.csv", b"a,b\n1,\xff\n", r"not UTF-8"),
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"line 2: not whole JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"line 2: invalid JSON"),
         ("a.jsonl", b'[{"a": 1}]\n', r"line 1: each line is one object; found \["),
     ],
 )
@@ -162,9 +162,9 @@ def test_any_pattern_is_filled_or_refused(text):
         ("text=", "write FIELD=COLUMN"),
         ("review=text", "no field 'review'; the fields of LaMP-3 are user, text, score, date, input"),
         ("reference=x", "no field 'reference'"),
-        ("text={a", "brace without its partner"),
-        ("text={a}}", "brace without its partner"),
-        ("text={}", "brace without its partner"),
+        ("text={a", "unmatched brace"),
+        ("text={a}}", "unmatched brace"),
+        ("text={}", "unmatched brace"),
         ("text={{a}}", "names no column"),
     ],
 )
@@ -259,8 +259,9 @@ def test_a_number_is_the_label_that_it_means(value, rounding, label):
 @pytest.mark.parametrize(
     ("value", "rounding", "reason"),
     [
-        ("3.5", "no", "between two labels"), ("0", "no", "no label"), ("5.5", "up", "no label"),
-        ("0.5", "down", "no label"), ("inf", "up", "no label"), ("nan", "no", "no label"), ("good", "up", "no label"),
+        ("3.5", "no", "between two labels"), ("0", "no", "not a label"), ("5.5", "up", "not a label"),
+        ("0.5", "down", "not a label"), ("inf", "up", "not a label"), ("nan", "no", "not a label"),
+        ("good", "up", "not a label"),
     ],
 )  # fmt: skip
 def test_what_is_no_label_is_dropped(value, rounding, reason):
@@ -270,7 +271,7 @@ def test_what_is_no_label_is_dropped(value, rounding, reason):
 
 def test_labels_of_words_are_found_as_they_are():
     assert read_label(" true story\n", find_task("LaMP-2"), rounding="no") == "true story"
-    with pytest.raises(UnusableValue, match="tag is no label of LaMP-2"):
+    with pytest.raises(UnusableValue, match="tag is not a label of LaMP-2"):
         read_label("3", find_task("LaMP-2"), rounding="no")
 
 
@@ -307,10 +308,10 @@ def test_every_reason_is_counted_with_its_first_rows(tmp_path):
     assert {reason: (rows.count, rows.first_rows) for reason, rows in found.dropped.items()} == {
         "no user": (4, [1, 2, 3, 4]),
         "no text": (3, [5, 6, 7]),
-        "a value of type dict, which is no text": (1, [8]),
+        "a value of type dict, which is not a text": (1, [8]),
         "no score": (1, [9]),
         "score between two labels (see --round-scores)": (6, [10, 11, 12, 13, 14]),
-        "score is no label of LaMP-3": (1, [16]),
+        "score is not a label of LaMP-3": (1, [16]),
         "unreadable date (see --date-form)": (1, [17]),
     }
     assert (found.rows, found.kept, found.users) == (17 + len(ROWS), len(ROWS), 3)
@@ -326,7 +327,7 @@ def test_a_file_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path):
 
 
 def test_a_file_of_a_header_alone_is_refused(tmp_path):
-    with pytest.raises(LampError, match="holds no rows"):
+    with pytest.raises(LampError, match="contains no rows"):
         gather_all(tmp_path, write_csv(tmp_path / "a.csv", [list(ROWS[0])]))
 
 
@@ -366,12 +367,12 @@ def test_what_is_neither_text_nor_whole_number_is_no_user(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "user": user} for user in bad] + ROWS)
     found, users = gather_all(tmp_path, path)
     assert {reason: (rows.count, rows.first_rows, rows.example) for reason, rows in found.dropped.items()} == {
-        "a user of type float, neither a text nor a whole number": (3, [1, 3, 6], "1.0"),
-        "a user of type bool, neither a text nor a whole number": (2, [2, 5], "True"),
-        "a user of type list, neither a text nor a whole number": (1, [4], "[1]"),
+        "a user id of type float, neither a text nor an integer": (3, [1, 3, 6], "1.0"),
+        "a user id of type bool, neither a text nor an integer": (2, [2, 5], "True"),
+        "a user id of type list, neither a text nor an integer": (1, [4], "[1]"),
     }
     assert [history.user for history in users] == ["u0", "u1", "u2"]
-    with pytest.raises(LampError, match=r"none of its 1 rows is usable; a user of type float, .*first rows 1; 1\.0"):
+    with pytest.raises(LampError, match=r"none of its 1 rows is usable; a user id of type float, .*first rows 1; 1\.0"):
         gather_all(tmp_path / "1", write_jsonl(tmp_path / "b.jsonl", [{**ROWS[0], "user": 1.0}]))
 
 

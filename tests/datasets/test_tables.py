@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
             r"in the first lines: not UTF-8 .* --encoding",
         ),
         ("late.csv", b"user,text\n" + b"u,x\n" * 9000 + b"\xe9,\n", TextFormat(), r"soon after row \d+: not UTF-8"),
-        ("latin.jsonl", b'{"user": "\xe9"}', TextFormat(), r"line 1: not whole JSON .* --encoding"),
+        ("latin.jsonl", b'{"user": "\xe9"}', TextFormat(), r"line 1: invalid JSON .* --encoding"),
         (
             "cut.json.gz",
             gzip.compress(b'[{"user": 1}, {"user": 2}]' * 99)[:-20],
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
             "broken.json.gz",
             gzip.compress(b'[{"user": 1}, '),
             TextFormat(),
-            r"broken\.json\.gz: not whole JSON, broken off",
+            r"broken\.json\.gz: truncated JSON",
         ),
         (
             "texts.json.gz",
@@ -128,14 +128,14 @@ def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
         ("list.jsonl", b'[{"user": 1}]', TextFormat(), r"line 1: each line is one object; .* from a file named \.json"),
         ("not.json", b'[{"user": "\xff"}]', TextFormat("ascii"), r"not\.json, in the first rows: not ascii"),
         ("not.jsonl", b'{"user": 1}\n' * 9999 + b"\xff", TextFormat("ascii"), r"soon after row \d+: not ascii"),
-        ("raw.csv", b'"0","u","x"\n"0","v","y"\n', TextFormat(), r"two columns have one name, among 0, u, x|"),
+        ("raw.csv", b'"0","u","x"\n"0","v","y"\n', TextFormat(), r"two columns have the same name, among 0, u, x|"),
         (
             "twice.csv",
             b"u,u,x\n",
             TextFormat(),
-            r"two columns have one name, .*; a file without a header needs --columns",
+            r"two columns have the same name, .*; a file without a header needs --columns",
         ),
-        ("a.jsonl", b'{"user": 1}', TextFormat(names=("user",)), r"--columns names the columns of a csv or tsv"),
+        ("a.jsonl", b'{"user": 1}', TextFormat(names=("user",)), r"--columns is for csv and tsv files"),
     ):
         (tmp_path / name).write_bytes(content)
         if words.endswith("|"):
@@ -150,7 +150,7 @@ def test_a_parquet_file_with_damaged_rows_is_named(tmp_path):
     content[20:60] = b"\xff" * 40
     (tmp_path / "a.parquet").write_bytes(content)
     assert columns_of(tmp_path / "a.parquet") == ("user", "text")
-    with pytest.raises(LampError, match=r"a\.parquet: not a whole parquet file"):
+    with pytest.raises(LampError, match=r"a\.parquet: not a complete parquet file"):
         list(read_rows(tmp_path / "a.parquet", ["user", "text"]))
 
 
@@ -241,7 +241,7 @@ def test_dates_that_are_not_needed_are_left_out_where_one_cannot_be_read(tmp_pat
     assert "2 cannot be read, and all dates of their users are left out" in capsys.readouterr().out
     dated = {question["user_id"]: {"date" in item for item in question["profile"]} for question in questions}
     assert dated == {"u": {False}, "v": {True}}
-    with pytest.raises(LampError, match=r"rows\.jsonl: the date '01/02/2003': its day and month may be exchanged"):
+    with pytest.raises(LampError, match=r"rows\.jsonl: the date '01/02/2003': its day and month are ambiguous"):
         build(tmp_path, rows)
 
 

@@ -197,7 +197,7 @@ def test_settings_of_another_form_are_an_error_with_the_file(tmp_path):
         with pytest.raises(LampError, match=r"selector\.json: does not describe a selector"):
             read_settings(tmp_path)
     (tmp_path / SETTINGS).write_text("{")
-    with pytest.raises(LampError, match=r"selector\.json: not whole JSON"):
+    with pytest.raises(LampError, match=r"selector\.json: invalid JSON"):
         read_settings(tmp_path)
 
 

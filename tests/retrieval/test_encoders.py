@@ -176,9 +176,9 @@ def module(kind, path="2_Other"):
         ({"modules": []}, r"modules\.json: expected a list of modules"),
         ({"modules": {}}, r"modules\.json: expected a list of modules"),
         ({"modules": [None]}, r"modules\.json: expected a list of modules"),
-        ({"modules": "[{"}, r"modules\.json: not whole JSON"),
+        ({"modules": "[{"}, r"modules\.json: invalid JSON"),
         ({"pooling": []}, r"1_Pooling/config\.json: expected an object"),
-        ({"pooling": "{"}, r"1_Pooling/config\.json: not whole JSON"),
+        ({"pooling": "{"}, r"1_Pooling/config\.json: invalid JSON"),
         ({"pooling": {**CLS, "pooling_mode_cls_token": 1}}, r"config\.json: pooling_mode_cls_token 1 is not supported"),
         ({"pooling": {**CLS, "pooling_mode_cls_token": False}}, r"config\.json: pooling_mode \[\] is not supported"),
         ({"pooling": {**CLS, "pooling_mode_attention": True}}, r"config\.json: pooling_mode_attention True is not"),
@@ -263,7 +263,7 @@ def spoil(**changes):
 @pytest.mark.parametrize(
     ("content", "message"),
     [(content, "expected an object with 'use_date'") for content in ("[]", "{}", '{"use_date": 1}')]
-    + [('{"use_date": tr', "not whole JSON")]
+    + [('{"use_date": tr', "invalid JSON")]
     + [
         (spoil(pooling=[]), "'pooling' cannot be"),
         (spoil(pooling="mean"), "'pooling' cannot be 'mean'"),

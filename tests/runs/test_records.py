@@ -164,7 +164,7 @@ def test_a_changed_output_is_refused(options, tmp_path):
 
 def test_a_file_of_somebody_else_is_refused(options, tmp_path):
     (tmp_path / "out.json").write_text("precious")
-    with pytest.raises(LampError, match="no record says how it was made"):
+    with pytest.raises(LampError, match="exists without a run record"):
         reserved(options)
 
 
@@ -172,7 +172,7 @@ def test_force_never_removes_a_directory_that_was_not_made_here(options, tmp_pat
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "precious.txt").write_text("precious")
     mine = replace(options, output=str(tmp_path / "home"), force=True)
-    with pytest.raises(LampError, match="no record says that lamp made it"):
+    with pytest.raises(LampError, match="no run record names it"):
         reserve(mine.output, mine, inputs=[], directory=True)
     assert (tmp_path / "home" / "precious.txt").exists()
 
@@ -233,7 +233,7 @@ def test_a_journal_that_was_cut_keeps_whole_entries_only(tmp_path):
 def test_a_line_of_a_journal_that_is_broken_is_named(tmp_path):
     path = tmp_path / "broken.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": \n')
-    with pytest.raises(LampError, match=r"broken\.jsonl, line 2: not whole JSON"):
+    with pytest.raises(LampError, match=r"broken\.jsonl, line 2: invalid JSON"):
         list(read_journal(path))
 
 
@@ -265,7 +265,7 @@ def test_opening_a_journal_changes_nothing_and_a_broken_one_can_be_opened_again(
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'"a"\n{\n"hal')
     for _ in range(2):
-        with pytest.raises(LampError, match=r"out\.jsonl, line 2: not whole JSON"):
+        with pytest.raises(LampError, match=r"out\.jsonl, line 2: invalid JSON"):
             Journal(path)
     path.write_bytes(b'"a"\n"hal')
     Journal(path).close()

@@ -73,6 +73,6 @@ def test_an_error_in_a_worker_is_that_error_here(processes):
 
 def test_an_empty_list_and_a_missing_file_are_named(tmp_path):
     (tmp_path / "empty.json").write_text("[]")
-    for name, words in (("empty.json", "holds no records"), ("none.json", "no such file")):
+    for name, words in (("empty.json", "contains no records"), ("none.json", "no such file")):
         with pytest.raises(LampError, match=f"{name}: {words}"):
             list(map_chunks(records_of, tmp_path / name, Work()))

@@ -607,7 +607,7 @@ def test_an_import_keeps_to_the_type_of_the_store(whole, tmp_path, capsys, kept)
     assert all(np.array_equal(*values) for values in found.values())
     other = {"float32": "bfloat16", "bfloat16": "float32"}[kept]
     assert lamp(*import_words(directory, tmp_path / "new", "--keep", other, user="third")) == 1
-    assert f"dtype {kept} in the store, {other} asked for" in capsys.readouterr().err
+    assert f"dtype {kept} in the store, {other} requested" in capsys.readouterr().err
 
 
 def test_an_export_of_another_store_at_the_same_place_is_not_done_already(whole, copied, tmp_path):
@@ -729,7 +729,7 @@ def test_a_store_of_another_base_is_refused(questions, whole, another_base, tmp_
     words = generate_words(questions, tmp_path / "p.json", "--adapters", whole, "--model", another_base)
     assert lamp(*words) == 1
     error = capsys.readouterr().err
-    assert f"{whole}: its base model is {MODEL}, another one than {another_base} (their weights differ)" in error
+    assert f"{whole}: its base model is {MODEL}, not {another_base} (their weights differ)" in error
     assert "give the model that it was made with, or another store" in error
     assert not list(tmp_path.iterdir())
 
@@ -746,7 +746,7 @@ def test_an_export_that_cannot_be_is_named(whole, another_base, tmp_path, capsys
     words = ("export-adapter", whole, "--output", tmp_path / "peft")
     assert lamp(*words, "--user", "u12") == 1
     error = capsys.readouterr().err
-    assert f"{whole}: no adapter of" in error
+    assert f"{whole}: no adapters for" in error
     assert "u12" in error
     assert lamp(*words, "--user", "u3", "--model", another_base) == 1
     assert "(their weights differ)" in capsys.readouterr().err
@@ -762,7 +762,7 @@ def test_an_import_that_cannot_be_leaves_a_store_as_it_is(whole, copied, another
         (import_words(directory, copied), "user 'u3' has an adapter already"),
         (import_words(directory, copied, user="new", model=another_base), "(their weights differ)"),
         (import_words(directory, copied, "--keep", "bfloat16", user="new"), "dtype float32 in the store, bfloat16"),
-        (import_words(directory, tmp_path / "other"), "rank 3 in the store, 2 asked for"),
+        (import_words(directory, tmp_path / "other"), "rank 3 in the store, 2 requested"),
         (import_words(tmp_path / "nothing", copied, user="new"), str(tmp_path / "nothing")),
     ):
         assert lamp(*words) == 1

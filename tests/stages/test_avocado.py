@@ -235,12 +235,12 @@ def test_archives_that_cannot_be_read_are_named(place, damage, words, workers):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ([question(1, TASK.input_for("hello"), [])], "question '1': expected a mail's id.*rebuilt already"),
-        ([question(1, "", [])], "question '1': expected a mail's id, found ''; is this an id file"),
-        ([question(1, "001-1-EM", ["two words"])], "question '1', profile item '10': expected a mail's id"),
+        ([question(1, TASK.input_for("hello"), [])], "question '1': expected the id of a mail.*rebuilt already"),
+        ([question(1, "", [])], "question '1': expected the id of a mail, found ''; is this an id file"),
+        ([question(1, "001-1-EM", ["two words"])], "question '1', profile item '10': expected the id of a mail"),
         (
             [{"id": "1", "input": "001-1-EM", "profile": [{"id": "9"}]}],
-            "question '1', profile item '9': expected a mail's id, found None",
+            "question '1', profile item '9': expected the id of a mail, found None",
         ),
     ],
 )
@@ -261,7 +261,7 @@ def test_options_that_cannot_be_met_are_refused(place):
     ):
         with pytest.raises(LampError, match=words):
             run(options(place, **changed))
-    for archives, words in (("empty", "holds no zip"), ("nowhere", "no such directory")):
+    for archives, words in (("empty", "contains no zip files"), ("nowhere", "no such directory")):
         with pytest.raises(LampError, match=words):
             run(Avocado(archives=str(place / archives), ids=str(place / "ids"), output=str(place / "out")))
 

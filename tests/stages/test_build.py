@@ -387,7 +387,7 @@ def test_too_few_items_are_an_error_before_anything_is_written(tmp_path):
         ({"dev_share": -0.1}, "together from 0 to 1"),
         ({"targets": "random"}, "--targets random: needs --split user"),
         ({"work": Work(workers=-1)}, "--workers -1"),
-        ({"date_format": "%Y-%Q"}, r"--date-format '%Y-%Q': '%Q' is no code of strptime"),
+        ({"date_format": "%Y-%Q"}, r"--date-format '%Y-%Q': '%Q' is not a code of strptime"),
         ({"date_format": "%Y", "date_form": "seconds"}, "--date-form and --date-format: give one of them"),
         ({"join": ("movies",)}, "write FILE:COLUMN"),
         ({"map": ("text",)}, "write FIELD=COLUMN"),

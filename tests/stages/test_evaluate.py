@@ -120,7 +120,7 @@ def test_the_same_command_again_is_done_and_another_is_refused(tmp_path, capsys)
     options = Evaluate(**{name: str(path) for name, path in paths.items()})
     write(paths["golds"], answers("LaMP_3", {"350": "4"}))
     write(paths["predictions"], '{"task": "LaMP_3", "golds": [')
-    with pytest.raises(LampError, match="not whole JSON"):
+    with pytest.raises(LampError, match="truncated JSON"):
         run(options)
     write(paths["predictions"], answers("LaMP_3", {"350": "4"}))
     run(options)  # the patched file needs no --force
@@ -170,7 +170,7 @@ def test_clipping_is_an_option(evaluate):
             answers("LaMP_3", {"1": "4"}),
             '{"task": "LaMP_3", "golds": [{"id": "1", "out',
             {},
-            r"P\.json: not whole JSON",
+            r"P\.json: truncated JSON",
         ),
         (
             answers("LaMP_3", {"1": "4"}),

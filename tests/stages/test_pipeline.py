@@ -207,7 +207,7 @@ def test_fine_tuning_starts_from_the_given_model(movie, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: (folder / "dev.json").write_text("[{"), "not whole JSON"),
+        (lambda folder: (folder / "dev.json").write_text("[{"), "truncated JSON"),
         (lambda folder: (folder / "dev.json").unlink(), "no such file"),
         (lambda folder: (folder / "model" / "model.safetensors").unlink(), "model.safetensors"),
     ],

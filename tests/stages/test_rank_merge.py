@@ -189,7 +189,7 @@ def test_one_bad_file_does_not_stop_the_others(tree, tmp_path, capsys):
     said = capsys.readouterr()
     assert "3 of 4 files are ranked and merged" in said.out
     assert "1 of 4 files failed:\nLaMP-3 train: " in said.err
-    assert "not whole JSON" in said.err
+    assert "truncated JSON" in said.err
 
 
 def test_best_is_the_papers_choice():
