@@ -100,7 +100,7 @@ class AdapterForm:
         """Settings for applying the adapters, without dropout."""
         return Lora(self.rank, self.alpha, self.targets, dropout=0.0)
 
-    def parts(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
+    def spans(self) -> Iterator[tuple[str, tuple[int, ...], slice]]:
         """Name and shape of each array, and its slice of a user's numbers."""
         start = 0
         for name, shape in self.shapes.items():
@@ -143,13 +143,18 @@ class AdapterStore:
     """
 
     def __init__(
-        self, directory: Path, form: AdapterForm, segments: StoreSegments, *, held: Sequence[IO[bytes]] | None = None
+        self,
+        directory: Path,
+        form: AdapterForm,
+        segments: StoreSegments,
+        *,
+        lock_files: Sequence[IO[bytes]] | None = None,
     ):
         self.directory, self.form = directory, form
         self.entries: Mapping[str, AdapterEntry] = _Entries(self)
         """By user, in the order of the rows."""
         self.segments = segments
-        self._held, self._pace = held, PublishThrottle()
+        self._lock_files, self._throttle = lock_files, PublishThrottle()
         self._opened: dict[str, Any] = {}
 
     def append(self, entries: Sequence[AdapterEntry], adapters: Mapping[str, np.ndarray]) -> None:
@@ -160,10 +165,10 @@ class AdapterStore:
         Raises LampError, without adding any user, for users who are in the store, for arrays or shapes other than the
         form's, for numbers that are not finite, and for adapters without effect.
         """
-        if self._held is None:
+        if self._lock_files is None:
             raise ValueError(f"{self.directory}: opened read-only; open the store with create_store to append")
         self._check_new(entries)
-        numbers = self._joined(len(entries), adapters)
+        numbers = self._concatenate(len(entries), adapters)
         self._check_numbers([entry.user for entry in entries], numbers)
         if entries:
             self.segments = _parse_segments(on_first(lambda: self._write(entries, numbers)), self.directory / FORM)
@@ -173,20 +178,20 @@ class AdapterStore:
 
         LampError for users without an adapter, with their number, and for a damaged adapter.
         """
-        records = self._reading(lambda: self._records(users, self._locate(users)))
+        records = self._with_current_segments(lambda: self._records(users, self._locate(users)))
         return self.arrays(records)
 
     def known(self, users: Sequence[str]) -> set[str]:
         """Users among these who have their own adapter; the same in all processes of a store opened to append."""
 
-        def look() -> list[str]:
-            return list(self._reading(lambda: self._locate(users)))
+        def locate() -> list[str]:
+            return list(self._with_current_segments(lambda: self._locate(users)))
 
-        return set(look() if self._held is None else on_first(look))
+        return set(locate() if self._lock_files is None else on_first(locate))
 
     def find(self, users: Sequence[str]) -> dict[str, AdapterEntry]:
         """Entries of those users who have an adapter."""
-        return {user: found.entry for user, found in self._reading(lambda: self._locate(users)).items()}
+        return {user: found.entry for user, found in self._with_current_segments(lambda: self._locate(users)).items()}
 
     def serving(self, users: Sequence[str | None]) -> list[str | None]:
         """User whose adapter serves each user: the user, or else EVERYBODY; None where the store has neither."""
@@ -197,30 +202,30 @@ class AdapterStore:
     def read_for(self, users: Sequence[str | None]) -> dict[str, np.ndarray]:
         """As `read`, the adapter that serves each user; zeros, which have no effect, where there is none."""
         serving = self.serving(users)
-        places = [place for place, user in enumerate(serving) if user is not None]
+        indices = [index for index, user in enumerate(serving) if user is not None]
         found = self.read([user for user in serving if user is not None])
         rows = {name: np.zeros((len(users), *values.shape[1:]), values.dtype) for name, values in found.items()}
         for name, values in found.items():
-            rows[name][places] = values
+            rows[name][indices] = values
         return rows
 
     def scan(self) -> Iterator[AdapterEntry]:
         """Entries of all users in order, read shard by shard. LampError for a damaged one."""
         row = 0
         while row < self.segments.users:
-            entries = self._reading(partial(self._entries_from, row))
+            entries = self._with_current_segments(partial(self._entries_from, row))
             yield from entries
             row += len(entries)
 
     def close(self) -> None:
-        for file in self._held or ():
+        for file in self._lock_files or ():
             (self.directory / _LOCK).unlink(missing_ok=True)
             file.close()
-        self._held = None
+        self._lock_files = None
 
     def check_files(self) -> None:
         """LampError where a segment is missing, or does not have its recorded size."""
-        self._reading(self._check_sizes)
+        self._with_current_segments(self._check_sizes)
 
     def sweep(self) -> None:
         """Removes files that killed appends left: segments that are not listed, and temporary files of segments."""
@@ -228,11 +233,11 @@ class AdapterStore:
             if is_segment(path.name, temporary=True) and path.name not in self.segments.names:
                 path.unlink()
 
-    def _reading(self, act: Callable[[], Value]) -> Value:
-        """Value of `act`, which is repeated with the newest list of segments where some were merged meanwhile."""
+    def _with_current_segments(self, function: Callable[[], Value]) -> Value:
+        """Value of `function`, which is repeated with the newest list of segments where some were merged meanwhile."""
         while True:
             try:
-                return act()
+                return function()
             except FileNotFoundError as error:
                 before, self.segments = self.segments, read_segments(self.directory)
                 if before == self.segments:
@@ -254,10 +259,10 @@ class AdapterStore:
         if segment.name not in self._opened:
             listed = self.segments.names
             self._opened = {name: opened for name, opened in self._opened.items() if name in listed}
-            self._opened[segment.name] = self._open_anew(segment)
+            self._opened[segment.name] = self._open_segment(segment)
         return self._opened[segment.name]
 
-    def _open_anew(self, segment: Segment) -> ShardFile | IndexFile:
+    def _open_segment(self, segment: Segment) -> ShardFile | IndexFile:
         if segment.kind == INDEX:
             return IndexFile(self.directory, segment)
         size = self.form.bytes_per_user // _TYPES[self.form.dtype].itemsize
@@ -277,10 +282,10 @@ class AdapterStore:
         wanted, found = list(dict.fromkeys(users)), {}
         hashes = np.array([hash_user(user_bytes(user)) for user in wanted], np.uint64)
         for segment in sorted(self.segments.index, key=lambda segment: -segment.users):
-            left = [place for place, user in enumerate(wanted) if user not in found]
+            left = [index for index, user in enumerate(wanted) if user not in found]
             if not left:
                 break
-            candidates = [(row, wanted[left[place]]) for place, row in self._open(segment).find(hashes[left])]
+            candidates = [(row, wanted[left[index]]) for index, row in self._open(segment).find(hashes[left])]
             for (row, user), shard, file in self._visit(candidates):
                 entry = shard.entry(file, row)
                 if entry is None:
@@ -298,24 +303,24 @@ class AdapterStore:
                 "import their adapters, or leave these users out"
             )
         records = np.empty((len(users), self.form.bytes_per_user), np.uint8)
-        for (row, place), shard, file in self._visit([(found[user].row, place) for place, user in enumerate(users)]):
-            data = shard.numbers(file, row)  # a map of the file would be fetched from a disk page by page
-            if zlib.crc32(data) != found[users[place]].checksum:
-                raise damaged(shard.file.path, f"the adapter of user {users[place]!r}")
-            records[place] = np.frombuffer(data, np.uint8)
+        for (row, index), shard, file in self._visit([(found[user].row, index) for index, user in enumerate(users)]):
+            data = shard.numbers(file, row)  # a memory map would be read from disk page by page
+            if zlib.crc32(data) != found[users[index]].checksum:
+                raise damaged(shard.file.path, f"the adapter of user {users[index]!r}")
+            records[index] = np.frombuffer(data, np.uint8)
         return records
 
     def _visit(self, rows: Iterable[tuple[int, Value]]) -> Iterator[tuple[tuple[int, Value], ShardFile, IO[bytes]]]:
         """Rows in ascending order, each with its value, its shard and the shard's open file."""
-        ordered = sorted(rows, key=lambda one: one[0])
-        for shard, group in groupby(ordered, key=lambda one: self._shard_of(one[0])):
+        ordered = sorted(rows, key=lambda pair: pair[0])
+        for shard, group in groupby(ordered, key=lambda pair: self._shard_of(pair[0])):
             with shard.file.open() as file:
-                yield from ((one, shard, file) for one in group)
+                yield from ((pair, shard, file) for pair in group)
 
     def arrays(self, records: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays of the form, [n, *its shape], from the users' bytes, uint8 [n, bytes per user]."""
         numbers = records.view(_TYPES[self.form.dtype])
-        return {name: numbers[:, part].reshape(len(records), *shape) for name, shape, part in self.form.parts()}
+        return {name: numbers[:, span].reshape(len(records), *shape) for name, shape, span in self.form.spans()}
 
     def _check_new(self, entries: Sequence[AdapterEntry]) -> None:
         known, seen = self.known([entry.user for entry in entries]), set[str]()
@@ -328,7 +333,7 @@ class AdapterStore:
                 raise LampError(f"{self.directory}: user {entry.user!r}: {entry.items} items; give fewer than 2**63")
             seen.add(entry.user)
 
-    def _joined(self, count: int, adapters: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _concatenate(self, count: int, adapters: Mapping[str, np.ndarray]) -> np.ndarray:
         """Concatenated arrays: [count, ...] of each -> [count, numbers per user] in the form's type."""
         missing = [name for name in self.form.shapes if name not in adapters]
         extra = [name for name in adapters if name not in self.form.shapes]
@@ -337,31 +342,31 @@ class AdapterStore:
             raise LampError(f"{self.directory}: adapters {' and '.join(parts)}; give the arrays of the store's form")
         size = sum(math.prod(shape) for shape in self.form.shapes.values())
         numbers = np.empty((count, size), _TYPES[self.form.dtype])
-        for name, shape, part in self.form.parts():
+        for name, shape, span in self.form.spans():
             values = np.asarray(adapters[name])
             if values.shape != (count, *shape):
                 raise LampError(
                     f"{self.directory}: {name} has the shape {list(values.shape)}, where {count} users of the store "
                     f"have {[count, *shape]}; give adapters of the store's form"
                 )
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is checked
-                numbers[:, part] = values.reshape(count, math.prod(shape))
+            with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
+                numbers[:, span] = values.reshape(count, math.prod(shape))
         return numbers
 
     def faults(self, adapters: Mapping[str, np.ndarray]) -> list[str]:
         """Reason for which `append` would refuse each of these adapters [n, ...]; "" for a valid one."""
-        return self._faults(self._joined(len(next(iter(adapters.values()))), adapters))
+        return self._faults(self._concatenate(len(next(iter(adapters.values()))), adapters))
 
     def _faults(self, numbers: np.ndarray) -> list[str]:
         """Faults of converted numbers, [n, numbers per user]: rounding can produce infinities and zeros."""
         faults = [""] * len(numbers)
         for kind in ("up", "down"):
-            parts = [part for name, _, part in self.form.parts() if name.endswith(f".{kind}")]
-            effect = np.any([(numbers[:, part] != 0).any(axis=1) for part in parts], axis=0) if parts else ()
-            for place in np.flatnonzero(np.logical_not(effect)):
-                faults[place] = f"has no effect: all of its `{kind}` matrices are 0"
-        for place in np.flatnonzero(~np.isfinite(numbers).all(axis=1)):
-            faults[place] = f"has numbers that are not finite as {self.form.dtype}"
+            spans = [span for name, _, span in self.form.spans() if name.endswith(f".{kind}")]
+            effect = np.any([(numbers[:, span] != 0).any(axis=1) for span in spans], axis=0) if spans else ()
+            for index in np.flatnonzero(np.logical_not(effect)):
+                faults[index] = f"has no effect: all of its `{kind}` matrices are 0"
+        for index in np.flatnonzero(~np.isfinite(numbers).all(axis=1)):
+            faults[index] = f"has numbers that are not finite as {self.form.dtype}"
         return faults
 
     def _check_numbers(self, users: Sequence[str], numbers: np.ndarray) -> None:
@@ -374,17 +379,17 @@ class AdapterStore:
     def _write(self, entries: Sequence[AdapterEntry], numbers: np.ndarray) -> list[str]:
         """Writes new segments, then the list of segments, and removes merged segments last."""
         (shards, index), start, names = self.segments, self.segments.users, self.segments.names
-        many = count_merged(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
-        kept, merged = shards[: len(shards) - many], [self._open(one) for one in shards[len(shards) - many :]]
+        count = count_merged(shards, SHARDS, len(entries), self.form.bytes_per_user + ROW.itemsize)
+        kept, merged = shards[: len(shards) - count], [self._open(shard) for shard in shards[len(shards) - count :]]
         shards = (*kept, write_shard(self.directory, merged, start, entries, numbers))
-        many = count_merged(index, INDEX, len(entries), POSTING.itemsize)
-        kept, merged = index[: len(index) - many], [self._open(one) for one in index[len(index) - many :]]
+        count = count_merged(index, INDEX, len(entries), POSTING.itemsize)
+        kept, merged = index[: len(index) - count], [self._open(segment) for segment in index[len(index) - count :]]
         index = (*kept, write_index(self.directory, merged, start, [entry.user for entry in entries]))
         segments = StoreSegments(shards, index)
         write_json(self.directory / FORM, _contents(self.form, segments))
         for name in names - segments.names:
             (self.directory / name).unlink(missing_ok=True)
-        self._pace.publish()
+        self._throttle.publish()
         return _segment_lines(segments)
 
 
@@ -422,20 +427,20 @@ def create_store(directory: str | Path, form: AdapterForm) -> AdapterStore:
     left unchanged.
     """
     directory = Path(directory)
-    held: list[IO[bytes]] = []
+    lock_files: list[IO[bytes]] = []
 
-    def settle() -> dict[str, Any]:
-        held.append(_lock_store(directory))
+    def prepare() -> dict[str, Any]:
+        lock_files.append(_lock_store(directory))
         return _prepare_form(directory, form)
 
     def check(store: AdapterStore) -> None:
         store.check_files()
         store.sweep()
 
-    store = AdapterStore(directory, form, StoreSegments(), held=held)
+    store = AdapterStore(directory, form, StoreSegments(), lock_files=lock_files)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)
-        contents = on_first(settle)
+        contents = on_first(prepare)
         path = directory / FORM
         store.form, store.segments = _parse_form(contents, path), _parse_segments(contents["segments"], path)
         on_first(lambda: check(store))
@@ -484,9 +489,9 @@ def check_form(store: AdapterForm, wanted: AdapterForm, *, where: str | Path = "
         remedy = "give the model that it was made with, or another store"
         problems.append(f"its base model is {store.base_name}, not {wanted.base_name} (their weights differ)")
     problems += [
-        f"{name} {here} in the store, {asked} requested"
-        for name, here, asked in _compared(store, wanted)
-        if here != asked
+        f"{name} {stored} in the store, {requested} requested"
+        for name, stored, requested in _properties(store, wanted)
+        if stored != requested
     ]
     if problems:
         raise LampError(f"{where}: {'; '.join(problems)}; {remedy}")
@@ -497,7 +502,7 @@ def count_users(users: Collection[str]) -> str:
     return f"{len(users)} users" + (f" ({_first(users)})" if users else "")
 
 
-def _compared(store: AdapterForm, wanted: AdapterForm) -> Iterator[tuple[str, Any, Any]]:
+def _properties(store: AdapterForm, wanted: AdapterForm) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of each property but the base; of differing shapes the first few."""
     for name in ("rank", "alpha", "dtype"):
         yield name, getattr(store, name), getattr(wanted, name)
@@ -506,7 +511,7 @@ def _compared(store: AdapterForm, wanted: AdapterForm) -> Iterator[tuple[str, An
         (f"shape of {name}", store.shapes.get(name, "none"), wanted.shapes.get(name, "none"))
         for name in {**store.shapes, **wanted.shapes}
     ]
-    yield from [one for one in shapes if one[1] != one[2]][:_SHOWN]
+    yield from [shape for shape in shapes if shape[1] != shape[2]][:_SHOWN]
 
 
 def _lock_store(directory: Path) -> IO[bytes]:
@@ -518,7 +523,7 @@ def _lock_store(directory: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        file.close()  # the command that had it removed it in between
+        file.close()  # the previous holder removed the lock file before it was locked here
 
 
 def _prepare_form(directory: Path, form: AdapterForm) -> dict[str, Any]:
@@ -527,9 +532,9 @@ def _prepare_form(directory: Path, form: AdapterForm) -> dict[str, Any]:
     if contents is not None:
         check_form(_parse_form(contents, path), form, where=directory)
         return contents
-    for part in sorted(directory.iterdir()):
-        if is_segment(part.name) or (part.name in old_store.FILES and part.stat().st_size):
-            raise LampError(f"{part}: exists without {FORM}; restore {FORM}, or move this file away")
+    for file in sorted(directory.iterdir()):
+        if is_segment(file.name) or (file.name in old_store.FILES and file.stat().st_size):
+            raise LampError(f"{file}: exists without {FORM}; restore {FORM}, or move this file away")
     contents = _contents(form, StoreSegments())
     _parse_form(contents, path)
     write_json(path, contents)
@@ -538,7 +543,7 @@ def _prepare_form(directory: Path, form: AdapterForm) -> dict[str, Any]:
 
 def _contents(form: AdapterForm, segments: StoreSegments) -> dict[str, Any]:
     listed = _segment_lines(segments)
-    common = {one.name: getattr(form, one.name) for one in fields(form)} | {"shapes": dict(form.shapes)}
+    common = {field.name: getattr(form, field.name) for field in fields(form)} | {"shapes": dict(form.shapes)}
     return {"version": VERSION, **common, "segments": listed, "crc32": _checksum(listed)}
 
 
@@ -557,19 +562,19 @@ def _read_contents(directory: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     contents = read_json(path)
-    _check_kinds(contents, _FORM_TYPES, str(path))
+    _check_types(contents, _FORM_TYPES, str(path))
     if "version" not in contents and old_store.is_old(directory):
         raise LampError(
             f"{directory}: a store of an earlier version of lamp; convert it to this version: "
             f"lamp convert-store --store {directory} --output NEW"
         )
-    _check_kinds(contents, _LIST_TYPES, str(path))
+    _check_types(contents, _LIST_TYPES, str(path))
     if contents["version"] != VERSION:
         raise LampError(
             f"{path}: store version {contents['version']}, but this lamp reads version {VERSION}; install a newer lamp"
         )
     if (
-        not all(isinstance(one, str) for one in contents["segments"])
+        not all(isinstance(line, str) for line in contents["segments"])
         or _checksum(contents["segments"]) != contents["crc32"]
     ):
         raise damaged(path, "the list of segments")
@@ -579,10 +584,10 @@ def _read_contents(directory: Path) -> dict[str, Any] | None:
 def _parse_segments(listed: Sequence[str], path: Path) -> StoreSegments:
     """Segments in a list of lines. LampError unless those of each kind cover all users."""
     found: dict[str, list[Segment]] = {SHARDS.name: [], INDEX.name: []}
-    for one in listed:
-        match = _SEGMENT.fullmatch(one)
+    for line in listed:
+        match = _SEGMENT.fullmatch(line)
         if match is None:
-            raise damaged(path, f"the segment {short_repr(one)}")
+            raise damaged(path, f"the segment {short_repr(line)}")
         name, first, stop, size, digest = match.groups()
         kind: SegmentKind = {SHARDS.name: SHARDS, INDEX.name: INDEX}[name]
         before = found[name][-1].stop if found[name] else 0
@@ -597,17 +602,17 @@ def _parse_segments(listed: Sequence[str], path: Path) -> StoreSegments:
 
 
 def _parse_form(contents: Any, path: Path) -> AdapterForm:
-    _check_kinds(contents, _FORM_TYPES, str(path))
+    _check_types(contents, _FORM_TYPES, str(path))
     targets, shapes, dtype = contents["targets"], contents["shapes"], contents["dtype"]
     sizes = [size for shape in shapes.values() for size in (shape if isinstance(shape, list | tuple) else (None,))]
-    for name, right in (
+    for name, valid in (
         ("targets", all(type(target) is str for target in targets)),
         ("shapes", bool(shapes) and all(type(size) is int and size > 0 for size in sizes)),
         ("dtype", dtype in _TYPES),
         ("rank", contents["rank"] >= 1),
         ("alpha", 0 < contents["alpha"] < math.inf),
     ):
-        if not right:
+        if not valid:
             raise _invalid_field(str(path), name, contents[name])
     return AdapterForm(
         base=contents["base"],
@@ -620,10 +625,10 @@ def _parse_form(contents: Any, path: Path) -> AdapterForm:
     )
 
 
-def _check_kinds(contents: Any, kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
+def _check_types(contents: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
     if not isinstance(contents, dict):
         raise LampError(f"{where}: expected an object, found {short_repr(contents)}; copy the store again")
-    for name, allowed in kinds.items():
+    for name, allowed in types.items():
         if name not in contents:
             raise LampError(f"{where}: {name!r} is missing; copy the store again, or make it again")
         if type(contents[name]) not in allowed:

@@ -90,7 +90,7 @@ def read_settings(directory: str | Path, kind: FeedbackKind) -> dict[str, Any]:
             raise LampError(
                 f"{path}: the setting {name!r} is {found}, not {expected.__name__}; make the feedback again"
             )
-    if kind == "retrievers" and not (settings["pool"] and all(isinstance(one, str) for one in settings["pool"])):
+    if kind == "retrievers" and not (settings["pool"] and all(isinstance(entry, str) for entry in settings["pool"])):
         raise LampError(f"{path}: the setting 'pool' is {short_repr(settings['pool'])}; make the feedback again")
     if not 1 <= settings["shards"] <= _MAX_SHARDS:
         raise LampError(f"{path}: the setting 'shards' is {settings['shards']}; make the feedback again")
@@ -167,16 +167,16 @@ def read_feedback(
         if Path(source).is_dir():
             _add_records(by_pair, source, task)
         else:
-            found_here = _read_reference(source)
-            for key in by_key.keys() & found_here.keys():
+            pairs = _read_reference(source)
+            for key in by_key.keys() & pairs.keys():
                 raise LampError(f"{source}: the pair {key!r} is in another file too; give each run once")
-            by_key |= found_here
+            by_key |= pairs
     if by_key:
         _check_keys(first_pairs(questions, profile_size))
 
     def look_up(pair: QuestionItem) -> MetricValues | None:
-        places = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
-        metrics = [one for one in places if one is not None]
+        sources_of_pair = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
+        metrics = [values for values in sources_of_pair if values is not None]
         if len(metrics) == 2:
             raise LampError(f"the pair {pair.reference_key!r} is both in a directory and in a file; give each run once")
         return metrics[0] if metrics else None
@@ -221,7 +221,7 @@ def read_retriever_feedback(
     """
     settings = read_settings(directory, "retrievers")
     _check_task(settings, directory, task)
-    pool = [entry.partition("=")[0] for entry in settings["pool"]]
+    names = [entry.partition("=")[0] for entry in settings["pool"]]
     found: dict[str, dict[str, dict[str, Any]]] = {question.id: {} for question in questions}
     for record in read_records(directory, "retrievers"):
         of_question = found.get(record["question"])
@@ -233,7 +233,7 @@ def read_retriever_feedback(
                 "make the feedback again"
             )
         of_question[record["retriever"]] = record
-    for name in pool:
+    for name in names:
         missing = [key for key, records in found.items() if name not in records]
         if missing:
             raise LampError(
@@ -241,7 +241,7 @@ def read_retriever_feedback(
                 f"({', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}); give the questions "
                 f"from which the feedback was made, or make it again with `lamp feedback retrievers --task {task.name}`"
             )
-    return pool, found
+    return names, found
 
 
 def write_reference(path: str | Path, questions: Sequence[Question], records: Iterable[Mapping[str, Any]]) -> None:
@@ -249,7 +249,9 @@ def write_reference(path: str | Path, questions: Sequence[Question], records: It
     by_id = {question.id: question for question in questions}
     records = list(records)
     _check_keys([QuestionItem(by_id[record["question"]], record["rank"]) for record in records])
-    write_json(path, {f"{one['question']}-{one['item']}": _public_metric_names(one["metrics"]) for one in records})
+    write_json(
+        path, {f"{record['question']}-{record['item']}": _public_metric_names(record["metrics"]) for record in records}
+    )
 
 
 def _public_metric_names(metrics: MetricValues) -> dict[str, float]:

@@ -49,7 +49,7 @@ def read_users(directory: Path, size: int, *, first: int = 0) -> Iterator[tuple[
                 return
             if row < first:
                 continue
-            entry, checksum = _parse_line(line, f"{directory / USERS}, line {row + 1}")
+            entry, checksum = _parse_user(line, f"{directory / USERS}, line {row + 1}")
             record = np.frombuffer(numbers.read(size), np.uint8)
             if zlib.crc32(record.data) != checksum:
                 raise LampError(
@@ -76,7 +76,7 @@ def read_entries(directory: Path) -> Iterator[AdapterEntry]:
     """Entries of all users in `users.jsonl`, with or without their numbers."""
     with open(directory / USERS, "rb") as lines:
         for number, line in enumerate(lines, 1):
-            yield _parse_line(line, f"{directory / USERS}, line {number}")[0]
+            yield _parse_user(line, f"{directory / USERS}, line {number}")[0]
 
 
 def count_lines(directory: Path) -> int:
@@ -88,7 +88,7 @@ def count_lines(directory: Path) -> int:
         return sum(1 for _ in lines)
 
 
-def _parse_line(line: bytes, where: str) -> tuple[AdapterEntry, int]:
+def _parse_user(line: bytes, where: str) -> tuple[AdapterEntry, int]:
     try:
         contents: Any = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -93,12 +93,14 @@ def count_merged(segments: Sequence[Segment], kind: SegmentKind, users: int, row
     while True:
         level = _level(kind, users)
         last = segments[: len(segments) - merged]
-        same = next((place for place, one in enumerate(reversed(last)) if _level(kind, one.users) >= level), len(last))
+        same = next(
+            (index for index, segment in enumerate(reversed(last)) if _level(kind, segment.users) >= level), len(last)
+        )
         if not same:
             same = kind.fan_in - 1
-            if len(last) < same or any(_level(kind, one.users) != level for one in last[-same:]):
+            if len(last) < same or any(_level(kind, segment.users) != level for segment in last[-same:]):
                 return merged
-        users += sum(one.users for one in last[-same:])
+        users += sum(segment.users for segment in last[-same:])
         if users * row_bytes > kind.bytes:
             return merged
         merged += same
@@ -137,16 +139,16 @@ class ShardFile:
 
     def entry(self, file: Any, row: int) -> tuple[AdapterEntry, int] | None:
         """Entry of a row of the store, with the checksum of the numbers; None for a damaged row."""
-        place = row - self.segment.first
-        rows = self.file.read(file, "rows", max(place - 1, 0), place + 1)
-        start, stop = _end(rows) if place else 0, _end(rows[-ROW.itemsize :])
+        index = row - self.segment.first
+        rows = self.file.read(file, "rows", max(index - 1, 0), index + 1)
+        start, stop = _end(rows) if index else 0, _end(rows[-ROW.itemsize :])
         if not start <= stop <= self.file.length("users"):
             return None
         return _entry(self.file.read(file, "users", start, stop), rows[-ROW.itemsize :])
 
     def numbers(self, file: Any, row: int) -> bytes:
-        place = row - self.segment.first
-        return self.file.read(file, "numbers", place, place + 1)
+        index = row - self.segment.first
+        return self.file.read(file, "numbers", index, index + 1)
 
     def entries(self) -> Iterator[AdapterEntry]:
         """Entries of all users in order."""
@@ -154,12 +156,12 @@ class ShardFile:
             rows = self.file.read(file, "rows", 0, self.segment.users)
             users = self.file.read(file, "users", 0, self.file.length("users"))
         start = 0
-        for place in range(self.segment.users):
-            row = rows[place * ROW.itemsize : (place + 1) * ROW.itemsize]
+        for index in range(self.segment.users):
+            row = rows[index * ROW.itemsize : (index + 1) * ROW.itemsize]
             stop = _end(row)
             found = _entry(users[start:stop], row) if start <= stop <= len(users) else None
             if found is None:
-                raise damaged(self.file.path, f"the user of row {self.segment.first + place}")
+                raise damaged(self.file.path, f"the user of row {self.segment.first + index}")
             yield found[0]
             start = stop
 
@@ -187,7 +189,7 @@ def write_shard(
 
 def _rows(entries: Sequence[AdapterEntry], ids: Sequence[bytes], numbers: np.ndarray) -> np.ndarray:
     rows = np.zeros(len(entries), ROW)
-    rows["end"] = np.cumsum([len(one) for one in ids])
+    rows["end"] = np.cumsum([len(user) for user in ids])
     rows["items"] = [entry.items for entry in entries]
     rows["updates"] = [entry.updates for entry in entries]
     rows["loss"] = [np.nan if entry.loss is None else entry.loss for entry in entries]
@@ -241,13 +243,13 @@ class IndexFile:
         stops = np.searchsorted(self._fences, hashes, "right").tolist()
         read, postings = -1, b""
         with self._file.open() as file:
-            for place in np.argsort(hashes).tolist():  # each chunk is read once
-                wanted = hashes[place].tobytes()
-                for chunk in range(firsts[place], stops[place]):
+            for index in np.argsort(hashes).tolist():  # each chunk is read once
+                wanted = hashes[index].tobytes()
+                for chunk in range(firsts[index], stops[index]):
                     if chunk != read:
                         read, postings = chunk, self._chunk(file, chunk)
                     for row in _rows_with_hash(wanted, postings):
-                        yield place, row
+                        yield index, row
 
     def _chunk(self, file: Any, chunk: int) -> bytes:
         stop = min((chunk + 1) * CHUNK, self.segment.users)
@@ -264,11 +266,11 @@ class IndexFile:
 
 def _rows_with_hash(wanted: bytes, postings: bytes) -> Iterator[int]:
     """Rows of postings with this hash."""
-    place = postings.find(wanted)
-    while place >= 0:
-        if place % POSTING.itemsize == 0:
-            yield int.from_bytes(postings[place + 8 : place + 12], "little")
-        place = postings.find(wanted, place + 1)
+    offset = postings.find(wanted)
+    while offset >= 0:
+        if offset % POSTING.itemsize == 0:
+            yield int.from_bytes(postings[offset + 8 : offset + 12], "little")
+        offset = postings.find(wanted, offset + 1)
 
 
 def write_index(directory: Path, merged: Sequence[IndexFile], first: int, users: Sequence[str]) -> Segment:

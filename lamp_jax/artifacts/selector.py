@@ -48,7 +48,9 @@ class CandidateSet:
     @property
     def rewarded(self) -> bool:
         """Whether every candidate has a reward."""
-        return all(one.reward is not None for question in self.questions for one in question.candidates.values())
+        return all(
+            candidate.reward is not None for question in self.questions for candidate in question.candidates.values()
+        )
 
     def restrict(self, names: Sequence[str], path: str | Path) -> "CandidateSet":
         """The set restricted to some of its retrievers. LampError, with the file, for an unknown retriever."""
@@ -111,14 +113,14 @@ def read_candidates(path: str | Path) -> CandidateSet:
 
 def check_same_candidates(one: CandidateSet, other: CandidateSet, left: str | Path, right: str | Path) -> None:
     """LampError, with both values, unless two files have the same task, metric and retrievers."""
-    for what, mine, theirs in (
+    for what, first, second in (
         ("task", one.task.name, other.task.name),
         ("metric", one.metric, other.metric),
         ("pool", ", ".join(one.names), ", ".join(other.names)),
     ):
-        if mine != theirs:
+        if first != second:
             raise LampError(
-                f"{left} and {right} differ in their {what}: {mine} and {theirs}; make both with the same settings"
+                f"{left} and {right} differ in their {what}: {first} and {second}; make both with the same settings"
             )
 
 
@@ -141,11 +143,14 @@ def _question(record: Any, names: Sequence[str], where: str) -> QuestionCandidat
 
 def _candidate(values: Mapping[str, Any]) -> Candidate:
     """Candidate of a JSON object. TypeError for invalid values."""
-    one = Candidate(**values)
-    numbers = [*one.predictors.values(), *([] if one.reward is None else [one.reward])]
-    if not (type(one.prompt) is type(one.output) is str and all(type(value) in (int, float) for value in numbers)):
+    candidate = Candidate(**values)
+    numbers = [*candidate.predictors.values(), *([] if candidate.reward is None else [candidate.reward])]
+    if not (
+        type(candidate.prompt) is type(candidate.output) is str
+        and all(type(value) in (int, float) for value in numbers)
+    ):
         raise TypeError("a candidate's prompt and output must be texts, its reward and predictors numbers")
-    return one
+    return candidate
 
 
 def _checked(questions: Sequence[QuestionCandidates], path: str | Path) -> Sequence[QuestionCandidates]:

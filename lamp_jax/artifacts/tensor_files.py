@@ -81,18 +81,18 @@ class TensorFile:
 
     def read(self, file: IO[bytes], name: str, start: int, stop: int) -> bytes:
         """Bytes of a tensor from `start` to `stop` along the first axis. LampError where the file has fewer."""
-        place, width, _ = self._tensors[name]
-        data = os.pread(file.fileno(), (stop - start) * width, self._start + place + start * width)
+        offset, width, _ = self._tensors[name]
+        data = os.pread(file.fileno(), (stop - start) * width, self._start + offset + start * width)
         if len(data) != (stop - start) * width:
             raise damaged(self.path)
         return data
 
     def map(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         """Memory map of a tensor."""
-        place, _, shape = self._tensors[name]
+        offset, _, shape = self._tensors[name]
         if not all(shape):
             return np.empty(shape, dtype)
-        return np.memmap(self.path, dtype, "r", self._start + place, shape)
+        return np.memmap(self.path, dtype, "r", self._start + offset, shape)
 
 
 def _tensor_location(

@@ -34,8 +34,8 @@ class Question:
         return self.id if self.user_id is None else str(self.user_id)
 
     def __repr__(self) -> str:
-        gold = "" if self.output is None else f", output={shorten(self.output)}"
-        return f"{type(self).__name__}({self.id!r}, {len(self.profile)} items, {shorten(self.input)}{gold})"
+        reference = "" if self.output is None else f", output={shorten(self.output)}"
+        return f"{type(self).__name__}({self.id!r}, {len(self.profile)} items, {shorten(self.input)}{reference})"
 
 
 def shorten(text: str, longest: int = 40) -> str:
@@ -79,14 +79,14 @@ def question_in(
 ) -> Question:
     """Question of a record of the file `path`. LampError as stream_questions."""
     where = f"{path}, record {raw.number}, byte {raw.offset}"
-    question = _question(_parsed(raw, path), where, patches)
+    question = _question(_parse(raw, path), where, patches)
     if task is not None:
         check_items(question, task, path)
     return question
 
 
 def question_of(record: Any, where: str, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES) -> Question:
-    """The question that a record (of an official file's fields) is. LampError, by `where`, as stream_questions."""
+    """Question of a record with an official file's fields. LampError, with `where`, as stream_questions."""
     question = _question(record, where, patches)
     if task is not None:
         check_items(question, task, where)
@@ -134,7 +134,7 @@ def read_outputs(path: str | Path) -> Outputs:
     """References or predictions: the official `{"task", "golds": [{"id", "output"}]}`, or a plain list of such
     records."""
     scanner = RecordScanner(path)
-    by_id = outputs_by_id((_parsed(raw, path) for raw in scanner), str(path))
+    by_id = outputs_by_id((_parse(raw, path) for raw in scanner), str(path))
     if not by_id:
         raise no_records(path)
     task = scanner.envelope.get("task") if isinstance(scanner.envelope, dict) else None
@@ -186,8 +186,8 @@ def check_same_ids(left_ids: Iterable[str], right_ids: Iterable[str], *, left: s
 
 def write_predictions(path: str | Path, task: Task, outputs: Mapping[str, str]) -> None:
     """Writes predictions in the official format, in the mapping's order."""
-    golds = [{"id": key, "output": text} for key, text in outputs.items()]
-    write_json(path, {"task": task.official_name, "golds": golds})
+    records = [{"id": key, "output": text} for key, text in outputs.items()]
+    write_json(path, {"task": task.official_name, "golds": records})
 
 
 def write_questions(path: str | Path, questions: Iterable[Question]) -> int:
@@ -205,7 +205,7 @@ def question_record(question: Question) -> dict[str, Any]:
     return record
 
 
-def _parsed(raw: RawRecord, path: str | Path) -> Any:
+def _parse(raw: RawRecord, path: str | Path) -> Any:
     try:
         return parse_record(raw.content)
     except ValueError as error:
@@ -226,11 +226,11 @@ def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
         if not fits:
             found = short_repr(record[field]) if field in record else "nothing"
             raise LampError(f"{where}: {field!r} must be {kind}, found {found}")
-    for place, item in enumerate(record["profile"]):
+    for index, item in enumerate(record["profile"]):
         if not isinstance(item, dict) or "id" not in item:
-            raise LampError(f"{where}: profile item {place} has no 'id'")
+            raise LampError(f"{where}: profile item {index} has no 'id'")
         if not is_id(item["id"]):
-            raise LampError(f"{where}: profile item {place}: 'id' must be {_ID}, found {short_repr(item['id'])}")
+            raise LampError(f"{where}: profile item {index}: 'id' must be {_ID}, found {short_repr(item['id'])}")
     record = apply_patches(record, patches)
     output = record.get("output")
     return Question(

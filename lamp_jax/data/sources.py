@@ -44,8 +44,8 @@ class JsonSource:
     def __init__(self, path: str | Path, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES):
         self._path, self._task, self._patches = str(path), task, tuple(patches)
         find_patches(self._patches)
-        places = ((offset, offset + len(raw)) for _, offset, raw in RecordScanner(path))
-        flat = np.fromiter(itertools.chain.from_iterable(places), np.int64)
+        bounds = ((offset, offset + len(raw)) for _, offset, raw in RecordScanner(path))
+        flat = np.fromiter(itertools.chain.from_iterable(bounds), np.int64)
         self._starts, self._ends = flat[::2].copy(), flat[1::2].copy()
         if not len(flat):
             raise no_records(path)
@@ -94,7 +94,7 @@ class LampSource:
 
     def __getitem__(self, index: int, /) -> Question:
         number = range(len(self))[index]
-        with _complete(self._directory):
+        with _naming_dataset(self._directory):
             questions, profiles = self._opened
             example = questions[number]
             return decode_question(example, profiles[example["profile"]]["items"])
@@ -122,11 +122,11 @@ def open_source(path: str | Path, task: Task, patches: Iterable[str] = ALL_PATCH
     directory = None if path.exists() else _find_dataset(path.parent, task)
     if directory is None:
         return JsonSource(path, task, patches)
-    made = open_dataset(directory).info.metadata
-    if made["task"] != task.name:
-        raise LampError(f"{directory}: a data set of {made['task']}, where {task.name} is expected")
-    if set(made["patches"]) != set(patches):
-        names = [", ".join(sorted(group)) or "none" for group in (made["patches"], patches)]
+    metadata = open_dataset(directory).info.metadata
+    if metadata["task"] != task.name:
+        raise LampError(f"{directory}: a data set of {metadata['task']}, where {task.name} is expected")
+    if set(metadata["patches"]) != set(patches):
+        names = [", ".join(sorted(group)) or "none" for group in (metadata["patches"], patches)]
         raise LampError(
             f"{directory}: made with the patches {names[0]}, but the settings name {names[1]}; make another data "
             "set, or give the same --compatibility.patches"
@@ -149,14 +149,14 @@ def open_dataset(directory: str | Path) -> Any:
     with warnings.catch_warnings():
         # TFDS 4.9 calls what protobuf 6 deprecates.
         warnings.filterwarnings("ignore", message=r"label\(\) is deprecated", category=DeprecationWarning)
-        with _complete(directory):
+        with _naming_dataset(directory):
             builder = tfds.builder_from_directory(str(directory))
             name, metadata = builder.name, builder.info.metadata
     if name != "lamp":
         raise LampError(f"{directory}: a data set named {name!r}, not one of `lamp tfds`")
-    said = metadata if isinstance(metadata, Mapping) else {}
-    patches = said.get("patches")
-    if not isinstance(said.get("task"), str) or not isinstance(patches, list) or {*map(type, patches)} - {str}:
+    facts = metadata if isinstance(metadata, Mapping) else {}
+    patches = facts.get("patches")
+    if not isinstance(facts.get("task"), str) or not isinstance(patches, list) or {*map(type, patches)} - {str}:
         raise LampError(f"{directory}: metadata.json names no task or no list of patches; {_REMEDY}")
     return builder
 
@@ -165,16 +165,16 @@ _REMEDY = "copy the data set again, or make it again with `lamp tfds --force`"
 
 
 @contextlib.contextmanager
-def _complete(directory: str | Path) -> Iterator[None]:
+def _naming_dataset(directory: str | Path) -> Iterator[None]:
     """Context in which errors of TFDS and its libraries for damaged files, of any class, become LampError."""
     try:
         yield
     except LampError:
         raise
     except Exception as error:
-        said = str(error).partition("\n")[0]
+        message = str(error).partition("\n")[0]
         raise LampError(
-            f"{directory}: not a complete data set ({type(error).__name__}: {said:.200}); {_REMEDY}"
+            f"{directory}: not a complete data set ({type(error).__name__}: {message:.200}); {_REMEDY}"
         ) from error
 
 
@@ -227,18 +227,18 @@ def encode_question(question: Question) -> StoredQuestion:
         "order": encode(order.tolist()),
         "item_ids": encode([item["id"] for item in question.profile]),
     }
-    return StoredQuestion(example, b"[" + b",".join(texts[place] for place in by_text) + b"]")
+    return StoredQuestion(example, b"[" + b",".join(texts[index] for index in by_text) + b"]")
 
 
 def decode_question(example: Mapping[str, Any], items: bytes) -> Question:
-    """The question that was taken apart."""
+    """Question of a stored example and its encoded profile; the inverse of encode_question."""
     fields = parse_record(items)
     order, item_ids = parse_record(example["order"]), parse_record(example["item_ids"])
     output, user_id = example["output"], example["user_id"]
     return Question(
         id=_to_text(example["id"]),
         input=_to_text(example["input"]),
-        profile=tuple({"id": key, **fields[place]} for place, key in zip(order, item_ids, strict=True)),
+        profile=tuple({"id": key, **fields[index]} for index, key in zip(order, item_ids, strict=True)),
         user_id=None if user_id is None else parse_record(user_id),
         output=None if output is None else _to_text(output),
     )

@@ -72,9 +72,9 @@ def find_id_files(directory: str | Path) -> dict[Part, Path]:
     found: dict[Part, Path] = {}
     for part in PARTS:
         name = f"{part}_questions.json"
-        places = (Path(directory) / name, Path(directory) / part / name)
-        if place := next(filter(Path.is_file, places), None):
-            found[part] = place
+        paths = (Path(directory) / name, Path(directory) / part / name)
+        if path := next(filter(Path.is_file, paths), None):
+            found[part] = path
         elif part != "test":
             raise LampError(f"{directory}: neither {name} nor {part}/{name}; give the directory of LaMP-6's id files")
     return found
@@ -98,16 +98,16 @@ def mail_id(name: str) -> str:
 
 def read_ids(files: Mapping[Part, Path]) -> RequestedMails:
     """Mails that id files name. LampError, with file and question, for a text that is not an id."""
-    asked = RequestedMails()
+    requested = RequestedMails()
     for part, path in files.items():
-        asked.questions[part] = set()
+        requested.questions[part] = set()
         for question in stream_questions(path):
             where = f"{path}, question {question.id!r}"
-            asked.questions[part].add(_checked_id(question.input, where))
+            requested.questions[part].add(_checked_id(question.input, where))
             for item in question.profile:
-                asked.mails.add(_checked_id(item.get("text"), f"{where}, profile item {item['id']!r}"))
-        asked.mails |= asked.questions[part]
-    return asked
+                requested.mails.add(_checked_id(item.get("text"), f"{where}, profile item {item['id']!r}"))
+        requested.mails |= requested.questions[part]
+    return requested
 
 
 def _checked_id(text: Any, where: str) -> str:
@@ -142,22 +142,22 @@ def locate_mails(archives: Iterable[Path], wanted: Collection[str]) -> MailLocat
 
 
 def _list_members(archive: Path) -> list[zipfile.ZipInfo]:
-    with _broken_zips_named(str(archive)), zipfile.ZipFile(archive) as file:
+    with _naming_zip(str(archive)), zipfile.ZipFile(archive) as file:
         return file.infolist()
 
 
 @contextlib.contextmanager
-def _broken_zips_named(name: str) -> Iterator[None]:
+def _naming_zip(name: str) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
         raise LampError(f"{name}: cannot be unzipped ({error}); copy the zip from the release again") from None
 
 
-def check_parts_not_empty(asked: RequestedMails, located: MailLocations) -> None:
+def check_parts_not_empty(requested: RequestedMails, located: MailLocations) -> None:
     """Raises LampError where no archive has the mail of any question of a part."""
     found = located.ids
-    for part, questions in asked.questions.items():
+    for part, questions in requested.questions.items():
         if found.isdisjoint(questions):
             raise LampError(
                 f"{part}: no archive has the mail of any of its {len(questions)} questions; dropping them "
@@ -174,12 +174,12 @@ def read_mails(located: MailLocations, *, replies: Replies, workers: int) -> Ite
     return map_in_processes(partial(_read_archive, replies=replies), located.members.items(), processes=processes)
 
 
-def _read_archive(place: tuple[Path, Mapping[str, str]], *, replies: Replies) -> dict[str, Mail]:
-    archive, members = place
+def _read_archive(located: tuple[Path, Mapping[str, str]], *, replies: Replies) -> dict[str, Mail]:
+    archive, members = located
     mails = {}
     with zipfile.ZipFile(archive) as file:
         for key, member in members.items():
-            with _broken_zips_named(f"{archive}, {member}"):
+            with _naming_zip(f"{archive}, {member}"):
                 raw = file.read(member)
             mail = parse_mail(raw)
             mails[key] = mail if replies == "keep" else mail._replace(body=strip_replies(mail.body))
@@ -299,16 +299,16 @@ def write_part(part: Part, source: Path, folder: Path, *, mails: Mapping[str, Ma
     Returns counts: `questions` written, `dropped_questions`, and `dropped_items` of the questions written.
     """
     counts: Counter[str] = Counter()
-    golds: dict[str, str] = {}
-    rebuilt = _rebuild(stream_questions(source), mails, golds=golds, counts=counts)
+    references: dict[str, str] = {}
+    rebuilt = _rebuild(stream_questions(source), mails, references=references, counts=counts)
     counts["questions"] = write_questions(folder / f"{part}_questions.json", rebuilt)
     if part != "test":
-        write_predictions(folder / f"{part}_outputs.json", TASK, golds)
+        write_predictions(folder / f"{part}_outputs.json", TASK, references)
     return counts
 
 
 def _rebuild(
-    questions: Iterable[Question], mails: Mapping[str, Mail], *, golds: dict[str, str], counts: Counter[str]
+    questions: Iterable[Question], mails: Mapping[str, Mail], *, references: dict[str, str], counts: Counter[str]
 ) -> Iterator[Question]:
     for question in questions:
         mail = mails.get(mail_id(question.input))
@@ -316,7 +316,7 @@ def _rebuild(
             counts["dropped_questions"] += 1
             continue
         pairs = [(item, mails.get(mail_id(item["text"]))) for item in question.profile]
-        profile = tuple({**item, "text": one.body, "title": one.subject} for item, one in pairs if one)
+        profile = tuple({**item, "text": found.body, "title": found.subject} for item, found in pairs if found)
         counts["dropped_items"] += len(pairs) - len(profile)
-        golds[question.id] = mail.subject
+        references[question.id] = mail.subject
         yield replace(question, input=TASK.input_for(mail.body), profile=profile, output=None)

@@ -65,9 +65,10 @@ _CONFIGS: dict[str, tuple[Task, Split]] = {
 class Lamp(tfds.core.ShardBasedBuilder):
     """Questions of one task, in the order of their files, and their distinct profiles.
 
-    `source`, a tree of `lamp download` or `lamp build`, is needed to prepare the data set, not to read it; or a Survey
-    of one. Preparing fixes known defects (`patches`) and runs on the workers that `work` selects: TFDS's own Beam
-    options are not for this builder. LampError, with the file and the id, for bad files before anything is written.
+    `source`, a tree of `lamp download` or `lamp build`, is needed to prepare the data set, not to read it; or the
+    TreeScan of a tree. Preparing fixes known defects (`patches`) and runs on the workers that `work` selects: TFDS's
+    own Beam options are not for this builder. LampError, with the file and the id, for bad files before anything is
+    written.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -84,9 +85,9 @@ class Lamp(tfds.core.ShardBasedBuilder):
         patches: Iterable[str] = ALL_PATCHES,
         work: Work | None = None,
         file_format: str = "array_record",
-        **told: Any,
+        **arguments: Any,
     ):
-        super().__init__(file_format=file_format, **told)
+        super().__init__(file_format=file_format, **arguments)
         self._source, self._patches, self._work = source, tuple(patches), work or Work()
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -96,7 +97,7 @@ class Lamp(tfds.core.ShardBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="LaMP questions, each distinct profile once. Records of the split `profiles` have `items`, all "
-            "others the rest. `lamp_jax.data.sources.LampSource` puts them together.",
+            "others the other fields. `lamp_jax.data.sources.LampSource` joins them.",
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
             metadata=self._facts,
@@ -107,13 +108,13 @@ class Lamp(tfds.core.ShardBasedBuilder):
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> Mapping[str, Sequence[ShardExamples]]:
         task, split = _CONFIGS[str(self.builder_config_name)]
-        survey = self._source
-        if not survey:
+        scan = self._source
+        if not scan:
             raise LampError(f"{self.info.full_name}: give source=TREE, a tree of `lamp download` or `lamp build`")
-        if not isinstance(survey, TreeScan):
-            survey = TreeScan(survey, ReadOptions(task, split, self._patches, self._work))
-        self._facts.update(survey.facts())
-        return survey.shards()
+        if not isinstance(scan, TreeScan):
+            scan = TreeScan(scan, ReadOptions(task, split, self._patches, self._work))
+        self._facts.update(scan.facts())
+        return scan.shards()
 
 
 class _SortedWriter(ExampleWriter):
@@ -178,41 +179,41 @@ class TreeScan:
     Construction raises LampError, with the file and the id, for invalid files.
     """
 
-    def __init__(self, source: str | Path, reading: ReadOptions):
-        self._reading = reading
+    def __init__(self, source: str | Path, options: ReadOptions):
+        self._options = options
         self._parts: dict[Part, ScannedPart] = {}
         self._numbers: dict[bytes, int] = {}  # of profiles, by their digests
         self._new: list[tuple[Chunk, list[int]]] = []  # records with a profile that no earlier record has
         self._size = 0  # of the distinct profiles
-        for name, (questions, outputs) in find_parts(source, reading.task, reading.split).items():
+        for name, (questions, outputs) in find_parts(source, options.task, options.split).items():
             self._parts[name] = part = ScannedPart(questions, outputs)
             self._scan_part(part, f"{name}, scan")
 
     def _scan_part(self, part: ScannedPart, what: str) -> None:
         ids: list[str] = []
-        for place, seen in enumerate(self._map(scan_chunk, part.cut_chunks(), what, part.length)):
-            self._number(part.chunks[place], seen, part)
-            ids += [one.id for one in seen]
+        for index, scanned in enumerate(self._map(scan_chunk, part.cut_chunks(), what, part.length)):
+            self._number_profiles(part.chunks[index], scanned, part)
+            ids += [question.id for question in scanned]
         check_unique(ids, set(), part.questions)
         if part.outputs is not None:
-            golds = read_outputs(part.outputs).by_id
-            check_same_ids(ids, golds, left=str(part.questions), right=str(part.outputs))
+            references = read_outputs(part.outputs).by_id
+            check_same_ids(ids, references, left=str(part.questions), right=str(part.outputs))
 
-    def _number(self, chunk: Chunk, seen: list[ScannedQuestion], part: ScannedPart) -> None:
+    def _number_profiles(self, chunk: Chunk, scanned: list[ScannedQuestion], part: ScannedPart) -> None:
         new = []
-        for record, one in enumerate(seen, chunk.first):
-            if one.digest not in self._numbers:
-                self._numbers[one.digest] = len(self._numbers)
-                self._size += one.items_size
+        for record, question in enumerate(scanned, chunk.first):
+            if question.digest not in self._numbers:
+                self._numbers[question.digest] = len(self._numbers)
+                self._size += question.items_size
                 new.append(record)
-            part.numbers.append(self._numbers[one.digest])
-            part.size += one.record_size
+            part.numbers.append(self._numbers[question.digest])
+            part.size += question.record_size
         if new:
             self._new.append((chunk, new))
 
     def facts(self) -> dict[str, Any]:
         """Provenance of the data set, as JSON."""
-        task, split, patches, _ = self._reading
+        task, split, patches, _ = self._options
         paths = [path for part in self._parts.values() for path in (part.questions, part.outputs) if path]
         sources = {path.name: {"bytes": path.stat().st_size, "sha256": digest(str(path))} for path in paths}
         return {"task": task.name, "split": split, "patches": list(patches), "sources": sources}
@@ -226,10 +227,10 @@ class TreeScan:
 
     def _examples(self, name: Part) -> Iterator[Example]:
         part = self._parts[name]
-        golds = read_outputs(part.outputs).by_id if part.outputs else None
+        references = read_outputs(part.outputs).by_id if part.outputs else None
         examples = chain.from_iterable(self._map(examples_of, part.chunks, name, part.length))
         for (question_id, example), number in zip(examples, part.numbers, strict=True):
-            output = example["output"] if golds is None else to_bytes(golds[question_id])
+            output = example["output"] if references is None else to_bytes(references[question_id])
             yield {**example, "output": output, "profile": number, "items": None}
 
     def _profiles(self) -> Iterator[Example]:
@@ -238,14 +239,14 @@ class TreeScan:
             yield {**missing, "items": items}
 
     def _map(self, function: Callable[..., list], pieces: Iterable, what: str, size: int) -> Iterator[list]:
-        results = parallel_map(partial(function, reading=self._reading), pieces, self._reading.work, size=size)
+        results = parallel_map(partial(function, options=self._options), pieces, self._options.work, size=size)
         return iter(tqdm(results, what, length_hint(pieces) or None, unit=" chunks", disable=None))
 
 
-def scan_chunk(chunk: Chunk, *, reading: ReadOptions) -> list[ScannedQuestion]:
+def scan_chunk(chunk: Chunk, *, options: ReadOptions) -> list[ScannedQuestion]:
     """Facts about a chunk's questions. LampError for a question that encoding would change."""
     found = []
-    for question in questions_of(chunk, task=reading.task, patches=reading.patches):
+    for question in questions_of(chunk, task=options.task, patches=options.patches):
         example, items = encode_question(question)
         if decode_question(example, items) != question:
             where = f"{chunk.path}, question {question.id!r}"
@@ -257,18 +258,18 @@ def scan_chunk(chunk: Chunk, *, reading: ReadOptions) -> list[ScannedQuestion]:
     return found
 
 
-def examples_of(chunk: Chunk, *, reading: ReadOptions) -> list[tuple[str, Example]]:
+def examples_of(chunk: Chunk, *, options: ReadOptions) -> list[tuple[str, Example]]:
     """Ids and records of a chunk's questions, without the numbers of their profiles."""
-    questions = questions_of(chunk, patches=reading.patches)
+    questions = questions_of(chunk, patches=options.patches)
     return [(question.id, encode_question(question).example) for question in questions]
 
 
-def profiles_of(piece: tuple[Chunk, list[int]], *, reading: ReadOptions) -> list[bytes]:
+def profiles_of(piece: tuple[Chunk, list[int]], *, options: ReadOptions) -> list[bytes]:
     """Encoded profiles of a chunk's records with these numbers."""
     chunk, numbers = piece
     wanted = set(numbers)
-    raw = (one for one in chunk.read() if one.number in wanted)
-    return [encode_question(question_in(one, chunk.path, patches=reading.patches)).items for one in raw]
+    records = (raw for raw in chunk.read() if raw.number in wanted)
+    return [encode_question(question_in(raw, chunk.path, patches=options.patches)).items for raw in records]
 
 
 def _shards(examples: Iterator[Example], count: int, size: int) -> list[ShardExamples]:
@@ -276,8 +277,8 @@ def _shards(examples: Iterator[Example], count: int, size: int) -> list[ShardExa
     shards = min(count, 1 + max(size // _SHARD_BYTES, count // _SHARD_RECORDS))
     ends = [count * (shard + 1) // shards for shard in range(shards)]
     numbered = enumerate(examples)
-    cuts: list[ShardExamples] = [
+    shard_examples: list[ShardExamples] = [
         partial(islice, numbered, end - start) for start, end in zip([0, *ends], ends[:-1], strict=False)
     ]
     # The last shard reads to the end, so that the worker processes are stopped.
-    return [*cuts, lambda: numbered]
+    return [*shard_examples, lambda: numbered]

@@ -67,8 +67,8 @@ class _CheckedRecord:
         self.tally.find(name, f"{where}: {field!r}" if field else where)
 
     def check_texts(self) -> None:
-        for name, signs, pattern in _ODD_TEXTS:
-            if any(sign in self.raw.content for sign in signs):
+        for name, byte_patterns, pattern in _ODD_TEXTS:
+            if any(byte_pattern in self.raw.content for byte_pattern in byte_patterns):
                 parts = (self.value, *_objects(self.value.get("profile")))
                 if any(isinstance(text, str) and pattern.search(text) for part in parts for text in part.values()):
                     self.find(name)
@@ -103,7 +103,7 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Fil
     Invalid records are findings, and so are incomplete or missing files: nothing is raised.
     """
     start = _read_start(path)
-    head, envelope = _read_head(path, whole=not _is_list(start))
+    head, envelope = _read_head(path, complete=not _is_list(start))
     form = _detect_form(path, start, head)
     tally = Tally()
     if form == "ranking":
@@ -114,8 +114,8 @@ def check_file(path: str | Path, *, task: Task | None = None, work: Work) -> Fil
         if task is None:
             tally.find("unknown task", "")
         _tally_records(path, tally, partial(tally_chunk, form=form, task=task), work=work)
-        _compare_records(path, tally)
-        _compare_count(path, tally, task)
+        _find_conflicting_ids(path, tally)
+        _check_count(path, tally, task)
     if start.startswith(BOM):
         tally.find("byte order mark", "")
     name = "merged questions" if form == "questions" and tally.facts["with gold"] else form
@@ -130,7 +130,7 @@ def detect_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> 
     inputs = [record["input"] for record in head if isinstance(record.get("input"), str)]
     for task in TASKS.values():
         begin = task.template.partition("{")[0]
-        if begin and 2 * sum(one.startswith(begin) for one in inputs) >= len(inputs) > 0:
+        if begin and 2 * sum(text.startswith(begin) for text in inputs) >= len(inputs) > 0:
             return task
     named = envelope.get("task") if isinstance(envelope, dict) else None
     tasks = last_named(f"{Path(path).absolute().as_posix()} {named or ''}")
@@ -170,7 +170,7 @@ def _is_list(start: bytes) -> bool:
     return start.removeprefix(BOM).lstrip()[:1] == b"["
 
 
-def _read_head(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], Any]:
+def _read_head(path: str | Path, *, complete: bool) -> tuple[list[dict[str, Any]], Any]:
     """First records of a file, those that are objects; and its envelope, where the entire file is read."""
     scanner = RecordScanner(path)
     head: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def _read_head(path: str | Path, *, whole: bool) -> tuple[list[dict[str, Any]], 
             if raw.number < _HEAD_RECORDS:
                 record = _parse(raw, Tally())
                 head += [] if record is None else [record]
-            elif not whole:
+            elif not complete:
                 break
     except LampError:
         pass  # The tally meets and reports the error.
@@ -190,8 +190,8 @@ def _detect_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]])
     before_list = start.removeprefix(BOM).lstrip().partition(b"[")[0]
     if before_list.startswith(b"{") and b'"golds"' not in before_list:
         return "ranking"
-    asking = sum("profile" in record or "input" in record for record in head)
-    if 2 * asking >= len(head):
+    question_like = sum("profile" in record or "input" in record for record in head)
+    if 2 * question_like >= len(head):
         return "questions"
     # Both have the same form. A prediction may be any text, a reference may not.
     return "outputs" if re.search("output|gold", Path(path).name) else "predictions"
@@ -237,7 +237,7 @@ def _parse(raw: RawRecord, tally: Tally) -> dict[str, Any] | None:
 
 def _check_output(record: _CheckedRecord, form: FileForm, task: Task | None) -> None:
     if record.has_fields(_OUTPUT_FIELDS):
-        record.tally.see_record(record.value["id"], record.raw, 0)
+        record.tally.add_record(record.value["id"], record.raw, 0)
         if task is not None and task.labels and str(record.value["output"]) not in task.labels:
             record.find("unknown gold" if form == "outputs" else "unknown answer")
 
@@ -245,19 +245,19 @@ def _check_output(record: _CheckedRecord, form: FileForm, task: Task | None) -> 
 def _check_question(record: _CheckedRecord, task: Task | None) -> None:
     if not record.has_fields(_QUESTION_FIELDS):
         return
-    profile, gold, facts = record.value["profile"], record.value.get("output"), record.tally.facts
-    if gold is not None and not is_text(gold):
-        record.tally.find("bad field", f"{record.where}: 'output', found {short_repr(gold)}")
-        gold = None
+    profile, reference, facts = record.value["profile"], record.value.get("output"), record.tally.facts
+    if reference is not None and not is_text(reference):
+        record.tally.find("bad field", f"{record.where}: 'output', found {short_repr(reference)}")
+        reference = None
     items = _tally_items(record)
     if not profile:
         record.find("empty profile")
     facts["with user_id"] += record.value.get("user_id") is not None
-    facts["with gold"] += gold is not None
+    facts["with gold"] += reference is not None
     _check_dates(record, items)
     patched = _apply_patches(record) if len(items) == len(profile) else record.value
     if task is not None:
-        if gold is not None and task.labels and str(gold) not in task.labels:
+        if reference is not None and task.labels and str(reference) not in task.labels:
             record.find("unknown gold")
         query = _find_query(record, patched["input"], task)
         fields = task.fields
@@ -279,9 +279,9 @@ def _tally_items(record: _CheckedRecord) -> list[dict[str, Any]]:
     """Items that have an id."""
     items: list[dict[str, Any]] = []
     ids, contents = set(), set()
-    for place, item in enumerate(record.value["profile"]):
+    for index, item in enumerate(record.value["profile"]):
         if not isinstance(item, dict) or not is_id(item.get("id")):
-            record.tally.find("bad item", f"{record.where}, place {place} of the profile")
+            record.tally.find("bad item", f"{record.where}, index {index} of the profile")
             continue
         key, content = hash_text(item["id"]), _hash_content(item)
         for name, seen, found in (("item id twice", ids, key), ("same item", contents, content)):
@@ -292,7 +292,7 @@ def _tally_items(record: _CheckedRecord) -> list[dict[str, Any]]:
             record.find("big number", item)
         record.tally.items.extend((key, content))
         items.append(item)
-    record.tally.see_record(record.value["id"], record.raw, len(items))
+    record.tally.add_record(record.value["id"], record.raw, len(items))
     return items
 
 
@@ -307,12 +307,12 @@ def _check_dates(record: _CheckedRecord, items: Sequence[Mapping[str, Any]]) -> 
             dates.append((parse_date(item["date"]), str(item["date"])))
         except ValueError:
             record.find("bad date", item)
-    record.tally.see_dates(dates)
+    record.tally.add_dates(dates)
 
 
-def _find_query(record: _CheckedRecord, asked: str, task: Task) -> str | None:
+def _find_query(record: _CheckedRecord, input_text: str, task: Task) -> str | None:
     try:
-        return task.query(asked)
+        return task.query(input_text)
     except MissingMarker:
         return record.tally.find("no marker", f"{record.where}: no {task.marker!r}")
 
@@ -335,21 +335,22 @@ def _check_item(
         record.find("query in profile", item)
 
 
-def _compare_records(path: str | Path, tally: Tally) -> None:
+def _find_conflicting_ids(path: str | Path, tally: Tally) -> None:
     """Finds repeated ids of questions, and ids of items whose contents differ between questions."""
     records = np.array(tally.records, np.uint64).reshape(-1, 4)
     items = np.array(tally.items, np.uint64).reshape(-1, 2)
-    twice = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
-    for place in twice[:EXAMPLES].tolist():
-        tally.find("id twice", f"question {short_repr(_read_again(path, records[place])['id'])}", times=0)
-    tally.counts["id twice"] += len(twice)
+    repeated = np.flatnonzero(_find_first(records[:, 0]) != np.arange(len(records)))
+    for index in repeated[:EXAMPLES].tolist():
+        tally.find("id twice", f"question {short_repr(_read_record(path, records[index])['id'])}", count=0)
+    tally.counts["id twice"] += len(repeated)
     owner = np.repeat(np.arange(len(records)), records[:, 3].astype(np.int64))
     first = _find_first(items[:, 0])
     shared = np.flatnonzero((items[:, 1] != items[first, 1]) & (owner != owner[first]))
-    for place in shared[:EXAMPLES].tolist():
-        question = _read_again(path, records[owner[place]])
-        item_id = next(one["id"] for one in _objects(question["profile"]) if _is_id(one.get("id"), items[place, 0]))
-        tally.find("shared id", f"question {short_repr(question['id'])}, item {short_repr(item_id)}", times=0)
+    for index in shared[:EXAMPLES].tolist():
+        question = _read_record(path, records[owner[index]])
+        keyed = (item for item in _objects(question["profile"]) if _is_id(item.get("id"), items[index, 0]))
+        item_id = next(keyed)["id"]
+        tally.find("shared id", f"question {short_repr(question['id'])}, item {short_repr(item_id)}", count=0)
     tally.counts["shared id"] += len(shared)
 
 
@@ -359,14 +360,14 @@ def _find_first(keys: np.ndarray) -> np.ndarray:
     return first[which]
 
 
-def _read_again(path: str | Path, row: np.ndarray) -> Any:
+def _read_record(path: str | Path, row: np.ndarray) -> Any:
     start, end = map(int, row[1:3])
     with open(path, "rb") as file:
         file.seek(start)
         return parse_record(file.read(end - start))
 
 
-def _compare_count(path: str | Path, tally: Tally, task: Task | None) -> None:
+def _check_count(path: str | Path, tally: Tally, task: Task | None) -> None:
     """Finds a count other than the published one, for a path in a downloaded tree."""
     if task is None:
         return
@@ -425,7 +426,11 @@ def _facts(path: str | Path, form: FileForm, tally: Tally) -> dict[str, Any]:
 
 def _list_findings(tally: Tally) -> list[dict[str, Any]]:
     return [
-        {**asdict(row), "count": tally.counts[row.name], "examples": [one for one in tally.examples[row.name] if one]}
+        {
+            **asdict(row),
+            "count": tally.counts[row.name],
+            "examples": [example for example in tally.examples[row.name] if example],
+        }
         for row in FINDINGS.values()
         if tally.counts[row.name]
     ]

@@ -20,29 +20,29 @@ from lamp_jax.datasets.tables import (
 from lamp_jax.errors import LampError
 from lamp_jax.tasks.catalog import Task, find_task
 
-_HOLE = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")
+_PLACEHOLDER = re.compile(r"{{|}}|{([^{}|]+)(?:\|([^{}]*))?}")
 
 
-class _Hole(NamedTuple):
+class _Placeholder(NamedTuple):
     before: str
     column: str
-    joint: str | None
+    separator: str | None
 
 
 class Pattern(NamedTuple):
-    """Text template over the columns of a row: holes, each with the literal text before it, and the text after the
-    last."""
+    """Text template over the columns of a row: placeholders, each with the literal text before it, and the text after
+    the last placeholder."""
 
-    holes: tuple[_Hole, ...]
+    placeholders: tuple[_Placeholder, ...]
     after: str = ""
 
     @classmethod
     def of_column(cls, column: str) -> "Pattern":
-        return cls((_Hole("", column, None),))
+        return cls((_Placeholder("", column, None),))
 
     @property
     def columns(self) -> list[str]:
-        return [hole.column for hole in self.holes]
+        return [placeholder.column for placeholder in self.placeholders]
 
     @property
     def column(self) -> str | None:
@@ -52,37 +52,37 @@ class Pattern(NamedTuple):
     def fill(self, row: TableRow) -> str:
         """Text of a row; "" where all columns are empty."""
         filled, empty = "", True
-        for before, column, joint in self.holes:
-            text = text_of(row.get(column)) if joint is None else text_of(row.get(column), joint="|")
+        for before, column, separator in self.placeholders:
+            text = text_of(row.get(column)) if separator is None else text_of(row.get(column), separator="|")
             empty = empty and not text.strip()
-            filled += before + (text if joint is None else text.replace("|", joint))
+            filled += before + (text if separator is None else text.replace("|", separator))
         return "" if empty else filled + self.after
 
 
 def parse_pattern(text: str) -> Pattern:
     """Pattern of a text: `review` is the column of this name; with braces, `{title}. Genres: {genres|, }.`, a template.
 
-    In `{column|joint}` bars in the column's value are replaced by `joint`, and the texts of a list are joined by it
-    (elsewhere by a comma). `{{` and `}}` are braces. LampError for other braces, and for braces without a column.
+    In `{column|separator}` bars in the column's value are replaced by `separator`, and the texts of a list are joined
+    by it (elsewhere by a comma). `{{` and `}}` are braces. LampError for other braces, and for braces without a column.
     """
     if "{" not in text and "}" not in text:
         return Pattern.of_column(text)
-    holes: list[_Hole] = []
+    placeholders: list[_Placeholder] = []
     before, end = "", 0
-    for match in _HOLE.finditer(text):
+    for match in _PLACEHOLDER.finditer(text):
         before += _literal(text, end, match.start())
         end = match.end()
         if match[1] is None:
             before += match[0][0]
         else:
-            holes.append(_Hole(before, match[1], match[2]))
+            placeholders.append(_Placeholder(before, match[1], match[2]))
             before = ""
     after = before + _literal(text, end, len(text))
-    if not holes:
+    if not placeholders:
         raise LampError(
             f"the pattern {text!r} names no column; write {{column}} where a column's value is to be inserted"
         )
-    return Pattern(tuple(holes), after)
+    return Pattern(tuple(placeholders), after)
 
 
 def _literal(text: str, start: int, end: int) -> str:
@@ -117,12 +117,12 @@ class JoinedTable(NamedTuple):
 
     def add_to(self, row: TableRow) -> TableRow:
         key = text_of(row.get(self.key))
-        partner = self.rows.get(key)
-        if partner is None:
-            there = next(iter(self.rows), None)
-            example = f"{self.key} {key!r}" + ("" if there is None else f", the table has {there!r} and others")
+        matching = self.rows.get(key)
+        if matching is None:
+            existing = next(iter(self.rows), None)
+            example = f"{self.key} {key!r}" + ("" if existing is None else f", the table has {existing!r} and others")
             raise UnusableValue(f"no partner in {Path(self.path).name}", example)
-        return {**row, **partner}
+        return {**row, **matching}
 
 
 def split_join(entry: str) -> tuple[str, str]:
@@ -194,6 +194,6 @@ def _complete(
 
 
 def _check_key(path: str, key: str, columns: Collection[str], owners: Collection[str]) -> None:
-    for where, there in ((path, columns), ("the rows to which it is joined", owners)):
-        if key not in there:
-            raise LampError(f"--join {path}:{key}: no column {key!r} in {where}, which has {', '.join(there)}")
+    for where, existing in ((path, columns), ("the rows to which it is joined", owners)):
+        if key not in existing:
+            raise LampError(f"--join {path}:{key}: no column {key!r} in {where}, which has {', '.join(existing)}")

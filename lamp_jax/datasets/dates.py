@@ -29,7 +29,7 @@ _FORMS = [
         rf"{_YEAR}[-/](?P<month>\d{{1,2}})[-/]{_DAY}(?:[T\s]+{_TIME}\s*(?:{_ZONE})?)?",
     )
 ]
-_EXCHANGEABLE = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?:\D.*)?")
+_AMBIGUOUS = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d{2})(?:\D.*)?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_NUMBER = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(\.\d+)?")
 _NAMED_ZONE = re.compile(rf"(?<![a-z])(?:{'|'.join(_NAMED_ZONES)})(?![a-z])", re.IGNORECASE)
@@ -72,7 +72,7 @@ def parse_written_date(text: str) -> datetime:
     for form in _FORMS:
         if found := form.fullmatch(text):
             return _moment(**found.groupdict())
-    if _EXCHANGEABLE.fullmatch(text):
+    if _AMBIGUOUS.fullmatch(text):
         raise LampError(
             f"the date {text!r}: its day and month are ambiguous; give their order with --date-format, such as "
             "%d/%m/%Y, %m/%d/%Y or %m/%d/%Y %I:%M:%S %p"
@@ -83,7 +83,7 @@ def parse_written_date(text: str) -> datetime:
 def _moment(
     *, year: str, month: str, day: str, hour: str | None, minute: str, second: str, fraction: str, zone: str | None
 ) -> datetime:
-    """Moment of these parts of a text; `hour` and the parts after it may be None."""
+    """Moment of these fields of a text; `hour` and the fields after it may be None."""
     number = int(month) if month.isdecimal() else 1 + _MONTHS.index(month[:3].lower())
     moment = datetime(int(year), number, int(day))
     if hour:

@@ -196,21 +196,21 @@ class _Partial:
 
 def _fetch(file: TreeFile, path: Path, *, source: DownloadSource, report: ProgressCallback) -> ManifestEntry:
     """Fetches a file from the first address that has it. LampError with the failure of each address."""
-    partial, said = _Partial(path), []
+    partial, failures = _Partial(path), []
     urls = [f"{address.rstrip('/')}/{file.path}" for address in source.addresses]
-    begun = partial.origin
+    previous = partial.origin
     # Bytes of one address cannot be resumed at another, so the address of the partial file is tried first.
-    for url in sorted(urls, key=lambda url: begun is None or url != begun.url):
+    for url in sorted(urls, key=lambda url: previous is None or url != previous.url):
         try:
-            origin = _retry(url, partial, source, lambda have, size: report(file, have, size))
+            origin = _retry(url, partial, source, lambda received, size: report(file, received, size))
             entry = _examine_partial(partial, file.kind, origin)
         except _AddressFailed as error:
-            said.append(f"{url}: {error}")
+            failures.append(f"{url}: {error}")
         else:
             partial.finish(path)
             return entry
     remedy = "run the same command to try again, or give other addresses with --mirrors"
-    raise LampError("\n  ".join([f"{file.path}: no address has the complete file; {remedy}", *said]))
+    raise LampError("\n  ".join([f"{file.path}: no address has the complete file; {remedy}", *failures]))
 
 
 def _examine_partial(partial: _Partial, kind: FileKind, origin: _Origin) -> ManifestEntry:
@@ -223,16 +223,16 @@ def _examine_partial(partial: _Partial, kind: FileKind, origin: _Origin) -> Mani
 
 def _retry(url: str, partial: _Partial, source: DownloadSource, report: Callable[[int, int | None], None]) -> _Origin:
     """Repeats attempts at an address until the file is complete or `attempts` in a row received no new bytes."""
-    furthest, fruitless, pause = _resumable(url, partial)[1], 0, source.pause
+    furthest, failed, pause = _resumable(url, partial)[1], 0, source.pause
     while True:
         try:
             return _attempt(url, partial, source, report)
         except _AttemptFailed as error:
-            fruitless, reached = fruitless + 1, _resumable(url, partial)[1]
+            failed, reached = failed + 1, _resumable(url, partial)[1]
             if reached > furthest:
-                furthest, fruitless, pause = reached, 0, source.pause
-            if fruitless >= source.attempts:
-                raise _AddressFailed(f"{error} (given up after {fruitless} attempts without new bytes)") from None
+                furthest, failed, pause = reached, 0, source.pause
+            if failed >= source.attempts:
+                raise _AddressFailed(f"{error} (given up after {failed} attempts without new bytes)") from None
         if source.stop.wait(pause):
             raise _Stopped
         pause = min(2 * pause, _MAX_PAUSE)
@@ -243,15 +243,15 @@ def _attempt(url: str, partial: _Partial, source: DownloadSource, report: Callab
     origin, offset = _resumable(url, partial)
     if origin and offset == origin.size:
         return origin
-    with _ask(url, origin, offset=offset, timeout=source.timeout) as response:
+    with _request(url, origin, offset=offset, timeout=source.timeout) as response:
         if response.status_code == 416 or (response.status_code == 206 and not _continues(response, origin, offset)):
             partial.discard()
             raise _AttemptFailed(f"HTTP {response.status_code}: the file has changed, its download starts again")
-        _check_answer(response)
+        _check_response(response)
         if origin is None or response.status_code == 200:
             origin, offset = _origin(url, response), 0
             partial.begin(origin)
-        _receive(response, partial, source, lambda have: report(have, origin.size))
+        _receive(response, partial, source, lambda received: report(received, origin.size))
     if partial.size == 0:
         partial.discard()
         raise _AddressFailed("an empty file")
@@ -269,7 +269,7 @@ def _resumable(url: str, partial: _Partial) -> tuple[_Origin | None, int]:
 
 
 @contextlib.contextmanager
-def _ask(url: str, origin: _Origin | None, *, offset: int, timeout: float) -> "Iterator[requests.Response]":
+def _request(url: str, origin: _Origin | None, *, offset: int, timeout: float) -> "Iterator[requests.Response]":
     import requests  # imported here, because most commands need no network
 
     headers = {"Accept-Encoding": "identity"}  # otherwise sizes and ranges would be those of compressed bytes
@@ -295,7 +295,7 @@ def _continues(response: "requests.Response", origin: _Origin | None, offset: in
     )
 
 
-def _check_answer(response: "requests.Response") -> None:
+def _check_response(response: "requests.Response") -> None:
     status, headers = response.status_code, response.headers
     if status in _TRANSIENT or status >= 500:
         raise _AttemptFailed(f"HTTP {status} {response.reason}")

@@ -90,15 +90,15 @@ class Tally:
     items: array = field(default_factory=lambda: array("Q"))
     """For each item of those records: hash of the id, hash of the contents."""
 
-    def find(self, name: str, where: str, *, times: int = 1) -> None:
-        self.counts[name] += times
+    def find(self, name: str, where: str, *, count: int = 1) -> None:
+        self.counts[name] += count
         self.examples[name] = [*self.examples.get(name, ()), where][:EXAMPLES]
 
-    def see_dates(self, dates: Iterable[tuple[Date, str]]) -> None:
+    def add_dates(self, dates: Iterable[tuple[Date, str]]) -> None:
         found = sorted((*self.dates, *dates))
         self.dates = (found[0], found[-1]) if found else ()
 
-    def see_record(self, record_id: object, raw: RawRecord, items: int) -> None:
+    def add_record(self, record_id: object, raw: RawRecord, items: int) -> None:
         self.records.extend((hash_text(record_id), raw.offset, raw.offset + len(raw.content), items))
 
     def __iadd__(self, other: "Tally") -> "Tally":
@@ -106,7 +106,7 @@ class Tally:
         self.facts += other.facts
         for name, examples in other.examples.items():
             self.examples[name] = [*self.examples.get(name, ()), *examples][:EXAMPLES]
-        self.see_dates(other.dates)
+        self.add_dates(other.dates)
         self.records += other.records
         self.items += other.items
         return self

@@ -35,7 +35,7 @@ _BATCH_ROWS = 1024
 _BUFFERED_BYTES = 2**27
 _MAX_REFERENCES = 10_000
 _SHOWN_ROWS = 5
-_SHOWN_LETTERS = 60
+_SHOWN_CHARACTERS = 60
 
 
 class HistoryEntry(NamedTuple):
@@ -43,7 +43,7 @@ class HistoryEntry(NamedTuple):
 
     order: tuple[float, ...]
     item: dict[str, str]
-    asked: dict[str, str]
+    question_fields: dict[str, str]
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -59,13 +59,13 @@ class HistoryEntry(NamedTuple):
     @property
     def undated(self) -> tuple[Any, ...]:
         """Key of items that are equal except for the date: all texts, with white space normalized."""
-        texts = [*self.item.items(), *self.asked.items()]
+        texts = [*self.item.items(), *self.question_fields.items()]
         return tuple((name, " ".join(text.split())) for name, text in texts if name != "date")
 
     @property
-    def askable(self) -> bool:
+    def can_be_target(self) -> bool:
         """Whether the item can be a target; otherwise it is used in profiles only."""
-        return all(self.asked.values())
+        return all(self.question_fields.values())
 
 
 class History(NamedTuple):
@@ -113,12 +113,12 @@ def _distinct(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
 
 
 def _undated(entry: HistoryEntry) -> HistoryEntry:
-    return HistoryEntry((), {name: text for name, text in entry.item.items() if name != "date"}, entry.asked)
+    return HistoryEntry((), {name: text for name, text in entry.item.items() if name != "date"}, entry.question_fields)
 
 
 def _parse_entry(record: bytes) -> HistoryEntry:
-    order, item, asked = parse_record(record)
-    return HistoryEntry(tuple(order), item, asked)
+    order, item, question_fields = parse_record(record)
+    return HistoryEntry(tuple(order), item, question_fields)
 
 
 @dataclass
@@ -175,21 +175,21 @@ class GatheredHistories:
 def gather(rows: Iterable[TableRow], *, folder: Path, options: BenchmarkForm) -> GatheredHistories:
     """Writes the rows of the histories to buckets in `folder`. LampError where there is no usable row."""
     found, users = GatheredHistories(), _UserNumbers()
-    spill, reservoir = _BucketWriter(folder), Reservoir(_MAX_REFERENCES, seed=options.seed)
+    writer, reservoir = _BucketWriter(folder), Reservoir(_MAX_REFERENCES, seed=options.seed)
     for read in itertools.chain.from_iterable(_read_all(rows, options)):
         found.rows += 1
-        place = None if read.user is None else users.number_of(read.user)
-        if place is None or read.reason:
+        number = None if read.user is None else users.number_of(read.user)
+        if number is None or read.reason:
             found.dropped[read.reason].add(found.rows, read.example)
             continue
         if read.no_date:
             found.undated.add(found.rows, read.no_date)
-        spill.add(place, read.record)
+        writer.add(number, read.record)
         if read.reference:
             reservoir.offer(read.reference)
-    spill.flush()
+    writer.flush()
     _check_kept(found, options.histories)
-    found.buckets = spill.buckets(users.all)
+    found.buckets = writer.buckets(users.all)
     found.references = reservoir.texts
     return found
 
@@ -242,7 +242,7 @@ def _read_row(row: TableRow, reader: "RowReader") -> _ReadRow:
         return _ReadRow(user, reason=str(reason), example=reason.example)
     except LampError as error:
         raise LampError(f"{reader.path}: {error}") from None
-    return _ReadRow(user, encode([*entry]), reference=entry.asked.get("reference", ""), no_date=no_date)
+    return _ReadRow(user, encode([*entry]), reference=entry.question_fields.get("reference", ""), no_date=no_date)
 
 
 @lru_cache(maxsize=1)
@@ -269,10 +269,10 @@ class RowReader:
         self._needs_date = options.split == "time" or options.targets == "last"
         self._user = source.patterns["user"]
         self._user_column = self._user.column
-        homes = [join.path for join in source.joins if set(self._user.columns) & set(join.columns)]
-        self._user_is_joined = bool(homes)
+        user_paths = [join.path for join in source.joins if set(self._user.columns) & set(join.columns)]
+        self._user_is_joined = bool(user_paths)
         # Integers with missing values are floats in parquet files of pandas.
-        self._floats_are_users = all(path.lower().endswith(".parquet") for path in homes or [source.path])
+        self._floats_are_users = all(path.lower().endswith(".parquet") for path in user_paths or [source.path])
         self._patterns = {name: pattern for name, pattern in source.patterns.items() if name != "user"}
         self._fields = self._task.fields
         self._needed = [self._task.source] if self._task.cites else [self._task.source, self._task.target]
@@ -291,7 +291,7 @@ class RowReader:
         if isinstance(value, str):
             raise UnusableValue("a lone surrogate in the user id")
         kind = type(value).__name__
-        raise UnusableValue(f"a user id of type {kind}, neither a text nor an integer", repr(value)[:_SHOWN_LETTERS])
+        raise UnusableValue(f"a user id of type {kind}, neither a text nor an integer", repr(value)[:_SHOWN_CHARACTERS])
 
     def entry(self, row: TableRow) -> tuple[HistoryEntry, str]:
         """Entry of a row with its joined columns; and its date if that is unreadable and not needed, else ""."""
@@ -313,8 +313,8 @@ class RowReader:
                 if self._needs_date:
                     raise
                 no_date = texts["date"] or "(empty)"
-        asked = {name: texts[name].strip() for name in ("input", "reference") if name in texts}
-        return HistoryEntry(order, item, asked), no_date
+        question_fields = {name: texts[name].strip() for name in ("input", "reference") if name in texts}
+        return HistoryEntry(order, item, question_fields), no_date
 
     def _join(self, row: TableRow) -> TableRow:
         for join in self._joins:

@@ -33,7 +33,7 @@ class Target(NamedTuple):
     """Item to ask about: its position in the history, and the positions of its profile's items."""
 
     part: Part
-    place: int
+    position: int
     profile: Sequence[int]
 
 
@@ -56,14 +56,14 @@ class SplitCounts:
         return sum(size * count for sizes in self.sizes.values() for size, count in sizes.items())
 
     @classmethod
-    def total(cls, surveys: Iterable["SplitCounts"]) -> "SplitCounts":
+    def total(cls, counts: Iterable["SplitCounts"]) -> "SplitCounts":
         total = cls()
-        for one in surveys:
-            for part, sizes in one.sizes.items():
+        for part_counts in counts:
+            for part, sizes in part_counts.sizes.items():
                 total.sizes[part].update(sizes)
-            total.dropped_targets.update(one.dropped_targets)
-            total.idle_users.update(one.idle_users)
-            total.duplicates.update(one.duplicates)
+            total.dropped_targets.update(part_counts.dropped_targets)
+            total.idle_users.update(part_counts.idle_users)
+            total.duplicates.update(part_counts.duplicates)
         return total
 
 
@@ -73,24 +73,27 @@ def find_targets(history: History, options: BenchmarkForm) -> list[Target]:
     `--split time`: of the items that can be targets, the last is the test target, the one before it the dev target, and
     earlier ones are train targets. `--split user`: all targets belong to the user's part.
     """
-    askable = [place for place, entry in enumerate(history.entries) if entry.askable]
+    candidates = [position for position, entry in enumerate(history.entries) if entry.can_be_target]
     if options.split == "time":
         roles: tuple[Part, ...] = ("train",) * options.targets_per_user + ("dev", "test")
-        places = askable[-len(roles) :]
-        chosen = zip(roles[len(roles) - len(places) :], places, strict=True)
-        return [Target(part, place, _newest(range(place), options)) for part, place in chosen]
+        positions = candidates[-len(roles) :]
+        chosen = zip(roles[len(roles) - len(positions) :], positions, strict=True)
+        return [Target(part, position, _newest(range(position), options)) for part, position in chosen]
     part = part_of(history.user, options)
     if options.targets == "last":
-        places = askable[-options.targets_per_user :]
-        return [Target(part, place, _newest(range(place), options)) for place in places]
+        positions = candidates[-options.targets_per_user :]
+        return [Target(part, position, _newest(range(position), options)) for position in positions]
     rng = random.Random(stable_hash(options.seed, "targets", history.user))
-    places = sorted(rng.sample(askable, min(options.targets_per_user, len(askable))))
+    positions = sorted(rng.sample(candidates, min(options.targets_per_user, len(candidates))))
     others = range(len(history.entries))
-    return [Target(part, place, _newest([other for other in others if other != place], options)) for place in places]
+    return [
+        Target(part, position, _newest([other for other in others if other != position], options))
+        for position in positions
+    ]
 
 
-def _newest(places: Sequence[int], options: BenchmarkForm) -> Sequence[int]:
-    return places[-options.max_profile :]  # all of them for 0
+def _newest(positions: Sequence[int], options: BenchmarkForm) -> Sequence[int]:
+    return positions[-options.max_profile :]  # all of them for 0
 
 
 def part_of(user: UserId, options: BenchmarkForm) -> Part:
@@ -134,15 +137,15 @@ def _drop_small(targets: Iterable[Target], options: BenchmarkForm) -> list[Targe
 def write_parts(
     output: Path,
     gathered: GatheredHistories,
-    surveys: Sequence[SplitCounts],
+    counts: Sequence[SplitCounts],
     *,
     options: BenchmarkForm,
     report: Mapping[str, Any],
 ) -> None:
     """Writes questions and outputs of each non-empty part, and `report.json`, atomically."""
-    task, total = find_task(options.task), SplitCounts.total(surveys)
+    task, total = find_task(options.task), SplitCounts.total(counts)
     write = partial(_write_bucket, options=options, references=gathered.references)
-    pieces = zip(gathered.buckets, _starts(surveys), strict=True)
+    pieces = zip(gathered.buckets, _starts(counts), strict=True)
     size = gathered.size // gathered.kept * total.profile_items
     with contextlib.ExitStack() as stack:
         files: dict[tuple[Part, FileKind], IO[bytes]] = {}
@@ -161,10 +164,10 @@ def write_parts(
         json.dump(report, stack.enter_context(atomic_write(output / "report.json")), ensure_ascii=False, indent=1)
 
 
-def _starts(surveys: Iterable[SplitCounts]) -> Iterator[dict[Part, int]]:
+def _starts(counts: Iterable[SplitCounts]) -> Iterator[dict[Part, int]]:
     """Number of the first question of each bucket in each part."""
     starts = dict.fromkeys(PARTS, 0)
-    for found in surveys:
+    for found in counts:
         yield dict(starts)
         for part, count in found.questions.items():
             starts[part] += count
@@ -174,9 +177,9 @@ def _opening(kind: FileKind, task: Task) -> bytes:
     return b"[" if kind == "questions" else b'{"task": %b, "golds": [' % encode(task.official_name)
 
 
-def _append(whole: IO[bytes], path: Path) -> None:
+def _append(target: IO[bytes], path: Path) -> None:
     with open(path, "rb") as file:
-        shutil.copyfileobj(file, whole, _COPIED_BYTES)
+        shutil.copyfileobj(file, target, _COPIED_BYTES)
 
 
 def _write_bucket(
@@ -190,9 +193,9 @@ def _write_bucket(
     with contextlib.ExitStack() as stack:
         files = {key: stack.enter_context(open(path, "wb")) for key, path in written.items()}
         for history in bucket.histories(duplicates=options.duplicates):
-            asker = QuestionMaker(task, history, references, options.seed)
+            maker = QuestionMaker(task, history, references, options.seed)
             for target in _drop_small(find_targets(history, options), options):
-                question = asker.ask(target, number=numbers[target.part])
+                question = maker.ask(target, number=numbers[target.part])
                 comma = b",\n" if numbers[target.part] else b"\n"
                 numbers[target.part] += 1
                 record = question_record(replace(question, output=None))
@@ -213,20 +216,20 @@ class QuestionMaker:
     def ask(self, target: Target, *, number: int) -> Question:
         """Question about an item, with its reference answer; `number` is its index in the part."""
         key = f"{self.task.id_prefix}{PARTS.index(target.part)}{number}"
-        items = (self.history.entries[place].item for place in target.profile)
-        profile = tuple({"id": f"{key}{place}", **item} for place, item in enumerate(items))
-        entry = self.history.entries[target.place]
-        text = entry.asked.get("input", entry.item[self.task.source])
+        items = (self.history.entries[position].item for position in target.profile)
+        profile = tuple({"id": f"{key}{index}", **item} for index, item in enumerate(items))
+        entry = self.history.entries[target.position]
+        text = entry.question_fields.get("input", entry.item[self.task.source])
         if self.task.cites:
-            asked, gold = self._offer_references(text, entry.asked["reference"])
+            text, reference = self._offer_references(text, entry.question_fields["reference"])
         else:
-            asked, gold = self.task.input_for(text), entry.item[self.task.target]
-        return Question(key, asked, profile, self.history.user, gold)
+            text, reference = self.task.input_for(text), entry.item[self.task.target]
+        return Question(key, text, profile, self.history.user, reference)
 
     def _offer_references(self, title: str, right: str) -> tuple[str, str]:
         """LaMP-1's input and answer: the cited paper beside one that the user never cites, in random order."""
         rng = random.Random(stable_hash(self.seed, "reference", self.history.user, title, right))
-        own = {entry.asked["reference"] for entry in self.history.entries}
+        own = {entry.question_fields["reference"] for entry in self.history.entries}
         start = rng.randrange(len(self.references))
         wrong = next((ref for ref in chain(self.references[start:], self.references[:start]) if ref not in own), None)
         if wrong is None:
@@ -234,6 +237,6 @@ class QuestionMaker:
                 f"user {self.history.user!r}: cites all the papers that others cite, so that there is no wrong "
                 "reference to offer; leave this user out, or give more users' histories"
             )
-        place = rng.randrange(2)
-        pair = (right, wrong) if place == 0 else (wrong, right)
-        return self.task.template.format(title=title, ref1=pair[0], ref2=pair[1]), self.task.labels[place]
+        label = rng.randrange(2)
+        pair = (right, wrong) if label == 0 else (wrong, right)
+        return self.task.template.format(title=title, ref1=pair[0], ref2=pair[1]), self.task.labels[label]

@@ -52,12 +52,12 @@ class Strand:
 
     `share` is its fraction of the profile; `asked` the probability that an item is on the question's topic; `dialect`
     the item's, relative to the question's; `life` the period of the user's life (0 to 1) in which it was written.
-    `answer` is the items' answer: the reference (gold); one of this user's two frequent wrong answers (rival, former);
+    `answer` is the items' answer: the reference; one of this user's two frequent wrong answers (rival, former);
     this user's answer to the item's topic (by topic); any other (the last two exclude reference and rival).
     """
 
     share: float
-    answer: Literal["gold", "rival", "former", "by topic", "any"]
+    answer: Literal["reference", "rival", "former", "by topic", "any"]
     asked: float = 0.0
     dialect: Literal["same", "other", "either"] = "either"
     life: tuple[float, float] = (0.0, 1.0)
@@ -81,7 +81,7 @@ GROUPS = {
         "bm25",
         10,
         (
-            Strand(0.40, "gold", asked=1, dialect="same", life=(0.15, 1.0)),
+            Strand(0.40, "reference", asked=1, dialect="same", life=(0.15, 1.0)),
             Strand(0.26, "rival", asked=1, dialect="other"),
             Strand(0.34, "by topic"),
         ),
@@ -91,7 +91,7 @@ GROUPS = {
         "recency",
         3,
         (
-            Strand(0.40, "gold", asked=0.2, life=(0.6, 1.0)),
+            Strand(0.40, "reference", asked=0.2, life=(0.6, 1.0)),
             Strand(0.20, "rival", asked=0.35, life=(0.4, 0.6)),
             Strand(0.20, "former", asked=0.35, life=(0.2, 0.4)),
             Strand(0.20, "any", asked=0.35, life=(0.0, 0.2)),
@@ -102,7 +102,7 @@ GROUPS = {
         "dense",
         3,
         (
-            Strand(0.40, "gold", asked=1, dialect="other", life=(0.0, 0.6)),
+            Strand(0.40, "reference", asked=1, dialect="other", life=(0.0, 0.6)),
             Strand(0.34, "by topic", dialect="same"),
             Strand(0.26, "by topic", dialect="other"),
         ),
@@ -120,8 +120,8 @@ class _User:
     group: Group
     topic: int  # topic of the question
     dialect: int  # dialect of the question
-    answers: dict[str, int]  # the reference (gold), and two wrong answers: rival and former
-    others: tuple[int, ...]  # all answers but gold and rival
+    answers: dict[str, int]  # the reference, and two wrong answers: rival and former
+    others: tuple[int, ...]  # all answers but reference and rival
     by_topic: dict[int, int]  # the user's wrong answers to other topics
 
 
@@ -154,10 +154,10 @@ def _generate_one(
     name = _GROUP_CYCLE[index * _STRIDE % len(_GROUP_CYCLE)]
     user = _draw_user(task, rng, GROUPS[name])
     asked, output = _ask(task, rng, user, words=words)
-    place = SPLITS.index(split)
-    key = f"{task.id_prefix}{place}{index}"
+    split_index = SPLITS.index(split)
+    key = f"{task.id_prefix}{split_index}{index}"
     profile, right = _draw_profile(task, rng, user, size=_draw_size(rng, profile_size), key=key, words=words)
-    user_id = len(SPLITS) * index + place
+    user_id = len(SPLITS) * index + split_index
     return Question(key, asked, profile, user_id, output), OracleEntry(right, name, user.group.best)
 
 
@@ -170,16 +170,16 @@ def _draw_size(rng: random.Random, profile_size: ProfileSize) -> int:
 def _draw_user(task: Task, rng: random.Random, group: Group) -> _User:
     answers = range(_answer_count(task))
     topic, *interests = rng.sample(range(TOPICS), 1 + _INTERESTS)
-    gold, rival, former = rng.sample(answers, 3)
+    reference, rival, former = rng.sample(answers, 3)
     if group.best == "none" and not task.cites:
-        gold = LEXICON.prior[topic] % len(answers)
-        rival, former = rng.sample([answer for answer in answers if answer != gold], 2)
-    others = tuple(answer for answer in answers if answer not in (gold, rival))
+        reference = LEXICON.prior[topic] % len(answers)
+        rival, former = rng.sample([answer for answer in answers if answer != reference], 2)
+    others = tuple(answer for answer in answers if answer not in (reference, rival))
     return _User(
         group=group,
         topic=topic,
         dialect=rng.randrange(DIALECTS),
-        answers={"gold": gold, "rival": rival, "former": former},
+        answers={"reference": reference, "rival": rival, "former": former},
         others=others,
         by_topic={interest: rng.choice(others) for interest in interests},
     )
@@ -193,14 +193,14 @@ def _draw_profile(
     rng.shuffle(strands)
     days = _days(rng, [rng.uniform(*strand.life) for strand in strands])
     items, right = [], []
-    for place, (strand, day) in enumerate(zip(strands, days, strict=True)):
+    for index, (strand, day) in enumerate(zip(strands, days, strict=True)):
         topic = user.topic if rng.random() < strand.asked else rng.choice(tuple(user.by_topic))
         answer = _draw_answer(rng, user, strand, topic)
         dialect = _draw_dialect(rng, user, strand)
         fields = _item_fields(task, rng, topic=topic, dialect=dialect, answer=answer, words=words)
-        items.append(fields | {"id": f"{key}{place}", "date": day})
-        if answer == user.answers["gold"]:
-            right.append(f"{key}{place}")
+        items.append(fields | {"id": f"{key}{index}", "date": day})
+        if answer == user.answers["reference"]:
+            right.append(f"{key}{index}")
     return tuple(items), tuple(right)
 
 
@@ -219,13 +219,13 @@ def _spread(strands: tuple[Strand, ...], size: int) -> list[Strand]:
 def _days(rng: random.Random, moments: list[float]) -> list[str]:
     """Date of each moment of a life (0 to 1), in their order; all different, so that recency has no ties."""
     days = [""] * len(moments)
-    for week, place in enumerate(sorted(range(len(moments)), key=moments.__getitem__)):
-        days[place] = (_FIRST_DAY + datetime.timedelta(days=_WEEK * week + rng.randrange(_WEEK))).isoformat()
+    for week, index in enumerate(sorted(range(len(moments)), key=moments.__getitem__)):
+        days[index] = (_FIRST_DAY + datetime.timedelta(days=_WEEK * week + rng.randrange(_WEEK))).isoformat()
     return days
 
 
 def _draw_answer(rng: random.Random, user: _User, strand: Strand, topic: int) -> int:
-    if strand.answer == "any" or (strand.answer == "gold" and rng.random() < _MISLABELLED):
+    if strand.answer == "any" or (strand.answer == "reference" and rng.random() < _MISLABELLED):
         return rng.choice(user.others)
     return user.by_topic[topic] if strand.answer == "by topic" else user.answers[strand.answer]
 
@@ -246,14 +246,14 @@ def _answer_count(task: Task) -> int:
 
 def _ask(task: Task, rng: random.Random, user: _User, *, words: int) -> tuple[str, str]:
     """Input and reference of the question."""
-    gold = user.answers["gold"]
+    reference = user.answers["reference"]
     if task.cites:
-        topics = user.topic, gold, user.answers["rival"]
+        topics = user.topic, reference, user.answers["rival"]
         title, *pair = (LEXICON.describe(rng, topic=topic, dialect=user.dialect) for topic in topics)
-        place = rng.randrange(2)
-        return task.template.format(title=title, ref1=pair[place], ref2=pair[1 - place]), task.labels[place]
+        label = rng.randrange(2)
+        return task.template.format(title=title, ref1=pair[label], ref2=pair[1 - label]), task.labels[label]
     text = LEXICON.describe(rng, topic=user.topic, dialect=user.dialect, words=words)
-    return task.input_for(text), _express(task, gold, text)
+    return task.input_for(text), _express(task, reference, text)
 
 
 def _item_fields(
@@ -301,14 +301,14 @@ def write_benchmark(
         for split, count in counts.items():
             asked = _JsonWriter(stack.enter_context(atomic_write(folder / f"{split}_questions.json")), "[", "]")
             file = stack.enter_context(atomic_write(folder / f"{split}_outputs.json"))
-            golds = _JsonWriter(file, f'{{"task": "{task.official_name}", "golds": [', "]}")
+            references_file = _JsonWriter(file, f'{{"task": "{task.official_name}", "golds": [', "]}")
             sizes = {"questions": count, "profile_size": profile_size, "words": words}
             for question, known in generate(task, seed=seed, split=split, **sizes):
                 asked.add(question_record(replace(question, output=None)))
-                golds.add({"id": question.id, "output": question.output})
+                references_file.add({"id": question.id, "output": question.output})
                 oracle.add(known._asdict(), key=question.id)
             asked.end()
-            golds.end()
+            references_file.end()
         oracle.end()
 
 

@@ -85,14 +85,14 @@ def read_lookup(path: str | Path, key: str, columns: Collection[str], text: Text
     return found
 
 
-def text_of(value: Any, *, joint: str = ", ") -> str:
+def text_of(value: Any, *, separator: str = ", ") -> str:
     """Value as text; "" for None and NaN. Texts of a list are joined. Raises UnusableValue for objects and bytes."""
     if isinstance(value, str):
         return value
     if value is None or value != value:
         return ""
     if isinstance(value, list):
-        return joint.join(map(text_of, value))
+        return separator.join(map(text_of, value))
     if isinstance(value, dict | bytes):
         raise UnusableValue(f"a value of type {type(value).__name__}, which is not a text")
     return str(value)

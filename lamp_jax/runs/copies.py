@@ -46,40 +46,41 @@ class LocalCopy:
         copy for writing is locked until `release`: LampError where another command holds the lock.
         """
         with naming_url(self.url, "read"), contextlib.ExitStack() as stack:
-            self._hold()
+            self._lock_copy()
             stack.callback(self.release)
             self._fs.invalidate_cache()
-            there = {self._here(remote): remote for remote in self._find()}
-            keys, known = {path: file_version(self._fs, remote) for path, remote in there.items()}, self._read_notes()
-            if self.kind == WRITTEN and known is not None and self._is_ahead(keys, known):
+            remotes = {self._local_path(remote): remote for remote in self._find()}
+            versions = {path: file_version(self._fs, remote) for path, remote in remotes.items()}
+            known = self._read_notes()
+            if self.kind == WRITTEN and known is not None and self._is_ahead(versions, known):
                 self._sent = {path: (note[1], note[2]) for path, note in known.items()}
             else:
-                self._replace(there, keys, known or {})
+                self._replace(remotes, versions, known or {})
             if self.kind == WRITTEN:
                 stack.pop_all()
 
-    def _is_ahead(self, keys: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
+    def _is_ahead(self, versions: dict[Path, str], known: dict[Path, list[Any]]) -> bool:
         """Whether the copy has every file of the URL, and the URL was changed by this copy only."""
-        return keys.keys() <= known.keys() and all(
-            (keys.get(path, "") == note[0] or keys.get(path, "").partition(" ")[0] in note[3:])
+        return versions.keys() <= known.keys() and all(
+            (versions.get(path, "") == note[0] or versions.get(path, "").partition(" ")[0] in note[3:])
             and (path.exists() or note[3:] == [""])
             for path, note in known.items()
         )
 
-    def _replace(self, there: dict[Path, str], keys: dict[Path, str], known: dict[Path, list[Any]]) -> None:
+    def _replace(self, remotes: dict[Path, str], versions: dict[Path, str], known: dict[Path, list[Any]]) -> None:
         """Makes the copy equal to the URL's contents."""
-        for path in [path for path in self._files() if path not in there]:
+        for path in [path for path in self._files() if path not in remotes]:
             path.unlink()
-        for path, remote in there.items():
+        for path, remote in remotes.items():
             note = known.get(path, ["", 0, 0])
-            if keys[path] != note[0] or not path.is_file() or _state(path) != (note[1], note[2]):
-                _make_room(path, self._folder)
+            if versions[path] != note[0] or not path.is_file() or _state(path) != (note[1], note[2]):
+                _clear_path(path, self._folder)
                 unfinished = private_path(self._folder, "part")
                 self._fs.get_file(remote, str(unfinished))
                 os.replace(unfinished, path)
-                note = [keys[path], *_state(path)]
+                note = [versions[path], *_state(path)]
             known[path], self._sent[path] = note[:3], (note[1], note[2])
-        self._write_notes({path: known[path] for path in there})
+        self._write_notes({path: known[path] for path in remotes})
 
     def send(self) -> None:
         """Sends files that changed since they were fetched or sent; removes from the URL files that were removed
@@ -88,20 +89,22 @@ class LocalCopy:
         Files are sent in the order in which they were written, so that data precede the lines that refer to them.
         """
         with naming_url(self.url, "written", "; run the same command again to send the missing files"):
-            here = self._states()
-            changed = [path for path, state in here.items() if self._sent.get(path) != state]
-            if gone := self._sent.keys() - here.keys():
-                self._check_held()
-                self._announce(dict.fromkeys(gone, ""))
+            states = self._states()
+            changed = [path for path, state in states.items() if self._sent.get(path) != state]
+            if removed := self._sent.keys() - states.keys():
+                self._check_locked()
+                self._announce(dict.fromkeys(removed, ""))
             for record in (self.local / _RECORD, self.local.with_name(f"{self.local.name}.{_RECORD}")):
                 if record in changed and len(changed) > 1:
                     self._unfinish(record)
-            for path in sorted(changed, key=lambda path: (here[path][1], _refers_to_others(path))):  # clocks are coarse
-                self._announce({path: str(here[path][0])})
-                self._put(path, here[path])
-            for path in gone:
-                self._check_held()
-                self._remove(path)
+            for path in sorted(
+                changed, key=lambda path: (states[path][1], _refers_to_others(path))
+            ):  # clocks are coarse
+                self._announce({path: str(states[path][0])})
+                self._send_file(path, states[path])
+            for path in removed:
+                self._check_locked()
+                self._remove_remote(path)
 
     def _unfinish(self, path: Path) -> None:
         """Marks a finished run record at the URL as unfinished before other files are sent; the record is sent last.
@@ -109,16 +112,16 @@ class LocalCopy:
         Otherwise a kill would leave those files without a record, or with the record of another run that a forced one
         replaces. In that case the fingerprint is emptied, since the files are a mixture, which only `--force` replaces.
         """
-        there, new = self._there(path), _record(path.read_bytes())
-        old = _record(self._fs.cat_file(there)) if path_type(self._fs, there) == "file" else None
+        remote, new = self._remote_path(path), _record(path.read_bytes())
+        old = _record(self._fs.cat_file(remote)) if path_type(self._fs, remote) == "file" else None
         if not (new if old is None else old).get("finished"):
             return
         makes = [*(old or {}).get("makes", []), *new.get("makes", [])]
-        nobodys = {} if old is None else {"fingerprint": "", "makes": makes}
-        unfinished = json.dumps((old or new) | {"finished": False} | nobodys).encode()
+        mixture = {} if old is None else {"fingerprint": "", "makes": makes}
+        unfinished = json.dumps((old or new) | {"finished": False} | mixture).encode()
         self._announce({path: str(len(unfinished))})
-        self._fs.makedirs(os.path.dirname(there), exist_ok=True)
-        self._fs.pipe_file(there, unfinished)
+        self._fs.makedirs(os.path.dirname(remote), exist_ok=True)
+        self._fs.pipe_file(remote, unfinished)
         self._fs.invalidate_cache()
         self._note(path, self._sent.get(path, _ABSENT))
 
@@ -130,38 +133,40 @@ class LocalCopy:
 
     def _note(self, path: Path, state: tuple[int, int]) -> None:
         """Notes a file's version at the URL and the state of its copy."""
-        version = file_version(self._fs, self._there(path))
+        version = file_version(self._fs, self._remote_path(path))
         self._write_notes((self._read_notes() or {}) | {path: [version, *state]})
 
-    def _remove(self, path: Path) -> None:
-        if path in self._sent and path_type(self._fs, self._there(path)):
-            self._fs.rm_file(self._there(path))
+    def _remove_remote(self, path: Path) -> None:
+        if path in self._sent and path_type(self._fs, self._remote_path(path)):
+            self._fs.rm_file(self._remote_path(path))
         self._sent.pop(path, None)
         self._write_notes({known: note for known, note in (self._read_notes() or {}).items() if known != path})
 
-    def _put(self, path: Path, state: tuple[int, int]) -> None:
-        there = self._there(path)
-        self._fs.makedirs(os.path.dirname(there), exist_ok=True)
-        self._fs.put_file(str(path), there)
+    def _send_file(self, path: Path, state: tuple[int, int]) -> None:
+        remote = self._remote_path(path)
+        self._fs.makedirs(os.path.dirname(remote), exist_ok=True)
+        self._fs.put_file(str(path), remote)
         self._fs.invalidate_cache()
-        size = self._fs.info(there)["size"]
+        size = self._fs.info(remote)["size"]
         if size != state[0]:
             raise LampError(f"{url_of(path)}: {size} of {state[0]} bytes have arrived; run the command again")
         self._note(path, state)
         self._sent[path] = state
 
-    def pays(self) -> bool:
+    def is_worth_sending(self) -> bool:
         """Whether the changes are worth sending now: files are sent completely, because objects in a bucket cannot be
         appended to.
 
         Files that have only grown are held back, unless they are small, until they have grown by a quarter, so the
         total traffic is a few times their final size. They are held back together, because one may refer to another.
         """
-        here = self._states()
-        changed = [path for path, state in here.items() if self._sent.get(path) != state]
-        size, before = (sum(of[path][0] for path in changed if path in of) for of in (here, self._sent))
-        grown = all(path in self._sent and here[path][0] > self._sent[path][0] for path in changed)
-        return not grown or self._sent.keys() > here.keys() or size <= _ALWAYS_SENT or size - before >= _GROWTH * before
+        states = self._states()
+        changed = [path for path, state in states.items() if self._sent.get(path) != state]
+        size, before = (sum(of[path][0] for path in changed if path in of) for of in (states, self._sent))
+        grown = all(path in self._sent and states[path][0] > self._sent[path][0] for path in changed)
+        return (
+            not grown or self._sent.keys() > states.keys() or size <= _ALWAYS_SENT or size - before >= _GROWTH * before
+        )
 
     def release(self) -> None:
         """Unlocks the copy for other commands of this machine."""
@@ -169,7 +174,7 @@ class LocalCopy:
             self._lock.close()
             self._lock = None
 
-    def _hold(self) -> None:
+    def _lock_copy(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(private_path(self._folder, "lock"), "ab")  # noqa: SIM115 (open for as long as it is locked)
         try:
@@ -182,7 +187,7 @@ class LocalCopy:
         except OSError:
             pass  # a network file system without locks
 
-    def _check_held(self) -> None:
+    def _check_locked(self) -> None:
         """LampError where the copy was removed: its missing files must not be removed at the URL."""
         with contextlib.suppress(FileNotFoundError):
             if self._lock and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
@@ -200,18 +205,18 @@ class LocalCopy:
     def _find(self) -> Iterator[str]:
         """Paths of the URL's files and, of a copy for writing, of the files beside it that a stage may read or
         write."""
-        places, name = [self._remote], self.local.name
+        roots, name = [self._remote], self.local.name
         if self.kind == WRITTEN and path_type(self._fs, self._remote) != "directory":
             ends = ("", ".run.json", ".journal.jsonl")
             beside = [f"{name}{staged}{end}" for staged in ("", ".unfinished") for end in ends]
             beside += [Path(name).with_suffix(".scores.json").name + end for end in ("", ".unfinished")]
-            places = [self._there(self._folder / one) for one in dict.fromkeys(beside)]
+            roots = [self._remote_path(self._folder / name) for name in dict.fromkeys(beside)]
         elif name in _SPLITS and path_type(self._fs, self._remote) is None:  # DATA_SET/train, of a directory's files
             alone = path_type(self._fs, f"{self._above}/dataset_info.json")
-            places = [self._above if alone else f"{self._above}/lamp"]
-        for place in places:
-            for remote in walk(self._fs, place):
-                if self._belongs(self._here(remote)):
+            roots = [self._above if alone else f"{self._above}/lamp"]
+        for root in roots:
+            for remote in walk(self._fs, root):
+                if self._belongs(self._local_path(remote)):
                     yield remote
 
     def _belongs(self, path: Path) -> bool:
@@ -224,10 +229,10 @@ class LocalCopy:
             or (self.kind == WRITTEN and any(_TEMPORARY.fullmatch(part) for part in others))
         )
 
-    def _here(self, remote: str) -> Path:
+    def _local_path(self, remote: str) -> Path:
         return self._folder / remote.removeprefix(self._above).lstrip("/")
 
-    def _there(self, path: Path) -> str:
+    def _remote_path(self, path: Path) -> str:
         return f"{self._above}/{path.relative_to(self._folder).as_posix()}"
 
     def _read_notes(self) -> dict[Path, list[Any]] | None:
@@ -262,7 +267,7 @@ def _record(content: bytes) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _make_room(path: Path, folder: Path) -> None:
+def _clear_path(path: Path, folder: Path) -> None:
     """Makes the directory of a copied file; removes files in place of directories and the reverse."""
     for above in path.parents:
         if above != folder and above.is_relative_to(folder) and above.is_file():
@@ -273,5 +278,5 @@ def _make_room(path: Path, folder: Path) -> None:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

@@ -18,72 +18,74 @@ def open_url(url: str) -> tuple[Any, str]:
 
     scheme = url.partition("://")[0]
     try:
-        fs, place = fsspec.url_to_fs(url)
+        fs, path = fsspec.url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(scheme)
         raise LampError(f"{url}: {error}" + (f"; pip install {package}" if package else "")) from None
     except Exception as error:  # every file system has its own errors for URLs that it cannot use
         what = f"{type(error).__name__}: {error}"
         raise LampError(f"{url}: {what}; give a local path, or a URL such as gs://BUCKET/run") from error
-    if not place.strip("/"):
+    if not path.strip("/"):
         raise LampError(f"{url}: a complete file system; give a directory or a file in it")
-    return fs, place.rstrip("/")
+    return fs, path.rstrip("/")
 
 
 @contextlib.contextmanager
-def naming_url(url: str, act: str, remedy: str = "; check the URL, the network and your permissions") -> Iterator[None]:
-    """Context in which every error of a file system becomes a LampError with the URL; `act`: "read" or "written"."""
+def naming_url(
+    url: str, action: str, remedy: str = "; check the URL, the network and your permissions"
+) -> Iterator[None]:
+    """Context in which every error of a file system becomes a LampError with the URL; `action`: "read" or "written"."""
     try:
         yield
     except LampError:
         raise
     except Exception as error:
-        raise LampError(f"{url}: cannot be {act} ({type(error).__name__}: {error}){remedy}") from error
+        raise LampError(f"{url}: cannot be {action} ({type(error).__name__}: {error}){remedy}") from error
 
 
-def path_type(fs: Any, place: str) -> str | None:
+def path_type(fs: Any, path: str) -> str | None:
     """`file`, `directory`, or None where the path does not exist. Other errors are raised."""
     try:
-        return fs.info(place)["type"]
+        return fs.info(path)["type"]
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
-def file_version(fs: Any, place: str) -> str:
+def file_version(fs: Any, path: str) -> str:
     """A text that changes when the file does; the same whether the file was listed or queried alone.
 
     fsspec's own `ukey` is not: it hashes all known fields, of which a listing has fewer.
     """
-    info = fs.info(place)
+    info = fs.info(path)
     found = next((f"{name} {info[name]}" for name in _VERSIONS if info.get(name)), None)
-    return f"{info['size']} {found or fs.ukey(place)}"
+    return f"{info['size']} {found or fs.ukey(path)}"
 
 
-def walk(fs: Any, place: str, folders: list[str] | None = None) -> Iterator[str]:
+def walk(fs: Any, path: str, folders: list[str] | None = None) -> Iterator[str]:
     """Path of a file, or paths of all files below a directory; each directory is added to `folders` after its children.
 
     Uses `ls`: other calls of fsspec take brackets for patterns.
     """
-    kind = path_type(fs, place)
+    kind = path_type(fs, path)
     if kind == "file":
-        yield place
+        yield path
     elif kind == "directory":
-        for one in fs.ls(place, detail=True):
-            name = one["name"].rstrip("/")
-            if name.strip("/") != place.strip("/"):  # object stores list the directory's own marker in it
-                if one["type"] == "directory":
+        for entry in fs.ls(path, detail=True):
+            name = entry["name"].rstrip("/")
+            if name.strip("/") != path.strip("/"):  # object stores list the directory's own marker in it
+                if entry["type"] == "directory":
                     yield from walk(fs, name, folders)
-                elif one["type"] != "other":  # pipes and sockets
+                elif entry["type"] != "other":  # pipes and sockets
                     yield name
         if folders is not None:
-            folders.append(place)
+            folders.append(path)
 
 
-def remove_tree(fs: Any, place: str) -> None:
+def remove_tree(fs: Any, path: str) -> None:
     """Removes all files below a path, and the directories where the file system has them."""
     fs.invalidate_cache()
     folders: list[str] = []
-    for name in [*walk(fs, place, folders)]:
+    for name in [*walk(fs, path, folders)]:
         fs.rm_file(name)
     for folder in folders:
         with contextlib.suppress(OSError, NotImplementedError):

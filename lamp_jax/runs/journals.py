@@ -20,7 +20,7 @@ class Journal:
     """
 
     def __init__(self, path: Path):
-        self.path, self._pace = path, remote.PublishThrottle()
+        self.path, self._throttle = path, remote.PublishThrottle()
         self._file: IO[bytes] | None = None
         self._size = 0
         self.entries: list[Any] = on_first(self._open)
@@ -51,7 +51,7 @@ class Journal:
             self._size += self._file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in entries))
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._pace.publish()
+            self._throttle.publish()
         self.entries += entries
 
     def close(self) -> None:

@@ -90,9 +90,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def _open_temporary(path: Path) -> IO[bytes]:
     """Temporary file of `path`, locked while it is open. Temporary files that killed runs left of it are removed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
-        if not left.is_dir():
-            _remove_abandoned(left)
+    for abandoned in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        if not abandoned.is_dir():
+            _remove_abandoned(abandoned)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     while True:
         file = open(temporary, "wb")  # noqa: SIM115 (the caller closes it)

@@ -29,7 +29,7 @@ _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"[\0", b"{\0", b"\0[", b"\0{")
 _SPACE = b" \t\r\n"
 _SEPARATOR = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
 _GOLDS = re.compile(rb'"golds"[ \t\r\n]*:[ \t\r\n]*\[\Z')
-_SHOWN_LETTERS = 40
+_SHOWN_CHARACTERS = 40
 _SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
@@ -56,17 +56,17 @@ class RecordScanner:
 
     def __iter__(self) -> Iterator[RawRecord]:
         if self._content is not None:
-            yield from self._frame(_Reader(self._content))
+            yield from self._scan(_Reader(self._content))
             return
         try:
             with open(self.path, "rb") as file:
-                yield from self._frame(_Reader(file))
+                yield from self._scan(_Reader(file))
         except FileNotFoundError:
             raise LampError(f"{self.path}: no such file") from None
         except IsADirectoryError:
             raise LampError(f"{self.path}: a directory, where a JSON file is expected") from None
 
-    def _frame(self, reader: "_Reader") -> Iterator[RawRecord]:
+    def _scan(self, reader: "_Reader") -> Iterator[RawRecord]:
         base = self._choose_base(reader)
         brackets = reader.brackets()
         head = self._find_list(reader, brackets, base)
@@ -83,10 +83,10 @@ class RecordScanner:
             elif after < base:
                 gap = reader.take(at)
                 if gap.strip(_SPACE):
-                    raise self._no_record(gap, number, at - len(gap))
+                    raise self._gap_error(gap, number, at - len(gap))
                 self.envelope = self._parse_envelope(head + reader.rest(_ENVELOPE))
                 return
-        raise self._broken_off(f"after {number} complete records, at byte {reader.end}")
+        raise self._truncated_error(f"after {number} complete records, at byte {reader.end}")
 
     def _choose_base(self, reader: "_Reader") -> int:
         """Nesting depth of the records: 1 in a list, 2 in an object's list."""
@@ -109,9 +109,9 @@ class RecordScanner:
                     return head
                 raise LampError(
                     f"{self.path}: an object whose first list is not 'golds'; expected a list of records, or an object "
-                    f"with 'golds', found {head[:_SHOWN_LETTERS]!r}"
+                    f"with 'golds', found {head[:_SHOWN_CHARACTERS]!r}"
                 )
-        raise self._broken_off(f"at byte {reader.end}")
+        raise self._truncated_error(f"at byte {reader.end}")
 
     def _parse_envelope(self, around: bytes) -> Any:
         try:
@@ -123,11 +123,11 @@ class RecordScanner:
 
     def _check_gap(self, gap: bytes, number: int, at: int) -> None:
         if not (_SEPARATOR.fullmatch(gap) if number else not gap.strip(_SPACE)):
-            raise self._no_record(gap, number, at - len(gap))
+            raise self._gap_error(gap, number, at - len(gap))
 
-    def _no_record(self, gap: bytes, number: int, at: int) -> LampError:
+    def _gap_error(self, gap: bytes, number: int, at: int) -> LampError:
         found = (
-            gap.strip(_SPACE + b",")[:_SHOWN_LETTERS].decode("utf-8", "replace")
+            gap.strip(_SPACE + b",")[:_SHOWN_CHARACTERS].decode("utf-8", "replace")
             or gap.decode("utf-8", "replace").strip()
         )
         return LampError(
@@ -135,7 +135,7 @@ class RecordScanner:
             f"found {found!r}; make the file again"
         )
 
-    def _broken_off(self, where: str) -> LampError:
+    def _truncated_error(self, where: str) -> LampError:
         return LampError(f"{self.path}: truncated JSON, which ends {where}; download or make the file again")
 
 
@@ -144,7 +144,7 @@ class _Reader:
 
     def __init__(self, file: IO[bytes]):
         self.file = file
-        self.end = 0  # of what was read
+        self.end = 0  # offset of the end of the bytes read
         self.deepest = 0  # depth of the brackets read
         self._bytes = bytearray()
         self._ahead = b""  # bytes read to inspect the beginning
@@ -177,25 +177,25 @@ class _Reader:
         """Offset of each bracket outside of strings, with the depth before and after it, of which one is at most 2."""
         while block := self._ahead or self.file.read(_BLOCK):
             self._ahead = b""
-            places, steps = self._find_brackets(block)
+            offsets, steps = self._find_brackets(block)
             after = self._depth + np.cumsum(steps)
             shallow = np.minimum(after, after - steps) <= 2
             start, self.end = self.end, self.end + len(block)
             self._bytes += block
             self._depth = int(after[-1]) if len(after) else self._depth
             self.deepest = max(self.deepest, int(after.max(initial=0)))
-            rows = (start + places[shallow], (after - steps)[shallow], after[shallow])
+            rows = (start + offsets[shallow], (after - steps)[shallow], after[shallow])
             yield from zip(*(row.tolist() for row in rows), strict=True)
 
     def _find_brackets(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Offsets in the block of the brackets outside of strings, and +1 for an opening, -1 for a closing one."""
-        places = np.flatnonzero(np.frombuffer(block.translate(_SYNTAX_BYTES), bool))
-        kinds = np.frombuffer(block, np.uint8)[places]
-        escaped = self._find_escaped(places[kinds == _BACKSLASH], len(block))
-        inside = np.cumsum((kinds == _QUOTE) & ~escaped[places]) % 2 == (0 if self._in_string else 1)
+        offsets = np.flatnonzero(np.frombuffer(block.translate(_SYNTAX_BYTES), bool))
+        kinds = np.frombuffer(block, np.uint8)[offsets]
+        escaped = self._find_escaped(offsets[kinds == _BACKSLASH], len(block))
+        inside = np.cumsum((kinds == _QUOTE) & ~escaped[offsets]) % 2 == (0 if self._in_string else 1)
         self._in_string = bool(inside[-1]) if len(inside) else self._in_string
         steps = np.where(inside, 0, _STEP[kinds])
-        return places[steps != 0], steps[steps != 0].astype(np.int64)
+        return offsets[steps != 0], steps[steps != 0].astype(np.int64)
 
     def _find_escaped(self, slashes: np.ndarray, size: int) -> np.ndarray:
         """For each byte of a block, whether it follows an unescaped backslash; `slashes` are offsets of backslashes."""
@@ -244,8 +244,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:_SHOWN_LETTERS]!r} occurs twice in one object")
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated[:_SHOWN_CHARACTERS]!r} occurs twice in one object")
     return found
 
 
@@ -262,5 +262,5 @@ def _reject_constant(constant: str) -> None:
 def _read_number(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{digits[:_SHOWN_LETTERS]} is too large for a floating-point number")
+        raise ValueError(f"{digits[:_SHOWN_CHARACTERS]} is too large for a floating-point number")
     return number

@@ -40,7 +40,7 @@ class Finished(NamedTuple):
 
     directory: Path
     temporary: TemporaryPlace | None
-    """Removes the directory; None for the caller's."""
+    """Removes the directory; None for a directory of the caller."""
     facts: Mapping[str, Any]
     """Facts of the training, such as its scores."""
 

@@ -76,28 +76,28 @@ def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
     """
     written, inputs = list(written), list(inputs)
     remote.check_apart(written, inputs)
-    places = [Path(os.path.realpath(path)) for path in written]
+    outputs = [Path(os.path.realpath(path)) for path in written]
     for name in dict.fromkeys(inputs):
         if not os.path.lexists(name):
             continue
         locations = _locations(Path(name))
         real = Path(os.path.realpath(name))
-        for place in places:
-            if place in (real, Path(os.path.realpath(Path(name).parent), Path(name).name)):
-                raise LampError(f"{place}: is also the input {name}; give another output")
-            if any(location.is_relative_to(place) for location in locations):
-                raise LampError(f"{place}: contains the input {name}; give an output that is not above an input")
-            if real.is_dir() and place.is_relative_to(real):
-                raise LampError(f"{place}: is inside the input {name}; give an output outside of it")
+        for output in outputs:
+            if output in (real, Path(os.path.realpath(Path(name).parent), Path(name).name)):
+                raise LampError(f"{output}: is also the input {name}; give another output")
+            if any(location.is_relative_to(output) for location in locations):
+                raise LampError(f"{output}: contains the input {name}; give an output that is not above an input")
+            if real.is_dir() and output.is_relative_to(real):
+                raise LampError(f"{output}: is inside the input {name}; give an output outside of it")
 
 
 def check_distinct(output: Path, beside: Iterable[Path], written: Iterable[Path], *, directory: bool) -> None:
     """Raises LampError if two files that a command writes would have the same path."""
     seen: set[str] = set()
-    for place in written:
-        real = url_of(place) or os.path.join(os.path.realpath(place.parent), place.name)
+    for path in written:
+        real = url_of(path) or os.path.join(os.path.realpath(path.parent), path.name)
         if real in seen:
-            raise LampError(f"{place}: this command would write two files to this path; give each output its own path")
+            raise LampError(f"{path}: this command would write two files to this path; give each output its own path")
         seen.add(real)
     for path in beside:
         if directory and _real(path).is_relative_to(_real(output)):
@@ -149,15 +149,15 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                raise _held_error(output, file) from None
+                raise _locked_error(output, file) from None
         except OSError:
             pass  # a network file system without locks
         if _is_open_file(path, file):
             break
         file.close()  # the previous holder removed the file before it was locked here
     file.seek(0)
-    known = file.read(len(_HOLDER))
-    if known not in (b"", _HOLDER):
+    contents = file.read(len(_HOLDER))
+    if contents not in (b"", _HOLDER):
         file.close()
         raise LampError(f"{path}: not a lock file of lamp, which needs this path for its lock; move this file away")
     try:
@@ -191,10 +191,10 @@ def _check_parts(output: Path, others: Iterable[Path]) -> None:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise _held_error(output, file) from None
+                raise _locked_error(output, file) from None
 
 
-def _held_error(output: Path, lock: IO[bytes]) -> LampError:
+def _locked_error(output: Path, lock: IO[bytes]) -> LampError:
     lock.seek(0)
     holder = lock.read().decode("utf-8", "replace").strip() or "another lamp command"
     return LampError(f"{output}: {holder} is writing to it; wait until that command ends, or stop it")
@@ -371,8 +371,8 @@ def beside_of(record: Mapping[str, Any], output: Path) -> dict[str, tuple[Path, 
 
 def relative_to_output(path: Path, output: Path) -> str:
     """Path of an additional output file as a record has it."""
-    place = os.path.join(os.path.realpath(path.parent), path.name)
-    return os.path.relpath(place, os.path.realpath(output.parent))
+    absolute = os.path.join(os.path.realpath(path.parent), path.name)
+    return os.path.relpath(absolute, os.path.realpath(output.parent))
 
 
 def discard(staged: Path) -> None:
@@ -424,21 +424,21 @@ def _locations(path: Path) -> set[Path]:
 def _visited(path: Path) -> set[Path]:
     """Every file, directory and link that is looked up when a path is opened; none has a link among its parents."""
     found: set[Path] = set()
-    place, links = Path("/"), 0
+    current, links = Path("/"), 0
     parts = [*reversed(Path(os.getcwd(), path).parts[1:])]
     while parts:
         part = parts.pop()
         if part == "..":
-            place = place.parent
+            current = current.parent
             continue
-        found.add(place / part)
-        if links < _MAX_LINKS and (place / part).is_symlink():
+        found.add(current / part)
+        if links < _MAX_LINKS and (current / part).is_symlink():
             links += 1
-            target = Path(os.readlink(place / part))
-            place = Path("/") if target.is_absolute() else place
+            target = Path(os.readlink(current / part))
+            current = Path("/") if target.is_absolute() else current
             parts += reversed(target.parts[1:] if target.is_absolute() else target.parts)
         else:
-            place = place / part
+            current = current / part
     return found
 
 

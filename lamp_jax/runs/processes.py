@@ -33,10 +33,10 @@ class GroupDeclaration:
 
 def read_declaration(environment: Mapping[str, str]) -> GroupDeclaration | None:
     """Process group that the environment declares; None for one process. LampError for an incomplete declaration."""
-    find = environment.get(HOSTS, "")
-    if find not in ("", "all"):
-        raise LampError(f"{HOSTS}={find}: set {HOSTS}=all, so that jax finds the other processes, or unset it")
-    if find:
+    hosts = environment.get(HOSTS, "")
+    if hosts not in ("", "all"):
+        raise LampError(f"{HOSTS}={hosts}: set {HOSTS}=all, so that jax finds the other processes, or unset it")
+    if hosts:
         return GroupDeclaration()
     names = (ADDRESS, NUMBER, INDEX)
     missing = [name for name in names if not environment.get(name)]
@@ -69,8 +69,8 @@ class ProcessGroup:
     """Numbers of the keys: the same in all processes, because all run the same program."""
 
 
-_ALONE = ProcessGroup()
-_group = _ALONE
+_SINGLE = ProcessGroup()
+_group = _SINGLE
 
 
 def join_group(group: ProcessGroup) -> None:
@@ -93,34 +93,35 @@ def is_first() -> bool:
     return _group.index == 0
 
 
-def on_first(ask: Callable[[], Value]) -> Value:
-    """Runs `ask` on the first process and broadcasts its value, which must be representable in JSON.
+def on_first(function: Callable[[], Value]) -> Value:
+    """Runs `function` on the first process and broadcasts its value, which must be representable in JSON.
 
-    The others wait. A LampError or OSError that it raises is raised on all. While it runs, the group has one process.
+    The others wait. A LampError or OSError of `function` is raised on all processes. While it runs, the group has one
+    process.
     """
     group = _group
     if group.number == 1:
-        return ask()
+        return function()
     name = f"lamp/{next(group.numbers)}"
     if group.index:
         return _decode(group.get(name))  # pyright: ignore[reportOptionalCall]
-    join_group(_ALONE)
+    join_group(_SINGLE)
     try:
-        said = _run_encoded(ask)
+        encoded = _run_encoded(function)
     finally:
         join_group(group)
-    group.put(name, said)  # pyright: ignore[reportOptionalCall]
-    return _decode(said)
+    group.put(name, encoded)  # pyright: ignore[reportOptionalCall]
+    return _decode(encoded)
 
 
-def assert_equal(what: str, ask: Callable[[], str]) -> str:
-    """Runs `ask` on all processes and returns its value. LampError on all processes where values differ or one
+def assert_equal(what: str, function: Callable[[], str]) -> str:
+    """Runs `function` on all processes and returns its value. LampError on all processes where values differ or one
     fails."""
     group = _group
     if group.number == 1:
-        return ask()
+        return function()
     name = f"lamp/{next(group.numbers)}"
-    group.put(f"{name}/{group.index}", _run_encoded(ask))  # pyright: ignore[reportOptionalCall]
+    group.put(f"{name}/{group.index}", _run_encoded(function))  # pyright: ignore[reportOptionalCall]
     found = [_decode(group.get(f"{name}/{index}")) for index in range(group.number)]  # pyright: ignore[reportOptionalCall]
     for index, other in enumerate(found):
         if other != found[0]:
@@ -136,23 +137,23 @@ def wait() -> None:
     assert_equal("wait", str)
 
 
-def _run_encoded(ask: Callable[[], Any]) -> str:
+def _run_encoded(function: Callable[[], Any]) -> str:
     try:
-        return json.dumps({"value": ask()})
+        return json.dumps({"value": function()})
     except (LampError, OSError) as error:
         return json.dumps({"error": str(error)})
 
 
-def _decode(said: str) -> Any:
-    found = json.loads(said)
+def _decode(encoded: str) -> Any:
+    found = json.loads(encoded)
     if "error" in found:
         raise LampError(found["error"])
     return found["value"]
 
 
 @contextmanager
-def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Context in which SIGTERM calls `act`. Without effect outside of the main thread, which alone receives signals."""
+def on_sigterm(callback: Callable[[], None]) -> Iterator[None]:
+    """Context in which SIGTERM calls `callback`. No effect outside of the main thread, which alone receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -160,7 +161,7 @@ def on_sigterm(act: Callable[[], None]) -> Iterator[None]:
 
     def handle(number: int, frame: Any) -> None:
         if os.getpid() == owner:
-            return act()
+            return callback()
         os._exit(128 + number)  # a process that was forked from this one
 
     before = signal.signal(signal.SIGTERM, handle)

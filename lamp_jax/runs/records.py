@@ -273,7 +273,7 @@ class _RequestedOutputs:
             raise LampError("--output is empty; give a file or directory to write to")
         path = Path(output)
         path = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
-        return cls(path, {name: Path(one) for name, one in (beside or {}).items() if one}, directory, part)
+        return cls(path, {name: Path(path) for name, path in (beside or {}).items() if path}, directory, part)
 
     @property
     def real_beside(self) -> dict[str, Path]:
@@ -286,7 +286,9 @@ class _RequestedOutputs:
         check_distinct(self.output, self.beside.values(), written, directory=self.directory)
         check_apart(written, inputs)
         check_kind(self.output, directory=self.directory)
-        if any((one.output, one.part) == (self.output, self.part) for records in _reservations for one in records):
+        if any(
+            (record.output, record.part) == (self.output, self.part) for records in _reservations for record in records
+        ):
             raise LampError(
                 f"{self.output}: another command of this process is writing to it; wait until that command ends"
             )
@@ -305,12 +307,12 @@ class _RequestedOutputs:
     def _written(self) -> list[Path]:
         """All paths that the command may write."""
         further = list(self.beside.values())
-        places = [self.output, *further, *(staged_path(path, directory=False) for path in further)]
+        paths = [self.output, *further, *(staged_path(path, directory=False) for path in further)]
         if not self.directory:
             staged = staged_path(self.output, directory=False)
-            places.append(staged)
-            places += [at(place) for place in (self.output, staged) for at in (record_path, journal_path)]
-        return places
+            paths.append(staged)
+            paths += [related(path) for path in (self.output, staged) for related in (record_path, journal_path)]
+        return paths
 
 
 @dataclass(frozen=True)
@@ -396,9 +398,9 @@ class _ExistingOutput:
                 raise LampError(f"{path}: exists, and the record of {self.output} does not name it; move it away")
 
 
-def _record_at(place: Path, directory: bool) -> Path:
+def _record_at(output: Path, directory: bool) -> Path:
     """`record_path` of an output that may not exist yet."""
-    return place / RECORD if directory else record_path(place)
+    return output / RECORD if directory else record_path(output)
 
 
 def _has_content(output: Path, directory: bool) -> bool:
@@ -411,9 +413,9 @@ def _has_content(output: Path, directory: bool) -> bool:
 def _final_paths(value: Any) -> Any:
     """Settings with the paths that files have after a forced run (of `lamp demo`) has replaced its output."""
     if isinstance(value, Mapping):
-        return {key: _final_paths(one) for key, one in value.items()}
+        return {key: _final_paths(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_final_paths(one) for one in value]
+        return [_final_paths(member) for member in value]
     return value.replace(f"/{STAGED}/", "/") if isinstance(value, str) else value
 
 
@@ -431,9 +433,9 @@ def _input_files(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
     (`.git`)."""
     for path in sorted(directory.rglob("*")):
         *above, name = parts = path.relative_to(directory).parts
-        passing = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
-        passing = passing or name == RECORD or any(fnmatchcase(name, pattern) for pattern in checked)
-        if path.is_file() and not passing:
+        excluded = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
+        excluded = excluded or name == RECORD or any(fnmatchcase(name, pattern) for pattern in checked)
+        if path.is_file() and not excluded:
             yield path
 
 

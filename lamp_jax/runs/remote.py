@@ -64,18 +64,18 @@ def fetch_input(name: str) -> str:
     return _map_urls(name, partial(_copy, kind=READ, part=""), "")
 
 
-def _map_urls(value: Any, act: Callable[[str], str], option: str) -> Any:
-    """An option's value with `act` applied to each URL in it; `file://` URLs become local paths."""
+def _map_urls(value: Any, function: Callable[[str], str], option: str) -> Any:
+    """An option's value with `function` applied to each URL in it; `file://` URLs become local paths."""
     if isinstance(value, tuple):
-        return tuple(_map_urls(one, act, option) for one in value)
+        return tuple(_map_urls(member, function, option) for member in value)
     column = ""
     if isinstance(value, str) and option == "join":  # FILE:COLUMN
         value, colon, name = value.rpartition(":")
         column = colon + name
     found = split_url(value) if isinstance(value, str) else None
     if found:
-        name, place = found
-        value = name + (act(place) if is_url(place) else place)
+        name, location = found
+        value = name + (function(location) if is_url(location) else location)
     return value + column if column else value
 
 
@@ -85,7 +85,7 @@ def publish() -> None:
     An adapter store that was held back is older than the checkpoint of its run: users that it lacks are trained again.
     """
     for copy in _written_copies():
-        if copy.pays():
+        if copy.is_worth_sending():
             copy.send()
 
 
@@ -103,15 +103,15 @@ class PublishThrottle:
 
 def check_apart(written: Iterable[Path], inputs: Iterable[str]) -> None:
     """Raises LampError if the URL of an output is that of an input, or one of them is below the other."""
-    places = [url for path in written if (url := url_of(path))]
+    outputs = [url for path in written if (url := url_of(path))]
     for url in filter(None, map(url_of, inputs)):
-        for place in places:
-            if place == url:
-                raise LampError(f"{place}: is also an input; give another output")
-            if url.startswith(f"{place}/"):
-                raise LampError(f"{place}: contains the input {url}; give an output that is not above an input")
-            if place.startswith(f"{url}/"):
-                raise LampError(f"{place}: is inside the input {url}; give an output outside of it")
+        for output in outputs:
+            if output == url:
+                raise LampError(f"{output}: is also an input; give another output")
+            if url.startswith(f"{output}/"):
+                raise LampError(f"{output}: contains the input {url}; give an output that is not above an input")
+            if output.startswith(f"{url}/"):
+                raise LampError(f"{output}: is inside the input {url}; give an output outside of it")
 
 
 def remove_checkpoints(output: Path) -> None:
@@ -136,9 +136,9 @@ def move_checkpoints(source: Path, target: Path) -> None:
         if found := list(walk(fs, old)):
             remove_tree(fs, new)
             for remote in found:
-                there = new + remote.removeprefix(old)
-                fs.makedirs(os.path.dirname(there), exist_ok=True)
-                fs.cp_file(remote, there)
+                moved = new + remote.removeprefix(old)
+                fs.makedirs(os.path.dirname(moved), exist_ok=True)
+                fs.cp_file(remote, moved)
             remove_tree(fs, old)
 
 

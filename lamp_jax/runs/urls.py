@@ -17,7 +17,7 @@ from lamp_jax.runs import processes
 
 READ, WRITTEN = "read", "written"
 
-_URL = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<scheme>(?!https?:)[a-z][a-z0-9]*)://(?P<place>.*)", re.I | re.S)
+_URL = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<scheme>(?!https?:)[a-z][a-z0-9]*)://(?P<path>.*)", re.I | re.S)
 _LOCAL = ("file", "local")
 _SPELLINGS = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
 _WITHOUT_HOST = {"memory"}  # file systems whose URLs do not begin with a bucket or host
@@ -33,17 +33,17 @@ def split_url(text: str) -> tuple[str, str] | None:
     if not found:
         return None
     name = f"{found['name']}=" if found["name"] else ""
-    return name, _one_spelling(text.removeprefix(name), found["scheme"].lower(), found["place"])
+    return name, _normalize(text.removeprefix(name), found["scheme"].lower(), found["path"])
 
 
-def _one_spelling(url: str, scheme: str, place: str) -> str:
-    parts = [part for part in place.split("/") if part not in ("", ".")]
-    if _MARK in place:
+def _normalize(url: str, scheme: str, path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if _MARK in path:
         raise LampError(f"{url}: a chain of file systems; copy the file, and give its own path or URL")
     if ".." in parts:
         raise LampError(f"{url}: '..' in a URL; give the URL without '..'")
     if scheme in _LOCAL:
-        if not place.startswith("/"):
+        if not path.startswith("/"):
             raise LampError(f"{url}: a relative path; give {scheme}:///DIRECTORY/NAME, or the path without {scheme}://")
         if not parts:
             raise LampError(f"{url}: the complete file system; give a directory or a file in it")
@@ -66,19 +66,19 @@ def copies_root() -> Path:
 
 def copy_path(url: str, kind: str, part: str = "") -> Path:
     """Path of the copy of a normalized URL. `part` separates commands that write to one directory."""
-    scheme, _, place = url.partition("://")
-    *above, name = place.split("/")
+    scheme, _, path = url.partition("://")
+    *above, name = path.split("/")
     kind = f"{kind}-{part}" if part else kind
     return copies_root().joinpath(str(processes.index()), kind, scheme, *above, f"{_MARK}{name}", name)
 
 
 def url_of(path: str | Path, *kinds: str) -> str | None:
     """URL of a path inside a copy of these kinds (none given: of any kind); None for other paths."""
-    place, root = PurePosixPath(os.path.abspath(path)), copies_root()
-    if not place.is_relative_to(root):
+    absolute, root = PurePosixPath(os.path.abspath(path)), copies_root()
+    if not absolute.is_relative_to(root):
         return None
-    _, kind, scheme, *parts = (*place.relative_to(root).parts, "", "", "")
-    folder = next((place for place, part in enumerate(parts) if part.startswith(_MARK)), len(parts))
+    _, kind, scheme, *parts = (*absolute.relative_to(root).parts, "", "", "")
+    folder = next((index for index, part in enumerate(parts) if part.startswith(_MARK)), len(parts))
     parts = [part for part in parts[:folder] + parts[folder + 1 :] if part]
     return f"{scheme}://{'/'.join(parts)}" if parts and kind.partition("-")[0] in (kinds or (READ, WRITTEN)) else None
 
@@ -100,8 +100,8 @@ def with_urls(value: Any) -> Any:
         start = rf"{re.escape(str(copies_root()))}/\d+/(?:{READ}|{WRITTEN})(?:-\d+)?/([a-z][a-z0-9]*)/"
         return re.sub(rf"{start}((?:[^/\n]+/)*?){_MARK}[^/\n]*/", r"\1://\2", value)
     if isinstance(value, Mapping):
-        return {with_urls(key): with_urls(one) for key, one in value.items()}
-    return [with_urls(one) for one in value] if isinstance(value, list | tuple) else value
+        return {with_urls(key): with_urls(member) for key, member in value.items()}
+    return [with_urls(member) for member in value] if isinstance(value, list | tuple) else value
 
 
 @contextlib.contextmanager

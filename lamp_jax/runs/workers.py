@@ -15,7 +15,7 @@ from lamp_jax.errors import LampError
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 # A process takes about as long to start as ranking this many bytes by BM25.
-_BYTES_PER_PROCESS = 2**25
+_BYTES_WORTH_A_PROCESS = 2**25
 
 
 def parallel_map(
@@ -47,7 +47,7 @@ def count_cores(work: Work) -> int:
 
 def count_processes(work: Work, size: int) -> int:
     """Number of processes worth starting for `size` bytes. LampError as count_cores."""
-    return min(count_cores(work), 1 + size // _BYTES_PER_PROCESS)
+    return min(count_cores(work), 1 + size // _BYTES_WORTH_A_PROCESS)
 
 
 def end_with_parent() -> None:

@@ -378,7 +378,7 @@ def append_or_die(directory, users, seed, step=None):
     store = create_store(directory, SMALL)
     with killed_before(10**6 if step is None else step):
         store.append(entries_of(*users), draw(SMALL, len(users), seed))
-    for file in store._held:  # as the system does at the end of a process
+    for file in store._lock_files:  # as the system does at the end of a process
         file.close()
 
 

@@ -32,7 +32,7 @@ def history(count: int, *, user="u", mute=()) -> History:
 
 
 def places(targets) -> list[tuple]:
-    return [(target.part, target.place, list(target.profile)) for target in targets]
+    return [(target.part, target.position, list(target.profile)) for target in targets]
 
 
 def test_the_time_split_asks_about_the_last_items():
@@ -60,8 +60,8 @@ def test_items_that_cannot_be_asked_about_are_in_profiles_alone():
 
 def test_the_user_split_asks_about_the_newest_of_a_user():
     one, two = find_targets(history(5), replace(USER, targets_per_user=2))
-    assert (one.place, list(one.profile)) == (3, [0, 1, 2])
-    assert (two.place, list(two.profile)) == (4, [0, 1, 2, 3])
+    assert (one.position, list(one.profile)) == (3, [0, 1, 2])
+    assert (two.position, list(two.profile)) == (4, [0, 1, 2, 3])
     assert one.part == two.part == part_of("u", USER)
 
 
@@ -70,15 +70,15 @@ def test_random_targets_leave_one_out():
     drawn = {}
     for user in range(200):
         targets = find_targets(history(6, user=user), options)
-        drawn[user] = [target.place for target in targets]
+        drawn[user] = [target.position for target in targets]
         assert drawn[user] == sorted(set(drawn[user]))
         assert len(drawn[user]) == 3
         for target in targets:
-            assert list(target.profile) == [place for place in range(6) if place != target.place]
+            assert list(target.profile) == [place for place in range(6) if place != target.position]
     counts = Counter(place for found in drawn.values() for place in found)
     assert all(60 < counts[place] < 140 for place in range(6))
     assert drawn != {
-        user: [t.place for t in find_targets(history(6, user=user), replace(options, seed=1))] for user in drawn
+        user: [t.position for t in find_targets(history(6, user=user), replace(options, seed=1))] for user in drawn
     }
     newest = find_targets(history(6), replace(options, targets_per_user=6, max_profile=2))
     assert [list(target.profile) for target in newest] == [[4, 5]] * 4 + [[3, 5], [3, 4]]
