@@ -25,7 +25,7 @@ from lamp_jax.models.weights import CONFIG, check_tokenizer, find_model, load_be
 from lamp_jax.retrieval.dense import Embed, rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.retrieval.scored import Ranked
-from lamp_jax.runs.library import TemporaryPlace
+from lamp_jax.runs.library import TemporaryOutput
 from lamp_jax.sharding import DATA_PARALLEL, mesh_is_set, model_options, on_cpu, own_rows, place_batch, shards
 from lamp_jax.tasks.catalog import Task
 
@@ -52,7 +52,7 @@ class DualEncoder:
     """Mesh on which it computes; None: no mesh was set."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Result of its training: `before` and `best`, the rewards on validation, `best_step`, `step`."""
-    temporary: TemporaryPlace | None = None
+    temporary: TemporaryOutput | None = None
     """Temporary directory, which is removed with the encoder."""
 
     def __repr__(self) -> str:

@@ -40,7 +40,7 @@ _SHARD_BYTES, _SHARD_RECORDS = 2**26, 2**11
 _DIGEST_BYTES = 16
 _FIELDS = {
     "id": "id of the question",
-    "input": "what is asked",
+    "input": "input text",
     "output": "the reference; missing where it is not known",
     "user_id": "JSON, a text or an integer; missing where it is not known",
     "order": "JSON: for each profile item, in the question's order, its index in `items`",

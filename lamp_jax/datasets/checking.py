@@ -387,7 +387,7 @@ def _tally_ranking(path: str | Path, tally: Tally) -> None:
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         return tally.find("broken file", f"{path}: {error}")
     if not pairs:
-        tally.find("broken file", f"{path}: holds no rankings")
+        tally.find("broken file", f"{path}: contains no rankings")
     seen: set[str] = set()
     for question_id, item_ids in pairs:
         where = f"question {short_repr(question_id)}"

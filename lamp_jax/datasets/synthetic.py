@@ -50,15 +50,15 @@ class OracleEntry(NamedTuple):
 class Strand:
     """Share of a profile with items of one kind.
 
-    `share` is its fraction of the profile; `asked` the probability that an item is on the question's topic; `dialect`
-    the item's, relative to the question's; `life` the period of the user's life (0 to 1) in which it was written.
-    `answer` is the items' answer: the reference; one of this user's two frequent wrong answers (rival, former);
-    this user's answer to the item's topic (by topic); any other (the last two exclude reference and rival).
+    `share` is its fraction of the profile; `on_topic` the probability that an item is on the question's topic;
+    `dialect` the item's, relative to the question's; `life` the period of the user's life (0 to 1) in which it was
+    written. `answer` is the items' answer: the reference; one of this user's two frequent wrong answers (rival,
+    former); this user's answer to the item's topic (by topic); any other (the last two exclude reference and rival).
     """
 
     share: float
     answer: Literal["reference", "rival", "former", "by topic", "any"]
-    asked: float = 0.0
+    on_topic: float = 0.0
     dialect: Literal["same", "other", "either"] = "either"
     life: tuple[float, float] = (0.0, 1.0)
 
@@ -81,8 +81,8 @@ GROUPS = {
         "bm25",
         10,
         (
-            Strand(0.40, "reference", asked=1, dialect="same", life=(0.15, 1.0)),
-            Strand(0.26, "rival", asked=1, dialect="other"),
+            Strand(0.40, "reference", on_topic=1, dialect="same", life=(0.15, 1.0)),
+            Strand(0.26, "rival", on_topic=1, dialect="other"),
             Strand(0.34, "by topic"),
         ),
     ),
@@ -91,10 +91,10 @@ GROUPS = {
         "recency",
         3,
         (
-            Strand(0.40, "reference", asked=0.2, life=(0.6, 1.0)),
-            Strand(0.20, "rival", asked=0.35, life=(0.4, 0.6)),
-            Strand(0.20, "former", asked=0.35, life=(0.2, 0.4)),
-            Strand(0.20, "any", asked=0.35, life=(0.0, 0.2)),
+            Strand(0.40, "reference", on_topic=0.2, life=(0.6, 1.0)),
+            Strand(0.20, "rival", on_topic=0.35, life=(0.4, 0.6)),
+            Strand(0.20, "former", on_topic=0.35, life=(0.2, 0.4)),
+            Strand(0.20, "any", on_topic=0.35, life=(0.0, 0.2)),
         ),
     ),
     # The right items use synonyms. Items that share words with the question, fillers, are on other topics.
@@ -102,14 +102,14 @@ GROUPS = {
         "dense",
         3,
         (
-            Strand(0.40, "reference", asked=1, dialect="other", life=(0.0, 0.6)),
+            Strand(0.40, "reference", on_topic=1, dialect="other", life=(0.0, 0.6)),
             Strand(0.34, "by topic", dialect="same"),
             Strand(0.26, "by topic", dialect="other"),
         ),
     ),
     # The reference is the general opinion, which none of the user's items expresses. (For LaMP-1's two references there
     # is no general opinion: without items the reader guesses.)
-    "misled": Group("none", 4, (Strand(0.50, "rival", asked=0.4), Strand(0.50, "any", asked=0.4))),
+    "misled": Group("none", 4, (Strand(0.50, "rival", on_topic=0.4), Strand(0.50, "any", on_topic=0.4))),
 }
 _GROUP_CYCLE = [name for name, group in GROUPS.items() for _ in range(group.turns)]
 _STRIDE = 7  # coprime to 20: groups alternate, and any 20 consecutive questions have each group in its share
@@ -153,12 +153,12 @@ def _generate_one(
     rng = random.Random(f"{task.name} {profile_size} {seed} {split} {index}")
     name = _GROUP_CYCLE[index * _STRIDE % len(_GROUP_CYCLE)]
     user = _draw_user(task, rng, GROUPS[name])
-    asked, output = _ask(task, rng, user, words=words)
+    text, output = _ask(task, rng, user, words=words)
     split_index = SPLITS.index(split)
     key = f"{task.id_prefix}{split_index}{index}"
     profile, right = _draw_profile(task, rng, user, size=_draw_size(rng, profile_size), key=key, words=words)
     user_id = len(SPLITS) * index + split_index
-    return Question(key, asked, profile, user_id, output), OracleEntry(right, name, user.group.best)
+    return Question(key, text, profile, user_id, output), OracleEntry(right, name, user.group.best)
 
 
 def _draw_size(rng: random.Random, profile_size: ProfileSize) -> int:
@@ -194,7 +194,7 @@ def _draw_profile(
     days = _days(rng, [rng.uniform(*strand.life) for strand in strands])
     items, right = [], []
     for index, (strand, day) in enumerate(zip(strands, days, strict=True)):
-        topic = user.topic if rng.random() < strand.asked else rng.choice(tuple(user.by_topic))
+        topic = user.topic if rng.random() < strand.on_topic else rng.choice(tuple(user.by_topic))
         answer = _draw_answer(rng, user, strand, topic)
         dialect = _draw_dialect(rng, user, strand)
         fields = _item_fields(task, rng, topic=topic, dialect=dialect, answer=answer, words=words)
@@ -299,15 +299,17 @@ def write_benchmark(
     with contextlib.ExitStack() as stack:
         oracle = _JsonWriter(stack.enter_context(atomic_write(folder / "oracle.json")), "{", "}")
         for split, count in counts.items():
-            asked = _JsonWriter(stack.enter_context(atomic_write(folder / f"{split}_questions.json")), "[", "]")
+            questions_file = _JsonWriter(
+                stack.enter_context(atomic_write(folder / f"{split}_questions.json")), "[", "]"
+            )
             file = stack.enter_context(atomic_write(folder / f"{split}_outputs.json"))
             references_file = _JsonWriter(file, f'{{"task": "{task.official_name}", "golds": [', "]}")
             sizes = {"questions": count, "profile_size": profile_size, "words": words}
             for question, known in generate(task, seed=seed, split=split, **sizes):
-                asked.add(question_record(replace(question, output=None)))
+                questions_file.add(question_record(replace(question, output=None)))
                 references_file.add({"id": question.id, "output": question.output})
                 oracle.add(known._asdict(), key=question.id)
-            asked.end()
+            questions_file.end()
             references_file.end()
         oracle.end()
 

@@ -15,7 +15,7 @@ from lamp_jax.decoding.generation import read_generation
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.models.generator import Generator
-from lamp_jax.runs.library import TemporaryPlace
+from lamp_jax.runs.library import TemporaryOutput
 from lamp_jax.sharding import model_options, set_or_default_mesh
 from lamp_jax.tasks.catalog import Task
 
@@ -34,7 +34,7 @@ class Model:
     """Mesh on which the parameters are sharded; functions that take the model compute on it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Result of its training: `best` (the score on validation), `best_step`, `step`."""
-    temporary: TemporaryPlace | None = None
+    temporary: TemporaryOutput | None = None
     """Temporary directory, which is removed with the model."""
     answerers: dict[Any, Answerer] = field(default_factory=dict)
     """Compiled answerers, kept for the next call."""

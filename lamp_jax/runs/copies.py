@@ -29,11 +29,11 @@ _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\
 class LocalCopy:
     """Local copy of a URL: a file, with the files that belong to it by name, or a directory."""
 
-    def __init__(self, url: str, kind: str, part: str = ""):
+    def __init__(self, url: str, kind: str, shard: str = ""):
         self.url, self.kind = url, kind
         self._fs, self._remote = open_url(url)
         self._above = self._remote.rpartition("/")[0]
-        self.local = copy_path(url, kind, part)
+        self.local = copy_path(url, kind, shard)
         self._folder = self.local.parent
         self._lock: IO[bytes] | None = None
         self._sent: dict[Path, tuple[int, int]] = {}
@@ -192,7 +192,9 @@ class LocalCopy:
         with contextlib.suppress(FileNotFoundError):
             if self._lock and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
                 return
-        raise LampError(f"{self.url}: its copy in {self._folder} was removed meanwhile; run the command again")
+        raise LampError(
+            f"{self.url}: its copy in {self._folder} was removed while the command ran; run the command again"
+        )
 
     def _states(self) -> dict[Path, tuple[int, int]]:
         return {path: _state(path) for path in self._files()}

@@ -14,7 +14,7 @@ from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.records import guard_outputs, reserve
 
 
-class TemporaryPlace:
+class TemporaryOutput:
     """Directory that is removed with this object, or at the end of the program."""
 
     def __init__(self, name: str):
@@ -39,7 +39,7 @@ class Finished(NamedTuple):
     """Directory of a completed training."""
 
     directory: Path
-    temporary: TemporaryPlace | None
+    temporary: TemporaryOutput | None
     """Removes the directory; None for a directory of the caller."""
     facts: Mapping[str, Any]
     """Facts of the training, such as its scores."""
@@ -62,7 +62,7 @@ def run_in(
     standard error, because a function's output is its return value.
     """
     if output is None:
-        temporary = TemporaryPlace(run.function)
+        temporary = TemporaryOutput(run.function)
         with redirect_stdout(sys.stderr):
             return Finished(temporary.path, temporary, work(temporary.path))
     return _run_recorded(output, run, work, inputs=inputs, makes=makes, force=force)

@@ -118,19 +118,19 @@ def check_kind(output: Path, *, directory: bool) -> None:
         raise LampError(f"{output}: a directory, where this command writes a file; give another --output")
 
 
-def lock_path(output: Path, *, directory: bool, part: str = "") -> Path:
-    return output / f"{_LOCK}{part}" if directory else output.with_name(f".{output.name}{_LOCK}{part}")
+def lock_path(output: Path, *, directory: bool, shard: str = "") -> Path:
+    return output / f"{_LOCK}{shard}" if directory else output.with_name(f".{output.name}{_LOCK}{shard}")
 
 
-def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -> Path:
+def lock_output(output: Path, *, directory: bool, shard: str = "", holder: str) -> Path:
     """Locks an output for this process, until `unlock` of the path that is returned.
 
     LampError, with the holder, if another process has locked it.
 
-    `part` names one of several commands that write to one directory together (shards of feedback). Locks work on one
+    `shard` names one of several commands that write to one directory together (shards of feedback). Locks work on one
     machine, and between machines if their file system supports them. A read-only output is not locked.
     """
-    path = lock_path(output, directory=directory, part=part)
+    path = lock_path(output, directory=directory, shard=shard)
     if path in _locks:
         return path
     made = not path.parent.exists()
@@ -175,15 +175,15 @@ def lock_output(output: Path, *, directory: bool, part: str = "", holder: str) -
     _locks[path] = file, made
     if directory:
         try:
-            _check_parts(output, [lock_path(output, directory=True)] if part else output.glob(f"{_LOCK}-*"))
+            _check_shards(output, [lock_path(output, directory=True)] if shard else output.glob(f"{_LOCK}-*"))
         except LampError:
             unlock([path])
             raise
     return path
 
 
-def _check_parts(output: Path, others: Iterable[Path]) -> None:
-    """LampError where one command writes to a directory alone and another as one of several: their locks differ."""
+def _check_shards(output: Path, others: Iterable[Path]) -> None:
+    """LampError where one command writes to a directory alone and another as a shard: their locks differ."""
     for path in others:
         if path in _locks:
             continue

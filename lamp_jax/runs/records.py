@@ -69,7 +69,7 @@ class RunRecord:
     state: OutputState
     directory: bool
     staged: bool
-    part: str = ""
+    shard: str = ""
     locks: Sequence[Path] = ()
 
     @property
@@ -131,7 +131,7 @@ class RunRecord:
         with contextlib.suppress(LampError, OSError):
             record = read_record(self.target) or {}
             nothing = not record.get("finished", True) and record.get("fingerprint") == self.contents["fingerprint"]
-            if nothing and not self.part and not self._has_content():
+            if nothing and not self.shard and not self._has_content():
                 self.path.unlink(missing_ok=True)
                 if self.directory and self.staged:
                     self.target.rmdir()
@@ -154,7 +154,7 @@ def reserve(
     makes: Sequence[str] = (),
     beside: Mapping[str, str | Path] | None = None,
     checked: Sequence[str] = (),
-    part: str = "",
+    shard: str = "",
     force: bool | None = None,
 ) -> RunRecord:
     """Reserves `output` for a command with these `options` (a dataclass) and `inputs` (files, directories or hub
@@ -164,14 +164,14 @@ def reserve(
     change the output (`output`, `force` and execution-only options never do). `makes` are the patterns of the file
     names that a directory will contain, with `name/` for the output directory of another command. `beside` are
     additional output files, by name. `checked` are the patterns of large files of input directories whose checksums are
-    in another of the files. `part` names one of several commands that write to a directory together. `force` overrides
-    `options.force`.
+    in another of the files. `shard` names one of several commands that write to a directory together (shards of
+    feedback). `force` overrides `options.force`.
 
     Two commands are equal if their settings and the contents of their inputs are. Raises LampError if an output is,
     contains or is inside an input; while another command writes to it; and if it exists from another command. With
     `force` the existing output is replaced once the new one is complete, provided that run records name all its files.
     """
-    wanted = _RequestedOutputs.of(output, beside, directory=directory, part=part)
+    wanted = _RequestedOutputs.of(output, beside, directory=directory, shard=shard)
     output, inputs = wanted.output, list(dict.fromkeys(inputs))
     stage = type(options).__name__.lower()
     settings = {key: value for key, value in asdict(options).items() if key not in {"output", "force", *ignore}}
@@ -181,7 +181,7 @@ def reserve(
     def prepare() -> None:
         wanted.check([*inputs, *reads])
         locks.extend(wanted.lock(f"lamp {stage}"))
-        if not part:
+        if not shard:
             remove_temporary(output, directory=directory)
 
     digests: dict[str, str] = {}
@@ -209,7 +209,7 @@ def reserve(
         "makes": list(makes),
         "beside": {name: relative_to_output(path, output) for name, path in wanted.beside.items()},
     }
-    record = RunRecord(output, contents, state, directory, staged, part, locks)
+    record = RunRecord(output, contents, state, directory, staged, shard, locks)
     if _reservations:
         _reservations[-1].append(record)
     return record
@@ -250,8 +250,8 @@ def digest(name: str, *, checked: Sequence[str] = ()) -> str:
     if path.is_file():
         return _file_digest(path)
     if path.is_dir():
-        parts = [f"{part.relative_to(path)} {_file_digest(part)}" for part in _input_files(path, checked)]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        lines = [f"{file.relative_to(path)} {_file_digest(file)}" for file in _input_files(path, checked)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f"name {name}"
 
 
@@ -262,18 +262,18 @@ class _RequestedOutputs:
     output: Path
     beside: Mapping[str, Path]
     directory: bool
-    part: str
+    shard: str
 
     @classmethod
     def of(
-        cls, output: str | Path, beside: Mapping[str, str | Path] | None, *, directory: bool, part: str
+        cls, output: str | Path, beside: Mapping[str, str | Path] | None, *, directory: bool, shard: str
     ) -> "_RequestedOutputs":
         """Outputs named by options; empty additional ones are left out. LampError for an empty `output`."""
         if not str(output):
             raise LampError("--output is empty; give a file or directory to write to")
         path = Path(output)
         path = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
-        return cls(path, {name: Path(path) for name, path in (beside or {}).items() if path}, directory, part)
+        return cls(path, {name: Path(path) for name, path in (beside or {}).items() if path}, directory, shard)
 
     @property
     def real_beside(self) -> dict[str, Path]:
@@ -287,7 +287,9 @@ class _RequestedOutputs:
         check_apart(written, inputs)
         check_kind(self.output, directory=self.directory)
         if any(
-            (record.output, record.part) == (self.output, self.part) for records in _reservations for record in records
+            (record.output, record.shard) == (self.output, self.shard)
+            for records in _reservations
+            for record in records
         ):
             raise LampError(
                 f"{self.output}: another command of this process is writing to it; wait until that command ends"
@@ -295,9 +297,9 @@ class _RequestedOutputs:
 
     def lock(self, holder: str) -> list[Path]:
         """Locks all outputs or, with a LampError, none, where another process has locked one."""
-        held = [lock_output(self.output, directory=self.directory, part=self.part, holder=holder)]
+        held = [lock_output(self.output, directory=self.directory, shard=self.shard, holder=holder)]
         try:
-            for path in self.beside.values() if not self.part else ():  # any of several parts may write them
+            for path in self.beside.values() if not self.shard else ():  # any of several shards may write them
                 held.append(lock_output(path, directory=False, holder=holder))
         except BaseException:
             unlock(held)
@@ -433,7 +435,9 @@ def _input_files(directory: Path, checked: Sequence[str]) -> Iterator[Path]:
     (`.git`)."""
     for path in sorted(directory.rglob("*")):
         *above, name = parts = path.relative_to(directory).parts
-        excluded = parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(part[0] == "." for part in parts)
+        excluded = (
+            parts[0] in (STAGED, REPLACED) or CHECKPOINTS in above or any(component[0] == "." for component in parts)
+        )
         excluded = excluded or name == RECORD or any(fnmatchcase(name, pattern) for pattern in checked)
         if path.is_file() and not excluded:
             yield path

@@ -40,7 +40,7 @@ def fetch_urls(options: Any) -> Any:
     """
     stage, shards = type(options).__name__, getattr(options, "shards", 1)
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    part = str(options.shard) if shards > 1 else ""
+    shard = str(options.shard) if shards > 1 else ""
     kinds = {
         name: WRITTEN if {name, f"{stage}.{name}"} & OUTPUTS else READ
         for name in values
@@ -52,7 +52,7 @@ def fetch_urls(options: Any) -> Any:
 
     def fetch() -> str:
         for name, kind in kinds.items():
-            values[name] = _map_urls(values[name], partial(_copy, kind=kind, part=part), name)
+            values[name] = _map_urls(values[name], partial(_copy, kind=kind, shard=shard), name)
         return ""
 
     processes.assert_equal("work directories at URLs", fetch)
@@ -61,7 +61,7 @@ def fetch_urls(options: Any) -> Any:
 
 def fetch_input(name: str) -> str:
     """Path of a URL's local copy for reading; other names unchanged."""
-    return _map_urls(name, partial(_copy, kind=READ, part=""), "")
+    return _map_urls(name, partial(_copy, kind=READ, shard=""), "")
 
 
 def _map_urls(value: Any, function: Callable[[str], str], option: str) -> Any:
@@ -172,11 +172,11 @@ def _written_copies() -> list[LocalCopy]:
     return [copy for copy in _copies if copy.kind == WRITTEN] if processes.is_first() else []
 
 
-def _copy(url: str, *, kind: str, part: str) -> str:
+def _copy(url: str, *, kind: str, shard: str) -> str:
     for copy in _copies:
         if (copy.url, copy.kind) == (url, kind):
             return str(copy.local)
-    copy = LocalCopy(url, kind, part if kind == WRITTEN else "")
+    copy = LocalCopy(url, kind, shard if kind == WRITTEN else "")
     copy.fetch()
     _copies.append(copy)
     return str(copy.local)

@@ -64,11 +64,11 @@ def copies_root() -> Path:
     return Path(os.path.realpath(cache), "lamp", "remote")
 
 
-def copy_path(url: str, kind: str, part: str = "") -> Path:
-    """Path of the copy of a normalized URL. `part` separates commands that write to one directory."""
+def copy_path(url: str, kind: str, shard: str = "") -> Path:
+    """Path of the copy of a normalized URL. `shard` separates commands that write to one directory."""
     scheme, _, path = url.partition("://")
     *above, name = path.split("/")
-    kind = f"{kind}-{part}" if part else kind
+    kind = f"{kind}-{shard}" if shard else kind
     return copies_root().joinpath(str(processes.index()), kind, scheme, *above, f"{_MARK}{name}", name)
 
 

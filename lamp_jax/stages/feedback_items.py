@@ -29,7 +29,7 @@ def run(options: FeedbackItems) -> None:
         directory=True,
         makes=["items-*-of-*.jsonl"],
         beside=beside,
-        part=shard_part(options),
+        shard=shard_part(options),
     )
     questions = read_questions(options.merged, task=find_task(options.task), patches=options.compatibility.patches)
     golds = {question.id: gold_of(question, options.merged) for question in questions}

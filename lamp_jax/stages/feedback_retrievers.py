@@ -29,7 +29,7 @@ def run(options: FeedbackRetrievers) -> None:
         ignore=["shard"],
         directory=True,
         makes=["retrievers-*-of-*.jsonl"],
-        part=shard_part(options),
+        shard=shard_part(options),
     )
     task = find_task(options.task)
     pool = read_orders(files, task, patches=options.compatibility.patches)

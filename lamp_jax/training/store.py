@@ -37,7 +37,7 @@ from lamp_jax.models.families import (
 )
 from lamp_jax.models.lora import adapter_shapes
 from lamp_jax.runs.journals import Journal
-from lamp_jax.runs.library import TemporaryPlace
+from lamp_jax.runs.library import TemporaryOutput
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.remote import remove_checkpoints
 from lamp_jax.runs.urls import with_urls
@@ -116,7 +116,7 @@ class TrainedStore:
     store: AdapterStore
     facts: Mapping[str, Any]
     """`users` and `items` of the store, `users_without_items`, and `users_failed`, whose training failed."""
-    temporary: TemporaryPlace | None = None
+    temporary: TemporaryOutput | None = None
     """Directory of the store, if it is removed with this object."""
 
     @property

@@ -149,7 +149,7 @@ def test_a_copy_that_was_removed_meanwhile_removes_nothing(machine, bucket):
     make_tree(bucket, [["run", "a"], ["run", "b"]])
     before, out = contents(bucket), Path(bring(url(bucket / "run")).output)
     shutil.rmtree(out.parent)
-    with pytest.raises(LampError, match=f"{url(bucket / 'run')}: its copy in .* was removed meanwhile"):
+    with pytest.raises(LampError, match=f"{url(bucket / 'run')}: its copy in .* was removed while the command ran"):
         remote.send_and_forget()
     assert contents(bucket) == before
     assert contents(Path(bring(url(bucket / "run")).output)) == contents(bucket / "run")
@@ -262,7 +262,7 @@ def test_locks_and_temporary_files_are_not_sent(machine, bucket, directory):
     kept = out / "a" if directory else out
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("kept")
-    passing = [lock_path(out, directory=directory, part=part) for part in ("", "-3")]
+    passing = [lock_path(out, directory=directory, shard=shard) for shard in ("", "-3")]
     passing += [kept.with_name(f".{kept.name}.{drawn}.unfinished") for drawn in ("77", "a1b2_c3d")]
     for path in passing:
         assert is_temporary(path)

@@ -399,7 +399,7 @@ def test_a_directory_is_filled_by_one_command_or_by_its_parts(tmp_path, held, wa
 import sys
 from pathlib import Path
 from lamp_jax.runs.outputs import lock_output
-lock_output(Path(sys.argv[1]), directory=True, part=sys.argv[2], holder="lamp feedback")
+lock_output(Path(sys.argv[1]), directory=True, shard=sys.argv[2], holder="lamp feedback")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -408,12 +408,12 @@ sys.stdin.read()
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         if held and wanted:
-            outputs.unlock([outputs.lock_output(output, directory=True, part=wanted, holder="lamp")])
+            outputs.unlock([outputs.lock_output(output, directory=True, shard=wanted, holder="lamp")])
         else:
             with pytest.raises(LampError, match=rf"lamp feedback \(process {other.pid} on .*\) is writing to it"):
-                outputs.lock_output(output, directory=True, part=wanted, holder="lamp")
+                outputs.lock_output(output, directory=True, shard=wanted, holder="lamp")
         other.kill()
-    outputs.unlock([outputs.lock_output(output, directory=True, part=wanted, holder="lamp")])
+    outputs.unlock([outputs.lock_output(output, directory=True, shard=wanted, holder="lamp")])
     assert not (output / f".lamp.lock{wanted}").exists()
 
 
