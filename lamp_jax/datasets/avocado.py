@@ -160,8 +160,8 @@ def check_parts_not_empty(requested: RequestedMails, located: MailLocations) -> 
     for part, questions in requested.questions.items():
         if found.isdisjoint(questions):
             raise LampError(
-                f"{part}: no archive has the mail of any of its {len(questions)} questions; dropping them "
-                "would leave nothing"
+                f"{part}: no archive has the mail of any of its {len(questions)} questions, so "
+                "that the part would be empty; give the archives of these mails"
             )
 
 

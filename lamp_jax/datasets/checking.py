@@ -135,7 +135,7 @@ def detect_task(path: str | Path, head: Sequence[Any], envelope: Any = None) -> 
     named = envelope.get("task") if isinstance(envelope, dict) else None
     tasks = last_named(f"{Path(path).absolute().as_posix()} {named or ''}")
     in_path = [f"/{task.tree_folder}/" in Path(path).absolute().as_posix() for task in tasks]
-    # Of equals the longest folder, which is `LaMP_2/new` where that is in the path.
+    # Ties are broken by the longest folder: `LaMP_2/new` where that is in the path.
     ranks = [
         (_count_fitting(task, head), there * len(task.tree_folder)) for task, there in zip(tasks, in_path, strict=True)
     ]
@@ -193,7 +193,7 @@ def _detect_form(path: str | Path, start: bytes, head: Sequence[dict[str, Any]])
     question_like = sum("profile" in record or "input" in record for record in head)
     if 2 * question_like >= len(head):
         return "questions"
-    # Both have the same form. A prediction may be any text, a reference may not.
+    # Files of references and of predictions have the same form; a prediction may be any text, a reference may not.
     return "outputs" if re.search("output|gold", Path(path).name) else "predictions"
 
 

@@ -34,7 +34,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_NUMBER = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(\.\d+)?")
 _NAMED_ZONE = re.compile(rf"(?<![a-z])(?:{'|'.join(_NAMED_ZONES)})(?![a-z])", re.IGNORECASE)
 _DIRECTIVE = re.compile("%(.?)", re.DOTALL)
-# Those of every Python that lamp_jax supports; some later versions have more.
+# Directives of every Python that lamp_jax supports; some later versions have more.
 _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ%"
 
 
@@ -142,7 +142,7 @@ def check_date_format(format: str) -> None:
             )
     if not set(directives) & set("YyGcx"):
         raise LampError(f"--date-format {format!r}: has no year; give %Y, or %y for its last two digits")
-    try:  # Codes may not go together, such as one twice, or a year of ISO weeks without a week.
+    try:  # Some codes cannot be combined: a repeated code, or a year of ISO weeks without a week.
         example = _DIRECTIVE.sub(lambda found: _EPOCH.strftime(found[0]), format).strip()
         parse_formatted_date(example, format)
     except (ValueError, re.error) as error:

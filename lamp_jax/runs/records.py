@@ -106,7 +106,7 @@ class RunRecord:
                 self.target.mkdir(parents=True, exist_ok=True)
         if self.state == "new" or (read_record(self.target) or {}).get(
             "finished"
-        ):  # finished: a further output is lost
+        ):  # finished: an additional output is missing
             write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:

@@ -88,7 +88,7 @@ def test_byte_order_marks_and_empty_lines_are_passed_over(tmp_path):
         ("a.csv", b'a,b\n1,2\n1,"2\n', r"row 2: unexpected end of data"),
         ("a.csv", b"a,b\n1,\xff\n", r"not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"line 2: invalid JSON"),
-        ("a.jsonl", b'[{"a": 1}]\n', r"line 1: each line is one object; found \["),
+        ("a.jsonl", b'[{"a": 1}]\n', r"line 1: each line must be an object; found \["),
     ],
 )
 def test_a_broken_file_is_named_with_the_row(tmp_path, name, content, message):

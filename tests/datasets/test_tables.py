@@ -125,7 +125,12 @@ def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
             TextFormat(),
             r"texts\.json\.gz, record 0, .*: expected an object",
         ),
-        ("list.jsonl", b'[{"user": 1}]', TextFormat(), r"line 1: each line is one object; .* from a file named \.json"),
+        (
+            "list.jsonl",
+            b'[{"user": 1}]',
+            TextFormat(),
+            r"line 1: each line must be an object; .* in a file named \.json",
+        ),
         ("not.json", b'[{"user": "\xff"}]', TextFormat("ascii"), r"not\.json, in the first rows: not ascii"),
         ("not.jsonl", b'{"user": 1}\n' * 9999 + b"\xff", TextFormat("ascii"), r"soon after row \d+: not ascii"),
         ("raw.csv", b'"0","u","x"\n"0","v","y"\n', TextFormat(), r"two columns have the same name, among 0, u, x|"),

@@ -242,7 +242,7 @@ def test_a_journal_is_one_commands_at_a_time(tmp_path):
     with another_command(path):
         path.write_bytes(path.read_bytes() + b'"hal')
         with pytest.raises(
-            LampError, match=r"out\.journal\.jsonl: another lamp command is writing to it; wait for its end"
+            LampError, match=r"out\.journal\.jsonl: another lamp command is writing to it; wait until that command ends"
         ):
             Journal(path)
         assert path.read_bytes() == b'"theirs"\n"hal'

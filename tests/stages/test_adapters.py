@@ -719,7 +719,7 @@ def test_an_import_waits_for_the_end_of_the_command_that_trains(
     with monkeypatch.context() as patch:
         patch.setattr(AdapterStore, "append", append_beside_others)
         assert lamp(*train_words(questions, output)) == 0
-    assert all(f"{output}: another lamp command is writing to it; wait for its end" in one for one in said)
+    assert all(f"{output}: another lamp command is writing to it; wait until that command ends" in one for one in said)
     assert {one.count("is writing to it") for one in said} == {2}
     assert_same_store(output, whole)
     assert lamp(*import_words(directory, output, user="other")) == 0
