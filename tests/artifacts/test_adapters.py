@@ -125,7 +125,7 @@ def test_numbers_of_any_float_type_are_converted(tmp_path):
         ({"alpha": 8.0, "rank": 2}, "rank 1 in the store, 2 requested; alpha 32.0 in the store, 8.0 requested"),
         ({"targets": ("q", "v")}, "targets q in the store, q v requested"),
         ({"dtype": "bfloat16"}, "dtype float32 in the store, bfloat16 requested"),
-        ({"shapes": {"other": (1,)}}, r"shape of encoder.attention.query.down \(2, 3, 1\) in the store, none asked"),
+        ({"shapes": {"other": (1,)}}, r"shape of encoder.* \(2, 3, 1\) in the store, none requested"),
         (
             {"base": "c3", "base_name": "t5-base"},
             r"its base model is t5-small, not t5-base \(their weights differ\); give the model",
@@ -612,7 +612,7 @@ def test_a_form_that_is_none_is_named(never_cut, tmp_path, change, message):
 def test_a_form_without_one_of_its_values_is_named(never_cut, tmp_path, key):
     whole = json.loads((never_cut / FORM).read_text())
     (tmp_path / FORM).write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
-    with pytest.raises(LampError, match=rf"adapters\.json: without '{key}'"):
+    with pytest.raises(LampError, match=rf"adapters\.json: '{key}' is missing"):
         open_store(tmp_path)
 
 

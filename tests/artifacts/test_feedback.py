@@ -119,7 +119,7 @@ def test_a_pair_that_is_there_twice_is_an_error(tmp_path):
 
 def test_an_unfinished_directory_is_an_error(tmp_path):
     directory = write_directory(tmp_path / "feedback", QUESTIONS, finished=False)
-    with pytest.raises(LampError, match=r"not finished; give the `lamp feedback items` command again"):
+    with pytest.raises(LampError, match=r"not finished; run the same `lamp feedback items` command again"):
         read_feedback([directory], TASK, QUESTIONS, profile_size=2)
 
 

@@ -293,7 +293,7 @@ def test_a_passing_error_is_tried_again(tmp_path, server):
         (Answer(b"\n " + PAGE), "web page"),
         (Answer(status=404), "HTTP 404"),
         (Answer(b""), "an empty file"),
-        (Answer(QUESTIONS[:-9]), "no questions file"),
+        (Answer(QUESTIONS[:-9]), "not a questions file"),
         (Answer(OUTPUTS), "'input' must be a text, found nothing"),
         (Answer(encoding="gzip"), "gzip"),
     ],
@@ -380,7 +380,7 @@ def test_a_file_that_was_copied_there_is_checked_and_recorded_without_fetching(t
     place.write_bytes(QUESTIONS)
     outcomes = bring(tmp_path, server.address)
     assert_came(tmp_path, outcomes)
-    assert "not fetched" in outcomes[0].lines[0]
+    assert "not downloaded" in outcomes[0].lines[0]
     assert server.requests == []
 
 

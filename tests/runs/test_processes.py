@@ -32,7 +32,7 @@ def test_three_variables_or_one_declare_several_processes():
         ({"JAX_PROCESS_ID": "4"}, "JAX_NUM_PROCESSES=4, JAX_PROCESS_ID=4: processes are numbered from 0"),
         ({"JAX_PROCESS_ID": "-1"}, "integers from 0 on"),
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "JAX_COORDINATOR_ADDRESS=10.0.0.1: give HOST:PORT"),
-        ({"LAMP_HOSTS": "2"}, "LAMP_HOSTS=2: say LAMP_HOSTS=all"),
+        ({"LAMP_HOSTS": "2"}, "LAMP_HOSTS=2: set LAMP_HOSTS=all"),
     ],
 )
 def test_half_a_declaration_is_an_error_that_names_the_variables(said, message):
