@@ -69,14 +69,14 @@ def main() -> None:
         config = replace(SIZES[options.size], eos_token_id=-1)
         save_generator(T5(config, rngs=nnx.Rngs(SEED)), name)
         model = cast(T5, load_generator(name, **model_options(devices)))
-        learners = make_learners(options.users, config.vocab_size, short=options.size == "demo")
-        compare_losses(model, Path(name), learners[0])
+        users = make_users(options.users, config.vocab_size, short=options.size == "demo")
+        compare_losses(model, Path(name), users[0])
         if options.part != "generate":
             learning = replace(LEARNING, epochs=options.epochs)
             run = TrainAdapters(
                 "", "", "", lora=LORA, learning=learning, users_per_step=options.users, tokens_per_device=options.tokens
             )
-            measure_training(run, model, name, learners, options.others or options.users)
+            measure_training(run, model, name, users, options.others or options.users)
         if options.part != "train":
             measure_generation(model, Path(name), short=options.size == "demo")
 
@@ -86,7 +86,7 @@ def draw_source(rng: np.random.Generator, vocabulary: int, *, short: bool) -> li
     return rng.integers(3, vocabulary, length).tolist()
 
 
-def make_learners(count: int, vocabulary: int, *, short: bool) -> list[UserExamples]:
+def make_users(count: int, vocabulary: int, *, short: bool) -> list[UserExamples]:
     """Users with 4 to 149 items, half of them at most 23, and answers of 2 to 4 tokens and `</s>`."""
     rng = np.random.default_rng(SEED)
     sizes = np.clip(np.exp(rng.normal(np.log(23), 0.8, count)), 4, 149).astype(int)
@@ -130,9 +130,9 @@ def to_torch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor(values.astype(np.int64)) for name, values in found.items()}
 
 
-def compare_losses(model: T5, directory: Path, learner: UserExamples) -> None:
+def compare_losses(model: T5, directory: Path, user: UserExamples) -> None:
     """A user's first batch without dropout, with the same adapter on both sides."""
-    examples, adapters = learner.examples[: LEARNING.batch_size], draw_adapters(model, 1)
+    examples, adapters = user.examples[: LEARNING.batch_size], draw_adapters(model, 1)
     batch = to_torch(examples)
     graph, params = nnx.split(model)
 
@@ -181,54 +181,52 @@ def take_turns(sides: Sequence[tuple[Iterator[int], int]], clocks: Sequence[Cloc
             shares[side] += done / whole
 
 
-def one_of_each(block: Cohort) -> list[Microbatch]:
+def one_of_each(cohort: Cohort) -> list[Microbatch]:
     """The first part of every shape."""
     found: dict[Any, Microbatch] = {}
-    for part in block.parts():
-        found.setdefault(part.shape, part)
+    for microbatch in cohort.microbatches():
+        found.setdefault(microbatch.shape, microbatch)
     return list(found.values())
 
 
-def measure_training(
-    run: TrainAdapters, model: T5, directory: str, learners: Sequence[UserExamples], others: int
-) -> None:
-    cohorts = AdapterCohorts(run, model, learners)
-    (block,) = cohorts.blocks
-    theirs = OneByOne(run, directory, block)
-    chosen = np.random.default_rng(SEED).permutation(len(learners))[:others]
-    some = [learners[place] for place in sorted(chosen)]
+def measure_training(run: TrainAdapters, model: T5, directory: str, users: Sequence[UserExamples], others: int) -> None:
+    cohorts = AdapterCohorts(run, model, users)
+    (cohort,) = cohorts.all
+    theirs = OneByOne(run, directory, cohort)
+    chosen = np.random.default_rng(SEED).permutation(len(users))[:others]
+    some = [users[place] for place in sorted(chosen)]
     compiling, *clocks = Clock(), Clock(), Clock()
     with compiling:
-        state = cohorts.start(block)
-        for part in one_of_each(block):
-            state = jax.block_until_ready(cohorts.compute(state, block, part, (0, 0, 0)))
+        state = cohorts.start(cohort)
+        for microbatch in one_of_each(cohort):
+            state = jax.block_until_ready(cohorts.compute(state, cohort, microbatch, (0, 0, 0)))
     shapes = cohorts.computed
     cohorts.computed = cohorts.real = 0
     theirs.train(some[0].examples[: LEARNING.batch_size])
 
     def together() -> Iterator[int]:
-        state, done = cohorts.start(block), 0
-        for place, part in enumerate(block.parts()):
-            state = cohorts.compute(state, block, part, (0, 0, place))
-            if not place % AT_ONCE or not part.left:
+        state, done = cohorts.start(cohort), 0
+        for place, microbatch in enumerate(cohort.microbatches()):
+            state = cohorts.compute(state, cohort, microbatch, (0, 0, place))
+            if not place % AT_ONCE or not microbatch.left:
                 jax.block_until_ready(state)
                 yield int(cohorts.real) - done
                 done = int(cohorts.real)
-        assert np.isfinite(cohorts.finish(state, block).losses).all()
+        assert np.isfinite(cohorts.finish(state, cohort).losses).all()
 
     def one_by_one() -> Iterator[int]:
-        for learner in some:
-            yield from theirs.adapt(learner)
+        for user in some:
+            yield from theirs.adapt(user)
 
-    whole, part = (sum(count_tokens(block, learner) for learner in users) for users in (learners, some))
-    take_turns([(together(), whole), (one_by_one(), part)], clocks)
-    assert (cohorts.real, theirs.real) == (whole, part)
+    whole, microbatch = (sum(count_tokens(cohort, user) for user in users) for users in (users, some))
+    take_turns([(together(), whole), (one_by_one(), microbatch)], clocks)
+    assert (cohorts.real, theirs.real) == (whole, microbatch)
     ours, other = clocks
-    scale = whole / part
-    subset = "" if others >= len(learners) else f" ({others} users drawn, {part:,} tokens, the rest by tokens)"
-    items = sum(len(learner.examples) for learner in learners)
-    parts = sum(1 for _ in block.parts())
-    print(f"{len(learners)} users, {items} items, {whole:,} tokens in {parts} parts; peft: all{subset}")
+    scale = whole / microbatch
+    subset = "" if others >= len(users) else f" ({others} users drawn, {microbatch:,} tokens, the rest by tokens)"
+    items = sum(len(user.examples) for user in users)
+    microbatches = sum(1 for _ in cohort.microbatches())
+    print(f"{len(users)} users, {items} items, {whole:,} tokens in {microbatches} parts; peft: all{subset}")
     for name, clock, times, padding in (
         ("ours, compiled before", ours, 1.0, cohorts.padding),
         ("peft", other, scale, 1 - theirs.real / theirs.computed),
@@ -236,7 +234,7 @@ def measure_training(
         seconds = clock.seconds * times
         print(
             f"{name}: {seconds:.1f} s ({clock.processor * times:.1f} processor seconds), {whole / seconds:,.0f} tokens "
-            f"a second, {3600 * len(learners) / seconds:,.0f} users an hour, {padding:.1%} padding"
+            f"a second, {3600 * len(users) / seconds:,.0f} users an hour, {padding:.1%} padding"
         )
     theirs_whole = other.seconds * scale
     print(
@@ -244,7 +242,7 @@ def measure_training(
         f"seconds); {theirs_whole / (ours.seconds + compiling.seconds):.2f} with the {compiling.seconds:.1f} s of "
         f"compiling and running every shape once ({shapes:,} tokens)"
     )
-    work = sum(count_operations(model.config, one) * run.learning.epochs for user in learners for one in user.examples)
+    work = sum(count_operations(model.config, one) * run.learning.epochs for user in users for one in user.examples)
     best, torchs = matrix_products()
     print(
         f"{work / ours.seconds / 1e9:.1f} GFLOP/s of real tokens here, {work / theirs_whole / 1e9:.1f} by peft; "
@@ -255,7 +253,7 @@ def measure_training(
 class OneByOne:
     """A base in peft, whose one adapter learns one user after the other."""
 
-    def __init__(self, run: TrainAdapters, directory: str, block: Cohort):
+    def __init__(self, run: TrainAdapters, directory: str, cohort: Cohort):
         base: Any = T5ForConditionalGeneration.from_pretrained(directory)
         form = LoraConfig(
             task_type=TaskType.SEQ_2_SEQ_LM,
@@ -267,21 +265,21 @@ class OneByOne:
         self.model: Any = get_peft_model(base, form).train()
         self.parameters = [one for one in self.model.parameters() if one.requires_grad]
         self.layers = [one for one in self.model.modules() if isinstance(one, LoraLayer)]
-        self.learning, self.block = run.learning, block
+        self.learning, self.cohort = run.learning, cohort
         self.adapters: dict[str, list[torch.Tensor]] = {}
         self.computed = self.real = 0
 
-    def adapt(self, learner: UserExamples) -> Iterator[int]:
+    def adapt(self, user: UserExamples) -> Iterator[int]:
         """Gives the tokens of each update."""
         for layer in self.layers:
             layer.reset_lora_parameters("default", True)
         rate, decay = self.learning.learning_rate, self.learning.weight_decay
         optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay, fused=True)
-        total, warmup = learner.updates(self.learning), learner.warmup(self.learning)
+        total, warmup = user.updates(self.learning), user.warmup(self.learning)
         for turn in range(total):
             fall = (total - turn) / max(total - warmup, 1)
             optimizer.param_groups[0]["lr"] = rate * (turn / warmup if turn < warmup else fall)
-            examples = examples_of(self.block, learner, turn)
+            examples = examples_of(self.cohort, user, turn)
             rows = self.train(examples)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.learning.clip)
             optimizer.step()
@@ -289,7 +287,7 @@ class OneByOne:
             tokens = sum(len(one.source) + len(one.target) for one in examples)
             self.real += tokens
             yield tokens
-        self.adapters[learner.user] = [one.detach().clone() for one in self.parameters]
+        self.adapters[user.user] = [one.detach().clone() for one in self.parameters]
 
     def train(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Makes the gradient of a batch."""
@@ -300,14 +298,14 @@ class OneByOne:
         return rows
 
 
-def examples_of(block: Cohort, learner: UserExamples, turn: int) -> list[Example]:
+def examples_of(cohort: Cohort, user: UserExamples, turn: int) -> list[Example]:
     """A user's update."""
-    return [row.example for row in block.rows(block.learners.index(learner), turn)]
+    return [row.example for row in cohort.rows(cohort.users.index(user), turn)]
 
 
-def count_tokens(block: Cohort, learner: UserExamples) -> int:
+def count_tokens(cohort: Cohort, user: UserExamples) -> int:
     """Of a user's whole training."""
-    rows = (one for turn in range(learner.updates(block.learning)) for one in examples_of(block, learner, turn))
+    rows = (one for turn in range(user.updates(cohort.learning)) for one in examples_of(cohort, user, turn))
     return sum(len(one.source) + len(one.target) for one in rows)
 
 

@@ -27,7 +27,7 @@ from lamp_jax.data.files import Question
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example
-from lamp_jax.inputs.generator import gold_of, make_prompts
+from lamp_jax.inputs.generator import make_prompts, reference_of
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.results import ALL, Answer, Comparison, Comparisons, QuestionPrompt, RankedQuestion, Rows, as_list
 from lamp_jax.retrieval.encoders import choose_dates
@@ -115,7 +115,7 @@ def read_questions(
         ]
         files.check_unique((question.id for question in questions), set(), name)
     if golds is not None:
-        right = "the golds" if isinstance(golds, Mapping) else str(golds)
+        right = "the references" if isinstance(golds, Mapping) else str(golds)
         outputs = golds if isinstance(golds, Mapping) else files.read_outputs(golds).by_id
         questions = files.add_outputs(questions, outputs, left=name, right=right)
     return Rows(questions)
@@ -200,7 +200,7 @@ def _rank_dense(
         with set_or_default_mesh():
             encoder = open_encoder(str(encoder), Devices(), max_length=max_length)
     elif max_length is not None:
-        raise LampError(f"max_length={max_length}: {encoder.name} is open, and reads texts as it was opened or trained")
+        raise LampError(f"max_length={max_length}: {encoder.name} is open with its own length; leave max_length out")
     dated = choose_dates(encoder.settings, use_date=use_date, name=encoder.name)
     with use_mesh(encoder.mesh):
         return list(rank_by_encoder(questions, task, encoder, use_date=dated, compatibility=compatibility))
@@ -345,9 +345,9 @@ def score(
     """
     check_choices(score, locals())
     given = answers if isinstance(answers, Mapping) else {one.id: one.text for one in answers}
-    golds = questions if isinstance(questions, Mapping) else {one.id: gold_of(one) for one in questions}
+    references = questions if isinstance(questions, Mapping) else {one.id: reference_of(one) for one in questions}
     return score_answers(
-        find_task(task), given, golds, compatibility=compatibility, extra=extra, out_of_range=out_of_range
+        find_task(task), given, references, compatibility=compatibility, extra=extra, out_of_range=out_of_range
     )
 
 
@@ -362,8 +362,8 @@ def compare(
     systems that were scored on different questions.
 
     >>> one, other = ({"1": "5", "2": "2", "3": "1"}, {"1": "4", "2": "2", "3": "3"})
-    >>> golds = {"1": "5", "2": "2", "3": "2"}
-    >>> both = {name: lamp.score("LaMP-3", given, golds) for name, given in (("one", one), ("other", other))}
+    >>> references = {"1": "5", "2": "2", "3": "2"}
+    >>> both = {name: lamp.score("LaMP-3", given, references) for name, given in (("one", one), ("other", other))}
     >>> [(row.name, round(row.mean, 2)) for row in lamp.compare(both, against="one")]
     [('one', 0.33), ('other', 0.67)]
     """
@@ -375,7 +375,9 @@ def compare(
     if groups is not None:
         missing = [key for key in ids if key not in groups]
         if missing:
-            raise LampError(f"groups: {len(missing)} questions have none ({missing[0]!r}); give that of every question")
+            raise LampError(
+                f"groups: {len(missing)} questions have no group (first: {missing[0]!r}); give one for each"
+            )
         members |= {
             group: [key for key in ids if groups[key] == group] for group in sorted({groups[key] for key in ids})
         }

@@ -16,7 +16,7 @@ from lamp_jax.choices import check_choices
 from lamp_jax.config import CORRECT, SCRATCH, Answering, Compatibility, Decoding, Devices, Prompting
 from lamp_jax.data.files import Question, check_unique, question_record
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.generator import gold_of
+from lamp_jax.inputs.generator import reference_of
 from lamp_jax.inputs.retriever import ScoredQuestion, score_questions
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.results import ItemFeedback, Rows, as_list
@@ -134,9 +134,9 @@ def feedback(
 
     found, questions = find_task(task), as_list(Question, questions, "questions")
     check_unique((question.id for question in questions), set(), "the questions")
-    golds = {question.id: gold_of(question) for question in questions}
+    references = {question.id: reference_of(question) for question in questions}
     if reward == "metric":
-        check_references(found, golds, path="the questions")
+        check_references(found, references, path="the questions")
     answering = Answering(decode, num_beams, generation_max_length, generation_config)
     pairs = first_pairs(questions, profile_size)
     trials = [Trial(replace(pair.question, profile=(pair.question.profile[pair.rank],)), pair.names) for pair in pairs]
@@ -163,7 +163,7 @@ def feedback(
         )
         for batch in batches:
             for trial, (output, metrics) in zip(batch.trials, batch.answers, strict=True):
-                worth = reward_of(found, metrics, golds[trial.question.id], kind=reward)
+                worth = reward_of(found, metrics, references[trial.question.id], kind=reward)
                 rows.append(ItemFeedback(**trial.names, output=output, reward=worth, metrics=metrics))
     order = {question.id: place for place, question in enumerate(questions)}
     return Rows(sorted(rows, key=lambda row: (order[row.question], row.rank)))
@@ -280,7 +280,7 @@ def adapters(
         FILES,
         TrainedStore,
         check_store_training,
-        find_learners,
+        find_user_examples,
         make_form,
         train_store,
     )
@@ -292,10 +292,10 @@ def adapters(
         form = make_form(base, settings.lora, settings.keep)
         tokenizer = load_tokenizer(base)
         check_generator_tokenizer(tokenizer, base)
-        learners, without = find_learners(settings, found, questions, tokenizer, name="the questions")
+        users, without = find_user_examples(settings, found, questions, tokenizer, name="the questions")
 
         def work(place: Path) -> Mapping[str, Any]:
-            trained = train_store(settings, base, learners, form, output=place, devices=devices)
+            trained = train_store(settings, base, users, form, output=place, devices=devices)
             failed = {"users_without_items": without, "users_failed": len(trained.failed)}
             return {"users": trained.users, "items": trained.items, **failed}
 

@@ -216,13 +216,13 @@ def gathered(weight: jax.Array, spec: P) -> jax.Array:
     return jax.sharding.reshard(weight, spec) if mesh_is_set() else weight
 
 
-def sharded_by_rows(part: jax.Array, whole: jax.Array) -> jax.Array:
+def sharded_by_rows(rows: jax.Array, like: jax.Array) -> jax.Array:
     """Slice [B, ...] of an array [B, ...], sharded over its rows as the array is.
 
     In jax 0.12 a slice of a single element, such as the first token of a batch of one row, is typed as replicated,
     whatever the array's type: the types of a loop's state or of a concatenation then differ.
     """
-    return gathered(part, P(jax.typeof(whole).sharding.spec[0]))
+    return gathered(rows, P(jax.typeof(like).sharding.spec[0]))
 
 
 def put(values: np.ndarray, spec: P) -> jax.Array:

@@ -116,10 +116,12 @@ def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> 
     """Topology as libtpu describes it. LampError where libtpu is missing, or does not know the topology."""
     name, chip = find_chip(topology)
     if slices < 1 or (slices > 1 and not chip.network_speed):
-        reason = "give 1 or more" if slices < 1 else f"Google Cloud joins no slices of {chip.name}; leave it out"
+        reason = (
+            "give 1 or more" if slices < 1 else f"Google Cloud does not connect slices of {chip.name}; leave it out"
+        )
         raise LampError(f"--slices {slices}: {reason}")
     if megacore and chip is not CHIPS["v4"]:
-        raise LampError(f"--megacore: only a TPU v4 can be opened in two ways; leave it out for {name}")
+        raise LampError(f"--megacore: only a TPU v4 can be one or two devices per chip; leave it out for {name}")
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -212,9 +212,9 @@ def _in_hbm(arrays: Iterable[HloArray]) -> int:
 
 def _operand_traffic(program: Program, inside: Computation, number: int, arrays: tuple[HloArray, ...]) -> int:
     """Bytes that a fusion reads of one operand: of slices, if it uses only those; 0, if it only replaces some."""
-    whole = _in_hbm(arrays)
+    total = _in_hbm(arrays)
     parameter = _parameter(inside, number)
-    waiting, read = [parameter.name] if parameter and whole else [], 0
+    waiting, read = [parameter.name] if parameter and total else [], 0
     while waiting:
         name = waiting.pop()
         for user in inside.users(name):
@@ -230,8 +230,8 @@ def _operand_traffic(program: Program, inside: Computation, number: int, arrays:
                 else:
                     read += sum(_operand_traffic(program, inner, place, arrays) for place in places)
             elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
-                return whole
-    return min(read, whole)
+                return total
+    return min(read, total)
 
 
 def _only_copies(program: Program, inside: Computation, number: int) -> bool:
@@ -254,12 +254,12 @@ def _result_traffic(program: Program, inside: Computation, root: Instruction, ar
     if root.opcode == "tuple":
         parts = (inside.by_name[name] for name in root.operands)
         return sum(_result_traffic(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))
-    whole = _in_hbm(arrays)
+    total = _in_hbm(arrays)
     if root.opcode in {"bitcast", "reshape"} and root.operands[0] in inside.by_name:
         return _result_traffic(program, inside, inside.by_name[root.operands[0]], arrays)
     if root.opcode == "fusion" and root.called:
         inner = program.computations[root.called[0]]
         return _result_traffic(program, inner, inner.root, arrays)
-    if root.opcode == "dynamic-update-slice" and whole:
-        return min(sum(array.bytes for array in inside.by_name[root.operands[1]].arrays), whole)
-    return whole
+    if root.opcode == "dynamic-update-slice" and total:
+        return min(sum(array.bytes for array in inside.by_name[root.operands[1]].arrays), total)
+    return total

@@ -13,7 +13,7 @@ from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.distributed import read
 from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
-from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
+from lamp_jax.inputs.generator import make_prompts, prompt_examples, reference_of
 from lamp_jax.settings import PromptSettings
 from lamp_jax.sharding import own_rows, place_batch
 from lamp_jax.tasks.catalog import Task
@@ -64,21 +64,23 @@ def rate_trials(
     The batches are a function of the list of trials only, so that a killed run resumes after its last complete batch.
     `advance` is called with the number of trials of every batch.
     """
-    told = PromptSettings(prompting=prompting, compatibility=compatibility)
+    settings = PromptSettings(prompting=prompting, compatibility=compatibility)
     rows = dict.fromkeys(choose_buckets(prompting.max_length), batch_size)
     window, seen = _WINDOW * batch_size, 0
     for start in range(0, len(trials), window):
-        part = trials[start : start + window]
-        if seen + len(part) <= done:
-            seen += len(part)
-            advance(len(part))
+        chosen = trials[start : start + window]
+        if seen + len(chosen) <= done:
+            seen += len(chosen)
+            advance(len(chosen))
             continue
-        questions = [trial.question for trial in part]
-        prompts = list(make_prompts(questions, task, tokenizer, told, retriever="file"))
+        questions = [trial.question for trial in chosen]
+        prompts = list(make_prompts(questions, task, tokenizer, settings, retriever="file"))
         for places, batch in prediction_batches(prompt_examples(questions, prompts), rows=rows, own=own_rows):
             if seen + len(places) > done:
                 answers = rate([questions[place] for place in places], batch.source)
-                yield RatedBatch(seen, [part[place] for place in places], [prompts[place] for place in places], answers)
+                yield RatedBatch(
+                    seen, [chosen[place] for place in places], [prompts[place] for place in places], answers
+                )
             seen += len(places)
             advance(len(places))
 
@@ -88,9 +90,9 @@ def metric_rater(answerer: Answerer, params: Any, task: Task, *, compatibility: 
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[RatedAnswer]:
         texts = answerer(params, place_batch(source))[: len(questions)]
-        golds = {str(number): one.output for number, one in enumerate(questions) if one.output is not None}
-        answers = {key: texts[int(key)] for key in golds}
-        metrics = score(task, answers, golds, compatibility=compatibility).per_sample if golds else {}
+        references = {str(number): one.output for number, one in enumerate(questions) if one.output is not None}
+        answers = {key: texts[int(key)] for key in references}
+        metrics = score(task, answers, references, compatibility=compatibility).per_sample if references else {}
         return [
             (text, {name: values[str(number)] for name, values in metrics.items() if str(number) in values})
             for number, text in enumerate(texts)
@@ -110,10 +112,10 @@ def likelihood_rater(
 ) -> Rate:
     """Function that measures the mean log-probability of the reference's tokens after each prompt, without
     generation."""
-    golds = {trial.question.id: gold_of(trial.question) for trial in trials}
+    references = {trial.question.id: reference_of(trial.question) for trial in trials}
     longest = answering.generation_max_length - 1
-    tokens = tokenizer(list(golds.values()), truncation=True, max_length=longest).input_ids if golds else []
-    rows = dict(zip(golds, tokens, strict=True))
+    tokens = tokenizer(list(references.values()), truncation=True, max_length=longest).input_ids if references else []
+    rows = dict(zip(references, tokens, strict=True))
     # One target length for all batches, so that a program is compiled per length of prompts only.
     length = -(-max(map(len, tokens), default=0) // 16) * 16
     measure = jax.jit(lambda params, source, target: mean_log_probability(nnx.merge(graph, params), source, target))

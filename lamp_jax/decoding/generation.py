@@ -165,7 +165,7 @@ def _find_ignored(values: Mapping[str, Any], answering: Answering) -> dict[str, 
     if "max_length" in ignored and "max_new_tokens" in values:
         ignored["max_length"] = "max_new_tokens decides"
     unknown = values.keys() - GENERATION - TECHNICAL
-    return ignored | dict.fromkeys(sorted(unknown), "no name of transformers 5")
+    return ignored | dict.fromkeys(sorted(unknown), "not a name in transformers 5")
 
 
 def _check_powers(generation: Generation, longest: int) -> None:

@@ -51,7 +51,7 @@ def _listed(value: Any) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
-_COUNT = Kind("a whole number, 0 or more", _is_count)
+_COUNT = Kind("an integer, 0 or more", _is_count)
 _NUMBER = Kind("a number", _is_number)
 _FACTOR = Kind("a number above 0", lambda value, _: _is_number(value, _) and value > 0)
 _FLAG = Kind("true or false", lambda value, _: type(value) is bool)
@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
         lambda value, vocabulary: _is_sequence([*_listed(value)], vocabulary) and len(set(_listed(value))) == 1,
         lambda value: _listed(value)[0],
     ),
-    "max_new_tokens": Kind("a whole number above 0", lambda value, _: type(value) is int and value > 0),
+    "max_new_tokens": Kind("an integer above 0", lambda value, _: type(value) is int and value > 0),
     "min_new_tokens": _COUNT,
     "min_length": _COUNT,
     "length_penalty": _NUMBER,
@@ -93,7 +93,7 @@ KINDS: Mapping[str, Kind] = {
     "forced_eos_token_id": _TOKEN_OR_TOKENS,
     "remove_invalid_values": _FLAG,
     "exponential_decay_length_penalty": Kind(
-        "a list of a whole number, 0 or more, and a number",
+        "a list of an integer, 0 or more, and a number",
         lambda value, _: (
             isinstance(value, list) and len(value) == 2 and _is_count(value[0], _) and _is_number(value[1], _)
         ),

@@ -64,8 +64,8 @@ def read_users(
         check_items(question, task, path)
         if question.user in reserved:
             raise LampError(
-                f"{path}, user {question.user!r} (question {question.id!r}): by this id the store knows the adapter of "
-                "all who have none of their own; give the user another id"
+                f"{path}, user {question.user!r} (question {question.id!r}): this id is reserved for the "
+                "adapter of all users without their own; give the user another id"
             )
         asked.setdefault(question.user, []).append(question)
     return [
@@ -78,8 +78,8 @@ def _history(own: Sequence[Question], profiles: Profiles, path: str) -> list[_En
     """History of one user from the profiles of the user's questions."""
     if profiles == "single":
         _check_single(own, path)
-    told = own if profiles == "union" else own[:1]
-    entries = [_Entry(question, place) for question in told for place in range(len(question.profile))]
+    chosen = own if profiles == "union" else own[:1]
+    entries = [_Entry(question, place) for question in chosen for place in range(len(question.profile))]
     if profiles != "union":
         return entries
     first: dict[Hashable, _Entry] = {}

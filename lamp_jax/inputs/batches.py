@@ -120,9 +120,9 @@ def plan_epoch(
     left = np.array([], dtype=order.dtype)
     for size in np.unique(sizes, axis=0):
         rows = np.concatenate([left, order[(sizes[order] == size).all(axis=1)]])
-        whole = len(rows) // batch_size * batch_size
-        batches += list(rows[:whole].reshape(-1, batch_size))
-        left = rows[whole:]
+        complete = len(rows) // batch_size * batch_size
+        batches += list(rows[:complete].reshape(-1, batch_size))
+        left = rows[complete:]
     batches += [left] if len(left) else []
     return [
         (tuple(int(size) for size in sizes[batches[place]].max(axis=0)), batches[place])

@@ -21,10 +21,10 @@ def byte_backend(settings: Mapping[str, Any], source: Path) -> Any:
         found = settings.get(f"{role}_token", token)
         found = found.get("content") if isinstance(found, dict) else found
         if found != token:
-            raise LampError(f"{source}: {role}_token {found!r}; that of a ByT5 is {token!r}")
+            raise LampError(f"{source}: {role}_token is {found!r}, but {token!r} in a ByT5; copy the tokenizer again")
     extra = settings.get("extra_ids", 125)
     if isinstance(extra, bool) or not isinstance(extra, int) or extra < 0:
-        raise LampError(f"{source}: extra_ids {extra!r} is no number from 0 on")
+        raise LampError(f"{source}: extra_ids {extra!r} is not an integer of at least 0; copy the tokenizer again")
     pieces = [*_SPECIAL, *_byte_characters()]
     tokenizer: Any = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(pieces)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -62,7 +62,7 @@ class CandidateBatches:
         own: OwnRows = np.arange,
     ):
         if not examples:
-            raise LampError("no questions to learn from")
+            raise LampError("there are no questions with candidates to train on; give at least one")
         self.examples, self.batch_size, self.pad, self.seed = examples, batch_size, pad, seed
         self._own = own(batch_size)
         lengths = choose_text_buckets(max_length)

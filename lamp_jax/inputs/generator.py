@@ -88,7 +88,7 @@ class ExampleMaker:
 
     def __call__(self, question: Question) -> Example | LampError:
         try:
-            gold = gold_of(question, self.name)
+            reference = reference_of(question, self.name)
             (items,) = retrieved_items([question], self.task, self.options, retriever=self.retriever)
         except LampError as error:
             return error
@@ -96,7 +96,7 @@ class ExampleMaker:
         prompt = build_prompt(
             self.task, question.input, items, self._tokenizer, max_length=length, compatibility=compatibility
         )
-        return Example(question.id, prompt.tokens, self._shorten(self._tokenizer.ids(gold)))
+        return Example(question.id, prompt.tokens, self._shorten(self._tokenizer.ids(reference)))
 
     def _shorten(self, answer: list[int]) -> list[int]:
         """Answer cut to `longest_answer` tokens, of which the last is still `</s>`."""
@@ -135,11 +135,11 @@ def prompt_examples(questions: Iterable[Question], prompts: Iterable[Prompt]) ->
     return [Example(question.id, prompt.tokens) for question, prompt in zip(questions, prompts, strict=True)]
 
 
-def gold_of(question: Question, path: str = "the questions") -> str:
+def reference_of(question: Question, path: str = "the questions") -> str:
     """Reference of a question. LampError with the remedy where it has none."""
     if question.output is None:
-        remedy = "add the golds with `lamp merge --outputs`, or `read_questions(..., golds=...)` in Python"
-        raise LampError(f"{path}: question {question.id!r} has no gold; {remedy}")
+        remedy = "add the references with `lamp merge --outputs`, or `read_questions(..., golds=...)` in Python"
+        raise LampError(f"{path}: question {question.id!r} has no reference; {remedy}")
     return question.output
 
 

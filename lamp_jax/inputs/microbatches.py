@@ -83,10 +83,11 @@ class Row(NamedTuple):
 
     shape: int
     """Index of the cohort's first shape that holds the example."""
-    learner: int
+    user: int
+    """Index of the user in the cohort's `users`."""
     at: int
     """Place of the user in the cohort."""
-    behind: int
+    updates_left: int
     """Number of updates that the user still has to take, this one included."""
     weight: float
     """1 / the number of target tokens in the user's update."""
@@ -129,9 +130,9 @@ def fit_rows(source: int, target: int, tokens: int, most: int) -> Shape:
     return Shape(source, target, min(max(1, tokens // (source + target)), most))
 
 
-def make_blocks(learners: Sequence[UserExamples], size: int, learning: Optimization) -> list[list[UserExamples]]:
+def make_cohorts(users: Sequence[UserExamples], size: int, learning: Optimization) -> list[list[UserExamples]]:
     """Cohorts of `size` users that start together: users sorted by number of updates, fewest first."""
-    ordered = sorted(learners, key=lambda one: (one.updates(learning), len(one.examples), one.user))
+    ordered = sorted(users, key=lambda one: (one.updates(learning), len(one.examples), one.user))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
@@ -144,7 +145,7 @@ class Cohort:
     adapter.
     """
 
-    learners: Sequence[UserExamples]
+    users: Sequence[UserExamples]
     size: int
     shapes: Sequence[Shape]
     learning: Optimization
@@ -154,7 +155,9 @@ class Cohort:
 
     def __post_init__(self) -> None:
         if self.size % self.devices:
-            raise LampError(f"{self.size} users do not divide over {self.devices} devices")
+            raise LampError(
+                f"{self.size} users do not divide over {self.devices} devices; give a multiple of the devices"
+            )
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -166,21 +169,21 @@ class Cohort:
         bits = max(self.size - 1, 1).bit_length()
         sums = [reduce(xor, (number >> shift for shift in range(bits))) for number in range(self.size)]
         order = np.argsort([int(f"{one:0{bits}b}"[::-1], 2) for one in sums])  # user at each place
-        return np.argsort(order)[: len(self.learners)]
+        return np.argsort(order)[: len(self.users)]
 
     @cached_property
     def totals(self) -> np.ndarray:
         """[U]: number of updates of each user; 0 at empty places."""
-        return self._by_place([one.updates(self.learning) for one in self.learners])
+        return self._by_place([one.updates(self.learning) for one in self.users])
 
     @cached_property
     def warmups(self) -> np.ndarray:
         """[U]: number of warm-up updates of each user."""
-        return self._by_place([one.warmup(self.learning) for one in self.learners])
+        return self._by_place([one.warmup(self.learning) for one in self.users])
 
     @cached_property
     def _last_epochs(self) -> np.ndarray:
-        return self._by_place([one.updates_an_epoch(self.learning) for one in self.learners])
+        return self._by_place([one.updates_an_epoch(self.learning) for one in self.users])
 
     @property
     def counted(self) -> np.ndarray:
@@ -192,42 +195,44 @@ class Cohort:
         found[slice(None) if self.shared else self.places] = values
         return found
 
-    def parts(self, made: Sequence[int] = ()) -> Iterator[Microbatch]:
+    def microbatches(self, made: Sequence[int] = ()) -> Iterator[Microbatch]:
         """All microbatches in order, up to the last update of all users; `made`: past updates per user.
 
         The next microbatch is the one with the least padding, with a bonus for rows of the users who have the most
         updates left, who would otherwise be trained alone in the end.
         """
-        made = list(made) or [0] * len(self.learners)
-        missing = [0] * len(self.learners)
+        made = list(made) or [0] * len(self.users)
+        missing = [0] * len(self.users)
         waiting: list[list[list[Row]]] = [[[] for _ in self.shapes] for _ in range(self.devices)]
 
-        def bring(learner: int) -> None:
-            rows = self.rows(learner, made[learner])
-            missing[learner] = len(rows)
+        def enqueue(user: int) -> None:
+            rows = self.rows(user, made[user])
+            missing[user] = len(rows)
             for row in rows:
                 insort(
-                    waiting[row.at * self.devices // self.size][row.shape], row, key=lambda row: (-row.behind, row.at)
+                    waiting[row.at * self.devices // self.size][row.shape],
+                    row,
+                    key=lambda row: (-row.updates_left, row.at),
                 )
 
-        for learner in range(len(self.learners)):
-            bring(learner)
+        for user in range(len(self.users)):
+            enqueue(user)
         while any(missing):
             chosen, taken = self._choose(waiting)
             for device, rows in enumerate(taken):
                 for row in rows:
-                    missing[row.learner] -= 1
+                    missing[row.user] -= 1
                 for shape, some in enumerate(waiting[device]):
                     del some[: sum(row.shape == shape for row in rows)]
-            ended = {row.learner for rows in taken for row in rows if not missing[row.learner]}
-            for learner in sorted(ended):
-                made[learner] += 1
-                bring(learner)
-            yield self._part(chosen, taken, ended, made)
+            ended = {row.user for rows in taken for row in rows if not missing[row.user]}
+            for user in sorted(ended):
+                made[user] += 1
+                enqueue(user)
+            yield self._microbatch(chosen, taken, ended, made)
 
-    def rows(self, learner: int, number: int) -> list[Row]:
+    def rows(self, user: int, number: int) -> list[Row]:
         """Rows of a user's update. Its examples depend only on the seed, the user and the update's number."""
-        one, size = self.learners[learner], self.learning.batch_size
+        one, size = self.users[user], self.learning.batch_size
         left = one.updates(self.learning) - number
         if not left:
             return []
@@ -235,21 +240,21 @@ class Cohort:
         order = _order(self.seed, one.key, epoch, len(one.examples))
         examples = [one.examples[row] for row in order[place * size : (place + 1) * size]]
         weight = 1 / sum(len(example.target) for example in examples)
-        at, room = int(self.places[learner]), self.size // self.devices
+        at, room = int(self.places[user]), self.size // self.devices
         places = [turn % self.devices * room if self.shared else at for turn in range(len(examples))]
         return [
-            Row(find_shape(example, self.shapes), learner, place, left, weight, example)
+            Row(find_shape(example, self.shapes), user, place, left, weight, example)
             for place, example in zip(places, examples, strict=True)
         ]
 
     def _choose(self, waiting: Sequence[Sequence[Sequence[Row]]]) -> tuple[Shape, list[list[Row]]]:
         """Shape of the next microbatch, and each device's rows in it."""
-        most = max(rows[0].behind for device in waiting for rows in device if rows)
+        most = max(rows[0].updates_left for device in waiting for rows in device if rows)
         best, found = -1.0, None
         for place, shape in enumerate(self.shapes):
             taken = [self._first_rows(device, place) for device in waiting]
             share = sum(row.tokens for rows in taken for row in rows) / (self.devices * shape.tokens)
-            worth = share + _URGENCY * any(row.behind == most for rows in taken for row in rows)
+            worth = share + _URGENCY * any(row.updates_left == most for rows in taken for row in rows)
             if worth >= best:
                 best, found = worth, (shape, taken)
         assert found is not None
@@ -263,21 +268,21 @@ class Cohort:
                 found += waiting[other][: shape.rows - len(found)]
         return found
 
-    def _part(self, shape: Shape, rows: list[list[Row]], ended: Iterable[int], made: Sequence[int]) -> Microbatch:
+    def _microbatch(self, shape: Shape, rows: list[list[Row]], ended: Iterable[int], made: Sequence[int]) -> Microbatch:
         ends, counts = np.zeros(self.size, bool), np.zeros(self.size, np.float32)
-        for learner in ended:
-            at = slice(None) if self.shared else self.places[learner]
+        for user in ended:
+            at = slice(None) if self.shared else self.places[user]
             ends[at] = True
-            counts[at] = made[learner] > self.totals[at] - self._last_epochs[at]
-        left = sum(one.updates(self.learning) > count for one, count in zip(self.learners, made, strict=True))
+            counts[at] = made[user] > self.totals[at] - self._last_epochs[at]
+        left = sum(one.updates(self.learning) > count for one, count in zip(self.users, made, strict=True))
         return Microbatch(shape, rows, ends, counts, left)
 
-    def fill(self, part: Microbatch, own: OwnRows = np.arange) -> Arrays:
+    def fill(self, microbatch: Microbatch, own: OwnRows = np.arange) -> Arrays:
         """Arrays of a microbatch, the rows of all devices concatenated; only this process's own rows."""
-        shape, room = part.shape, self.size // self.devices
+        shape, room = microbatch.shape, self.size // self.devices
         found: list[Row | None] = []
         for place in own(shape.rows * self.devices):
-            rows, row = part.rows[place // shape.rows], place % shape.rows
+            rows, row = microbatch.rows[place // shape.rows], place % shape.rows
             found.append(rows[row] if row < len(rows) else None)
         return Arrays(
             pad_rows([row.example.source if row else () for row in found], len(found), shape.source),

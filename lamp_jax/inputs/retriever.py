@@ -11,7 +11,7 @@ from lamp_jax.config import Compatibility
 from lamp_jax.data.files import Question, read_questions
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import Candidates
-from lamp_jax.inputs.generator import gold_of
+from lamp_jax.inputs.generator import reference_of
 from lamp_jax.inputs.reader import TextReader
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
@@ -28,7 +28,7 @@ class ScoredQuestion:
     query: str
     documents: tuple[str, ...]
     rewards: np.ndarray
-    gold: str
+    reference: str
 
 
 def read_scored_questions(
@@ -60,16 +60,16 @@ def score_questions(
 def _score(
     ropg: Ropg, task: Task, path: str, compatibility: Compatibility, question: Question, metrics: Sequence[MetricValues]
 ) -> ScoredQuestion:
-    gold = gold_of(question, path)
+    reference = reference_of(question, path)
     try:
-        rewards = [reward_of(task, one, gold, kind=ropg.reward) for one in metrics]
+        rewards = [reward_of(task, one, reference, kind=ropg.reward) for one in metrics]
         documents = documents_of(question, task, use_date=ropg.use_date)
         query = query_of(question, task, compatibility=compatibility)
     except LampError as error:
         remedy = "; train without dates: --no-use-date" if "'date'" in str(error) else ""
         raise LampError(f"{path}, question {question.id!r}: {error}{remedy}") from error
     first = tuple(documents[pair.rank] for pair in first_pairs([question], ropg.profile_size))
-    return ScoredQuestion(question.id, query, first, np.array(rewards, np.float32), gold)
+    return ScoredQuestion(question.id, query, first, np.array(rewards, np.float32), reference)
 
 
 def hold_out(
@@ -78,7 +78,10 @@ def hold_out(
     """Training and held-out questions; the latter are a share of all, drawn from the seed."""
     count = round(share * len(scored))
     if not 0 < count < len(scored):
-        raise LampError(f"--held-out {share} of {len(scored)} questions leaves none on one side; give --validation")
+        raise LampError(
+            f"--held-out {share} of {len(scored)} questions leaves none for training or for validation; "
+            "give --validation"
+        )
     order = permutation(len(scored), seed=seed, key="held out")
     held = set(order[:count])
     return [one for place, one in enumerate(scored) if place not in held], [scored[place] for place in sorted(held)]
@@ -118,7 +121,7 @@ def make_candidates(
         documents, rewards = [tokens[text] for text in one.documents], one.rewards
         if compatibility.ropg == "padded":
             missing = ropg.profile_size - len(documents)
-            worth = baseline + (worst_error(one.gold) if task.metric == "mae" else 0.0)
+            worth = baseline + (worst_error(one.reference) if task.metric == "mae" else 0.0)
             documents = documents + [tokens[""]] * missing
             rewards = np.concatenate([rewards, np.full(missing, worth, np.float32)])
         examples.append(Candidates(one.id, queries[one.query], documents, rewards, baseline))

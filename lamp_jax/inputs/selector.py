@@ -51,7 +51,7 @@ def read_settings(directory: str | Path) -> SelectorSettings:
     """Settings of a selector that lamp trained. LampError for any other directory."""
     path = Path(directory) / SETTINGS
     if not path.is_file():
-        raise LampError(f"{directory}: no selector ({SETTINGS} is missing); make one with `lamp train-selector`")
+        raise LampError(f"{directory}: no selector ({SETTINGS} is missing); train one with `lamp train-selector`")
     found = read_json(path)
     if not isinstance(found, dict) or found.keys() != {field.name for field in fields(SelectorSettings)}:
         raise LampError(f"{path}: does not describe a selector; train or copy it again")
@@ -78,8 +78,8 @@ class CandidateReader:
         special = tokenizer("").input_ids
         if len(special) < 2 or tokenizer.sep_token is None:
             raise LampError(
-                f"{tokenizer.name_or_path}: its tokenizer marks no begin, end and separator of a text, as a selector's "
-                "does; give a selector with the tokenizer that it was trained with"
+                f"{tokenizer.name_or_path}: its tokenizer lacks a token for the begin, the end or the separator of "
+                "texts; give a selector with the tokenizer that it was trained with"
             )
         self._begin, *self._end = special
 

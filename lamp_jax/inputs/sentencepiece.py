@@ -48,12 +48,16 @@ def read_pieces(path: Path) -> PieceModel:
         name = _KINDS.get(kind, f"number {kind}")
         raise LampError(f"{path}: a sentencepiece model of kind {name}; only unigram models, as T5's are, can be read")
     if trainer.number(24, 0) or not normalizer.number(5, 1):
-        raise LampError(f"{path}: marks spaces in another way than T5's models do; this cannot be read")
+        raise LampError(
+            f"{path}: its representation of spaces differs from T5's and is not supported; give a T5 model's file"
+        )
     texts = [(piece.text(1), piece.score(2)) for piece in pieces]
     kinds = [piece.number(3, 1) for piece in pieces]
     unknown = trainer.number(40, 0)
     if not 0 <= unknown < len(texts):
-        raise LampError(f"{path}: its unknown piece has the id {unknown}, but there are {len(texts)} pieces")
+        raise LampError(
+            f"{path}: its unknown piece has the id {unknown}, but there are {len(texts)} pieces; copy it again"
+        )
     return PieceModel(
         tuple(texts),
         tuple(
@@ -118,15 +122,15 @@ def make_from_sentencepiece(path: Path, settings: Mapping[str, Any]) -> Any:
         "TokenizersBackend",
         "PreTrainedTokenizer",
     ):
-        raise LampError(f"{source}: {path.name} of a {name}; only that of a T5Tokenizer can be read")
+        raise LampError(f"{source}: {path.name} of a {name} is not supported; give that of a T5Tokenizer")
     model = read_pieces(path)
     end = settings.get("eos_token", "</s>")
     end = end.get("content") if isinstance(end, dict) else end
     if end not in [text for text, _ in model.pieces]:
-        raise LampError(f"{source}: eos_token {end!r} is no piece of {path.name}; a T5's texts end in one")
+        raise LampError(f"{source}: eos_token {end!r} is not a piece of {path.name}; copy the tokenizer again")
     legacy = settings.get("legacy", True)
     if legacy is not None and not isinstance(legacy, bool):
-        raise LampError(f"{source}: legacy {legacy!r} is neither true nor false")
+        raise LampError(f"{source}: legacy {legacy!r} is neither true nor false; copy the tokenizer again")
     try:
         return make_backend(
             model, extra_ids=_count_extra_ids(settings, source), end=str(end), legacy=legacy is not False
@@ -143,9 +147,12 @@ def _count_extra_ids(settings: Mapping[str, Any], source: Path) -> int:
     named = len({str(token) for token in listed if "<extra_id_" in str(token)})
     count = settings.get("extra_ids", named or 100)
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise LampError(f"{source}: extra_ids {count!r} is no number from 0 on")
+        raise LampError(f"{source}: extra_ids {count!r} is not an integer of at least 0; copy the tokenizer again")
     if count and named not in (0, count):
-        raise LampError(f"{source}: extra_ids is {count}, but {named} of them are among its special tokens")
+        raise LampError(
+            f"{source}: extra_ids is {count}, but {named} of them are among its special tokens; copy the "
+            "tokenizer again"
+        )
     return count
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.byte_tokenizer import byte_backend
 from lamp_jax.inputs.sentencepiece import make_from_sentencepiece
-from lamp_jax.inputs.tokenizer_files import FILES, Found, check_files, check_tokenizer
+from lamp_jax.inputs.tokenizer_files import FILES, TokenizerFiles, check_files, check_tokenizer
 from lamp_jax.runs.processes import on_first
 from lamp_jax.tasks.prompts import without_surrogates
 
@@ -44,7 +44,8 @@ def load_tokenizer(name: str | Path) -> Any:
             raise
         files = ", ".join(file for file in FILES if (directory / file).exists())
         raise LampError(
-            f"{name}: no tokenizer can be made of its {files} ({type(error).__name__}: {error}); copy these files again"
+            f"{name}: its {files} cannot be read as a tokenizer ({type(error).__name__}: {error}); copy these "
+            "files again"
         ) from error
     check_tokenizer(directory, found, tokenizer)
     return tokenizer
@@ -61,7 +62,7 @@ def _download(name: str) -> Path:
         raise LampError(f"{name}: neither a model directory nor a hub name that can be reached ({error})") from error
 
 
-def _load(directory: Path, found: Found) -> Any:
+def _load(directory: Path, found: TokenizerFiles) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     settings, kind = found.settings, str(found.settings.get("tokenizer_class"))

@@ -21,7 +21,7 @@ _SPARE_PIECES = 300
 """Greatest number of byte-level pieces without a merge: special tokens and, in CodeT5, sentinels."""
 
 
-class Found(NamedTuple):
+class TokenizerFiles(NamedTuple):
     """Description of a tokenizer by the files of its directory."""
 
     settings: dict[str, Any]
@@ -31,7 +31,7 @@ class Found(NamedTuple):
     """Number of pieces in vocab.txt or vocab.json, where one of them is read; else 0."""
 
 
-def check_files(directory: Path) -> Found:
+def check_files(directory: Path) -> TokenizerFiles:
     """Description of the tokenizer in a directory. LampError if there is none, or a file is incomplete."""
     content = {}
     for name in FILES:
@@ -46,12 +46,12 @@ def check_files(directory: Path) -> Found:
     added = settings.get("added_tokens_decoder")
     if added is not None and not (isinstance(added, dict) and all(map(_is_added, added.items()))):
         path = directory / "tokenizer_config.json"
-        raise LampError(f"{path}: added_tokens_decoder is not ids with their tokens; copy the file again")
+        raise LampError(f"{path}: added_tokens_decoder does not map ids to tokens; copy the file again")
     pieces = 0
     if "tokenizer.json" not in content and settings.get("tokenizer_class") != "ByT5Tokenizer":
         pieces = _check_vocabulary(directory, content)
     model = content.get("tokenizer.json", {}).get("model")
-    return Found(settings, model if isinstance(model, dict) else {}, pieces)
+    return TokenizerFiles(settings, model if isinstance(model, dict) else {}, pieces)
 
 
 def _is_added(entry: tuple[str, Any]) -> bool:
@@ -65,7 +65,7 @@ def _read_object(path: Path, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise LampError(f"{path}: not valid JSON ({error}); copy or download it again") from error
     if not isinstance(values, dict):
-        raise LampError(f"{path}: holds a {type(values).__name__}, not an object; copy or download it again")
+        raise LampError(f"{path}: contains a {type(values).__name__}, not an object; copy or download it again")
     return values
 
 
@@ -78,23 +78,23 @@ def _check_vocabulary(directory: Path, content: Mapping[str, Any]) -> int:
         used = "vocab.json"
         _check_merges(directory / "merges.txt", _lines(directory / "merges.txt", content["merges.txt"]), pieces)
         if sorted(pieces.values(), key=str) != sorted(range(len(pieces)), key=str):
-            raise LampError(f"{directory / used}: its ids are not the numbers from 0 on; copy it again")
+            raise LampError(f"{directory / used}: its ids are not consecutive from 0; copy it again")
     elif "vocab.txt" in content:
         used = "vocab.txt"
         pieces = _lines(directory / used, content[used])
     elif "vocab.json" in content or "merges.txt" in content:
         there, missing = ("vocab.json", "merges.txt") if "vocab.json" in content else ("merges.txt", "vocab.json")
-        raise LampError(f"{directory}: has {there} but no {missing}; copy the model's whole directory")
+        raise LampError(f"{directory}: has {there} but no {missing}; copy the model's complete directory")
     else:
         raise LampError(
-            f"{directory}: holds no tokenizer (tokenizer.json, spiece.model, vocab.txt, or vocab.json and merges.txt); "
-            "copy the model's whole directory"
+            f"{directory}: has no tokenizer (tokenizer.json, spiece.model, vocab.txt, or vocab.json and merges.txt); "
+            "copy the model's complete directory"
         )
     rows = content.get("config.json", {}).get("vocab_size")
     if isinstance(rows, int) and rows > len(pieces) + _SPARE_ROWS:
         raise LampError(
             f"{directory / used}: has {len(pieces)} pieces, but config.json says vocab_size {rows}; "
-            "it is cut off or of another model, copy it again"
+            "it is truncated or of another model, copy it again"
         )
     return len(set(pieces))
 
@@ -117,10 +117,10 @@ def _check_merges(path: Path, lines: list[str], pieces: Mapping[str, Any]) -> No
         made.add("".join(parts))
     unmade = sum(len(piece) > 1 and piece not in made for piece in pieces)
     if unmade > _SPARE_PIECES:
-        raise LampError(f"{path}: makes all but {unmade} pieces of vocab.json; it is cut off, copy it again")
+        raise LampError(f"{path}: lacks the merges of {unmade} pieces of vocab.json; it is truncated, copy it again")
 
 
-def check_tokenizer(directory: Path, found: Found, tokenizer: Any) -> None:
+def check_tokenizer(directory: Path, found: TokenizerFiles, tokenizer: Any) -> None:
     """LampError where a token's id differs from the files', or a special token is not in the vocabulary."""
     wanted = {}
     added = directory / "added_tokens.json"
@@ -141,7 +141,8 @@ def check_tokenizer(directory: Path, found: Found, tokenizer: Any) -> None:
         if len(vocabulary) < found.pieces:
             raise LampError(
                 f"{directory / 'tokenizer_config.json'}: {type(tokenizer).__name__}, its tokenizer_class or that of "
-                f"config.json's model_type, does not read the {found.pieces} pieces of the directory's vocabulary"
+                f"config.json's model_type, does not read the {found.pieces} pieces of the directory's vocabulary; "
+                "copy its files again"
             )
         for role in ("unk", "cls", "sep", "pad", "bos", "eos"):
             token = getattr(tokenizer, f"{role}_token", None)

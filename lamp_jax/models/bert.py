@@ -74,7 +74,9 @@ class BertConfig:
             if values.get(name, only) != only:
                 raise LampError(f"{source}: {name} {values[name]!r} is not supported; BERT's is {only!r}")
         if read_flag("is_decoder", values, source):
-            raise LampError(f"{source}: is_decoder is true, and every token of an encoder reads all others")
+            raise LampError(
+                f"{source}: is_decoder is true, but the tokens of an encoder attend to all others; give an encoder"
+            )
         known = read_numbers(cls.__dataclass_fields__, values, source)
         check_tokens(values, rows=known.get("vocab_size", cls.vocab_size), source=source)
         if values.get("pad_token_id") is not None:
@@ -82,12 +84,12 @@ class BertConfig:
         config = cls(**known)
         if config.hidden_size % config.num_attention_heads:
             raise LampError(
-                f"{source}: hidden_size {config.hidden_size} is no multiple of num_attention_heads "
+                f"{source}: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
                 f"{config.num_attention_heads}; use the config.json that the model was saved with"
             )
         if config.longest < 1:
             raise LampError(
-                f"{source}: max_position_embeddings {config.max_position_embeddings} has no position for a text, "
+                f"{source}: max_position_embeddings {config.max_position_embeddings} leaves no position for a text, "
                 f"whose first is {config.first_position}; use the config.json that the model was saved with"
             )
         return config
@@ -251,8 +253,8 @@ class Bert(nnx.Module):
         questions, texts, length = tokens.shape
         rows = jnp.reshape(tokens, (questions * texts, length), out_sharding=self.rules.out("batch", None))
         found = apply(rows)
-        layout = self.rules.out("batch", *(None,) * found.ndim)
-        return jnp.reshape(found, (questions, texts, *found.shape[1:]), out_sharding=layout)
+        sharding = self.rules.out("batch", *(None,) * found.ndim)
+        return jnp.reshape(found, (questions, texts, *found.shape[1:]), out_sharding=sharding)
 
     def embed(
         self,

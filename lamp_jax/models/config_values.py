@@ -9,7 +9,7 @@ from lamp_jax.runs.json_files import short_repr
 
 _LAYERS, _HEADS, _HEAD_SIZE, _WIDTH, _ROWS = 1000, 2**12, 2**14, 2**20, 2**24
 
-_WHOLE = {
+_INTEGERS = {
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "type_vocab_size"), (1, _ROWS)),
     **dict.fromkeys(("d_model", "d_ff", "hidden_size", "intermediate_size"), (1, _WIDTH)),
     **dict.fromkeys(("num_layers", "num_decoder_layers", "num_hidden_layers"), (1, _LAYERS)),
@@ -39,8 +39,8 @@ def read_numbers(names: Mapping[str, Any], values: Mapping[str, Any], source: st
     for name in names:
         if name not in values:
             continue
-        if name in _WHOLE:
-            known[name] = check_whole(name, values[name], source)
+        if name in _INTEGERS:
+            known[name] = check_integer(name, values[name], source)
         elif name in _RATES:
             known[name] = _check_real(name, values[name], source, 0 <= _real(values[name]) < 1, "from 0 to below 1")
         elif name in _POSITIVE:
@@ -48,11 +48,11 @@ def read_numbers(names: Mapping[str, Any], values: Mapping[str, Any], source: st
     return known
 
 
-def check_whole(name: str, value: Any, source: str) -> int:
+def check_integer(name: str, value: Any, source: str) -> int:
     """Value, if it is an integer in the range of its name. LampError otherwise."""
-    least, most = _WHOLE[name]
+    least, most = _INTEGERS[name]
     if type(value) is not int or not least <= value <= most:
-        raise _unexpected(name, value, source, f"a whole number from {least} to {most}")
+        raise _unexpected(name, value, source, f"an integer from {least} to {most}")
     return value
 
 

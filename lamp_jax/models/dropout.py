@@ -41,10 +41,10 @@ def layer_keys(key: jax.Array | None, layers: int) -> Any:
     return jax.random.wrap_key_data(jnp.stack(random_words(key, (1, layers)), axis=-1)[0], impl="threefry2x32")
 
 
-def random_words(key: jax.Array, shape: tuple[int, ...], layout: P | None = None) -> tuple[jax.Array, jax.Array]:
+def random_words(key: jax.Array, shape: tuple[int, ...], sharding: P | None = None) -> tuple[jax.Array, jax.Array]:
     """Two random uint32 arrays of this shape [B, ...] and sharding: Threefry of the row and the index in the row."""
     rows, *places = (
-        jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=layout) for axis in range(len(shape))
+        jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding) for axis in range(len(shape))
     )
     low = jnp.zeros_like(rows)
     for size, place in zip(shape[1:], places, strict=True):

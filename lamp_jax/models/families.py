@@ -77,8 +77,8 @@ def find_family(directory: Path) -> Family:
     kind = read_json(directory / CONFIG).get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise LampError(
-            f"{directory / CONFIG}: model_type is {short_repr(kind)}, and generators that can be read are of the types "
-            f"{', '.join(FAMILIES)}; give such a model, as google/flan-t5-base is"
+            f"{directory / CONFIG}: model_type {short_repr(kind)} is not supported, only {', '.join(FAMILIES)}; "
+            "give such a model, for example google/flan-t5-base"
         )
     return FAMILIES[kind]
 
@@ -98,14 +98,14 @@ def scratch_config(vocabulary: int, **sizes: Any) -> GeneratorConfig:
     return T5Config.for_scratch(vocabulary, **sizes)
 
 
-def new_generator(config: GeneratorConfig, *, seed: int, **layout: Any) -> Generator:
-    """Generator with parameters drawn from the seed, on the current mesh; `layout` as in `load_generator`."""
-    return family_of(config).model(config, rngs=nnx.Rngs(seed), **layout)
+def new_generator(config: GeneratorConfig, *, seed: int, **model_kwargs: Any) -> Generator:
+    """Generator with parameters drawn from the seed, on the current mesh; `model_kwargs` as in `load_generator`."""
+    return family_of(config).model(config, rngs=nnx.Rngs(seed), **model_kwargs)
 
 
-def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32", **layout: Any) -> Generator:
+def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32", **model_kwargs: Any) -> Generator:
     """Abstract generator: shapes without values."""
-    model = jax.eval_shape(lambda: new_generator(config, seed=0, **layout))
+    model = jax.eval_shape(lambda: new_generator(config, seed=0, **model_kwargs))
     if storage == "float32":
         return model
     for place in {place.path: place for place in family_of(config).places(config).values()}.values():
@@ -119,16 +119,16 @@ def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32",
     return model
 
 
-def load_generator(source: str | Path, *, storage: Storage = "float32", **layout: Any) -> Generator:
+def load_generator(source: str | Path, *, storage: Storage = "float32", **model_kwargs: Any) -> Generator:
     """Generator of a directory or hub name, on the current mesh; parameters in float32.
 
-    For a frozen model, `storage` is the type in which its matrices are kept in memory. `layout` are the keyword
+    For a frozen model, `storage` is the type in which its matrices are kept in memory. `model_kwargs` are the keyword
     arguments of the family's model: dtype, remat, attention, rules. LampError, naming the file, for a model of an
     unsupported family, and if the directory has no usable config or weights or they do not fit each other.
     """
     directory = find_model(source)
     config, checkpoint, places = find_family(directory).open(directory)
-    return weights.fill(abstract_generator(config, storage=storage, **layout), checkpoint, places)
+    return weights.fill(abstract_generator(config, storage=storage, **model_kwargs), checkpoint, places)
 
 
 def read_generator_config(source: str | Path) -> GeneratorConfig:

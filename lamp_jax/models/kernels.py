@@ -177,8 +177,8 @@ def attend_nearby(
 
     def fold(x: jax.Array, heads: str | None) -> jax.Array:
         """Blocks as rows of a batch, [B, blocks, ...] -> [B * blocks, ...]."""
-        layout = rules.out("batch", None, heads, None)
-        return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=layout)
+        sharding = rules.out("batch", None, heads, None)
+        return jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=sharding)
 
     folded = (fold(own_query, "heads"), fold(near_keys, "heads"), fold(near_values, "heads"))
     folded_hidden = jnp.swapaxes(fold(near_hidden, None), 1, 3)
@@ -187,9 +187,9 @@ def attend_nearby(
     return jnp.reshape(found, whole, out_sharding=rules.out("batch", None, "heads", None))[:, :length]
 
 
-def _pad(x: jax.Array, before: int, behind: int, fill: float) -> jax.Array:
+def _pad(x: jax.Array, before: int, after: int, fill: float) -> jax.Array:
     """Padding along the tokens, [B, S, ...] -> [B, before + S + behind, ...]."""
-    return jnp.pad(x, ((0, 0), (before, behind), (0, 0), (0, 0)), constant_values=fill)
+    return jnp.pad(x, ((0, 0), (before, after), (0, 0), (0, 0)), constant_values=fill)
 
 
 def _with_neighbours(x: jax.Array, reach: int, fill: float) -> jax.Array:

@@ -57,10 +57,10 @@ def look_up(table: nnx.Param, rows: jax.Array, rules: Rules, *, dtype: jnp.dtype
     Where the table is sharded over the hidden axis, every device reads its shard of all rows, and the shards are
     exchanged: far fewer bytes than the table, and the gradient keeps the table's sharding.
     """
-    layout = rules.out("batch", None, None)
-    if layout and rules.embed:
-        rows, layout = gathered(rows, P(None, None)), P(None, None, rules.embed)
-    found = table[...].at[rows].get(out_sharding=layout).astype(dtype)
+    sharding = rules.out("batch", None, None)
+    if sharding and rules.embed:
+        rows, sharding = gathered(rows, P(None, None)), P(None, None, rules.embed)
+    found = table[...].at[rows].get(out_sharding=sharding).astype(dtype)
     return gathered(found, rules.spec("batch", None, None))
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from lamp_jax.errors import LampError
 from lamp_jax.models.bert import Bert, BertConfig, BertLayers
-from lamp_jax.models.config_values import check_whole
+from lamp_jax.models.config_values import check_integer
 from lamp_jax.models.dropout import dropout
 from lamp_jax.models.kernels import AttentionOrder, attend_nearby
 from lamp_jax.models.layers import normal, project, read, zeros
@@ -50,11 +50,11 @@ class LongformerConfig(BertConfig):
         differ between the layers."""
         found = values.get("attention_window", cls.attention_window)
         windows = found if isinstance(found, list) else [found]
-        distinct = {check_whole("attention_window", window, source) for window in windows}
+        distinct = {check_integer("attention_window", window, source) for window in windows}
         if len(distinct) != 1 or any(window < 2 or window % 2 for window in distinct):
             raise LampError(f"{source}: attention_window {found} is not supported; all layers need one even window")
         name = "num_hidden_layers"
-        layers = check_whole(name, values.get(name, cls.num_hidden_layers), source)
+        layers = check_integer(name, values.get(name, cls.num_hidden_layers), source)
         if isinstance(found, list) and len(found) != layers:
             raise LampError(f"{source}: attention_window has {len(found)} entries for {layers} layers ({name})")
         return super().from_hf({**values, "attention_window": distinct.pop()}, source=source)
@@ -134,9 +134,11 @@ class Longformer(Bert):
 
     config: LongformerConfig
 
-    def __init__(self, config: LongformerConfig, *, rngs: nnx.Rngs, first_token: FirstToken = "global", **layout: Any):
+    def __init__(
+        self, config: LongformerConfig, *, rngs: nnx.Rngs, first_token: FirstToken = "global", **model_kwargs: Any
+    ):
         self.first_token: FirstToken = first_token
-        super().__init__(config, rngs=rngs, **layout)
+        super().__init__(config, rngs=rngs, **model_kwargs)
         hidden, deviation, rules = config.hidden_size, config.initializer_range, self.rules
         self.pooler = normal(rngs, (hidden, hidden), deviation=deviation, rules=rules, axes=("embed", None))
         self.pooler_bias = zeros((hidden,), rules=rules, axes=(None,))

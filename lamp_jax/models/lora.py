@@ -48,9 +48,9 @@ class Adapted(nnx.Module):
         outputs = "".join(letter for letter in matrix if letter in found)
         narrow = "".join(letter for letter in rows if letter not in inputs) + "r"
         down, up = self.down[...].astype(x.dtype), self.up[...].astype(x.dtype)
-        layout = rules.out("batch", *(None,) * (len(narrow) - 1))
+        sharding = rules.out("batch", *(None,) * (len(narrow) - 1))
         seen = dropout(x, self.rate, None if self.key is None else self.key[...])
-        low = jnp.einsum(f"{rows},{rows[0]}{inputs}r->{narrow}", seen, down, out_sharding=layout)
+        low = jnp.einsum(f"{rows},{rows[0]}{inputs}r->{narrow}", seen, down, out_sharding=sharding)
         addition = jnp.einsum(f"{narrow},{rows[0]}r{outputs}->{found}", low, up, out_sharding=out)
         return own + self.scale * addition.astype(own.dtype)
 
@@ -82,7 +82,7 @@ def find_sites(config: GeneratorConfig, targets: tuple[str, ...]) -> list[Site]:
     unknown = [target for target in targets if target not in sites]
     if unknown or not targets:
         asked = " ".join(unknown) or "(none)"
-        raise LampError(f"adapters of the projections {asked}: this model has {', '.join(sorted(sites))}")
+        raise LampError(f"--targets {asked}: no such projections in this model; choose from {', '.join(sorted(sites))}")
     return [Site(*one) for target in sorted(set(targets)) for one in sites[target].items()]
 
 
@@ -115,8 +115,8 @@ def adapter_specs(model: Generator, lora: Lora) -> dict[str, P]:
     for site in find_sites(model.config, lora.targets):
         weight = _weight(model, site.path)
         stored = weight.steps if isinstance(weight, Quantized) else weight
-        layout = jax.typeof(stored.get_value()).sharding.spec
-        axes = (*rules.gathered(layout), *(None,) * (len(weight.shape) - len(layout)))
+        spec = jax.typeof(stored.get_value()).sharding.spec
+        axes = (*rules.gathered(spec), *(None,) * (len(weight.shape) - len(spec)))
         specs[f"{site.name}.{DOWN}"] = P(rules.batch, None, *axes[1 : 1 + site.inputs], None)
         specs[f"{site.name}.{UP}"] = P(rules.batch, None, None, *axes[1 + site.inputs :])
     return specs

@@ -92,7 +92,7 @@ def _check_tensors(path: Path, tensors: Mapping[str, np.ndarray], expected: Mapp
         )
     broken = [name for name in expected if not np.isfinite(np.asarray(tensors[name], np.float32)).all()]
     if broken:
-        raise LampError(f"{path}: {broken[0]} holds numbers that are not finite; train the adapter again")
+        raise LampError(f"{path}: {broken[0]} has values that are not finite; train the adapter again")
 
 
 def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -106,7 +106,7 @@ def _read_tensors(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
     except FileNotFoundError:
         raise LampError(f"{path}: no such file; save the adapter with peft's save_pretrained") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise LampError(f"{path}: not a whole safetensors file ({error}); copy it again") from None
+        raise LampError(f"{path}: not a complete safetensors file ({error}); copy it again") from None
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -122,10 +122,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many classes for a damaged file
         raise LampError(
-            f"{path}: not a whole PyTorch file of tensors ({type(error).__name__}); copy it again"
+            f"{path}: not a complete PyTorch file of tensors ({type(error).__name__}); copy it again"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
-        raise LampError(f"{path}: holds something else than named tensors; save the adapter again with peft")
+        raise LampError(f"{path}: contains something other than named tensors; save the adapter again with peft")
     return {str(name): (one.float() if one.is_floating_point() else one).numpy() for name, one in tensors.items()}
 
 

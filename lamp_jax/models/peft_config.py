@@ -47,7 +47,7 @@ def read_peft_form(directory: str | Path, config: GeneratorConfig) -> PeftForm:
     path = Path(directory) / CONFIG
     values = read_json(path)
     _check_kind(path, values)
-    rank, alpha = _number(path, values, "r", whole=True), _number(path, values, "lora_alpha")
+    rank, alpha = _number(path, values, "r", integer=True), _number(path, values, "lora_alpha")
     dropout = _number(path, values, "lora_dropout", 0.0)
     if rank < 1 or not 0 <= dropout <= 1:
         raise _damaged(path, f"r {rank}, lora_dropout {dropout}")
@@ -102,12 +102,12 @@ def _chosen(path: Path, values: Mapping[str, Any], config: GeneratorConfig) -> l
     unknown = [name for name in others if is_chosen(name)]
     if unknown:
         taken = ", ".join(unknown)
-        raise LampError(f"{path}: target_modules takes in {taken}; only the projections of its layers can be imported")
+        raise LampError(f"{path}: target_modules includes {taken}; only the projections of its layers can be imported")
     found = [name for name in projections if is_chosen(name)]
     if not found:
         last = ", ".join(sorted({name.rpartition(".")[2] for name in projections}))
         chosen = values.get("target_modules")
-        raise LampError(f"{path}: target_modules {chosen!r} names no projection of this model, which are {last}")
+        raise LampError(f"{path}: target_modules {chosen!r} matches no projection of this model; choose from {last}")
     return found
 
 
@@ -138,7 +138,7 @@ def _layers(path: Path, values: Mapping[str, Any], targets: Any) -> tuple[list[i
     if not isinstance(layers, list) or not all(isinstance(one, int) and not isinstance(one, bool) for one in layers):
         raise _damaged(path, f"layers_to_transform {layers!r}")
     if isinstance(targets, str):
-        raise LampError(f"{path}: layers_to_transform goes with a list of target_modules, not with {targets!r}")
+        raise LampError(f"{path}: layers_to_transform needs a list of target_modules, not {targets!r}")
     return layers, [pattern] if isinstance(pattern, str) else pattern or []
 
 
@@ -159,7 +159,7 @@ def _by_pattern(path: Path, values: Mapping[str, Any], field: str, module: str, 
         raise _damaged(path, f"{field} {found!r}")
     for pattern in found:
         if re.match(rf"(.*\.)?({pattern})$", module):
-            number = _number(path, found, pattern, whole=field == "rank_pattern")
+            number = _number(path, found, pattern, integer=field == "rank_pattern")
             if field == "rank_pattern" and number < 1:
                 raise _damaged(path, f"{field} {found!r}")
             return number
@@ -167,14 +167,14 @@ def _by_pattern(path: Path, values: Mapping[str, Any], field: str, module: str, 
 
 
 def _number(
-    path: Path, values: Mapping[str, Any], field: str, default: float | None = None, *, whole: bool = False
+    path: Path, values: Mapping[str, Any], field: str, default: float | None = None, *, integer: bool = False
 ) -> float:
     found = values.get(field, default)
-    kinds = (int,) if whole else (int, float)
+    kinds = (int,) if integer else (int, float)
     if isinstance(found, bool) or not isinstance(found, kinds) or not math.isfinite(found):
         raise _damaged(path, f"{field} {found!r}")
     return found
 
 
 def _damaged(path: Path, what: str) -> LampError:
-    return LampError(f"{path}: not a whole configuration ({what}); save the adapter again with peft")
+    return LampError(f"{path}: not a complete configuration ({what}); save the adapter again with peft")

@@ -49,8 +49,8 @@ def abstract_quantized(weight: nnx.Param, *, inputs: int) -> Quantized:
     if steps.sharding is None:
         return Quantized(steps, jax.ShapeDtypeStruct(shape, jnp.float32))
     axes = (*steps.sharding.spec, *(None,) * (steps.ndim - len(steps.sharding.spec)))
-    layout = NamedSharding(steps.sharding.mesh, P(axes[0], *axes[1 + inputs :]))
-    return Quantized(steps, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout))
+    sharding = NamedSharding(steps.sharding.mesh, P(axes[0], *axes[1 + inputs :]))
+    return Quantized(steps, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding))
 
 
 def as_type(values: Any, dtype: Any) -> jax.ShapeDtypeStruct:

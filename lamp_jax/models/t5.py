@@ -272,15 +272,15 @@ class T5(nnx.Module):
 
     def answer_context(self, tokens: jax.Array) -> jax.Array:
         """Start token before each answer, [B, 1]."""
-        layout = self.rules.out("batch", None)
-        return jnp.full((len(tokens), 1), self.config.decoder_start_token_id, tokens.dtype, out_sharding=layout)
+        sharding = self.rules.out("batch", None)
+        return jnp.full((len(tokens), 1), self.config.decoder_start_token_id, tokens.dtype, out_sharding=sharding)
 
     def start(self, source: CrossCache, *, max_length: int) -> tuple[jax.Array, SelfCache]:
         """Start tokens [B], and an empty cache with room for targets of `max_length` tokens, for `step`."""
         config, rows = self.config, source.padding.shape[0]
         shape = (config.num_decoder_layers, rows, max_length, config.num_heads, config.d_kv)
-        layout = self.rules.out(None, "batch", None, "heads", None)
-        empty = jnp.zeros(shape, self.dtype, out_sharding=layout)
+        sharding = self.rules.out(None, "batch", None, "heads", None)
+        empty = jnp.zeros(shape, self.dtype, out_sharding=sharding)
         first = jnp.full((rows,), config.decoder_start_token_id, jnp.int32, out_sharding=self.rules.out("batch"))
         return first, SelfCache(empty, empty)
 

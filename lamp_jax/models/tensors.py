@@ -129,7 +129,7 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise LampError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+        raise LampError(f"{path}: not a complete safetensors file ({error}); copy or download it again") from error
 
 
 def _read_index(path: Path) -> dict[str, Path]:
@@ -139,10 +139,12 @@ def _read_index(path: Path) -> dict[str, Path]:
         raise LampError(f"{path}: has no 'weight_map' of tensors and their files; copy or download it again")
     for name in sorted(set(names.values())):
         if Path(name).name != name or name in ("", ".."):
-            raise LampError(f"{path}: names {short_repr(name)}, which is no file beside it; download the model again")
+            raise LampError(
+                f"{path}: refers to {short_repr(name)}, which is not a file in its directory; download the model again"
+            )
         if not (path.parent / name).is_file():
             raise LampError(
-                f"{path.parent / name}: named in {path.name} but not there; copy or download the directory again"
+                f"{path.parent / name}: listed in {path.name} but missing; copy or download the directory again"
             )
     return {tensor: path.parent / name for tensor, name in names.items()}
 
@@ -152,7 +154,7 @@ def _by_index(shards: Mapping[str, Path], held: Mapping[Path, Any], index: Path)
     absent = [name for name, shard in shards.items() if name not in held[shard]]
     if absent:
         raise LampError(
-            f"{index}: says that {shards[absent[0]].name} holds {absent[0]}, and it does not ({len(absent)} such "
+            f"{index}: lists {absent[0]} in {shards[absent[0]].name}, which lacks it ({len(absent)} such "
             f"tensors); copy or download the directory again"
         )
     return {name: shard for shard, names in held.items() for name in names} | dict(shards)
@@ -176,12 +178,12 @@ def _read_torch(path: Path) -> dict[str, Any]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any exception
-        raise LampError(f"{path}: not a whole PyTorch file ({error}); copy or download it again") from error
+        raise LampError(f"{path}: not a complete PyTorch file ({error}); copy or download it again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
         for name, tensor in tensors.items()
     ):
-        raise LampError(f"{path}: holds something else than tensors by name; give the weights of a model")
+        raise LampError(f"{path}: contains something other than tensors by name; give the weights of a model")
     return tensors
 
 
@@ -210,7 +212,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise LampError(f"{path}: not valid JSON ({error}); copy or download it again") from error
     if not isinstance(values, dict):
-        raise LampError(f"{path}: holds a {type(values).__name__}, not an object; copy or download it again")
+        raise LampError(f"{path}: contains a {type(values).__name__}, not an object; copy or download it again")
     return values
 
 
@@ -230,8 +232,8 @@ def find_model(source: str | Path) -> Path:
         return found
     except (OSError, HFValidationError) as error:
         raise LampError(
-            f"{source}: neither a directory nor a model that the Hugging Face hub gave ({error}); "
-            f"give an existing directory, or a hub name such as google/flan-t5-base with a network"
+            f"{source}: neither a directory nor a model that can be downloaded from the Hugging Face hub ({error}); "
+            "give an existing directory, or a hub name such as google/flan-t5-base with a network"
         ) from error
 
 

@@ -57,7 +57,7 @@ def fill(model: Any, checkpoint: Checkpoint, places: Mapping[str, Place]) -> Any
         parts[place.path].append((name, place))
     for path, members in parts.items():
         if path in flat:
-            arrays = {path: _read_whole(checkpoint, members, shapes[path])}
+            arrays = {path: _read_parameter(checkpoint, members, shapes[path])}
         else:
             steps, scale = _read_quantized(checkpoint, members, shapes[path])
             arrays = {(*path, "steps"): steps, (*path, "scale"): scale}
@@ -78,7 +78,7 @@ def check_fit(
     return shapes
 
 
-def _read_whole(checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]) -> np.ndarray:
+def _read_parameter(checkpoint: Checkpoint, members: Sequence[tuple[str, Place]], shape: tuple[int, ...]) -> np.ndarray:
     """Parameter of this shape, all of its layers, as float32."""
     values = np.empty(shape, np.float32)
     for name, place in members:
@@ -126,7 +126,7 @@ def check_tokenizer(tokenizer: Any, source: str | Path, kind: Any) -> None:
         )
 
 
-def load_bert(source: str | Path, **layout: Any) -> Bert:
+def load_bert(source: str | Path, **model_kwargs: Any) -> Bert:
     """BERT, such as Contriever, from a directory or a hub name, on the current mesh; parameters in float32.
 
     The pooler and heads of a larger model (`cls.*`) are not read.
@@ -145,11 +145,11 @@ def load_bert(source: str | Path, **layout: Any) -> Bert:
         for name, file in checkpoint.files.items()
         if name in places or not name.removeprefix("bert.").startswith(_BERT_UNREAD)
     }
-    abstract = jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **layout))
+    abstract = jax.eval_shape(lambda: Bert(config, rngs=nnx.Rngs(0), **model_kwargs))
     return fill(abstract, replace(checkpoint, files=used), places)
 
 
-def load_longformer(source: str | Path, *, seed: int = 0, **layout: Any) -> Longformer:
+def load_longformer(source: str | Path, *, seed: int = 0, **model_kwargs: Any) -> Longformer:
     """Longformer from a directory or a hub name, on the current mesh; parameters in float32.
 
     A missing pooler or head, as in `allenai/longformer-base-4096`, is drawn from the seed.
@@ -171,7 +171,7 @@ def load_longformer(source: str | Path, *, seed: int = 0, **layout: Any) -> Long
     }
 
     def build() -> Longformer:
-        return Longformer(config, rngs=nnx.Rngs(seed), **layout)
+        return Longformer(config, rngs=nnx.Rngs(seed), **model_kwargs)
 
     return fill(build() if fresh else jax.eval_shape(build), replace(checkpoint, files=used), read)
 
@@ -227,8 +227,8 @@ def hf_tensors(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]
         names[place.path].append(name)
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
-        whole = read(variable.get_value())
+        gathered = read(variable.get_value())
         for name in names[path] if is_first() else ():
-            values = whole if places[name].layer is None else whole[places[name].layer]
+            values = gathered if places[name].layer is None else gathered[places[name].layer]
             tensors[name] = np.ascontiguousarray(places[name].to_hf(values))
     return tensors

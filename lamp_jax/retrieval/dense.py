@@ -98,7 +98,7 @@ class EmbeddingCache:
         if self._description.exists():
             self._open()
         elif any(not path.name.startswith(".") for path in Path(directory).iterdir()):
-            raise LampError(f"{directory}: holds other files, and no embeddings; give an empty or a new directory")
+            raise LampError(f"{directory}: has other files than embeddings; give an empty or a new directory")
 
     def _open(self) -> None:
         found = read_json(self._description)
@@ -108,7 +108,7 @@ class EmbeddingCache:
         if found != self._encoder:
             differing = sorted(name for name in {*found, *self._encoder} if found.get(name) != self._encoder.get(name))
             raise LampError(
-                f"{self._path.parent}: holds another encoder's embeddings ({', '.join(differing)} differ, see "
+                f"{self._path.parent}: has another encoder's embeddings ({', '.join(differing)} differ, see "
                 f"{self._description}); give each encoder a directory of its own"
             )
         self._size = size

@@ -132,7 +132,7 @@ def choose_settings(
     settings = EncoderSettings(**values)
     if settings.similarity not in get_args(Similarity):
         raise LampError(
-            f"{found.source}: its vectors are compared by {settings.similarity!r:.60}, which lamp does not do; "
+            f"{found.source}: its similarity function {settings.similarity!r:.60} is not supported; "
             "give --similarity dot or --similarity cosine"
         )
     for name, length in (("query", settings.query_length), ("document", settings.document_length)):

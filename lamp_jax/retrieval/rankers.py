@@ -98,7 +98,9 @@ def _dense(questions: Iterable[Question], task: Task, options: RankOptions) -> I
     from lamp_jax.retrieval.dense import rank_dense
 
     if options.embed is None:
-        raise LampError("dense: ranks by an encoder's vectors; give RankOptions(embed=...), as of `open_encoder`")
+        raise LampError(
+            "dense: ranks by an encoder's vectors; give RankOptions(embed=...), for example that of `open_encoder`"
+        )
     return rank_dense(
         questions,
         task,
@@ -188,7 +190,7 @@ def _by_ranker(ranker: Ranker) -> Retriever:
 
 
 _RETRIEVERS = (
-    Retriever("file", _from_file, "the order that the file has (`lamp merge` ranked it)"),
+    Retriever("file", _from_file, "the profile's order in the file, as `lamp merge` wrote it"),
     Retriever("none", _nothing, "no profile"),
     *(_by_ranker(row) for row in _ROWS if row.reads_questions_alone),
     Retriever(

@@ -21,9 +21,9 @@ def permutation(size: int, *, seed: int, key: str) -> list[int]:
     """Permutation of the numbers below `size`, drawn from `seed` and `key`."""
     drawn = hashlib.sha256(f"{seed}\0{key}\0".encode("utf-8", "surrogatepass"))
 
-    def lot(place: int) -> bytes:
-        ticket = drawn.copy()
-        ticket.update(str(place).encode())
-        return ticket.digest()
+    def sort_key(place: int) -> bytes:
+        digest = drawn.copy()
+        digest.update(str(place).encode())
+        return digest.digest()
 
-    return sorted(range(size), key=lot)
+    return sorted(range(size), key=sort_key)

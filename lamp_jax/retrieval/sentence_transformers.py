@@ -54,7 +54,7 @@ def read_description(directory: Path) -> tuple[Path, dict[str, Any]]:
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Normalize"}:
         raise LampError(f"{path}: modules {', '.join(kinds)}; {_SUPPORTED}")
     if not folders[0].is_dir():
-        raise LampError(f"{path}: the Transformer's folder {str(folders[0])!r} is not there; copy the encoder again")
+        raise LampError(f"{path}: the Transformer's folder {str(folders[0])!r} is missing; copy the encoder again")
     for folder in folders[2:]:
         _check_normalize(folder / "config.json")
     found = _read_pooling(folders[1] / "config.json") | {"normalize": len(kinds) > 2}
@@ -160,7 +160,9 @@ def _read_prompts(path: Path) -> dict[str, Any]:
     if not isinstance(prompts, dict) or not all(value is None or isinstance(value, str) for value in prompts.values()):
         raise _refuse(path, "prompts", prompts, "an object of texts")
     if default is not None and default not in list(prompts):  # a list: it may be an unhashable value
-        raise LampError(f"{path}: default_prompt_name {default!r} is none of its prompts; name one of {list(prompts)}")
+        raise LampError(
+            f"{path}: default_prompt_name {default!r} is not one of its prompts; choose one of {list(prompts)}"
+        )
     found: dict[str, Any] = {
         "query_prompt": _choose_prompt(prompts, default, ("query",)),
         "document_prompt": _choose_prompt(prompts, default, _DOCUMENT_PROMPTS),

@@ -92,7 +92,7 @@ def _summary(options: Avocado, counts: Mapping[str, Counter[str]], *, located: M
     if "test" not in counts:
         lines.append(f"{options.ids}: no test_questions.json, so no test file was written")
     if located.copies:
-        lines.append(f"{located.copies} further copies of mails were passed over; the first archive's count")
+        lines.append(f"{located.copies} further copies of mails were ignored; the copy in the first archive is used")
     if missing:
         lines.append(
             f"left out: {total['dropped_questions']} questions, and {total['dropped_items']} items of the others; "

@@ -64,8 +64,8 @@ def _check_options(options: Build) -> None:
 def _check_questions(options: Build, total: SplitCounts) -> None:
     if not sum(total.questions.values()):
         raise LampError(
-            f"{options.histories}: gives no question; users: {_counts(total.idle_users)}; a user's items must be more "
-            f"than --min-profile {options.min_profile}, and for LaMP-1 and LaMP-7 some have what a question needs"
+            f"{options.histories}: yields no question; users: {_counts(total.idle_users)}; a user needs more items "
+            f"than --min-profile {options.min_profile}, for LaMP-1 and LaMP-7 also items with the fields of a question"
         )
 
 

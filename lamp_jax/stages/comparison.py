@@ -16,7 +16,7 @@ from lamp_jax.data.files import Question, write_predictions
 from lamp_jax.decoding.answering import answer, read_adapters
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
-from lamp_jax.inputs.generator import gold_of, make_prompts, prompt_examples
+from lamp_jax.inputs.generator import make_prompts, prompt_examples, reference_of
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.generator import Train
@@ -66,8 +66,8 @@ def compare(experiment: Train, task: Task, orders: Mapping[str, Order], output: 
                 adapters=store and read_adapters(store, users_of(questions)),
             )
             on_first(partial(write_predictions, output / "predictions" / f"{name}.json", task, answers))
-            golds = {question.id: gold_of(question) for question in questions}
-            scores[name] = score(task, answers, golds, compatibility=experiment.compatibility)
+            references = {question.id: reference_of(question) for question in questions}
+            scores[name] = score(task, answers, references, compatibility=experiment.compatibility)
     return scores
 
 

@@ -17,7 +17,7 @@ _REMEDIES = (
     "--sharding fsdp (parameters over the data axis) or fsdp+tensor with --model-parallel",
     "--remat full (layers are computed again in the backward pass)",
     "--dtype bfloat16",
-    "a smaller batch, or --accumulation (the batch in parts)",
+    "a smaller batch, or --accumulation (gradient-accumulation steps)",
     "more chips",
 )
 
@@ -28,8 +28,8 @@ def run(options: Compile) -> None:
     if not report.memory.fits:
         missing = (report.memory.peak - report.memory.available) / GIB
         raise LampError(
-            f"{options.config}: the step of {report.stage} needs {missing:.2f} GiB a device more than "
-            f"{options.topology} has; try, behind `--`: {'; '.join(_REMEDIES)}"
+            f"{options.config}: the step of {report.stage} needs {missing:.2f} GiB per device more than "
+            f"{options.topology} has; try, after `--`: {'; '.join(_REMEDIES)}"
         )
 
 
@@ -43,7 +43,7 @@ def compile_page(options: Compile) -> StepReport:
     build, enough = STEPS[stage]
     if not isinstance(experiment, enough):
         raise LampError(
-            f"{options.config}: a {type(experiment).__name__}(...) does not say how `{stage}` runs; give a page with a "
+            f"{options.config}: a {type(experiment).__name__}(...) has no options for `{stage}`; give a page with a "
             f"{enough[0].__name__}(...)"
         )
     devices = experiment.devices

@@ -90,7 +90,9 @@ def feedback_step(experiment: Asking, candidates: int) -> Step:
 def retriever_step(experiment: TrainRetriever, candidates: int) -> Step:
     """Update of a retriever at the maximum lengths of texts and the maximum number of items."""
     config = _encoder_config(experiment.encoder, BertConfig)
-    graph, params, rules = _abstract_model(lambda layout: Bert(config, rngs=nnx.Rngs(0), **layout), experiment)
+    graph, params, rules = _abstract_model(
+        lambda model_kwargs: Bert(config, rngs=nnx.Rngs(0), **model_kwargs), experiment
+    )
     found, length = FoundEncoder(experiment.encoder, {}), experiment.max_length
     if Path(experiment.encoder).is_dir():
         found = find_encoder(experiment.encoder, Path(experiment.encoder))
@@ -104,8 +106,11 @@ def selector_step(experiment: TrainSelector, candidates: int) -> Step:
     """Update of a selector at the maximum length of texts."""
     first_token = experiment.compatibility.selector_first_token
     graph, params, rules = _abstract_model(
-        lambda layout: Longformer(
-            _encoder_config(experiment.model, LongformerConfig), rngs=nnx.Rngs(0), first_token=first_token, **layout
+        lambda model_kwargs: Longformer(
+            _encoder_config(experiment.model, LongformerConfig),
+            rngs=nnx.Rngs(0),
+            first_token=first_token,
+            **model_kwargs,
         ),
         experiment,
     )
@@ -130,7 +135,7 @@ def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:
     most = users // shards(rules.batch) * learning.batch_size
     shape = fit_rows(experiment.max_length, experiment.target_length, experiment.tokens_per_device, most)
     rows = shape.rows * shards(rules.batch)
-    part = MicrobatchArrays(
+    microbatch = MicrobatchArrays(
         _rows((rows, shape.source), rules),
         _rows((rows, shape.target), rules),
         _rows((rows,), rules),
@@ -144,9 +149,9 @@ def adapters_step(experiment: TrainAdapters, candidates: int) -> Step:
         return generator_loss(graph)(params, batch, jax.random.key(0, impl="rbg"))
 
     def lower() -> Any:
-        return update.lower(state, params, part, of_users, where, last)
+        return update.lower(state, params, microbatch, of_users, where, last)
 
-    return Step(lower, (forward, (params, part[:2])), passes=2)  # frozen weights have no gradients
+    return Step(lower, (forward, (params, microbatch[:2])), passes=2)  # frozen weights have no gradients
 
 
 STEPS: dict[str, tuple[Callable[..., Step], tuple[type, ...]]] = {
@@ -170,24 +175,24 @@ def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rule
 
 
 def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, Rules]:
-    layout = model_options(experiment.devices)
+    model_kwargs = model_options(experiment.devices)
     storage: Storage = getattr(experiment, "storage", "float32")
-    model = abstract_generator(_generator_config(experiment), storage=storage, **layout)
+    model = abstract_generator(_generator_config(experiment), storage=storage, **model_kwargs)
     graph, params = nnx.split(model)
-    return graph, _placed(params), layout["rules"]
+    return graph, _placed(params), model_kwargs["rules"]
 
 
 def _abstract_model(build: Callable[[dict[str, Any]], nnx.Module], experiment: Any) -> tuple[nnx.GraphDef, Any, Rules]:
     """Graph of a model, abstract parameters sharded on the current mesh, and sharding rules."""
-    layout, graphs = model_options(experiment.devices), []
+    model_kwargs, graphs = model_options(experiment.devices), []
 
     def parameters() -> Any:
-        graph, params = nnx.split(build(layout))
+        graph, params = nnx.split(build(model_kwargs))
         graphs.append(graph)
         return params
 
     params = _placed(jax.eval_shape(parameters))
-    return graphs[0], params, layout["rules"]
+    return graphs[0], params, model_kwargs["rules"]
 
 
 def _placed(tree: Any) -> Any:
@@ -224,7 +229,7 @@ def _candidate_batch(learning: Learning, queries: int, candidates: int, length: 
 
 def _generator_config(experiment: Asking | TrainAdapters) -> GeneratorConfig:
     if isinstance(experiment, Train) and experiment.model == SCRATCH:
-        raise LampError("--model scratch: how large its vocabulary is shows only when it is trained; name a model")
+        raise LampError("--model scratch: its vocabulary size is known only after training; name a model")
     if Path(experiment.model).is_dir():
         return read_generator_config(experiment.model)
     name, published = experiment.model.rpartition("/")[2], published_configs()

@@ -27,7 +27,7 @@ def run(options: ConvertStore) -> None:
         return print(f"{options.output}: already converted")
     form = read_old_form(store)
     if not old_store.is_old(store):
-        raise LampError(f"{store}: no store of an earlier version, which has {' and '.join(old_store.FILES)}")
+        raise LampError(f"{store}: not a store of an earlier version, which has {' and '.join(old_store.FILES)}")
     record.begin()
     with contextlib.closing(create_store(record.target, form)) as made:
         _copy(store, made)
@@ -36,15 +36,15 @@ def run(options: ConvertStore) -> None:
     trained = read_record(store) or {}
     if trained.get("finished") and (lost or trained.get("users") != users):
         raise LampError(
-            f"{store}: its training is finished with adapters of {trained.get('users')} users, and it has those of "
+            f"{store}: its training finished with adapters of {trained.get('users')} users, but it has adapters of "
             f"{users}; copy the store again"
         )
     record.finish(users=users, items=items)
     print(f"{options.output}: adapters of {users} users")
     if lost:
-        print(f"{store}: was cut off; unfinished users ({lost}) are left out")
+        print(f"{store}: is truncated; incomplete users ({lost}) are left out")
     if trained and not trained.get("finished"):
-        print(f"{store}: its training is not finished; what it resumes is the old store")
+        print(f"{store}: its training is not finished, and can be resumed in the old store only")
 
 
 def _copy(store: Path, made: AdapterStore) -> None:

@@ -48,10 +48,10 @@ def run(options: Demo) -> None:
         print(report(scores, task, questions, output, oracle=oracle, tests=tests, seed=options.seed))
         record.finish()
     for chapter in options.stages:
-        tell(chapter, replace(options, force=False), training(options))
+        run_chapter(chapter, replace(options, force=False), training(options))
 
 
-def tell(chapter: str, options: Demo, generator: Train) -> None:
+def run_chapter(chapter: str, options: Demo, generator: Train) -> None:
     """Runs a chapter, or prints its table if it is finished."""
     output = Path(options.output) / chapter
     # The generator is determined by the demo's own run record, which is finished before a chapter begins.

@@ -40,8 +40,8 @@ def run(options: Demo, generator: Train) -> None:
     found = correlate(questions, {name: one.samples for name, one in scores.items()})
     on_first(lambda: write_json(output / "correlation.json", found))
     print(text)
-    told = "none, all gain alike" if found["rho"] is None else f"{found['rho']:.2f}, p {found['p']:.2g}"
-    print(f"a user's number of items and what the adapter gains: Spearman's rho {told}")
+    correlation = "none, all gain alike" if found["rho"] is None else f"{found['rho']:.2f}, p {found['p']:.2g}"
+    print(f"a user's number of items and what the adapter gains: Spearman's rho {correlation}")
 
 
 def correlate(questions: Sequence[Question], samples: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:

@@ -61,7 +61,9 @@ def read_page(name: str, kind: type[Experiment], options: Demo) -> Experiment:
     experiment = read_experiment(path, kind)
     if not experiment.output.startswith(_DIRECTORY):
         given = f"its output is {experiment.output!r}"
-        raise LampError(f"{path}: {given}; begin it with {_DIRECTORY!r}, for which `lamp demo` puts its own --output")
+        raise LampError(
+            f"{path}: {given}; begin it with {_DIRECTORY!r}, which `lamp demo` replaces by its own --output"
+        )
     changes = dict(_SMOKE[name]) if options.size == "smoke" else {}
     if "epochs" in changes:
         changes["learning"] = replace(experiment.learning, epochs=changes.pop("epochs"))

@@ -71,12 +71,12 @@ def rankings(options: Demo, generator: Train, untrained: Path) -> list[Rank]:
     return [plain, recency, dense[0], rrf, *dense[1:]]
 
 
-def _add_rows(whole: Path, part: Path) -> None:
+def _add_rows(path: Path, other: Path) -> None:
     """Adds to a `results.json` the rows of another that it does not have."""
-    content = read_json(whole)
+    content = read_json(path)
     known = {row["retriever"] for row in content["rows"]}
-    content["rows"] += [row for row in read_json(part)["rows"] if row["retriever"] not in known]
-    write_json(whole, content)
+    content["rows"] += [row for row in read_json(other)["rows"] if row["retriever"] not in known]
+    write_json(path, content)
 
 
 def make_untrained(training: TrainRetriever, directory: Path) -> None:

@@ -135,5 +135,5 @@ def choosers(options: Demo) -> dict[str, Select]:
 def _score(data: CandidateSet, chosen: Mapping[str, str], generator: Train) -> Scores:
     """Scores of the selected answers by the task's metrics."""
     answers = {question.id: question.candidates[chosen[question.id]].output for question in data.questions}
-    golds = {question.id: str(question.gold) for question in data.questions}
-    return score(data.task, answers, golds, compatibility=generator.compatibility)
+    references = {question.id: str(question.gold) for question in data.questions}
+    return score(data.task, answers, references, compatibility=generator.compatibility)

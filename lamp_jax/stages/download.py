@@ -26,7 +26,7 @@ def choose_files(options: Download) -> list[TreeFile]:
     """Files of the requested tasks, split and parts, each once. LampError for an unknown task."""
     current = [task for task in TASKS.values() if task.folder and not task.deprecated]
     if not options.parts:
-        raise LampError("--parts names none: give one or more of train, dev, test")
+        raise LampError("--parts is empty: give one or more of train, dev, test")
     tasks = [find_task(name) for name in options.tasks] or current
     absent = [task.name for task in tasks if not task.folder]
     if absent:
@@ -50,7 +50,7 @@ def fetch(files: list[TreeFile], options: Download) -> None:
                 bar.write(line)
     errors = [str(outcome.error) for outcome in outcomes if outcome.error]
     fetched = sum(outcome.fetched for outcome in outcomes)
-    print(f"{root}: {len(files) - len(errors)} of {len(files)} files are there and whole, {fetched} fetched now")
+    print(f"{root}: {len(files) - len(errors)} of {len(files)} files are complete, {fetched} downloaded now")
     if errors:
         raise LampError("\n".join([f"{len(errors)} of {len(files)} files failed:", *errors]))
 
@@ -64,12 +64,12 @@ def verify(files: list[TreeFile], root: Path) -> None:
     for file in tqdm(files, "verify", disable=None):
         fault, entry = find_fault(file, root, manifest), manifest.find(file)
         size, records = (entry.size, entry.records) if entry else ("-", "-")
-        tqdm.write(f"{file.path!s:{width}} {size:>14} {records:>9}  {fault or 'whole'}")
+        tqdm.write(f"{file.path!s:{width}} {size:>14} {records:>9}  {fault or 'complete'}")
         faults += bool(fault)
     if faults:
         raise LampError(
             f"{root}: {faults} of {len(files)} files are missing or wrong (the table says how); remove the wrong ones, "
-            "then the same command without --verify fetches them"
+            "then the same command without --verify downloads them"
         )
 
 
@@ -104,6 +104,6 @@ def _check_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LampError(f"{root}: cannot be made a directory ({error}); give another --output") from None
+        raise LampError(f"{root}: cannot be created as a directory ({error}); give another --output") from None
     if not os.access(root, os.W_OK | os.X_OK):
         raise LampError(f"{root}: no permission to write there; give another --output")

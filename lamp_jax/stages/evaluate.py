@@ -137,14 +137,14 @@ def _score(task: Task, predictions: Source, golds: Source, options: Evaluate) ->
         raise LampError(f"{golds.name}: {error}") from error
 
 
-Pairs = dict[Task, tuple[Source, Source]]  # predictions, golds
+Pairs = dict[Task, tuple[Source, Source]]  # predictions, references
 
 
 def _single(options: Evaluate) -> Pairs:
     golds = Source(options.golds, read_outputs(options.golds))
     predictions = Source(options.predictions, read_outputs(options.predictions))
     if not options.task and golds.outputs.task is None:
-        raise LampError(f"{golds.name}: names no task; say which with --task")
+        raise LampError(f"{golds.name}: does not name its task; give --task")
     task = find_task(options.task) if options.task else _task_of(golds)
     for source in (golds, predictions):
         found = source.outputs.task
@@ -157,7 +157,10 @@ def _single(options: Evaluate) -> Pairs:
 
 def _zipped(options: Evaluate) -> tuple[Pairs, dict[str, str]]:
     golds, predictions = _read_zip(options.golds_zip), _read_zip(options.predictions_zip)
-    sides = ((f"no golds in {options.golds_zip}", golds), (f"no predictions in {options.predictions_zip}", predictions))
+    sides = (
+        (f"no references in {options.golds_zip}", golds),
+        (f"no predictions in {options.predictions_zip}", predictions),
+    )
     pairs, missing = {}, {}
     for name in dict.fromkeys(task.official_name for task in TASKS.values()):
         reasons = [reason for reason, found in sides if name not in found]
@@ -167,7 +170,7 @@ def _zipped(options: Evaluate) -> tuple[Pairs, dict[str, str]]:
             pairs[_task_of(golds[name])] = (predictions[name], golds[name])
     if not pairs:
         raise LampError(
-            f"{options.golds_zip} holds golds of {', '.join(golds)}, {options.predictions_zip} predictions of "
+            f"{options.golds_zip} has references of {', '.join(golds)}, {options.predictions_zip} predictions of "
             f"{', '.join(predictions)}: no task is in both; give zips of the same tasks"
         )
     return pairs, missing
@@ -200,11 +203,11 @@ def _read_zip(path: str) -> dict[str, Source]:
     except IsADirectoryError:
         raise LampError(f"{path}: a directory, where a zip file is expected") from None
     except zipfile.BadZipFile as error:
-        raise LampError(f"{path}: not a whole zip file ({error}); download or make it again") from None
+        raise LampError(f"{path}: not a complete zip file ({error}); download or make it again") from None
     for source in sources:
         name = _official(source)
         if name in found:
-            raise LampError(f"{source.name}: a second file of {name}, beside {found[name].name}; remove one")
+            raise LampError(f"{source.name}: a second file of {name}, besides {found[name].name}; remove one")
         found[name] = source
     if not found:
         raise LampError(f'{path}: no JSON file in it; expected files like {{"task": "LaMP_3", "golds": [...]}}')
@@ -222,7 +225,7 @@ def _read_member(member: str, name: str, read: Callable[[str], bytes]) -> Source
     except _NO_MEMBER as error:
         raise LampError(f"{name}: cannot be unpacked ({error}); download or make the zip again") from None
     except ValueError as error:
-        raise LampError(f"{name}: not whole JSON ({error}); download or make it again") from None
+        raise LampError(f"{name}: not complete JSON ({error}); download or make it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise LampError(f'{name}: expected {{"task": "LaMP_3", "golds": [...]}}, which names its task')
     return Source(name, Outputs(str(content["task"]), outputs_by_id(content["golds"], name)))

@@ -7,7 +7,7 @@ from lamp_jax.config import Prompting
 from lamp_jax.data.files import read_questions
 from lamp_jax.decoding.feedback import Trial
 from lamp_jax.decoding.generation import read_generation
-from lamp_jax.inputs.generator import gold_of
+from lamp_jax.inputs.generator import reference_of
 from lamp_jax.options.feedback import FeedbackItems
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
@@ -32,9 +32,9 @@ def run(options: FeedbackItems) -> None:
         shard=shard_part(options),
     )
     questions = read_questions(options.merged, task=find_task(options.task), patches=options.compatibility.patches)
-    golds = {question.id: gold_of(question, options.merged) for question in questions}
+    references = {question.id: reference_of(question, options.merged) for question in questions}
     if options.reward == "metric":
-        check_references(find_task(options.task), golds, path=options.merged)
+        check_references(find_task(options.task), references, path=options.merged)
 
     def trials(shard: int) -> list[Trial]:
         return [

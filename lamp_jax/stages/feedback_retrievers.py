@@ -33,8 +33,8 @@ def run(options: FeedbackRetrievers) -> None:
     )
     task = find_task(options.task)
     pool = read_orders(files, task, patches=options.compatibility.patches)
-    golds = {question.id: question.output for question in pool[next(iter(pool))] if question.output is not None}
-    check_references(task, golds, path=next(filter(None, files.values())))
+    references = {question.id: question.output for question in pool[next(iter(pool))] if question.output is not None}
+    check_references(task, references, path=next(filter(None, files.values())))
 
     def trials(shard: int) -> list[Trial]:
         """Trials of a shard: every question with each retriever in turn."""
@@ -62,7 +62,7 @@ def parse_pool(entries: Sequence[str]) -> dict[str, str]:
         if not name or bool(file) == (name == NOBODY):
             raise LampError(f"--pool {entry}: give NAME=FILE, the questions in that retriever's order, or {NOBODY}")
         if name in files:
-            raise LampError(f"--pool {entry}: {name!r} is there twice; give each retriever a name of its own")
+            raise LampError(f"--pool {entry}: {name!r} occurs twice; give each retriever a name of its own")
         files[name] = file
     if len(files) < 2 or not any(files.values()):
         raise LampError(f"--pool {' '.join(entries)}: give two retrievers or more, one of them with a file")
@@ -82,8 +82,8 @@ def read_orders(
         for one, other in zip(asked, pool[name], strict=True):
             if (one.input, one.output) != (other.input, other.output):
                 raise LampError(
-                    f"{files[name]}: question {one.id!r} is another than in {files[first]}, or has another gold; "
-                    "merge the files of one pool from the same questions and outputs"
+                    f"{files[name]}: question {one.id!r} differs from that in {files[first]}, or has another "
+                    "reference; merge the files of one pool from the same questions and outputs"
                 )
-    nobodys = [replace(question, profile=()) for question in asked]
-    return {name: pool.get(name, nobodys) for name in files}
+    without_profiles = [replace(question, profile=()) for question in asked]
+    return {name: pool.get(name, without_profiles) for name in files}

@@ -43,7 +43,7 @@ def run(options: Generate) -> None:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
         )
-    golds = _known_golds(questions, task, path=options.golds or options.questions)
+    references = _known_references(questions, task, path=options.golds or options.questions)
     mesh = open_mesh(options.devices)
     with jax.set_mesh(mesh):
         check_divides("--batch-size", options.batch_size, "data")
@@ -56,8 +56,8 @@ def run(options: Generate) -> None:
     tokenizer = load_tokenizer(options.model)
     check_generator_tokenizer(tokenizer, options.model)
     with jax.set_mesh(mesh):  # before the prompts, so that a damaged model is reported at once
-        layout = model_options(options.devices)
-        graph, params = nnx.split(load_generator(options.model, storage=options.storage, **layout))
+        model_kwargs = model_options(options.devices)
+        graph, params = nnx.split(load_generator(options.model, storage=options.storage, **model_kwargs))
     prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever, workers=available_cores())
     prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
     examples = prompt_examples(questions, prompts)
@@ -77,8 +77,8 @@ def run(options: Generate) -> None:
             )
     on_first(lambda: write_predictions(record.target, task, answers))
     print(f"{options.output}: {len(answers)} answers")
-    if golds:
-        scores = score(task, answers, golds, compatibility=options.compatibility)
+    if references:
+        scores = score(task, answers, references, compatibility=options.compatibility)
         results = {task.official_name: report(task, scores)}
         on_first(lambda: write_report(record.beside("scores"), results, {}, options.compatibility))
     record.finish(**facts, bare_inputs=sum(prompt.fell_back for prompt in prompts))
@@ -92,7 +92,7 @@ def open_adapters(directory: str, model: str) -> AdapterStore:
     trained = made.get("users") if made.get("finished") else 0
     if made.get("finished") and (type(trained) is not int or trained > len(store.entries)):
         raise LampError(
-            f"{directory}: its training is finished with adapters of {trained} users, and it has those of "
+            f"{directory}: its training finished with adapters of {trained} users, but it has adapters of "
             f"{len(store.entries)}; copy the store again"
         )
     if made and not made.get("finished"):
@@ -111,16 +111,16 @@ def count_adapted(store: AdapterStore, questions: Sequence[Question], *, path: s
     if not found:
         asked = list(dict.fromkeys(question.user for question in questions))
         raise LampError(
-            f"{store.directory}: has adapters of {count_users(store.entries)}, of none of the "
+            f"{store.directory}: has adapters of {count_users(store.entries)}, but of none of the "
             f"{count_users(asked)} of {path}; give the store of these users, or leave --adapters out"
         )
     return found
 
 
-def _known_golds(questions: Sequence[Question], task: Task, *, path: str) -> dict[str, str]:
+def _known_references(questions: Sequence[Question], task: Task, *, path: str) -> dict[str, str]:
     """References by question id; empty unless all questions have one. LampError for an invalid reference."""
-    golds = {question.id: question.output for question in questions if question.output is not None}
-    if len(golds) < len(questions):
+    references = {question.id: question.output for question in questions if question.output is not None}
+    if len(references) < len(questions):
         return {}
-    check_references(task, golds, path=path)
-    return golds
+    check_references(task, references, path=path)
+    return references

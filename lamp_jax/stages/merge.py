@@ -17,7 +17,7 @@ from lamp_jax.runs.json_files import encode, write_json_list
 from lamp_jax.runs.records import guard_outputs, reserve
 
 # Every process reads references and ranking once.
-_golds = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)
+_references = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)
 _ranking = lru_cache(maxsize=1)(RankingFile)
 
 
@@ -32,10 +32,10 @@ def run(options: Merge) -> None:
     record = reserve(options.output, options, inputs=inputs, ignore=["work"])
     if record.state == "done":
         return print(f"{options.output}: already merged")
-    for opened in (_golds, _ranking):
+    for opened in (_references, _ranking):
         opened.cache_clear()  # the files may have changed
     chunks = map_chunks(partial(merge_chunk, options=options), options.questions, options.work)
-    merged = tqdm(_whole(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
+    merged = tqdm(_check_complete(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
     record.begin()
     count = write_json_list(record.target, merged)
     record.finish(questions=count)
@@ -44,11 +44,11 @@ def run(options: Merge) -> None:
 
 def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
     """Merged questions of a chunk as JSON; b"" for a question that is not in the references or in the ranking."""
-    golds = _golds(options.outputs) if options.outputs else None
+    references = _references(options.outputs) if options.outputs else None
     ranking = _ranking(options.ranking) if options.ranking else None
     merged = []
     for question in questions_of(chunk, patches=options.compatibility.patches):
-        if any(known is not None and question.id not in known for known in (golds, ranking)):
+        if any(known is not None and question.id not in known for known in (references, ranking)):
             merged.append(_Merged(question.id, b""))
             continue
         order = None if ranking is None else ranking[question.id]
@@ -56,12 +56,12 @@ def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
             question = question if order is None else apply_ranking(question, order)
         except LampError as error:
             raise LampError(f"{options.ranking}, {error}") from None
-        question = question if golds is None else replace(question, output=golds[question.id])
+        question = question if references is None else replace(question, output=references[question.id])
         merged.append(_Merged(question.id, encode(question_record(question))))
     return merged
 
 
-def _whole(merged: Iterator[_Merged], options: Merge) -> Iterator[bytes]:
+def _check_complete(merged: Iterator[_Merged], options: Merge) -> Iterator[bytes]:
     """Merged questions as JSON. LampError at the end, before the file is in place, for differing question ids."""
     seen: set[str] = set()
     for question_id, record in merged:
@@ -73,7 +73,7 @@ def _whole(merged: Iterator[_Merged], options: Merge) -> Iterator[bytes]:
 def _check_ids(ids: set[str], options: Merge) -> None:
     others: dict[str, Mapping] = {}
     if options.outputs:
-        others[options.outputs] = _golds(options.outputs)
+        others[options.outputs] = _references(options.outputs)
     if options.ranking:
         others[options.ranking] = _ranking(options.ranking)
     for name, known in others.items():

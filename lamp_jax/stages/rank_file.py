@@ -44,7 +44,7 @@ def run(options: Rank) -> None:
 def _rank(options: Rank, task: Task, ranker: Ranker) -> None:
     if options.rankings and "rankings" not in ranker.needs:
         fusing = " or ".join(names_by_need("rankings"))
-        raise LampError(f"--rankings are fused by --ranker {fusing}, and this is {ranker.name}")
+        raise LampError(f"--rankings is only for --ranker {fusing}, not for {ranker.name}")
     inputs = [options.questions, *options.rankings] + [options.encoder] * ("encoder" in ranker.needs)
     if options.embeddings_cache:
         on_first(lambda: check_apart([Path(options.embeddings_cache)], inputs))
@@ -101,7 +101,7 @@ def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[Enco
     """Rankings by an encoder on devices. Adds the encoder's settings to `encoder`."""
     questions = _read(options, task)
     if options.embeddings_cache and process_count() > 1:
-        raise LampError(f"--embeddings-cache is one process's, and these are {process_count()}; leave it out")
+        raise LampError(f"--embeddings-cache works with one process, and there are {process_count()}; leave it out")
     # Imported here: other rankers need no device, and each of their processes would initialize one.
     import jax
 

@@ -68,9 +68,9 @@ def run(options: Rank) -> None:
 def plan_jobs(options: Rank) -> list[Job]:
     """Jobs for all files of the tasks in the tree, the largest file first. LampError if there are none."""
     if options.questions or options.rankings or options.scores:
-        raise LampError("--all ranks a whole tree: leave --questions, --rankings and --scores out")
+        raise LampError("--all ranks a complete tree: leave --questions, --rankings and --scores out")
     if options.ranker in names_by_need("rankings"):
-        fuses = f"{options.ranker} fuses rankings that are there"
+        fuses = f"{options.ranker} fuses existing rankings"
         raise LampError(f"--all: {fuses}; rank each file with --questions and --rankings")
     named = options.tasks or ((options.task,) if options.task else ())
     tasks = [find_task(name) for name in named] or [task for task in TASKS.values() if not task.deprecated]
@@ -84,9 +84,9 @@ def plan_jobs(options: Rank) -> list[Job]:
             continue
         for part, (questions, outputs) in parts.items():
             if not named and questions.parent == Path(options.all):
-                raise LampError(f"{questions}: lies in no task's folder; say whose it is with --tasks")
+                raise LampError(f"{questions}: is not in a task's folder; name its task with --tasks")
             if _holds_ids(questions):
-                print(f"{questions}: holds ids of mails alone and is left out; make {task.name} with `lamp avocado`")
+                print(f"{questions}: has only ids of mails and is left out; make {task.name} with `lamp avocado`")
             else:
                 jobs.append(_job(options, task, part, questions, outputs))
     if not jobs:

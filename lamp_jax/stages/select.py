@@ -27,7 +27,7 @@ from lamp_jax.tasks.metrics import check_references, score
 @guard_outputs
 def run(options: Select) -> None:
     if (options.by == "selector") != bool(options.selector):
-        raise LampError("give --selector DIR, or --by with what else shall choose")
+        raise LampError("give --selector DIR, or another criterion with --by")
     inputs = [name for name in (options.data, options.selector, options.train) if name]
     beside = {"scores": Path(options.output).with_suffix(".scores.json")}
     record = reserve(options.output, options, inputs=inputs, ignore=["batch_tokens", "devices"], beside=beside)
@@ -78,19 +78,21 @@ def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
 
     settings = read_settings(options.selector)
     if settings.task != data.task.name:
-        raise LampError(f"{options.selector}: chooses for {settings.task}, and {options.data} is of {data.task.name}")
+        raise LampError(
+            f"{options.selector}: was trained for {settings.task}, and {options.data} is of {data.task.name}"
+        )
     unseen = [name for name in data.names if name not in settings.pool]
     if unseen:
         raise LampError(
-            f"{options.selector}: never saw {len(unseen)} of {len(data.names)} retrievers ({', '.join(unseen)}), only "
-            f"{', '.join(settings.pool)}; name those of them to choose among with --pool"
+            f"{options.selector}: was not trained on {len(unseen)} of {len(data.names)} retrievers "
+            f"({', '.join(unseen)}), only on {', '.join(settings.pool)}; name the retrievers to select from with --pool"
         )
     tokenizer = load_tokenizer(options.selector)
     check_tokenizer(tokenizer, options.selector, LongformerConfig)
     reader = CandidateReader(tokenizer, settings)
     with jax.set_mesh(open_mesh(options.devices)):
-        layout = {**model_options(options.devices), "first_token": settings.first_token}
-        model = load_longformer(options.selector, **layout)
+        model_kwargs = {**model_options(options.devices), "first_token": settings.first_token}
+        model = load_longformer(options.selector, *model_kwargs)
         check_length(model.config.longest, settings.max_length, options.selector)
         graph, params = nnx.split(model)
         return candidate_scorer(graph, reader, batch_tokens=options.batch_tokens)(params, data)
@@ -98,11 +100,11 @@ def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
 
 def write_chosen(path: str | Path, data: CandidateSet, chosen: Mapping[str, str]) -> None:
     """Writes predictions in the official format, each with the name of the selected retriever."""
-    golds = [
+    references = [
         {"id": question.id, "output": question.candidates[chosen[question.id]].output, "retriever": chosen[question.id]}
         for question in data.questions
     ]
-    write_json(path, {"task": data.task.official_name, "golds": golds})
+    write_json(path, {"task": data.task.official_name, "golds": references})
 
 
 def assess(options: Select, data: CandidateSet, chosen: Mapping[str, str]) -> dict[str, Any]:
@@ -116,11 +118,11 @@ def assess(options: Select, data: CandidateSet, chosen: Mapping[str, str]) -> di
 
     def part(one: Mapping[str, str]) -> dict[str, Any]:
         texts = {question.id: question.candidates[one[question.id]].output for question in data.questions}
-        golds = {question.id: str(question.gold) for question in data.questions}
+        references = {question.id: str(question.gold) for question in data.questions}
         return {
             "reward": mean_reward(data, one),
             "success_rate": success_rate(data, one),
-            **report(data.task, score(data.task, texts, golds, compatibility=options.compatibility)),
+            **report(data.task, score(data.task, texts, references, compatibility=options.compatibility)),
         }
 
     return {

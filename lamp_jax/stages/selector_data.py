@@ -36,7 +36,7 @@ def run(options: SelectorData) -> None:
     record.begin()
     write_candidates(record.target, data)
     record.finish(questions=len(data.questions), rewarded=data.rewarded)
-    rewards = f"rewards: {data.metric}" if data.rewarded else "no rewards, because golds are missing"
+    rewards = f"rewards: {data.metric}" if data.rewarded else "no rewards, because references are missing"
     print(f"{options.output}: {len(data.questions)} questions, {len(data.names)} candidates each; {rewards}")
 
 
@@ -74,7 +74,9 @@ def _reward(options: SelectorData, task: Task, question: Question, record: Mappi
         return None
     where = f"{options.feedback}, question {question.id!r}, retriever {record['retriever']!r}"
     if not record["metrics"]:
-        raise LampError(f"{where}: has no metrics, made without golds; make it again on merged questions with golds")
+        raise LampError(
+            f"{where}: has no metrics, because references were missing; collect it on questions with references"
+        )
     try:
         return reward_of(task, record["metrics"], question.output, metric=options.metric or main_metric(task))
     except LampError as error:

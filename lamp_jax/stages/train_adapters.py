@@ -14,7 +14,7 @@ from lamp_jax.options.adapters import TrainAdapters
 from lamp_jax.runs.records import guard_outputs, reserve
 from lamp_jax.sharding import open_mesh
 from lamp_jax.tasks.catalog import find_task
-from lamp_jax.training.store import FAILED, FILES, check_store_training, find_learners, make_form, train_store
+from lamp_jax.training.store import FAILED, FILES, check_store_training, find_user_examples, make_form, train_store
 
 
 @guard_outputs
@@ -32,18 +32,18 @@ def run(options: TrainAdapters) -> None:
     tokenizer = load_tokenizer(options.model)
     check_generator_tokenizer(tokenizer, options.model)
     questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)
-    learners, without = find_learners(options, task, questions, tokenizer, name=options.questions)
+    users, without = find_user_examples(options, task, questions, tokenizer, name=options.questions)
     record.begin()
     with jax.set_mesh(mesh):
-        trained = train_store(options, options.model, learners, form, output=record.target, devices=options.devices)
+        trained = train_store(options, options.model, users, form, output=record.target, devices=options.devices)
     facts = {"users": trained.users, "items": trained.items}
     record.finish(**facts, users_without_items=without, users_failed=len(trained.failed))
     print(f"{options.output}: adapters of {trained.users} users, from {trained.items} items")
     if without:
         print(f"{without} users have no profile items, and so no adapter")
     if trained.failed:
-        users, path = ", ".join(entry["user"] for entry in trained.failed[:5]), record.output / FAILED
-        print(f"{len(trained.failed)} users' training failed ({users}; {path} says why): no adapter of theirs")
+        names, path = ", ".join(entry["user"] for entry in trained.failed[:5]), record.output / FAILED
+        print(f"training failed for {len(trained.failed)} users, who have no adapter ({names}; reasons in {path})")
 
 
 def _check_imported(output: str) -> None:

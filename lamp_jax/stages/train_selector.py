@@ -139,9 +139,9 @@ def _prepare_tokenizer(options: TrainSelector, candidate_sets: Sequence[Candidat
 
 def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer: Any) -> Longformer:
     """Initial model, loaded or new."""
-    layout, size = {**model_options(options.devices), "first_token": settings.first_token}, options.scratch
+    model_kwargs, size = {**model_options(options.devices), "first_token": settings.first_token}, options.scratch
     if options.model != SCRATCH:
-        return load_longformer(options.model, seed=options.seed, **layout)
+        return load_longformer(options.model, seed=options.seed, **model_kwargs)
     pad = tokenizer.pad_token_id
     config = LongformerConfig.for_scratch(
         size,
@@ -152,6 +152,6 @@ def _prepare_model(options: TrainSelector, settings: SelectorSettings, tokenizer
         ** -0.5,  # BERT's 0.02 suits wide models; attention in narrow models is nearly uniform with it
         pad_token_id=pad,
     )
-    model = Longformer(config, rngs=nnx.Rngs(options.seed), **layout)
+    model = Longformer(config, rngs=nnx.Rngs(options.seed), **model_kwargs)
     model.start_alike()
     return model

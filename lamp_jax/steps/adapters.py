@@ -96,24 +96,24 @@ def make_adapter_update(
     optimizer = optax.chain(*direction(learning))
 
     def update(
-        state: AdapterState, base: Any, part: MicrobatchArrays, users: Users, number: jax.Array, steps: jax.Array
+        state: AdapterState, base: Any, microbatch: MicrobatchArrays, users: Users, number: jax.Array, steps: jax.Array
     ) -> AdapterState:
         key = jax.random.key(seed, impl="threefry2x32")
         for place in range(len(number)):
             key = jax.random.fold_in(key, number[place])
 
         def loss(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            losses = part.weight * _row_losses(nnx.merge(graph, base), rows, lora, part, key)
+            losses = microbatch.weight * _row_losses(nnx.merge(graph, base), rows, lora, microbatch, key)
             return jnp.sum(losses), losses
 
-        chosen = _one_hot(part.user, len(users.total), rules)
+        chosen = _one_hot(microbatch.user, len(users.total), rules)
         rows = {name: _rows_of(values, chosen, rules) for name, values in state.adapters.items()}
         gradient, losses = jax.grad(loss, has_aux=True)(rows)
         finite = _are_finite(losses, gradient, rules)
         gradient = {
             name: _sums_of(jnp.where(_wide(finite, one), one, 0), chosen, rules) for name, one in gradient.items()
         }
-        lost = _sums_of((~finite & (part.weight > 0)).astype(jnp.float32), chosen, rules)
+        lost = _sums_of((~finite & (microbatch.weight > 0)).astype(jnp.float32), chosen, rules)
         partial = state.partial + _sums_of(jnp.where(finite, losses, 0), chosen, rules)
         state = state._replace(
             gradient=jax.tree.map(jnp.add, state.gradient, gradient), partial=jnp.where(lost > 0, jnp.nan, partial)
@@ -150,8 +150,8 @@ def _choose(users: jax.Array, new: Any, old: Any) -> Any:
 
 def _sum_for_all(values: jax.Array) -> jax.Array:
     """Sum over U of [U, ...], broadcast to the same shape and sharding."""
-    whole = jnp.broadcast_to(jnp.sum(values, axis=0, keepdims=True), values.shape)
-    return gathered(whole, jax.typeof(values).sharding.spec)
+    total = jnp.broadcast_to(jnp.sum(values, axis=0, keepdims=True), values.shape)
+    return gathered(total, jax.typeof(values).sharding.spec)
 
 
 def learning_rate(peak: float, step: jax.Array, warmup: jax.Array, total: jax.Array) -> jax.Array:
@@ -162,13 +162,13 @@ def learning_rate(peak: float, step: jax.Array, warmup: jax.Array, total: jax.Ar
 
 
 def _row_losses(
-    model: Any, rows: Mapping[str, jax.Array], lora: Lora, part: MicrobatchArrays, key: jax.Array
+    model: Any, rows: Mapping[str, jax.Array], lora: Lora, microbatch: MicrobatchArrays, key: jax.Array
 ) -> jax.Array:
     """Negative log-probability of each row's target tokens, summed, [B]."""
     *_, adapter_key = split_key(key, 3)  # the model's dropout uses the first two
     model = attach(model, rows, lora, key=adapter_key)
-    logits = model.target_logits(part.source, part.target, key=key)
-    return -sequence_log_probability(logits, part.target, pad=model.config.pad_token_id)
+    logits = model.target_logits(microbatch.source, microbatch.target, key=key)
+    return -sequence_log_probability(logits, microbatch.target, pad=model.config.pad_token_id)
 
 
 # Users [U, ...] and rows [B, ...] are sharded alike, so that a row and its user are on the same device. A one-hot
@@ -194,10 +194,10 @@ def _sums_of(rows: jax.Array, chosen: jax.Array, rules: Rules) -> jax.Array:
 
 def _product(subscripts: str, chosen: jax.Array, values: jax.Array, rules: Rules) -> jax.Array:
     """Product with the one-hot matrix on each device's shard; the axes after the first are unchanged."""
-    rest, layout = values.shape[1:], _rest(values, rules)
-    own = jnp.reshape(values, (len(chosen), len(values) // len(chosen), *rest), out_sharding=layout(2))
-    found = jnp.einsum(subscripts, chosen, own, precision="highest", out_sharding=layout(2))
-    return jnp.reshape(found, (len(chosen) * found.shape[1], *rest), out_sharding=layout(1))
+    rest, spec = values.shape[1:], _rest(values, rules)
+    own = jnp.reshape(values, (len(chosen), len(values) // len(chosen), *rest), out_sharding=spec(2))
+    found = jnp.einsum(subscripts, chosen, own, precision="highest", out_sharding=spec(2))
+    return jnp.reshape(found, (len(chosen) * found.shape[1], *rest), out_sharding=spec(1))
 
 
 def _rest(values: jax.Array, rules: Rules) -> Callable[[int], Any]:

@@ -65,16 +65,16 @@ def make_update(
     def split(rows: jax.Array) -> jax.Array:
         """Microbatches, [B, ...] -> [A, B / A, ...]; every device keeps its rows."""
         shape = (rows.shape[0] // accumulation, accumulation, *rows.shape[1:])
-        check_divides("part of a batch", shape[0], rules.batch)
-        layout = rules.out("batch", *(None,) * (len(shape) - 1))
-        return jnp.swapaxes(jnp.reshape(rows, shape, out_sharding=layout), 0, 1)
+        check_divides("microbatch size", shape[0], rules.batch)
+        sharding = rules.out("batch", *(None,) * (len(shape) - 1))
+        return jnp.swapaxes(jnp.reshape(rows, shape, out_sharding=sharding), 0, 1)
 
     def update(state: TrainState, batch: Any):
         key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
 
-        def learn(part: Any, place: jax.Array | int):
+        def learn(microbatch: Any, place: jax.Array | int):
             (loss, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(
-                state.params, part, jax.random.fold_in(key, place)
+                state.params, microbatch, jax.random.fold_in(key, place)
             )
             return gradient, loss, count
 
@@ -83,7 +83,7 @@ def make_update(
         else:
             nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
             (gradient, loss, count), _ = jax.lax.scan(
-                lambda sums, part: (jax.tree.map(jnp.add, sums, learn(*part)), None),
+                lambda sums, microbatch: (jax.tree.map(jnp.add, sums, learn(*microbatch)), None),
                 nothing,
                 (jax.tree.map(split, batch), jnp.arange(accumulation)),
             )

@@ -63,7 +63,7 @@ class Scores:
 def score(
     task: Task,
     predictions: Mapping[str, str],
-    golds: Mapping[str, str],
+    references: Mapping[str, str],
     *,
     compatibility: Compatibility,
     extra: Sequence[str] = (),
@@ -78,11 +78,13 @@ def score(
     GoldError when a reference is not a label of the task, and LampError for an extra metric that is unknown, does not
     fit the task or lacks its data.
     """
-    _check_same_ids(predictions, golds)
+    _check_same_ids(predictions, references)
     family = _FAMILIES[task.metric]
     measures = [*family.official, *family.choose(extra, task)]
-    ids = sorted(golds)
-    answers = family.read(task, ids, [predictions[key].strip() for key in ids], [golds[key].strip() for key in ids])
+    ids = sorted(references)
+    answers = family.read(
+        task, ids, [predictions[key].strip() for key in ids], [references[key].strip() for key in ids]
+    )
     if out_of_range == "clip":
         answers = family.clip(answers)
     mean, per_sample = {}, {}
@@ -94,11 +96,11 @@ def score(
     return Scores(family.official[0].name, mean, per_sample, tuple(answers.invalid))
 
 
-def check_references(task: Task, golds: Mapping[str, str], *, path: str) -> None:
+def check_references(task: Task, references: Mapping[str, str], *, path: str) -> None:
     """GoldError, naming the file, unless `score` accepts these references (by question id). Run before long work."""
     if task.labels:
-        for key in sorted(golds):
-            _check_label(task, key, golds[key].strip(), f"{path}: ")
+        for key in sorted(references):
+            _check_label(task, key, references[key].strip(), f"{path}: ")
 
 
 def extra_metrics(task: Task) -> tuple[str, ...]:
@@ -125,23 +127,23 @@ def paired_test(metric: str, first: Mapping[str, float], second: Mapping[str, fl
     return test(first, second)
 
 
-def read_number(answer: str, gold: float, *, lowest: float = 1.0, highest: float = 5.0) -> float:
+def read_number(answer: str, reference: float, *, lowest: float = 1.0, highest: float = 5.0) -> float:
     """Number of a LaMP-3 answer; the end of the scale farthest from the reference where it is not a finite number."""
     number = _finite(answer)
     if number is not None:
         return number
-    return lowest if abs(lowest - gold) > abs(highest - gold) else highest
+    return lowest if abs(lowest - reference) > abs(highest - reference) else highest
 
 
-def _check_same_ids(predictions: Mapping[str, str], golds: Mapping[str, str]) -> None:
-    if not golds:
-        raise LampError("there are no golds to score against: give an outputs file that holds some")
-    missing = sorted(golds.keys() - predictions.keys())
-    extra = sorted(predictions.keys() - golds.keys())
+def _check_same_ids(predictions: Mapping[str, str], references: Mapping[str, str]) -> None:
+    if not references:
+        raise LampError("there are no references to score against: give an outputs file with references")
+    missing = sorted(references.keys() - predictions.keys())
+    extra = sorted(predictions.keys() - references.keys())
     problems = [f"{len(missing)} questions have no prediction ({_first(missing)})"] if missing else []
-    problems += [f"{len(extra)} predictions have no gold ({_first(extra)})"] if extra else []
+    problems += [f"{len(extra)} predictions have no reference ({_first(extra)})"] if extra else []
     if problems:
-        raise LampError("; ".join(problems) + "; give predictions and golds of one and the same questions")
+        raise LampError("; ".join(problems) + "; give predictions and references of the same questions")
 
 
 def _first(ids: Sequence[str]) -> str:
@@ -156,37 +158,37 @@ class _Answers:
     """Answers and references in the order of the sorted ids: texts, or numbers for LaMP-3."""
 
     predictions: list[Any]
-    golds: list[Any]
+    references: list[Any]
     labels: tuple[str, ...] = ()
     invalid: list[str] = field(default_factory=list)
 
 
-def _read_texts(task: Task, ids: list[str], predictions: list[str], golds: list[str]) -> _Answers:
-    return _Answers(predictions, golds, task.labels)
+def _read_texts(task: Task, ids: list[str], predictions: list[str], references: list[str]) -> _Answers:
+    return _Answers(predictions, references, task.labels)
 
 
-def _check_label(task: Task, key: str, gold: str, where: str = "") -> None:
-    if gold not in task.labels:
+def _check_label(task: Task, key: str, reference: str, where: str = "") -> None:
+    if reference not in task.labels:
         raise InvalidReferenceError(
-            f"{where}{task.name}, question {key!r}: the gold {gold[:80]!r} is none of the task's labels "
+            f"{where}{task.name}, question {key!r}: the reference {reference[:80]!r} is not a label of the task "
             f"({', '.join(task.labels)}); is this an outputs file of {task.name}?"
         )
 
 
-def _read_labels(task: Task, ids: list[str], predictions: list[str], golds: list[str]) -> _Answers:
-    for key, gold in zip(ids, golds, strict=True):
-        _check_label(task, key, gold)
+def _read_labels(task: Task, ids: list[str], predictions: list[str], references: list[str]) -> _Answers:
+    for key, reference in zip(ids, references, strict=True):
+        _check_label(task, key, reference)
     invalid = [key for key, answer in zip(ids, predictions, strict=True) if answer not in task.labels]
-    return _Answers(predictions, golds, task.labels, invalid)
+    return _Answers(predictions, references, task.labels, invalid)
 
 
-def _read_numbers(task: Task, ids: list[str], predictions: list[str], golds: list[str]) -> _Answers:
-    checked = _read_labels(task, ids, predictions, golds)
-    truth = [float(gold) for gold in checked.golds]
+def _read_numbers(task: Task, ids: list[str], predictions: list[str], references: list[str]) -> _Answers:
+    checked = _read_labels(task, ids, predictions, references)
+    truth = [float(reference) for reference in checked.references]
     lowest, highest = float(task.labels[0]), float(task.labels[-1])
     numbers = [
-        read_number(answer, gold, lowest=lowest, highest=highest)
-        for answer, gold in zip(predictions, truth, strict=True)
+        read_number(answer, reference, lowest=lowest, highest=highest)
+        for answer, reference in zip(predictions, truth, strict=True)
     ]
     invalid = [key for key, answer in zip(ids, predictions, strict=True) if _finite(answer) is None]
     return _Answers(numbers, truth, task.labels, invalid)
@@ -203,18 +205,20 @@ def _finite(answer: str) -> float | None:
 def _clip_numbers(answers: _Answers) -> _Answers:
     lowest, highest = float(answers.labels[0]), float(answers.labels[-1])
     clipped = [min(max(number, lowest), highest) for number in answers.predictions]
-    return _Answers(clipped, answers.golds, answers.labels, answers.invalid)
+    return _Answers(clipped, answers.references, answers.labels, answers.invalid)
 
 
 # Metrics of single questions, then over all questions.
 
 
 def _matches(answers: _Answers) -> list[float]:
-    return [float(answer == gold) for answer, gold in zip(answers.predictions, answers.golds, strict=True)]
+    return [
+        float(answer == reference) for answer, reference in zip(answers.predictions, answers.references, strict=True)
+    ]
 
 
 def _absolute_errors(answers: _Answers) -> list[float]:
-    return [abs(answer - gold) for answer, gold in zip(answers.predictions, answers.golds, strict=True)]
+    return [abs(answer - reference) for answer, reference in zip(answers.predictions, answers.references, strict=True)]
 
 
 def _rouge_f(kind: str, answers: _Answers) -> list[float]:
@@ -223,20 +227,22 @@ def _rouge_f(kind: str, answers: _Answers) -> list[float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([kind], use_stemmer=False)
-    pairs = zip(answers.golds, answers.predictions, strict=True)
-    return [scorer.score(gold, answer)[kind].fmeasure for gold, answer in pairs]
+    pairs = zip(answers.references, answers.predictions, strict=True)
+    return [scorer.score(reference, answer)[kind].fmeasure for reference, answer in pairs]
 
 
-def _bleu(predictions: list[str], golds: list[str]) -> float:
+def _bleu(predictions: list[str], references: list[str]) -> float:
     """Corpus BLEU (Papineni et al. 2002) as SacreBLEU (Post 2018) sets it: 13a tokens, exponential smoothing."""
     import sacrebleu
 
     # `force` only silences the warning about text that looks tokenised.
-    return sacrebleu.corpus_bleu(predictions, [golds], force=True).score
+    return sacrebleu.corpus_bleu(predictions, [references], force=True).score
 
 
 def _sentence_bleu(answers: _Answers) -> list[float]:
-    return [_bleu([answer], [gold]) for answer, gold in zip(answers.predictions, answers.golds, strict=True)]
+    return [
+        _bleu([answer], [reference]) for answer, reference in zip(answers.predictions, answers.references, strict=True)
+    ]
 
 
 def _meteor(answers: _Answers) -> list[float]:
@@ -246,8 +252,8 @@ def _meteor(answers: _Answers) -> list[float]:
 
     try:
         return [
-            single_meteor_score(word_tokenize(gold), word_tokenize(answer))
-            for answer, gold in zip(answers.predictions, answers.golds, strict=True)
+            single_meteor_score(word_tokenize(reference), word_tokenize(answer))
+            for answer, reference in zip(answers.predictions, answers.references, strict=True)
         ]
     except LookupError as error:
         raise LampError(
@@ -273,18 +279,18 @@ def _macro_f1(answers: _Answers, samples: Sequence[float], compatibility: Compat
     # One column per label: an answer outside the label set is a row of zeros.
     marked = [
         np.array([[text == label for label in answers.labels] for text in texts], int)
-        for texts in (answers.golds, answers.predictions)
+        for texts in (answers.references, answers.predictions)
     ]
     # sklearn's annotation is that of the default, "warn"; numbers are documented.
     return float(f1_score(*marked, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
 
 
 def _root_mean_square(answers: _Answers, samples: Sequence[float], compatibility: Compatibility) -> float:
-    return math.sqrt(math.fsum(error**2 for error in _absolute_errors(answers)) / len(answers.golds))
+    return math.sqrt(math.fsum(error**2 for error in _absolute_errors(answers)) / len(answers.references))
 
 
 def _corpus_bleu(answers: _Answers, samples: Sequence[float], compatibility: Compatibility) -> float:
-    return _bleu(answers.predictions, answers.golds)
+    return _bleu(answers.predictions, answers.references)
 
 
 # The table of metrics.

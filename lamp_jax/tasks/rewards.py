@@ -15,7 +15,7 @@ LIKELIHOOD = "likelihood"
 
 
 def reward_of(
-    task: Task, metrics: Mapping[str, float], gold: str, *, kind: Reward = "metric", metric: str | None = None
+    task: Task, metrics: Mapping[str, float], reference: str, *, kind: Reward = "metric", metric: str | None = None
 ) -> float:
     """Reward of one answer from its metrics, higher is better; source: ROPG/RSPG (arXiv 2404.05970), section 5.
 
@@ -31,16 +31,16 @@ def reward_of(
         raise LampError(f"the feedback has no {wanted!r}, only {', '.join(sorted(metrics))}; see {option}")
     value = by_name[wanted.lower()]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise LampError(f"the feedback's {wanted} is {value!r}, no number; make it again")
+        raise LampError(f"the feedback's {wanted} is {value!r}, not a number; collect the feedback again")
     if wanted.lower() == "mae":
-        worst = worst_error(gold)
+        worst = worst_error(reference)
         return (worst - value) / worst
     return value
 
 
-def worst_error(gold: str) -> float:
+def worst_error(reference: str) -> float:
     """Largest error of an answer within LaMP-3's scale of 1 to 5. LampError for a reference outside of the scale."""
-    score = float(gold) if gold.strip() in ("1", "2", "3", "4", "5") else math.nan
+    score = float(reference) if reference.strip() in ("1", "2", "3", "4", "5") else math.nan
     if math.isnan(score):
-        raise LampError(f"the gold is {gold!r}, no score from 1 to 5; fix it")
+        raise LampError(f"the reference is {reference!r}, not a score from 1 to 5; correct it")
     return max(abs(1 - score), abs(5 - score))

@@ -42,7 +42,7 @@ def confidence_interval(
     the range of the values, and has no width where all are equal. The order of the ids does not matter.
     """
     if not samples:
-        raise LampError("there are no questions to find a confidence interval for: give at least one")
+        raise LampError("there are no questions for a confidence interval: give at least one question")
     means = bootstrap_means([samples[key] for key in sorted(samples)], resamples, seed=seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), level, f"percentile bootstrap over questions, {resamples} resamples")
@@ -66,7 +66,7 @@ def paired_t_test(first: Mapping[str, float], second: Mapping[str, float]) -> Pa
     differences = _differences(first, second)
     n, mean = len(differences), math.fsum(differences) / len(differences)
     if n < 2:
-        raise LampError("a paired t-test needs at least two questions, found 1: give more questions")
+        raise LampError("a paired t-test needs at least two questions, and there is 1: give more questions")
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1) / n)
     p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
     return PairedTest(mean, p, n, "two-sided paired t-test")
@@ -88,7 +88,7 @@ def _differences(first: Mapping[str, float], second: Mapping[str, float]) -> lis
     if not first or first.keys() != second.keys():
         odd = sorted(first.keys() ^ second.keys())
         raise LampError(
-            f"a paired test needs the same questions twice, found {len(first)} and {len(second)} with {len(odd)} in "
-            f"one only ({', '.join(odd[:5])}): score both systems on one file"
+            f"a paired test needs the same questions in both systems, which have {len(first)} and {len(second)}, "
+            f"{len(odd)} of them in one only ({', '.join(odd[:5])}): score both systems on one file"
         )
     return [first[key] - second[key] for key in sorted(first)]

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lamp_jax.distributed import read, watch
 from lamp_jax.errors import Preempted
-from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples, fit_shapes, make_blocks
+from lamp_jax.inputs.microbatches import Cohort, Microbatch, UserExamples, fit_shapes, make_cohorts
 from lamp_jax.models.generator import Generator
 from lamp_jax.models.lora import adapter_shapes, adapter_specs, draw_adapter
 from lamp_jax.runs.processes import is_first, on_first
@@ -36,7 +36,7 @@ _SAVE_SECONDS = 600.0  # between the checkpoints of users who are still in train
 class LearnedAdapters(NamedTuple):
     """Trained adapters of users."""
 
-    learners: Sequence[UserExamples]
+    users: Sequence[UserExamples]
     adapters: dict[str, np.ndarray]
     """[n, ...]"""
     losses: np.ndarray
@@ -48,14 +48,14 @@ class CohortStart(NamedTuple):
 
     made: tuple[int, ...] = ()
     """Number of updates of each user before the first of the microbatches; empty for 0."""
-    part: int = 0
+    computed: int = 0
     """Number of microbatches already computed."""
 
 
 class AdapterCohorts:
     """Cohorts of all users of a run, and their common base model, on the current mesh."""
 
-    def __init__(self, options: AdapterTraining, model: Generator, learners: Sequence[UserExamples]):
+    def __init__(self, options: AdapterTraining, model: Generator, users: Sequence[UserExamples]):
         self.options, self.rules, self.devices = options, model.rules, shards(model.rules.batch)
         self.shapes, self._specs = adapter_shapes(model, options.lora), adapter_specs(model, options.lora)
         if on_cpu() and model.depth <= _FEW_LAYERS:
@@ -65,31 +65,31 @@ class AdapterCohorts:
         self._update = make_adapter_update(
             graph, options.learning, options.lora, seed=options.seed, shared=shared, rules=self.rules
         )
-        room = -(-min(options.users_per_step, len(learners)) // self.devices) * self.devices
+        room = -(-min(options.users_per_step, len(users)) // self.devices) * self.devices
         batch = options.learning.batch_size
         most = -(-batch // self.devices) if shared else room // self.devices * batch
-        rows = (row for one in learners for row in one.examples)
+        rows = (row for one in users for row in one.examples)
         shapes = fit_shapes(rows, tokens=options.tokens_per_device, most=most)
-        self.blocks = [
-            Cohort(users, room, shapes, options.learning, options.seed, self.devices, shared)
-            for users in make_blocks(learners, room, options.learning)
+        self.all = [
+            Cohort(members, room, shapes, options.learning, options.seed, self.devices, shared)
+            for members in make_cohorts(users, room, options.learning)
         ]
         self.computed, self.real = 0, 0  # this process's computed tokens, and those that are not padding
 
-    def start(self, block: Cohort) -> AdapterState:
+    def start(self, cohort: Cohort) -> AdapterState:
         """State before a cohort's first update. A user's initial values depend on the seed and the user's id alone."""
-        adapters = {name: np.zeros((block.size, *shape), np.float32) for name, shape in self.shapes.items()}
-        for place, learner in zip(block.places, block.learners, strict=True):
-            rng = np.random.default_rng([self.options.seed, learner.key])
+        adapters = {name: np.zeros((cohort.size, *shape), np.float32) for name, shape in self.shapes.items()}
+        for place, one in zip(cohort.places, cohort.users, strict=True):
+            rng = np.random.default_rng([self.options.seed, one.key])
             for name, values in draw_adapter(rng, self.shapes).items():
-                adapters[name][slice(None) if block.shared else place] = values
+                adapters[name][slice(None) if cohort.shared else place] = values
         placed = {name: put(values, self._specs[name]) for name, values in adapters.items()}
         return start_users(placed, self.options.learning, self.rules)
 
-    def form(self, block: Cohort) -> AdapterState:
+    def form(self, cohort: Cohort) -> AdapterState:
         """Shapes and shardings of a cohort's state, which is replicated where its users do not divide over the
         devices."""
-        mesh, divides = jax.sharding.get_mesh(), block.size % self.devices == 0
+        mesh, divides = jax.sharding.get_mesh(), cohort.size % self.devices == 0
 
         def place(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec if divides else P()))
@@ -102,41 +102,41 @@ class AdapterCohorts:
             return start_users(adapters, self.options.learning, self.rules)
 
         return jax.tree.map(
-            lambda leaf: place((block.size, *leaf.shape[1:]), leaf.dtype, leaf.sharding.spec), jax.eval_shape(start)
+            lambda leaf: place((cohort.size, *leaf.shape[1:]), leaf.dtype, leaf.sharding.spec), jax.eval_shape(start)
         )
 
-    def move(self, state: AdapterState, old: Cohort, block: Cohort) -> AdapterState:
+    def move(self, state: AdapterState, old: Cohort, cohort: Cohort) -> AdapterState:
         """State of a cohort on another number of devices, without the gradients of incomplete updates."""
-        sources, places = (slice(None) if one.shared else one.places for one in (old, block))
+        sources, places = (slice(None) if one.shared else one.places for one in (old, cohort))
 
         def move(values: jax.Array, form: jax.ShapeDtypeStruct) -> jax.Array:
             if values.shape == form.shape:
                 return values
             found = np.zeros(form.shape, form.dtype)
-            found[places] = read(values)[:1] if block.shared else read(values)[sources]
+            found[places] = read(values)[:1] if cohort.shared else read(values)[sources]
             return put(found, form.sharding.spec)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
-        state = jax.tree.map(move, state, self.form(block))
+        state = jax.tree.map(move, state, self.form(cohort))
         gradient = jax.tree.map(jnp.zeros_like, state.gradient)
         return state._replace(gradient=gradient, partial=jnp.zeros_like(state.partial))
 
     def compute(
-        self, state: AdapterState, block: Cohort, part: Microbatch, where: tuple[int, int, int]
+        self, state: AdapterState, cohort: Cohort, microbatch: Microbatch, where: tuple[int, int, int]
     ) -> AdapterState:
         """State after one microbatch of a cohort; `where` identifies it among all of a run, for dropout."""
-        users = (block.totals, block.warmups, part.ends, part.counts)
-        arrays = block.fill(part, own_rows)
+        users = (cohort.totals, cohort.warmups, microbatch.ends, microbatch.counts)
+        arrays = cohort.fill(microbatch, own_rows)
         self.computed += arrays.source.size + arrays.target.size
         self.real += np.count_nonzero(arrays.source >= 0) + np.count_nonzero(arrays.target >= 0)
         placed = Users(*(put(values, self.rules.spec("batch")) for values in users))
         rows = MicrobatchArrays(*place_batch(tuple(arrays), rules=self.rules))
-        return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(part.ends.any()))
+        return self._update(state, self._base, rows, placed, np.array(where, np.int32), np.bool_(microbatch.ends.any()))
 
-    def finish(self, state: AdapterState, block: Cohort) -> LearnedAdapters:
+    def finish(self, state: AdapterState, cohort: Cohort) -> LearnedAdapters:
         """Adapters and losses of a cohort's users."""
-        adapters = {name: read(values)[block.places] for name, values in state.adapters.items()}
-        losses = read(state.loss) / np.maximum(block.counted, 1)
-        return LearnedAdapters(block.learners, adapters, losses[block.places])
+        adapters = {name: read(values)[cohort.places] for name, values in state.adapters.items()}
+        losses = read(state.loss) / np.maximum(cohort.counted, 1)
+        return LearnedAdapters(cohort.users, adapters, losses[cohort.places])
 
     @property
     def padding(self) -> float:
@@ -157,7 +157,7 @@ def adapt(
     `known` returns those of some users who need no training. A stopped cohort resumes after its newest checkpoint.
     Raises Preempted, with all progress on disk, after SIGTERM.
     """
-    users = sum(len(block.learners) for block in cohorts.blocks)
+    users = sum(len(cohort.users) for cohort in cohorts.all)
     with (
         watch() as must_stop,
         closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
@@ -165,17 +165,17 @@ def adapt(
         tqdm(total=users, desc="adapters", unit="user", disable=None) as bar,
     ):
         made, stops = 0, map(must_stop, count(1))  # called with consecutive numbers
-        for number, block in enumerate(cohorts.blocks):
-            made += sum(learner.updates(block.learning) for learner in block.learners)
-            done = known([learner.user for learner in block.learners])
-            if all(learner.user in done for learner in block.learners):
-                bar.update(len(block.learners))
+        for number, cohort in enumerate(cohorts.all):
+            made += sum(one.updates(cohort.learning) for one in cohort.users)
+            done = known([one.user for one in cohort.users])
+            if all(one.user in done for one in cohort.users):
+                bar.update(len(cohort.users))
             else:
                 learned, stop = _learn(cohorts, number, checkpoints, stops, bar)
                 keep(learned)
                 losses = learned.losses[np.isfinite(learned.losses)]
                 log.write(made, {"padding": cohorts.padding} | ({"loss": float(losses.mean())} if len(losses) else {}))
-                if stop and number + 1 < len(cohorts.blocks):
+                if stop and number + 1 < len(cohorts.all):
                     raise Preempted
 
 
@@ -183,39 +183,39 @@ def _learn(
     cohorts: AdapterCohorts, number: int, checkpoints: Checkpoints, stops: Iterator[bool], bar: tqdm
 ) -> tuple[LearnedAdapters, bool]:
     """Trains a cohort; returns its adapters, and whether to stop after it."""
-    block = cohorts.blocks[number]
+    cohort = cohorts.all[number]
     state, start = _resume(checkpoints, cohorts, number)
-    left, stop, saved, steps = len(block.learners), False, time.monotonic(), count(checkpoints.step + 1)
-    for place, part in enumerate(block.parts(start.made)):
-        bar.update(left - part.left)
-        left = part.left
-        if place < start.part:
+    left, stop, saved, steps = len(cohort.users), False, time.monotonic(), count(checkpoints.step + 1)
+    for place, microbatch in enumerate(cohort.microbatches(start.made)):
+        bar.update(left - microbatch.left)
+        left = microbatch.left
+        if place < start.computed:
             continue
-        state = cohorts.compute(state, block, part, (number, sum(start.made), place))
+        state = cohorts.compute(state, cohort, microbatch, (number, sum(start.made), place))
         stop = next(stops)
         if left and (stop or _is_due(saved)):
-            progress = {"block": number, "users": block.size, "devices": block.devices, "part": place + 1}
+            progress = {"block": number, "users": cohort.size, "devices": cohort.devices, "part": place + 1}
             # Numbered consecutively: the number of microbatches depends on the mesh.
             checkpoints.save(next(steps), state, {**progress, "made": start.made})
             saved = time.monotonic()
         if left and stop:
             raise Preempted
-    return cohorts.finish(state, block), stop
+    return cohorts.finish(state, cohort), stop
 
 
 def _resume(checkpoints: Checkpoints, cohorts: AdapterCohorts, number: int) -> tuple[AdapterState, CohortStart]:
     """State and position of a cohort, from the newest checkpoint if that is of this cohort."""
-    block, progress = cohorts.blocks[number], checkpoints.progress
+    cohort, progress = cohorts.all[number], checkpoints.progress
     if progress is None or progress["block"] != number:
-        return cohorts.start(block), CohortStart()
-    old = replace(block, size=progress["users"], devices=progress["devices"])
+        return cohorts.start(cohort), CohortStart()
+    old = replace(cohort, size=progress["users"], devices=progress["devices"])
     restored = checkpoints.restore(cohorts.form(old))
     assert restored is not None  # it has progress
     state, start = restored[0], CohortStart(tuple(progress["made"]), progress["part"])
-    if old.devices != block.devices:  # other microbatches
-        state = cohorts.move(state, old, block)
-        start = CohortStart(tuple(read(state.step)[block.places].tolist()))
-    print(f"going on with block {number + 1} of {len(cohorts.blocks)}")
+    if old.devices != cohort.devices:  # other microbatches
+        state = cohorts.move(state, old, cohort)
+        start = CohortStart(tuple(read(state.step)[cohort.places].tolist()))
+    print(f"resuming cohort {number + 1} of {len(cohorts.all)}")
     return state, start
 
 

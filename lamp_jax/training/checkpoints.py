@@ -67,7 +67,7 @@ class Checkpoints:
                 raise
             raise LampError(
                 f"{self._place}: a checkpoint cannot be written ({error}); make room or give another --output; "
-                "the same command goes on after the checkpoint before it"
+                "the same command resumes after the previous checkpoint"
             ) from error
 
 

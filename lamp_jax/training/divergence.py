@@ -85,7 +85,7 @@ def end_diverged(output: Path, error: DivergedError, learning: Learning, *, save
         left += f", and the best model, of step {best}"
     advice = f"try a --learning-rate below {learning.learning_rate:g} or a longer --warmup-ratio, with "
     if error.step == 1:  # before any change
-        advice = "look for numbers in the model or the data that are far too large, and then try again with "
+        advice = "look for numbers in the model or the data that are far too large, then try again with "
     advice += f"another --output (and {output} as the model to start from)" if best else "--force"
     why = f"{output}: the training has diverged at {error}; {left}; {advice}"
     on_first(lambda: write_json(output / DIVERGED, {"step": error.step, "why": why}))

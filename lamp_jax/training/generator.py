@@ -18,11 +18,11 @@ from lamp_jax.decoding.generation import GENERATION_CONFIG, Generation, keep_gen
 from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
 from lamp_jax.inputs.generator import (
     ExampleMaker,
-    gold_of,
     load_examples,
     make_prompts,
     past_questions,
     prompt_examples,
+    reference_of,
 )
 from lamp_jax.inputs.tokenizer import (
     TOKENIZER_FILES,
@@ -57,9 +57,9 @@ def check_questions(source: QuestionSource, task: Task, name: str, *, scored: bo
     seen: set[str] = set()
     for question in source:
         check_unique([question.id], seen, name)
-        gold = gold_of(question, name)
+        reference = reference_of(question, name)
         if scored:
-            check_references(task, {question.id: gold}, path=name)
+            check_references(task, {question.id: reference}, path=name)
 
 
 def add_profile_targets(questions: QuestionSource, task: Task, *, newest: int) -> QuestionSource:
@@ -124,15 +124,15 @@ def _texts(task: Task, questions: QuestionSource) -> list[str]:
     """Distinct texts that a prompt or an answer may contain."""
     texts, items = {}, {}
     for question in questions:
-        texts |= dict.fromkeys((question.input, gold_of(question)))
+        texts |= dict.fromkeys((question.input, reference_of(question)))
         items |= dict.fromkeys(task.prompt.item.frame.format(**item) for item in question.profile)
     return list(texts | items)
 
 
 def _prepare_model(options: GeneratorTraining, model: str, vocabulary: int, devices: Devices) -> Generator:
-    layout = model_options(devices)
+    model_kwargs = model_options(devices)
     if model != SCRATCH:
-        return load_generator(model, **layout)
+        return load_generator(model, **model_kwargs)
     size = options.scratch
     config = scratch_config(
         vocabulary,
@@ -143,7 +143,7 @@ def _prepare_model(options: GeneratorTraining, model: str, vocabulary: int, devi
         num_heads=size.num_heads,
         dropout=size.dropout,
     )
-    return new_generator(config, seed=options.seed, **layout)
+    return new_generator(config, seed=options.seed, **model_kwargs)
 
 
 def _examples(
@@ -177,7 +177,7 @@ def _evaluation(
     """Evaluation function: the main metric on the validation questions, averaged over the retrievers."""
     answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation)
     asked = [validation[place] for place in range(min(len(validation), options.validation_size or len(validation)))]
-    golds = {question.id: gold_of(question, name) for question in asked}
+    references = {question.id: reference_of(question, name) for question in asked}
     sets = [
         prompt_examples(
             asked, make_prompts(asked, task, tokenizer, options, retriever=retriever, workers=max(workers, 1))
@@ -195,7 +195,7 @@ def _evaluation(
                 batch_size=options.learning.batch_size,
                 max_length=options.prompting.max_length,
             )
-            values.append(score(task, answers, golds, compatibility=options.compatibility).value)
+            values.append(score(task, answers, references, compatibility=options.compatibility).value)
         return {"validation": math.fsum(values) / len(values)}
 
     return evaluate

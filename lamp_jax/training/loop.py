@@ -65,17 +65,18 @@ def check_learning(learning: Learning, mesh: Mesh) -> None:
     check_optimization(learning)
     if learning.accumulation < 1 or learning.batch_size % learning.accumulation:
         raise LampError(
-            f"--batch-size {learning.batch_size} does not divide into --accumulation {learning.accumulation}"
+            f"--batch-size {learning.batch_size} is not a multiple of --accumulation {learning.accumulation}"
         )
-    part, shards = learning.batch_size // learning.accumulation, mesh.shape["data"]
-    if part % shards:
+    microbatch, shards = learning.batch_size // learning.accumulation, mesh.shape["data"]
+    if microbatch % shards:
         step = learning.accumulation * shards
         below = learning.batch_size // step * step
         fitting = [size for size in (below, below + step) if size]
         raise LampError(
-            f"--batch-size {learning.batch_size} in {learning.accumulation} parts (--accumulation) is {part} a part, "
-            f"which does not divide over {shards} data shards; use --batch-size {' or '.join(map(str, fitting))}, "
-            "another --accumulation, or another mesh (--data-parallel, --model-parallel)"
+            f"--batch-size {learning.batch_size} with --accumulation {learning.accumulation} gives microbatches of "
+            f"{microbatch}, which do not divide over {shards} data shards; use --batch-size "
+            f"{' or '.join(map(str, fitting))}, another --accumulation, or another mesh "
+            "(--data-parallel, --model-parallel)"
         )
 
 
@@ -115,7 +116,7 @@ def fit(
     ):
         if restored := checkpoints.restore(jax.tree.map(abstract, state)):
             state, progress = restored[0], Progress(**restored[1])
-            print(f"{output}: going on after step {progress.step} of {total_steps}")
+            print(f"{output}: resuming after step {progress.step} of {total_steps}")
         kept = progress
 
         def save(step: int, state: TrainState, progress: dict[str, Any]) -> None:

@@ -79,10 +79,12 @@ def divide(
     LampError, with `name`, where all rewards of every question are equal.
     """
     train, held = (scored, validation) if validation else hold_out(scored, options.held_out, seed=options.seed)
-    telling = [one for one in train if np.ptp(one.rewards) > 0] if options.compatibility.ropg == "masked" else train
-    if not telling:
-        raise LampError(f"{name}: for every question all rewards are equal; nothing can be learned")
-    return Divided(telling, held, len(train) - len(telling))
+    informative = [one for one in train if np.ptp(one.rewards) > 0] if options.compatibility.ropg == "masked" else train
+    if not informative:
+        raise LampError(
+            f"{name}: for every question all rewards are equal; nothing can be learned: collect other feedback"
+        )
+    return Divided(informative, held, len(train) - len(informative))
 
 
 def train_retriever(
@@ -129,7 +131,9 @@ def train_retriever(
         now = _evaluate(options, validation, encoders, params)
         for name in _SPREADS:
             if now[name] < _COLLAPSED * before[name]:
-                warning = f"{output}: {name} fell from {before[name]:.3g} to {now[name]:.3g}: the vectors are all alike"
+                warning = (
+                    f"{output}: {name} fell from {before[name]:.3g} to {now[name]:.3g}: the vectors are nearly equal"
+                )
                 print(f"{warning}; give a lower --learning-rate", file=sys.stderr)
         return now
 
@@ -189,11 +193,11 @@ def prepare_model(
     options: RetrieverTraining, start: FoundEncoder, settings: EncoderSettings, vocabulary: int, devices: Devices
 ) -> Bert:
     """Encoder to start from, loaded or new."""
-    layout, size = model_options(devices), options.scratch
+    model_kwargs, size = model_options(devices), options.scratch
     if start.source != SCRATCH:
-        return load_bert(start.source, **layout)
+        return load_bert(start.source, **model_kwargs)
     config = BertConfig.for_scratch(size, vocabulary, max_position_embeddings=max(LONGEST, settings.longest))
-    return Bert(config, rngs=nnx.Rngs(options.seed), **layout)
+    return Bert(config, rngs=nnx.Rngs(options.seed), **model_kwargs)
 
 
 def choose_baselines(

@@ -27,7 +27,7 @@ from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.adapters import Pair, User, read_users
 from lamp_jax.inputs.batches import Example
-from lamp_jax.inputs.generator import gold_of
+from lamp_jax.inputs.generator import reference_of
 from lamp_jax.inputs.microbatches import UserExamples
 from lamp_jax.models.families import (
     abstract_generator,
@@ -52,13 +52,6 @@ FAILED = "failed.jsonl"
 """File in a store's directory with the users whose training failed, and the reasons."""
 FILES = (*adapters.FILES, FAILED, *RUN_FILES)
 """Patterns of the files that a training writes to its directory."""
-
-
-class Learners(NamedTuple):
-    """Users with their training examples, and the number of users without any."""
-
-    users: list[UserExamples]
-    without: int
 
 
 class Trained(NamedTuple):
@@ -142,12 +135,15 @@ def open_adapters(adapters: "TrainedStore | AdapterStore | str | Path", model: s
     return store
 
 
-def find_learners(
+def find_user_examples(
     options: AdapterTraining, task: Task, questions: Sequence[Question], tokenizer: Any, *, name: str
-) -> Learners:
-    """Training examples of the users by their profiles. LampError, with `name`, where no user has any."""
+) -> tuple[list[UserExamples], int]:
+    """Users with training examples from their profiles, and the number of users without any.
+
+    LampError, with `name`, where no user has any.
+    """
     if options.shared == "questions":
-        pairs = tuple(Pair(one.id, one.input, gold_of(one, name)) for one in questions)
+        pairs = tuple(Pair(one.id, one.input, reference_of(one, name)) for one in questions)
         users = [User(EVERYBODY, pairs)]
     else:
         users = read_users(
@@ -161,13 +157,13 @@ def find_learners(
         )
     learning = [user for user in users if user.pairs]
     if not learning:
-        raise LampError(f"{name}: no user has a profile item, so there is nothing to learn from")
+        raise LampError(f"{name}: no user has a profile item, so there is nothing to train on")
     without = len(users) - len(learning)
     if options.shared == "profiles":
         learning = [User(EVERYBODY, tuple(pair for user in learning for pair in user.pairs))]
     encode = partial(_encode, options, task, PromptTokenizer(tokenizer))
     rows = tqdm(learning, "examples", unit="user", disable=None)
-    return Learners([UserExamples(user.id, [encode(pair) for pair in user.pairs]) for user in rows], without)
+    return [UserExamples(user.id, [encode(pair) for pair in user.pairs]) for user in rows], without
 
 
 def _encode(options: AdapterTraining, task: Task, tokenizer: PromptTokenizer, pair: Pair) -> Example:
@@ -180,7 +176,7 @@ def _encode(options: AdapterTraining, task: Task, tokenizer: PromptTokenizer, pa
 def train_store(
     options: AdapterTraining,
     model: str,
-    learners: Sequence[UserExamples],
+    users: Sequence[UserExamples],
     form: AdapterForm,
     *,
     output: Path,
@@ -195,7 +191,7 @@ def train_store(
         contextlib.closing(Journal(output / FAILED)) as failed,
     ):
         base = load_generator(model, storage=options.storage, **model_options(devices))
-        cohorts = AdapterCohorts(options, base, learners)
+        cohorts = AdapterCohorts(options, base, users)
         done = {entry["user"] for entry in failed.entries}
         adapt(
             output,
@@ -206,7 +202,7 @@ def train_store(
     if not store.entries:
         first = failed.entries[0]
         raise LampError(
-            f"{output / FAILED}: no user's training came to an adapter: that of {first['user']!r} {first['why']}; "
+            f"{output / FAILED}: training failed for every user, first for {first['user']!r}: {first['why']}; "
             "try a lower --learning-rate, and --force to start over"
         )
     on_first(lambda: remove_checkpoints(output))
@@ -220,9 +216,9 @@ def _keep(options: AdapterTraining, store: AdapterStore, failed: Journal, learne
 
     Users whose training failed are written to `failed`; they do not affect other users.
     """
-    noted = store.known([one.user for one in learned.learners]) | {entry["user"] for entry in failed.entries}
+    noted = store.known([one.user for one in learned.users]) | {entry["user"] for entry in failed.entries}
     places, entries, lost = [], [], []
-    for place, (one, fault) in enumerate(zip(learned.learners, store.faults(learned.adapters), strict=True)):
+    for place, (one, fault) in enumerate(zip(learned.users, store.faults(learned.adapters), strict=True)):
         loss = float(learned.losses[place])
         fault = fault if np.isfinite(loss) else "diverged"
         if one.user not in noted and fault:

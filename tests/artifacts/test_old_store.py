@@ -100,7 +100,7 @@ def test_of_a_store_that_was_cut_off_the_complete_users_are_converted(old, tmp_p
     assert convert(old, tmp_path / "new") == 0
     assert_converted(tmp_path / "new", 4)
     said = capsys.readouterr().out
-    assert f"{old}: was cut off; unfinished users (1) are left out" in said
+    assert f"{old}: is truncated; incomplete users (1) are left out" in said
     assert f"{old}: its training is not finished" in said
 
 
@@ -108,7 +108,7 @@ def test_of_a_store_that_was_cut_off_the_complete_users_are_converted(old, tmp_p
 def test_a_finished_store_that_lost_users_is_not_converted(old, tmp_path, capsys, cut):
     (old / cut).write_bytes((old / cut).read_bytes()[:-2])
     assert convert(old, tmp_path / "new") == 1
-    assert f"{old}: its training is finished with adapters of 5 users, and it has those of 4" in capsys.readouterr().err
+    assert f"{old}: its training finished with adapters of 5 users, but it has adapters of 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

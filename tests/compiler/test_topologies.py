@@ -164,7 +164,7 @@ def test_an_arrangement_that_a_chip_has_not_is_an_error(topology, message):
     [
         (0, "v5e:2x4", "--slices 0: give 1 or more"),
         (-1, "v5e:2x4", "--slices -1: give 1 or more"),
-        (2, "v3:2x2", "--slices 2: Google Cloud joins no slices of TPU v3"),
+        (2, "v3:2x2", "--slices 2: Google Cloud does not connect slices of TPU v3"),
     ],
 )
 def test_a_number_of_slices_that_cannot_be_is_an_error(slices, name, message):

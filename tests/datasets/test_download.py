@@ -455,7 +455,7 @@ def test_the_stage_fetches_each_file_once_and_verifies_what_came(tmp_path, site,
     stage.run(options(tmp_path, mirrors=(mirror.address,)))
     assert sorted(path for path, _ in site.requests) == sorted(site.scripts)
     assert len(mirror.requests) == 2
-    assert "2 of 2 files are there and whole, 2 fetched now" in capsys.readouterr().out
+    assert "2 of 2 files are complete, 2 downloaded now" in capsys.readouterr().out
     stage.run(options(tmp_path, verify=True))
     assert capsys.readouterr().out.count("whole") == 2
     assert len(site.requests) == 2
@@ -523,7 +523,7 @@ def test_bad_options_are_named_before_anything_is_made(tmp_path, site, changes, 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path, site, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LampError, match="file: cannot be made a directory"):
+    with pytest.raises(LampError, match="file: cannot be created as a directory"):
         stage.run(options(tmp_path / "file"))
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(LampError, match="no permission to write there"):

@@ -168,7 +168,7 @@ def test_no_profile_holds_what_came_after_its_question(rows, targets, least, mor
         path.write_text("".join(json.dumps(row) + "\n" for row in named))
         options = replace(options, histories=str(path), output=f"{folder}/out")
         if max(Counter(user for user, _ in rows).values()) <= least:
-            with pytest.raises(LampError, match="gives no question"):
+            with pytest.raises(LampError, match="yields no question"):
                 run(options)
             return
         run(options)

@@ -252,7 +252,7 @@ def test_what_has_an_effect_and_what_has_none_is_said(model, tmp_path, capsys):
             "num_beams": "--decode and --num-beams decide",
             "max_length": "--generation-max-length decides",
             "temperature": "only sampling reads it",
-            "lenght": "no name of transformers 5",
+            "lenght": "not a name in transformers 5",
         },
     }
     said = capsys.readouterr().out

@@ -74,10 +74,10 @@ def test_one_process_has_all_rows():
     [
         (
             ("--batch-size", 12),
-            "--batch-size 12 in 1 parts .* is 12 a part, .* 8 data shards; use --batch-size 8 or 16",
+            "--accumulation 1 gives microbatches of 12, .* 8 data shards; use --batch-size 8 or 16",
         ),
-        (("--batch-size", 24, "--accumulation", 2), "is 12 a part, .* 8 data shards; use --batch-size 16 or 32"),
-        (("--batch-size", 9, "--accumulation", 2), "--batch-size 9 does not divide into --accumulation 2"),
+        (("--batch-size", 24, "--accumulation", 2), "microbatches of 12, .* 8 data shards; use --batch-size 16 or 32"),
+        (("--batch-size", 9, "--accumulation", 2), "--batch-size 9 is not a multiple of --accumulation 2"),
     ],
 )
 def test_a_training_batch_that_does_not_divide_is_refused_before_work(data, tmp_path, capsys, more, message):

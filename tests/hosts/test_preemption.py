@@ -27,7 +27,7 @@ def test_one_process_that_is_preempted_ends_well_and_goes_on_to_the_same_bytes(d
     stopped = max(losses(output))
     assert 7 <= stopped < 25
     _, said = start(1, train(data, output)).end()
-    assert f"going on after step {stopped} of 25" in said
+    assert f"resuming after step {stopped} of 25" in said
     assert is_finished(output)
     assert (output / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert losses(output) == losses(undisturbed)
@@ -51,7 +51,7 @@ def test_a_kill_within_a_save_leaves_the_checkpoint_before_it(data, start, undis
     whole = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
     statuses, said = start(1, train(data, output)).end()
     assert statuses == [[0]]
-    assert f"going on after step {whole} of 25" in said
+    assert f"resuming after step {whole} of 25" in said
     assert (output / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
@@ -75,7 +75,7 @@ def test_two_processes_that_were_preempted_go_on_to_the_same_bytes(data, start, 
     stopped = max(losses(output))
     statuses, said = start(2, train(data, output), train(data, whole)).end()
     assert statuses == [[0, 0]] * 2, said
-    assert f"going on after step {stopped} of 25" in said
+    assert f"resuming after step {stopped} of 25" in said
     assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert losses(output) == losses(whole)
 
@@ -89,7 +89,7 @@ def test_a_run_that_was_preempted_goes_on_with_another_number_of_processes(
     stopped = max(losses(output))
     statuses, said = start(number, train(data, output, *mesh)).end()
     assert statuses == [[0]] * number, said
-    assert f"going on after step {stopped} of 25" in said
+    assert f"resuming after step {stopped} of 25" in said
     assert is_finished(output)
     # Other batches would differ from the first update on by far more than rounding does.
     assert losses(output) == pytest.approx(losses(undisturbed), rel=1e-3)

@@ -162,7 +162,7 @@ def test_examples_come_in_the_questions_order_whoever_makes_them(tokenizer, work
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_question_without_gold_cannot_be_an_example(tokenizer, workers):
     make = ExampleMaker(TASK, tokenizer, told(1), retriever="none", longest_answer=8, name="train.json")
-    with pytest.raises(LampError, match=r"train\.json: question '7' has no gold"):
+    with pytest.raises(LampError, match=r"train\.json: question '7' has no reference"):
         list(load_examples([*MANY[:7], replace(MANY[7], output=None), *MANY[8:]], make, workers=workers))
 
 

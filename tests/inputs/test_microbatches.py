@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import Optimization
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import NO_TOKEN, Example
-from lamp_jax.inputs.microbatches import Cohort, UserExamples, find_shape, fit_shapes, make_blocks
+from lamp_jax.inputs.microbatches import Cohort, UserExamples, find_shape, fit_shapes, make_cohorts
 
 LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 SIZES = st.lists(st.integers(1, 7), min_size=1, max_size=7)
@@ -69,7 +69,7 @@ class Found(NamedTuple):
 def updates_of(block, made=()):
     """What the parts say of each user: the rows of every update. No row is left over."""
     updates = defaultdict(lambda: [[]])
-    for part in block.parts(made):
+    for part in block.microbatches(made):
         arrays = block.fill(part)
         size = len(arrays.user) // block.devices
         for row, source in enumerate(arrays.source):
@@ -80,7 +80,7 @@ def updates_of(block, made=()):
             else:
                 assert weight == arrays.user[row] == 0
                 assert (arrays.target[row] == NO_TOKEN).all()
-        for learner, place in zip(block.learners, block.places, strict=True):
+        for learner, place in zip(block.users, block.places, strict=True):
             if part.ends[place]:
                 updates[int(learner.user.removeprefix("user "))].append([])
     assert not any(rows.pop() for rows in updates.values())
@@ -173,7 +173,7 @@ def test_users_go_on_from_the_updates_that_they_have_made(sizes, learning, devic
 def test_processes_make_the_whole_together(sizes, learning, devices, tokens, shared):
     learners = crowd(sizes[:1] if shared else sizes)
     block = block_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
-    for part in block.parts():
+    for part in block.microbatches():
         halves = [block.fill(part, lambda size, half=half: np.arange(size).reshape(2, -1)[half]) for half in (0, 1)]
         for expected, *found in zip(block.fill(part), *halves, strict=True):
             np.testing.assert_array_equal(np.concatenate(found), expected)
@@ -183,7 +183,7 @@ def test_processes_make_the_whole_together(sizes, learning, devices, tokens, sha
 def test_parts_have_the_shapes_of_the_block(sizes, learning, devices, tokens, shared):
     learners = crowd(sizes[:1] if shared else sizes)
     block = block_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
-    for part in block.parts():
+    for part in block.microbatches():
         arrays = block.fill(part)
         assert part.shape in block.shapes
         assert len({len(values) for values in arrays}) == 1
@@ -198,7 +198,7 @@ def test_parts_say_who_is_done_and_what_counts(sizes, learning, devices, spare):
     totals = np.zeros(block.size, int)
     totals[block.places] = [one.updates(learning) for one in learners]
     np.testing.assert_array_equal(block.totals, totals)
-    parts = list(block.parts())
+    parts = list(block.microbatches())
     ends, counts = (np.stack([getattr(part, name) for part in parts]) for name in ("ends", "counts"))
     np.testing.assert_array_equal(ends.sum(axis=0), totals)
     np.testing.assert_array_equal(counts.sum(axis=0), block.counted)
@@ -216,7 +216,7 @@ def test_a_shared_adapters_rows_are_dealt_over_all_devices(count, learning, devi
     block, alone = (block_of([one], learning, devices=on, tokens=tokens, shared=on > 1) for on in (devices, 1))
     found, expected = updates_of(block)[0], updates_of(alone)[0]
     assert (block.totals == len(found)).all()
-    assert all(part.ends.all() == part.ends.any() for part in block.parts())
+    assert all(part.ends.all() == part.ends.any() for part in block.microbatches())
     assert list(map(examples_in, found)) == list(map(examples_in, expected))
     for update in found:
         rows = Counter(row.device for row in update)
@@ -229,12 +229,12 @@ def test_a_shared_adapters_rows_are_dealt_over_all_devices(count, learning, devi
 @given(SIZES, LEARNINGS, st.integers(1, 4))
 def test_blocks_hold_every_user_once_the_shortest_trainings_first(sizes, learning, size):
     learners = crowd(sizes)
-    blocks = make_blocks(learners, size, learning)
+    blocks = make_cohorts(learners, size, learning)
     assert sorted(one.user for users in blocks for one in users) == sorted(one.user for one in learners)
     assert [len(users) for users in blocks[:-1]] == [size] * (len(blocks) - 1)
     updates = [one.updates(learning) for users in blocks for one in users]
     assert updates == sorted(updates)
-    assert make_blocks(learners[::-1], size, learning) == blocks
+    assert make_cohorts(learners[::-1], size, learning) == blocks
 
 
 def test_users_who_do_not_divide_over_the_devices_are_an_error():
@@ -256,10 +256,10 @@ def test_little_is_padding_where_users_are_uneven(seed, layout):
         for user, count in enumerate(counts)
     ]
     learning, (devices, tokens) = Optimization(epochs=1, batch_size=16), layout
-    (users,) = make_blocks(learners, 64, learning)
+    (users,) = make_cohorts(learners, 64, learning)
     block = block_of(users, learning, devices=devices, tokens=tokens)
     real, computed = 0, 0
-    for part in block.parts():
+    for part in block.microbatches():
         real += sum(row.tokens for rows in part.rows for row in rows)
         computed += devices * part.shape.tokens
     assert 1 - real / computed < 0.15

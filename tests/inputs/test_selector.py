@@ -40,7 +40,7 @@ def reader(settings):
 
 
 def test_a_generators_tokenizer_is_a_named_error():
-    with pytest.raises(LampError, match="t5_ft: its tokenizer marks no begin, end and separator"):
+    with pytest.raises(LampError, match="t5_ft: its tokenizer lacks a token for the begin, the end or the separator"):
         CandidateReader(load_tokenizer(LONGFORMER.parent / "t5_ft"), POST)
 
 

@@ -47,7 +47,7 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, tmp_path):
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(LampError, match="holds no tokenizer"):
+    with pytest.raises(LampError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(LampError, match="no such directory"):
         load_tokenizer(tmp_path / "absent")

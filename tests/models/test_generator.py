@@ -348,6 +348,6 @@ def test_a_model_of_no_family_is_an_error_that_names_file_type_and_families(tmp_
         with pytest.raises(LampError) as error:
             read(tmp_path)
         assert str(error.value) == (
-            f"{tmp_path / 'config.json'}: model_type is {kind!r}, and generators that can be read are of the types "
-            "t5, toy; give such a model, as google/flan-t5-base is"
+            f"{tmp_path / 'config.json'}: model_type {kind!r} is not supported, only t5, toy; "
+            "give such a model, for example google/flan-t5-base"
         )

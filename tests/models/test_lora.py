@@ -183,11 +183,11 @@ def test_projections_of_one_x_drop_the_same_of_it():
 @pytest.mark.parametrize(
     ("kind", "targets", "message"),
     [
-        ("tied", ("q", "wi_0"), "adapters of the projections wi_0: this model has k, o, q, v, wi, wo"),
+        ("tied", ("q", "wi_0"), "--targets wi_0: no such projections in this model; choose from k, o, q, v, wi, wo"),
         (
             "gated",
             ("wi", "lm_head"),
-            "adapters of the projections wi lm_head: this model has k, o, q, v, wi_0, wi_1, wo",
+            "--targets wi lm_head: no such projections in this model; choose from k, o, q, v, wi_0, wi_1, wo",
         ),
         ("gated", (), "adapters of the projections \\(none\\): this model has"),
         ("gated", ("layer_norm",), "adapters of the projections layer_norm: this model has"),

@@ -219,27 +219,27 @@ def test_modules_are_chosen_by_names_and_patterns(directory, choice, count, targ
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"target_modules": ".*"}, "target_modules takes in shared, .*lm_head.*; only the projections of its layers"),
-        ({"target_modules": ["q", "lm_head"]}, "target_modules takes in lm_head;"),
+        ({"target_modules": ".*"}, "target_modules includes shared, .*lm_head.*; only the projections of its layers"),
+        ({"target_modules": ["q", "lm_head"]}, "target_modules includes lm_head;"),
         (
             {"target_modules": ["query"]},
-            r"target_modules \['query'\] names no projection of this model, which are k, o, q",
+            r"target_modules \['query'\] matches no projection of this model; choose from k, o, q",
         ),
-        ({"target_modules": "q"}, "target_modules 'q' names no projection"),  # a regular expression for peft too
+        ({"target_modules": "q"}, "target_modules 'q' matches no projection"),  # a regular expression for peft too
         ({"target_modules": "(q"}, r"'\(q' is no regular expression"),
         ({"target_modules": ["q"], "rank_pattern": {"(q": 2}}, ".* is no regular expression"),
-        ({"target_modules": ["q"], "rank_pattern": {"q": "2"}}, "not a whole configuration .*q '2'"),
-        ({"target_modules": ["q"], "rank_pattern": [2]}, "not a whole configuration .*rank_pattern"),
-        ({"target_modules": ["q"], "layers_to_transform": ["1"]}, "not a whole configuration .*layers_to_transform"),
-        ({"target_modules": r".*\.q", "layers_to_transform": [1]}, "layers_to_transform goes with a list"),
-        ({"target_modules": None}, "not a whole configuration .*target_modules None"),
-        ({"target_modules": {"q": 1}}, "not a whole configuration .*target_modules"),
-        ({"exclude_modules": [1]}, "not a whole configuration .*exclude_modules"),
-        ({"r": 0}, "not a whole configuration .*r 0"),
-        ({"r": True}, "not a whole configuration .*r True"),
-        ({"r": None}, "not a whole configuration .*r None"),
-        ({"lora_alpha": float("nan")}, "not a whole configuration .*lora_alpha nan"),
-        ({"lora_dropout": "0.1"}, "not a whole configuration .*lora_dropout '0.1'"),
+        ({"target_modules": ["q"], "rank_pattern": {"q": "2"}}, "not a complete configuration .*q '2'"),
+        ({"target_modules": ["q"], "rank_pattern": [2]}, "not a complete configuration .*rank_pattern"),
+        ({"target_modules": ["q"], "layers_to_transform": ["1"]}, "not a complete configuration .*layers_to_transform"),
+        ({"target_modules": r".*\.q", "layers_to_transform": [1]}, "layers_to_transform needs a list"),
+        ({"target_modules": None}, "not a complete configuration .*target_modules None"),
+        ({"target_modules": {"q": 1}}, "not a complete configuration .*target_modules"),
+        ({"exclude_modules": [1]}, "not a complete configuration .*exclude_modules"),
+        ({"r": 0}, "not a complete configuration .*r 0"),
+        ({"r": True}, "not a complete configuration .*r True"),
+        ({"r": None}, "not a complete configuration .*r None"),
+        ({"lora_alpha": float("nan")}, "not a complete configuration .*lora_alpha nan"),
+        ({"lora_dropout": "0.1"}, "not a complete configuration .*lora_dropout '0.1'"),
     ],
 )
 def test_a_configuration_that_cannot_be_followed_is_a_named_error(directory, values, message):
@@ -294,7 +294,7 @@ def test_a_pytorch_file_is_read_where_torch_is(directory):
     rounded = read_gated(directory)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2**-7), rounded, adapter)
     torch.save([1, 2], directory / TORCH)
-    with pytest.raises(LampError, match=f"{TORCH}: holds something else than named tensors"):
+    with pytest.raises(LampError, match=f"{TORCH}: contains something other than named tensors"):
         read_gated(directory)
 
 
@@ -384,9 +384,9 @@ def name_no_rank(directory):
         (cut_weights, f"{WEIGHTS}: not a whole safetensors file .*copy it again"),
         (remove_config, f"has no {CONFIG}"),
         (cut_config, f"{CONFIG}: not valid JSON"),
-        (leave_out("r"), f"{CONFIG}: not a whole configuration"),
-        (leave_out("target_modules"), f"{CONFIG}: not a whole configuration"),
-        (name_no_rank, f"{CONFIG}: not a whole configuration"),
+        (leave_out("r"), f"{CONFIG}: not a complete configuration"),
+        (leave_out("target_modules"), f"{CONFIG}: not a complete configuration"),
+        (name_no_rank, f"{CONFIG}: not a complete configuration"),
     ],
 )
 def test_a_directory_that_is_no_adapter_is_a_named_error(directory, spoil, message):

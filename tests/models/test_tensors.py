@@ -178,21 +178,21 @@ def test_an_index_that_is_no_object_is_an_error(kind, directory, content):
 def test_a_shard_beyond_the_directory_is_an_error(kind, directory, name):
     names = shard(directory)
     write_index(directory, {"weight_map": {**names, A_MATRIX[kind]: name}})
-    refuse(kind, directory, r"index\.json: names .*, which is no file beside it")
+    refuse(kind, directory, r"index\.json: refers to .*, which is not a file in its directory")
 
 
 def test_a_shard_that_is_not_there_is_an_error(kind, directory):
     names = shard(directory)
     write_index(directory, {"weight_map": names})
     (directory / "model-1.safetensors").unlink()
-    refuse(kind, directory, r"model-1\.safetensors: named in model\.safetensors\.index\.json but not there")
+    refuse(kind, directory, r"model-1\.safetensors: listed in model\.safetensors\.index\.json but missing")
 
 
 def test_a_shard_without_a_tensor_that_the_index_gives_it_is_an_error(kind, directory):
     names = shard(directory)
     other = {"model-0.safetensors": "model-1.safetensors", "model-1.safetensors": "model-0.safetensors"}
     write_index(directory, {"weight_map": {**names, A_MATRIX[kind]: other[names[A_MATRIX[kind]]]}})
-    refuse(kind, directory, f"says that model-.* holds {A_MATRIX[kind]}, and it does not")
+    refuse(kind, directory, f"lists {A_MATRIX[kind]} in model-.*, which lacks it")
 
 
 def test_of_two_shards_with_a_tensor_the_index_chooses(tmp_path):
@@ -251,10 +251,10 @@ def test_damaged_pytorch_shards_are_named(tmp_path):
         with pytest.raises(LampError, match=rf"{shards[1]}: {match}"):
             load_generator(tmp_path)
     torch.save([1, 2], tmp_path / shards[1])
-    with pytest.raises(LampError, match="holds something else than tensors by name"):
+    with pytest.raises(LampError, match="contains something other than tensors by name"):
         load_generator(tmp_path)
     (tmp_path / shards[1]).unlink()
-    with pytest.raises(LampError, match=rf"{shards[1]}: named in pytorch_model\.bin\.index\.json but not there"):
+    with pytest.raises(LampError, match=rf"{shards[1]}: listed in pytorch_model\.bin\.index\.json but missing"):
         load_generator(tmp_path)
 
 

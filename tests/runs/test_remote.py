@@ -241,7 +241,7 @@ def test_stages_work_at_urls_and_go_on_from_another_machine(machine, bucket, cap
     machine("second")
     capsys.readouterr()
     assert cli.main(words) == 0
-    assert "going on after step 5 of 5" in capsys.readouterr().out
+    assert "resuming after step 5 of 5" in capsys.readouterr().out
     assert (bucket / "model" / "model.safetensors").read_bytes() == weights
     assert cli.main([*words, "--force"]) == 0
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out

@@ -379,7 +379,7 @@ def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
     finish, output = adapting.AdapterCohorts.finish, tmp_path / "store"
 
     def finish_without_two(self, state, block):
-        learned, users = finish(self, state, block), [one.user for one in block.learners]
+        learned, users = finish(self, state, block), [one.user for one in block.users]
         if "u3" in users:
             learned.losses[users.index("u3")] = np.nan
             for values in learned.adapters.values():
@@ -410,7 +410,7 @@ def test_a_training_in_which_everybody_diverges_is_an_error(questions, tmp_path,
     for _ in range(2):
         assert lamp(*words) == 1
         error = capsys.readouterr().err
-        assert f"{tmp_path / 'store' / FAILED}: no user's training came to an adapter: that of 'u" in error
+        assert f"{tmp_path / 'store' / FAILED}: training failed for every user, first for 'u" in error
         assert "diverged; try a lower --learning-rate" in error
 
 
@@ -427,7 +427,7 @@ def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(
     stop_behind(monkeypatch, train_words(questions, store), parts_of_the_first_block + behind_block)
     capsys.readouterr()
     assert lamp(*train_words(questions, store, "--model-parallel", 2)) == 0
-    assert f"going on with block {1 if behind_block < 0 else 2} of 2" in capsys.readouterr().out
+    assert f"resuming cohort {1 if behind_block < 0 else 2} of 2" in capsys.readouterr().out
     found, expected = open_store(store), open_store(whole)
     assert list(found.entries) == list(expected.entries)
     for one, other in zip(found.entries.values(), expected.entries.values(), strict=True):
@@ -501,7 +501,7 @@ def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path
         path.unlink()
     create_store(copied, form).close()
     assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
-    assert "its training is finished with adapters of 11 users, and it has those of 0" in capsys.readouterr().err
+    assert "its training finished with adapters of 11 users, but it has adapters of 0" in capsys.readouterr().err
     assert not (tmp_path / "own.json").exists()
 
 
@@ -635,7 +635,10 @@ def test_an_import_of_an_adapter_without_effect_makes_no_store(whole, tmp_path, 
     [
         (("--rank", 0), "--rank 0: must be from 1 to 64"),
         (("--rank", 65), "--rank 65: must be from 1 to 64, the narrowest side"),
-        (("--targets", "q", "query"), "adapters of the projections query: this model has k, o, q, v, wi_0, wi_1, wo"),
+        (
+            ("--targets", "q", "query"),
+            "--targets query: no such projections in this model; choose from k, o, q, v, wi_0",
+        ),
         (("--users-per-step", 12), "--users-per-step 12 does not divide over 8 data shards; use 8 or 16"),
         (("--users-per-step", 0), "--users-per-step 0: must be 1 or more"),
         (("--tokens-per-device", 0), "--tokens-per-device 0: must be 1 or more"),
@@ -675,9 +678,9 @@ def no_gold(records):
     ("spoil", "more", "message"),
     [
         (other_profile, (), "user 'u10': the profiles of the questions {10} and {11} differ; `--profiles first`"),
-        (no_profiles, (), "no user has a profile item, so there is nothing to learn from"),
+        (no_profiles, (), "no user has a profile item, so there is nothing to train on"),
         (no_gold, ("--shared", "questions"), "{3}"),
-        (everybody, (), "user 'everybody' (question {2}): by this id the store knows the adapter of all who have none"),
+        (everybody, (), "user 'everybody' (question {2}): this id is reserved for the adapter of all users without"),
     ],
 )
 def test_questions_that_teach_nothing_are_named(questions, tmp_path, capsys, spoil, more, message):

@@ -371,7 +371,7 @@ def test_nothing_appears_where_the_work_fails(reviews, tmp_path, monkeypatch):
 
 def test_too_few_items_are_an_error_before_anything_is_written(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", rows_of(3, most=1))
-    with pytest.raises(LampError, match=r"gives no question; users: 3 too few items"):
+    with pytest.raises(LampError, match=r"yields no question; users: 3 too few items"):
         run(Build(path, "LaMP-3", output=str(tmp_path / "out")))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
 

@@ -99,7 +99,7 @@ def test_a_forced_run_that_diverged_says_so_again_and_is_not_resumed(data, tmp_p
     assert lamp(*words("kd", data, output, *EVERY_UPDATE, "--force")) == 1
     said = capsys.readouterr()
     assert first.removeprefix("lamp: ") in said.err
-    assert "going on after" not in said.out
+    assert "resuming after" not in said.out
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -113,5 +113,5 @@ def test_without_the_note_the_same_is_tried_again(data, tmp_path, capsys):
     (output / DIVERGED).unlink()
     assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
     said = capsys.readouterr()
-    assert "going on after step 1" in said.out
+    assert "resuming after step 1" in said.out
     assert said.err.splitlines()[-1] == first

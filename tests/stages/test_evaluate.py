@@ -86,7 +86,7 @@ def test_plain_lists_are_read_where_the_task_is_given(evaluate):
     result = evaluate(golds, predictions, task="LaMP-3")["tasks"]["LaMP_3"]
     assert result["mean"]["MAE"] == 3
     assert result["invalid_predictions"] == ["350"]
-    with pytest.raises(LampError, match=r"G\.json: names no task; say which with --task"):
+    with pytest.raises(LampError, match=r"G\.json: does not name its task; give --task"):
         evaluate(golds, predictions)
 
 
@@ -111,7 +111,7 @@ def test_the_deprecated_news_task_is_known_by_its_labels(evaluate):
     files = answers("LaMP_2", NEWS), answers("LaMP-2-old", NEWS)
     for options in ({}, {"task": "LaMP-2-old"}):
         assert evaluate(*files, **options)["tasks"]["LaMP_2"]["task"] == "LaMP-2-old"
-    with pytest.raises(LampError, match=r"G\.json: LaMP-2, question '250': the gold 'politics' is none of"):
+    with pytest.raises(LampError, match=r"G\.json: LaMP-2, question '250': the reference 'politics' is not a label"):
         evaluate(*files, task="LaMP-2")
 
 
@@ -164,7 +164,7 @@ def test_clipping_is_an_option(evaluate):
             answers("LaMP_3", {"1": "6"}),
             answers("LaMP_3", {"1": "4"}),
             {},
-            r"G\.json: LaMP-3, question '1': the gold '6'",
+            r"G\.json: LaMP-3, question '1': the reference '6'",
         ),
         (
             answers("LaMP_3", {"1": "4"}),
@@ -206,7 +206,7 @@ def test_the_tasks_that_are_there_are_evaluated_and_the_others_named(evaluate_zi
     assert found["tasks"].keys() == {"LaMP_1"}
     assert found["tasks"]["LaMP_1"]["mean"]["accuracy"] == 1
     assert found["missing"].keys() == {"LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"}
-    assert found["missing"]["LaMP_3"].startswith("no golds in ")
+    assert found["missing"]["LaMP_3"].startswith("no references in ")
     assert found["missing"]["LaMP_4"].startswith("no predictions in ")
     assert "not evaluated: LaMP_4: no predictions in" in capsys.readouterr().out
 

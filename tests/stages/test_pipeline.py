@@ -162,7 +162,7 @@ def test_a_model_trained_from_scratch_is_a_hugging_face_directory(movie, tmp_pat
 
 def test_a_batch_that_does_not_divide_into_its_parts_is_an_error(movie, tmp_path, capsys):
     assert lamp(*train_words(movie, tmp_path / "m", "--batch-size", 8, "--accumulation", 3)) == 1
-    assert "--batch-size 8 does not divide into --accumulation 3" in capsys.readouterr().err
+    assert "--batch-size 8 is not a multiple of --accumulation 3" in capsys.readouterr().err
 
 
 def saved_state(checkpoints: Path):
@@ -236,7 +236,7 @@ def test_label_decoding_needs_a_label_task(synth, tmp_path, capsys):
     assert "LaMP-4 has no labels" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "said"), [("gold", "has no gold"), ("id", "this id occurs twice")])
+@pytest.mark.parametrize(("change", "said"), [("gold", "has no reference"), ("id", "this id occurs twice")])
 def test_bad_train_questions_are_named_before_a_forced_run_removes_anything(tmp_path, change, said, capsys):
     item = {"id": "1", "text": "fine", "score": "4"}
     questions = [{"id": key, "input": "review: fine", "profile": [item], "output": "4"} for key in ("1", "2", "3")]

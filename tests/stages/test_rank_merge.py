@@ -123,7 +123,7 @@ def test_files_that_changed_between_two_merges_are_read_again(benchmark, tmp_pat
     ("words", "said"),
     [
         (("--plan",), "--plan and --tasks are for a tree"),
-        (("--rankings", "a.json", "b.json"), "--rankings are fused by --ranker rrf, and this is bm25"),
+        (("--rankings", "a.json", "b.json"), "--rankings is only for --ranker rrf, not for bm25"),
         (("--workers", -1), "--workers -1: must be 0"),
         (("--beam-runner", "FlinkRunner"), "give --beam-staging, a directory that all machines see"),
         (("--beam-runner", "DirectRunner", "--beam-staging", "absent"), "--beam-staging absent: no such directory"),
@@ -203,7 +203,7 @@ def test_best_is_the_papers_choice():
     ("words", "said"),
     [
         (("--questions", "q.json"), "leave --questions, --rankings and --scores out"),
-        (("--ranker", "rrf"), "rrf fuses rankings that are there"),
+        (("--ranker", "rrf"), "rrf fuses existing rankings"),
         (("--tasks", "LaMP-5"), "no questions of LaMP-5, time split"),
         (("--split", "user"), "no questions of any task, user split"),
     ],
@@ -216,7 +216,7 @@ def test_what_a_tree_cannot_be_asked_is_named(tree, tmp_path, words, said, capsy
 def test_a_tree_without_folders_of_tasks_must_say_whose_it_is(benchmark, tmp_path, capsys):
     words = ("rank", "--all", benchmark, "--ranker", "bm25", "--output", tmp_path / "out")
     assert lamp(*words) == 1
-    assert "lies in no task's folder; say whose it is with --tasks" in capsys.readouterr().err
+    assert "is not in a task's folder; name its task with --tasks" in capsys.readouterr().err
     assert lamp(*words, "--tasks", "LaMP-3") == 0
     assert "2 of 2 files are ranked and merged" in capsys.readouterr().out
 
@@ -227,5 +227,5 @@ def test_files_of_ids_are_left_out(tree, tmp_path, capsys):
     ids.write_text(json.dumps([{"id": "50", "input": "043-8829-EM", "profile": [{"id": "500", "text": "043-1-EM"}]}]))
     assert lamp("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert f"{ids}: holds ids of mails alone and is left out; make LaMP-6 with `lamp avocado`" in said
+    assert f"{ids}: has only ids of mails and is left out; make LaMP-6 with `lamp avocado`" in said
     assert "4 of 4 files are ranked and merged" in said

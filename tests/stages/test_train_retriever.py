@@ -281,11 +281,11 @@ def test_feedback_that_teaches_nothing_is_an_error(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--accumulation", 3), "--batch-size 8 does not divide into --accumulation 3"),
+        (("--accumulation", 3), "--batch-size 8 is not a multiple of --accumulation 3"),
         (("--score-temperature", 0), "--score-temperature 0.0: must be above 0"),
         (("--reward-temperature", "nan"), "must be above 0"),
         (("--sampled-items", 0), "must be 1 or more"),
-        (("--held-out", 0), "leaves none on one side"),
+        (("--held-out", 0), "leaves none for training or for validation"),
         (("--ropg", "padded", "--score-temperature", 2), "--ropg padded has one temperature"),
     ],
 )

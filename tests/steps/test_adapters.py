@@ -79,15 +79,15 @@ def train(users: tuple[str, ...], layout: Layout = ALONE, **changes: Any) -> Tra
     adapters, losses, history, last = {}, {}, {}, {}
     with layout.open():
         room = cohorts(users, layout, **changes)
-        for number, block in enumerate(room.blocks):
+        for number, block in enumerate(room.all):
             state = room.start(block)
             states, ends = [jax.device_get(state.adapters)], [np.ones(block.size, bool)]
-            for place, part in enumerate(block.parts()):
+            for place, part in enumerate(block.microbatches()):
                 state = room.compute(state, block, part, (number, 0, place))
                 states.append(jax.device_get(state.adapters))
                 ends.append(part.ends)
             learned = room.finish(state, block)
-            for row, (one, place) in enumerate(zip(learned.learners, block.places, strict=True)):
+            for row, (one, place) in enumerate(zip(learned.users, block.places, strict=True)):
                 adapters[one.user] = {name: values[row] for name, values in learned.adapters.items()}
                 losses[one.user] = float(learned.losses[row])
                 own = [each for each, ended in zip(states, ends, strict=True) if ended[place]]
@@ -158,9 +158,9 @@ def test_who_diverges_disturbs_nobody(layout, where, large):
     expected = train(ALL, layout)
     with layout.open():
         room = cohorts(ALL, layout)
-        (block,) = room.blocks
+        (block,) = room.all
         state = room.start(block)
-        ill = int(block.places[[one.user for one in block.learners].index("bob")])
+        ill = int(block.places[[one.user for one in block.users].index("bob")])
 
         def spoil(values: jax.Array) -> jax.Array:
             numbers = np.array(values)
@@ -168,11 +168,11 @@ def test_who_diverges_disturbs_nobody(layout, where, large):
             return jax.device_put(numbers, values.sharding)
 
         state = state._replace(**{where: jax.tree.map(spoil, getattr(state, where))})
-        for place, part in enumerate(block.parts()):
+        for place, part in enumerate(block.microbatches()):
             state = room.compute(state, block, part, (0, 0, place))
         learned = room.finish(state, block)
         assert jax.device_get(state.step)[ill] == UPDATES
-    for row, one in enumerate(learned.learners):
+    for row, one in enumerate(learned.users):
         if one.user == "bob":
             assert np.isnan(learned.losses[row])
             assert all(np.isfinite(values[row]).all() for values in learned.adapters.values())
@@ -186,10 +186,10 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
     """One user's adapter by JAX's gradient and optax alone: the mean loss of the tokens of each whole batch."""
     with ALONE.open():
         room = cohorts((user,), ALONE, learning=learning)
-        (block,) = room.blocks
+        (block,) = room.all
         model = build(CONFIG)
         graph, params = nnx.split(model)
-        total = block.learners[0].updates(learning)
+        total = block.users[0].updates(learning)
         # `Learning` has the same optimization, and the rest of what the trainer of a whole model takes.
         optimizer = make_optimizer(Learning(**vars(learning)), total)
 
@@ -214,7 +214,7 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
             source = jnp.asarray(pad_rows(sources, learning.batch_size, 24))
             adapter, state, loss = step(adapter, state, source, jnp.asarray(pad_rows(targets, len(source), 8)))
             losses.append(float(loss))
-    last = room.blocks[0].learners[0].updates_an_epoch(learning)
+    last = room.all[0].users[0].updates_an_epoch(learning)
     return jax.device_get(adapter), float(np.mean(losses[-last:]))
 
 

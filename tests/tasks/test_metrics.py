@@ -48,7 +48,7 @@ def test_f1_is_the_mean_over_all_labels_of_the_task():
 
 def test_an_answer_outside_the_labels_is_wrong_and_a_gold_outside_is_an_error():
     assert scores("LaMP-1", [("[3]", "[2]")]).value == 0
-    with pytest.raises(LampError, match=r"LaMP-1, question '1': the gold '\[3\]' is none of the task's labels"):
+    with pytest.raises(LampError, match=r"LaMP-1, question '1': the reference '\[3\]' is not a label of the task"):
         scores("LaMP-1", [("[1]", "[1]"), ("[3]", "[3]")])
 
 
