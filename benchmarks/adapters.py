@@ -1,11 +1,11 @@
-"""Adapters of many users, trained and used together, against one user at a time in PyTorch.
+"""Speedup of training and generating with many users' adapters at once, against peft with one user at a time.
 
 `python benchmarks/adapters.py [--size small|demo] [--part train|generate|all]`: a T5 with random weights of T5-small's
-size or the demo's; profiles as uneven and texts as long as LaMP-2's (for the demo shorter). The other side is peft on
+size or the demo's; profiles as uneven and texts as long as LaMP-2's (for the demo shorter). The peer is peft on
 `transformers` and torch, in the same process, on the same model directory. Its training is a plain loop with a fused
-AdamW, not `transformers`' Trainer, which is slower; a user's adapter is drawn anew in place; batches hold the same rows
-and are padded to their longest. Sides take turns, each moving on where it is behind, because the machine may be shared;
-beside seconds their processor seconds are told, in which other programs hardly show.
+AdamW, not `transformers`' Trainer, which is slower; each user's adapter is initialized in place; batches have the same
+rows and are padded to their longest row. The two sides alternate, the side with less of its work done first, because
+the machine may be shared; CPU seconds, which other programs affect little, are printed beside wall-clock seconds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads take the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # otherwise torch's idle threads occupy the cores
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ SIZES = {"small": T5_SMALL, "demo": replace(DEMO, d_kv=32)}
 LORA = Lora(rank=8, dropout=0.1)
 LEARNING = Optimization(epochs=1.0, batch_size=16)
 QUESTIONS, TOGETHER, NEW = 64, 16, 8
-AT_ONCE = 4  # parts that ours computes in its turn
+AT_ONCE = 4  # microbatches that lamp computes before the peer's turn
 SEED = 0
 
 
@@ -55,11 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--part", choices=["train", "generate", "all"], default="all")
-    parser.add_argument("--users", type=int, default=64, help="who learn, all at once")
-    parser.add_argument("--others", type=int, default=0, help="so many of them on the other side, drawn; 0: all")
+    parser.add_argument("--users", type=int, default=64, help="number of users, trained at once")
+    parser.add_argument(
+        "--others", type=int, default=0, help="number of these users, drawn at random, that the peer trains; 0: all"
+    )
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--tokens", type=int, default=4096, help="ours, as `--tokens-per-device` of `lamp`")
-    parser.add_argument("--cpu-devices", type=int, default=1, help="ours, as of `lamp`")
+    parser.add_argument("--tokens", type=int, default=4096, help="`--tokens-per-device` of lamp")
+    parser.add_argument("--cpu-devices", type=int, default=1, help="`--cpu-devices` of lamp")
     options = parser.parse_args()
     torch.set_num_threads(available_cores())
     torch.manual_seed(SEED)
@@ -99,13 +101,13 @@ def make_users(count: int, vocabulary: int, *, short: bool) -> list[UserExamples
 
 
 def draw_adapters(model: T5, count: int) -> dict[str, np.ndarray]:
-    """[count, ...]: adapters that change something, `.up` as well."""
+    """Adapters [count, ...] that change the output: `.up` is not 0 either."""
     rng, shapes = np.random.default_rng(SEED), adapter_shapes(model, LORA)
     return {name: rng.normal(0, 0.05, (count, *shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
 def open_peft(directory: Path, config: T5Config, adapters: Mapping[str, np.ndarray]) -> Any:
-    """The base with all of these adapters [U, ...], named by their numbers; it does not learn."""
+    """peft's base model with all of these adapters [U, ...], named by their numbers; in evaluation mode."""
     model: Any = T5ForConditionalGeneration.from_pretrained(directory)
     for user in range(len(next(iter(adapters.values())))):
         place, name = directory / f"adapter-{user}", str(user)
@@ -118,7 +120,7 @@ def open_peft(directory: Path, config: T5Config, adapters: Mapping[str, np.ndarr
 
 
 def to_torch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """What `transformers` reads, padded to the longest of the batch."""
+    """Batch for `transformers`, padded to its longest row."""
     sources, targets = ([getattr(one, side) for one in examples] for side in ("source", "target"))
     source = pad_rows(sources, len(examples), max(map(len, sources)), pad=0)
     target = pad_rows(targets, len(examples), max(map(len, targets)), pad=0)
@@ -131,7 +133,7 @@ def to_torch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
 
 
 def compare_losses(model: T5, directory: Path, user: UserExamples) -> None:
-    """A user's first batch without dropout, with the same adapter on both sides."""
+    """Checks that the losses of a user's first batch agree, without dropout and with the same adapter on both sides."""
     examples, adapters = user.examples[: LEARNING.batch_size], draw_adapters(model, 1)
     batch = to_torch(examples)
     graph, params = nnx.split(model)
@@ -143,18 +145,18 @@ def compare_losses(model: T5, directory: Path, user: UserExamples) -> None:
         return -jnp.sum(sequence_log_probability(logits, target, pad=0)) / jnp.sum(target != 0)
 
     target = np.maximum(batch["labels"].numpy(), 0)
-    # Twice, so that they divide over any two devices.
+    # Twice, so that the rows divide over two devices.
     rows = {name: np.repeat(values, 2 * len(examples), axis=0) for name, values in adapters.items()}
     inputs = [np.tile(values, (2, 1)).astype(np.int32) for values in (batch["input_ids"].numpy(), target)]
     ours = float(loss(params, *place_batch((rows, *inputs))))
     with torch.no_grad():
         theirs = open_peft(directory, model.config, adapters)(**batch).loss.item()
     assert abs(ours - theirs) < 1e-4 * theirs, (ours, theirs)
-    print(f"loss of a user's first batch: ours {ours:.6f}, peft's {theirs:.6f}")
+    print(f"loss of a user's first batch: lamp {ours:.6f}, peft {theirs:.6f}")
 
 
 class Clock:
-    """Seconds, and processor seconds of all threads of this process, within `with clock:`."""
+    """Wall-clock seconds, and CPU seconds of all threads of this process, within `with clock:`."""
 
     def __init__(self) -> None:
         self.seconds = self.processor = 0.0
@@ -168,21 +170,24 @@ class Clock:
 
 
 def take_turns(sides: Sequence[tuple[Iterator[int], int]], clocks: Sequence[Clock]) -> None:
-    """Runs what gives how much of a whole it did, piece by piece; always the side next that has the least of it."""
+    """Alternates between sides, given as an iterator of the amounts of work done and the total amount.
+
+    The next step is always of the side with the smallest share of its work done.
+    """
     shares, left = [0.0] * len(sides), list(range(len(sides)))
     while left:
         side = min(left, key=lambda one: shares[one])
-        work, whole = sides[side]
+        work, total = sides[side]
         with clocks[side]:
             done = next(work, None)
         if done is None:
             left.remove(side)
         else:
-            shares[side] += done / whole
+            shares[side] += done / total
 
 
 def one_of_each(cohort: Cohort) -> list[Microbatch]:
-    """The first part of every shape."""
+    """First microbatch of every shape."""
     found: dict[Any, Microbatch] = {}
     for microbatch in cohort.microbatches():
         found.setdefault(microbatch.shape, microbatch)
@@ -190,6 +195,7 @@ def one_of_each(cohort: Cohort) -> list[Microbatch]:
 
 
 def measure_training(run: TrainAdapters, model: T5, directory: str, users: Sequence[UserExamples], others: int) -> None:
+    """Prints the speed of training, of lamp for all users and of peft for `others` of them."""
     cohorts = AdapterCohorts(run, model, users)
     (cohort,) = cohorts.all
     theirs = OneByOne(run, directory, cohort)
@@ -218,40 +224,42 @@ def measure_training(run: TrainAdapters, model: T5, directory: str, users: Seque
         for user in some:
             yield from theirs.adapt(user)
 
-    whole, microbatch = (sum(count_tokens(cohort, user) for user in users) for users in (users, some))
-    take_turns([(together(), whole), (one_by_one(), microbatch)], clocks)
-    assert (cohorts.real, theirs.real) == (whole, microbatch)
+    total, sample = (sum(count_tokens(cohort, user) for user in chosen) for chosen in (users, some))
+    take_turns([(together(), total), (one_by_one(), sample)], clocks)
+    assert (cohorts.real, theirs.real) == (total, sample)
     ours, other = clocks
-    scale = whole / microbatch
-    subset = "" if others >= len(users) else f" ({others} users drawn, {microbatch:,} tokens, the rest by tokens)"
+    scale = total / sample
+    subset = (
+        "" if others >= len(users) else f" ({others} users drawn, {sample:,} tokens, the others extrapolated by tokens)"
+    )
     items = sum(len(user.examples) for user in users)
     microbatches = sum(1 for _ in cohort.microbatches())
-    print(f"{len(users)} users, {items} items, {whole:,} tokens in {microbatches} parts; peft: all{subset}")
+    print(f"{len(users)} users, {items} items, {total:,} tokens in {microbatches} microbatches; peft: all{subset}")
     for name, clock, times, padding in (
-        ("ours, compiled before", ours, 1.0, cohorts.padding),
+        ("lamp, compilation excluded", ours, 1.0, cohorts.padding),
         ("peft", other, scale, 1 - theirs.real / theirs.computed),
     ):
         seconds = clock.seconds * times
         print(
-            f"{name}: {seconds:.1f} s ({clock.processor * times:.1f} processor seconds), {whole / seconds:,.0f} tokens "
-            f"a second, {3600 * len(users) / seconds:,.0f} users an hour, {padding:.1%} padding"
+            f"{name}: {seconds:.1f} s ({clock.processor * times:.1f} CPU seconds), {total / seconds:,.0f} tokens "
+            f"per second, {3600 * len(users) / seconds:,.0f} users per hour, {padding:.1%} padding"
         )
-    theirs_whole = other.seconds * scale
+    peft_seconds = other.seconds * scale
     print(
-        f"{theirs_whole / ours.seconds:.2f} times as fast ({other.processor * scale / ours.processor:.2f} by processor "
-        f"seconds); {theirs_whole / (ours.seconds + compiling.seconds):.2f} with the {compiling.seconds:.1f} s of "
-        f"compiling and running every shape once ({shapes:,} tokens)"
+        f"speedup {peft_seconds / ours.seconds:.2f} ({other.processor * scale / ours.processor:.2f} by CPU seconds); "
+        f"{peft_seconds / (ours.seconds + compiling.seconds):.2f} with the {compiling.seconds:.1f} s of compiling and "
+        f"running every shape once ({shapes:,} tokens)"
     )
     work = sum(count_operations(model.config, one) * run.learning.epochs for user in users for one in user.examples)
     best, torchs = matrix_products()
     print(
-        f"{work / ours.seconds / 1e9:.1f} GFLOP/s of real tokens here, {work / theirs_whole / 1e9:.1f} by peft; "
-        f"products of 2048 x 2048 matrices: jax {best / 1e9:.1f}, torch {torchs / 1e9:.1f} GFLOP/s"
+        f"GFLOP/s of real tokens: lamp {work / ours.seconds / 1e9:.1f}, peft {work / peft_seconds / 1e9:.1f}; "
+        f"peak matmul throughput (2048 x 2048): jax {best / 1e9:.1f}, torch {torchs / 1e9:.1f} GFLOP/s"
     )
 
 
 class OneByOne:
-    """A base in peft, whose one adapter learns one user after the other."""
+    """Base model in peft, whose adapter is trained for one user after the other."""
 
     def __init__(self, run: TrainAdapters, directory: str, cohort: Cohort):
         base: Any = T5ForConditionalGeneration.from_pretrained(directory)
@@ -270,7 +278,7 @@ class OneByOne:
         self.computed = self.real = 0
 
     def adapt(self, user: UserExamples) -> Iterator[int]:
-        """Gives the tokens of each update."""
+        """Trains a user's adapter; yields the number of tokens of each update."""
         for layer in self.layers:
             layer.reset_lora_parameters("default", True)
         rate, decay = self.learning.learning_rate, self.learning.weight_decay
@@ -290,7 +298,7 @@ class OneByOne:
         self.adapters[user.user] = [one.detach().clone() for one in self.parameters]
 
     def train(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Makes the gradient of a batch."""
+        """Computes the gradient of a batch; returns the batch."""
         rows = to_torch(examples)
         for parameter in self.parameters:
             parameter.grad = None
@@ -299,18 +307,21 @@ class OneByOne:
 
 
 def examples_of(cohort: Cohort, user: UserExamples, turn: int) -> list[Example]:
-    """A user's update."""
+    """Examples of a user's update."""
     return [row.example for row in cohort.rows(cohort.users.index(user), turn)]
 
 
 def count_tokens(cohort: Cohort, user: UserExamples) -> int:
-    """Of a user's whole training."""
+    """Number of tokens in a user's entire training."""
     rows = (one for turn in range(user.updates(cohort.learning)) for one in examples_of(cohort, user, turn))
     return sum(len(one.source) + len(one.target) for one in rows)
 
 
 def count_operations(config: T5Config, example: Example) -> float:
-    """Of an example's forward and backward pass: no gradients of weights, no low-rank products (some percents)."""
+    """FLOPs of an example's forward and backward pass.
+
+    Without gradients of weights, which are frozen, and without low-rank products (some percent).
+    """
     source, target = len(example.source), len(example.target)
     heads = config.num_heads * config.d_kv
     one = config.d_model * heads
@@ -318,13 +329,13 @@ def count_operations(config: T5Config, example: Example) -> float:
     encoder = config.num_layers * (source * (4 * one + wide) + 2 * source * source * heads)
     decoder = config.num_decoder_layers * (2 * source * one + target * (6 * one + wide) + 2 * target * source * heads)
     head = target * config.d_model * config.vocab_size
-    # Forward, and the gradient by what a product reads; scores and what is made of them have two such operands.
+    # The forward pass and the gradient by a product's input; attention has two inputs with gradients per product.
     scores = config.num_layers * 2 * source * source * heads
     return 2 * (2 * (encoder + decoder + head) + scores)
 
 
 def matrix_products() -> tuple[float, float]:
-    """The best of both sides' operations a second."""
+    """Peak matmul throughput (2048 x 2048) of jax and of torch, FLOP/s."""
     size = 2048
     values = np.random.default_rng(SEED).standard_normal((size, size), np.float32)
     ours, theirs = jnp.asarray(values), torch.tensor(values)
@@ -343,7 +354,7 @@ def matrix_products() -> tuple[float, float]:
 
 
 def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
-    """Every question is another user's."""
+    """Prints the speed of generation, where every question is of another user."""
     config, rng = model.config, np.random.default_rng(SEED)
     sources = [draw_source(rng, config.vocab_size, short=short) for _ in range(QUESTIONS)]
     adapters = draw_adapters(model, QUESTIONS)
@@ -351,7 +362,7 @@ def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
     theirs.generation_config.eos_token_id = None
     graph, params = nnx.split(model)
     decode = make_decoder(graph, Answering("greedy", generation_max_length=NEW + 1), None, lora=LORA)
-    # Questions of about one length together, on the other side too.
+    # Questions of similar length are in one batch, for the peer too.
     ordered = sorted(range(QUESTIONS), key=lambda place: len(sources[place]))
     several = [ordered[start : start + TOGETHER] for start in range(0, QUESTIONS, TOGETHER)]
     lengths = fit_buckets(map(len, sources), 512)
@@ -364,7 +375,7 @@ def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
 
     def ours(name: str, batches: Iterable[tuple[list[int], np.ndarray]]) -> Iterator[int]:
         for places, source in batches:
-            # Alone on several devices, a question is there on each.
+            # A single question is copied to all devices.
             copies = -(-jax.device_count() // len(places))
             own = {key: np.repeat(values[places], copies, axis=0) for key, values in adapters.items()}
             found = decode(params, *place_batch((np.repeat(source, copies, axis=0), own)))
@@ -404,18 +415,18 @@ def measure_generation(model: T5, directory: Path, *, short: bool) -> None:
         next(side)
     take_turns([(side, QUESTIONS) for side in sides], clocks)
     names = [
-        f"ours, {TOGETHER} users' at once",
-        "ours, one at a time",
+        f"lamp, mixed batches of {TOGETHER}",
+        "lamp, one at a time",
         "peft, one at a time, adapters switched",
-        f"peft, its mixed batches of {TOGETHER}",
+        f"peft, mixed batches of {TOGETHER}",
     ]
-    print(f"{QUESTIONS} questions of as many users, {NEW} tokens each; compiling took {compiling.seconds:.1f} s")
+    print(f"{QUESTIONS} questions of as many users, {NEW} tokens each; compilation took {compiling.seconds:.1f} s")
     for name, clock, found in zip(names, clocks, answers.values(), strict=True):
         same = (found == answers["peft"]).all(axis=1).mean()
         print(
-            f"{name}: {3600 * QUESTIONS / clock.seconds:,.0f} questions an hour ({clock.processor:.1f} processor "
-            f"seconds); ours at once {clock.seconds / clocks[0].seconds:.2f} times as fast "
-            f"({clock.processor / clocks[0].processor:.2f}); {same:.0%} of answers as peft's"
+            f"{name}: {3600 * QUESTIONS / clock.seconds:,.0f} questions per hour ({clock.processor:.1f} CPU seconds); "
+            f"speedup of lamp's mixed batches {clock.seconds / clocks[0].seconds:.2f} "
+            f"({clock.processor / clocks[0].processor:.2f} by CPU seconds); {same:.0%} of answers equal peft's"
         )
 
 

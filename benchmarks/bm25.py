@@ -1,8 +1,8 @@
-"""How much faster files are ranked than by rank_bm25 question by question: `python benchmarks/bm25.py`.
+"""Speedup of ranking by BM25 against rank_bm25, question by question: `python benchmarks/bm25.py`.
 
-500 questions with profiles of 200 items of 80 words (Zipf's law), in memory. Ours pays for everything that it does:
-reading the documents out of the items, finding equal profiles, starting processes, sending texts and scores. Runs are
-interleaved, because the machine may be shared; printed are the medians, and the ratios of runs that stood side by side.
+500 questions with profiles of 200 items of 80 words (Zipf's law), in memory. The time of lamp includes reading the
+items' documents, finding equal profiles, starting processes, and sending texts and scores. Runs are interleaved,
+because the machine may be shared; the medians are printed, and the ratios of runs of the same round.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def make_questions(count: int, *, items: int, words: int, query_words: int, per_
     for first in range(0, count, per_profile):
         documents = texts(items, words)
         for number, query in enumerate(texts(per_profile, query_words), start=first):
-            # New dictionaries each time, as from a file: an equal profile is recognised by its texts.
+            # New dictionaries each time, as from a file: equal profiles are recognized by their texts.
             profile = tuple({"id": f"{number}{place}", "text": text} for place, text in enumerate(documents))
             questions.append(Question(str(number), TASK.input_for(query), profile))
     return questions
@@ -58,7 +58,7 @@ def ours(questions: list[Question], workers: int) -> dict[str, list[str]]:
 
 
 def compare(questions: list[Question], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat, by method. Every ranking is compared with rank_bm25's."""
+    """Seconds of every repeat, by method; checks that every ranking equals rank_bm25's."""
     methods: dict[str, Callable[[], dict[str, list[str]]]] = {
         "rank_bm25": lambda: by_rank_bm25(questions),
         "1 worker": lambda: ours(questions, 1),
@@ -72,7 +72,7 @@ def compare(questions: list[Question], repeats: int) -> dict[str, list[float]]:
             rankings = method()
             seconds[name].append(time.perf_counter() - start)
             expected = expected or rankings
-            assert rankings == expected, f"{name} ranks otherwise than rank_bm25"
+            assert rankings == expected, f"{name} ranks differently from rank_bm25"
     return seconds
 
 
@@ -92,7 +92,7 @@ def main() -> None:
         for name, runs in seconds.items():
             ratios = [theirs / own for theirs, own in zip(seconds["rank_bm25"], runs, strict=True)]
             print(
-                f"  {name:10}  median {statistics.median(runs):6.2f} s   rank_bm25's time over this: "
+                f"  {name:10}  median {statistics.median(runs):6.2f} s   speedup against rank_bm25: "
                 f"median {statistics.median(ratios):5.2f}, from {min(ratios):.2f} to {max(ratios):.2f}",
                 flush=True,
             )

@@ -1,10 +1,10 @@
-"""How much faster a file is embedded than question by question in PyTorch: `python benchmarks/dense.py`.
+"""Speedup of dense ranking against PyTorch, question by question: `python benchmarks/dense.py`.
 
-An encoder of all-MiniLM-L6's size with random weights; texts of 5 to 400 words. The other side does what the public
-code does: each question's documents in batches of 16, padded to the longest, by `transformers` on torch. Both use the
-same model directory; ours has compiled its shapes before (that time is printed). Runs are interleaved, because the
-machine may be shared; printed are medians, and the ratios of runs that stood side by side. Torch has one thread or all
-cores, whichever is faster in a first run, because its threads may get in each other's way.
+An encoder of all-MiniLM-L6's size with random weights; texts of 5 to 400 words. The peer works as the public code does:
+each question's documents in batches of 16, padded to the longest, by `transformers` on torch. Both use the same model
+directory; compilation is excluded, and its time is printed. Runs are interleaved, because the machine may be shared;
+medians are printed, and the ratios of runs of the same round. Torch has one thread or all cores, whichever is faster in
+a first run, because several threads can be slower than one.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads take the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # otherwise torch's idle threads occupy the cores
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
 def make_questions(profiles: int, *, items: int, per_profile: int) -> list[Question]:
-    """Profiles with texts of 5 to 400 words, the same ones for any `per_profile`, and so many questions on each."""
+    """Questions, `per_profile` on each profile; profiles have texts of 5 to 400 words, equal for any `per_profile`."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(LETTERS, rng.integers(2, 9))) for _ in range(2000)]
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profiles", type=int, default=40)
     parser.add_argument("--items", type=int, default=16)
-    parser.add_argument("--batch-tokens", type=int, help="ours, as of `lamp rank`")
+    parser.add_argument("--batch-tokens", type=int, help="`--batch-tokens` of `lamp rank`")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     for per_profile in (1, 2):
@@ -116,8 +116,8 @@ def main() -> None:
         mine, other = (statistics.median(column) for column in zip(*times, strict=True))
         ratios = sorted(other / mine for mine, other in times)
         print(
-            f"{per_profile} questions a profile: {mine:.1f} s, question by question {other:.1f} s ({threads} threads), "
-            f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
+            f"{per_profile} questions per profile: {mine:.1f} s, question by question {other:.1f} s "
+            f"({threads} threads), speedup {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
             f"the first run, which compiles, took {first:.1f} s"
         )
 

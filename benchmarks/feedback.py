@@ -1,9 +1,9 @@
-"""How much faster pairs are answered than one at a time in PyTorch: `python benchmarks/feedback.py`.
+"""Speedup of answering question-item pairs against PyTorch, one prompt at a time: `python benchmarks/feedback.py`.
 
 A T5 of T5-small's size with random weights; prompts of 256 tokens, answers of exactly 32 (start token included), 4
-beams. The other side is `transformers`' generate on torch, one prompt at a time, as the public item scorer has it. Both
-read the same model directory; ours has compiled before (that time is printed). Runs are interleaved; torch has one
-thread or all cores, and its fastest prompt counts, because its threads may get in each other's way.
+beams. The peer is `transformers`' generate on torch, one prompt at a time, as in the public item scorer. Both read the
+same model directory; compilation is excluded, and its time is printed. Runs are interleaved; torch has one thread or
+all cores, and its fastest prompt counts, because several threads can be slower than one.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import time
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or torch's idle threads take the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # otherwise torch's idle threads occupy the cores
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ SOURCE, NEW, BEAMS = 256, 31, 4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch-size", type=int, default=48)
-    parser.add_argument("--one-by-one", type=int, default=3, help="prompts that the other side answers in a run")
+    parser.add_argument("--one-by-one", type=int, default=3, help="prompts that the peer answers in a run")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def main() -> None:
         def ours() -> float:
             start = time.perf_counter()
             found = np.asarray(search(params, place_batch(prompts)))
-            assert not (found == T5_SMALL.eos_token_id).any(), "an answer ended early: the lengths would not be equal"
+            assert not (found == T5_SMALL.eos_token_id).any(), "an answer ended early: lengths are not equal"
             return (time.perf_counter() - start) / len(prompts)
 
         def one_by_one() -> float:
@@ -73,8 +73,8 @@ def main() -> None:
     mine, other = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(b / a for a, b in times)
     print(
-        f"{1 / mine:.2f} pairs a second in batches of {len(prompts)}, {1 / other:.2f} one by one, {ratio:.2f} times "
-        f"as fast (the first batch, which compiles: {first:.1f} s)"
+        f"{1 / mine:.2f} pairs per second in batches of {len(prompts)}, {1 / other:.2f} one by one, speedup "
+        f"{ratio:.2f} (the first batch, which compiles: {first:.1f} s)"
     )
 
 

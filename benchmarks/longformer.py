@@ -1,7 +1,7 @@
-"""How the memory of a Longformer's forward pass grows with its text: `python benchmarks/longformer.py`.
+"""Memory of a Longformer's forward pass by the length of the text: `python benchmarks/longformer.py`.
 
-Two layers of the base model's width, one text, float32. Each length runs in a process of its own; printed is how much
-its peak grows from before the first pass (the parameters are there) to its end: compiling is in all of them.
+Two layers of the base model's width, one text, float32. Each length is measured in a process of its own: the growth of
+its peak memory from before the first pass, when the parameters are loaded, to its end, compilation included.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from lamp_jax.models.longformer import Longformer, LongformerConfig
 
 LENGTHS = (512, 1024, 2048, 4096)
 CONFIG = LongformerConfig(vocab_size=1024, num_hidden_layers=2)
-WHOLE = dataclasses.replace(CONFIG, attention_window=2 * CONFIG.max_position_embeddings)
+FULL = dataclasses.replace(CONFIG, attention_window=2 * CONFIG.max_position_embeddings)
 ROWS: dict[str, tuple[LongformerConfig, AttentionOrder]] = {
-    "attention to all": (WHOLE, "whole"),
-    "window 512, all blocks at once": (CONFIG, "whole"),
-    "window 512, some blocks at once": (CONFIG, "rows"),
+    "full attention": (FULL, "whole"),
+    "window 512, all rows at once": (CONFIG, "whole"),
+    "window 512, by rows": (CONFIG, "rows"),
 }
 
 
 def peak() -> int:
-    """The most memory that this process has had, in KiB."""
+    """Peak resident memory of this process, KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -43,7 +43,7 @@ def measure(title: str, length: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", nargs=2, help="of one row and length alone")
+    parser.add_argument("--measure", nargs=2, help="title and length of one measurement")
     options = parser.parse_args()
     if options.measure:
         return measure(options.measure[0], int(options.measure[1]))

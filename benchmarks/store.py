@@ -1,16 +1,16 @@
-"""A store of adapters at several sizes against the first version's format: `python benchmarks/store.py`.
+"""Speed and memory of the adapter store at several sizes, against its first format: `python benchmarks/store.py`.
 
-Each size gets a store of this version and one of the first, in a temporary directory, with random numbers: 256 bytes a
-user (`--numbers 128` in bfloat16), appended in blocks of 4,096 users. Both need about 700 bytes of disk a user, or
-7 GB for ten million. Printed, with the ratio of the first version's figure to this one's:
+For each size, a store of this format and one of the first are written to a temporary directory, with random numbers:
+256 bytes per user (`--numbers 128` in bfloat16), appended in batches of 4,096 users. Both need about 700 bytes of disk
+per user, or 7 GB for ten million. Prints, with the ratio of the first format's figure to this one's:
 
 - opening, in a new process each time: median milliseconds, and the resident memory that it adds;
-- reading 64 random users, others each time, after as many readings to warm up: median milliseconds, and
-  those of the processor;
-- appending a block of 64 users: median and longest milliseconds; the bytes written a byte of the block's adapters, mean
-  over all appends, which includes merging.
+- reading 64 random users, others each time, after as many reads to warm up: median milliseconds of wall-clock and CPU
+  time;
+- appending 64 users: median and longest milliseconds; bytes written per byte of the appended adapters, mean over all
+  appends, which includes merging.
 
-`--old-most` is the most users for whom the first version is measured: it keeps about 0.9 kB of memory for each.
+`--old-most` is the largest size at which the first format is measured: it needs about 0.9 kB of memory per user.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import numpy as np
 from lamp_jax.artifacts import old_store
 from lamp_jax.artifacts.adapters import AdapterEntry, AdapterForm, AdapterStore, create_store, open_store
 
-BLOCK, READ = 4096, 64
+CHUNK, READ = 4096, 64
 
 
 def make_form(numbers: int) -> AdapterForm:
@@ -42,7 +42,7 @@ def make_form(numbers: int) -> AdapterForm:
 
 
 class OldStore:
-    """The first version's store: all users are read on opening."""
+    """Store of the first format: all users are read on opening."""
 
     def __init__(self, directory: Path, form: AdapterForm):
         self._directory, self._size = directory, form.bytes_per_user
@@ -65,10 +65,10 @@ class OldStore:
         return records
 
 
-def blocks(
+def draw_users(
     form: AdapterForm, first: int, stop: int, size: int
 ) -> Iterator[tuple[list[AdapterEntry], dict[str, np.ndarray]]]:
-    """Users "0", "1", ..., with their adapters."""
+    """Users "0", "1", ... with random adapters, `size` at a time."""
     rng = np.random.default_rng(first)
     for start in range(first, stop, size):
         entries = [AdapterEntry(str(user), 10, 30, 1.0) for user in range(start, min(start + size, stop))]
@@ -87,13 +87,13 @@ def append_old(
 
 def make_store(directory: Path, form: AdapterForm, users: int) -> None:
     with closing(create_store(directory, form)) as store:
-        for entries, adapters in blocks(form, 0, users, BLOCK):
+        for entries, adapters in draw_users(form, 0, users, CHUNK):
             store.append(entries, adapters)
 
 
 def make_old_store(directory: Path, form: AdapterForm, users: int) -> None:
     directory.mkdir(parents=True)
-    for entries, adapters in blocks(form, 0, users, BLOCK):
+    for entries, adapters in draw_users(form, 0, users, CHUNK):
         append_old(directory, form, entries, adapters)
 
 
@@ -101,13 +101,13 @@ def make_old_store(directory: Path, form: AdapterForm, users: int) -> None:
 
 
 def resident() -> float:
-    """Megabytes of this process that are in memory."""
+    """Resident memory of this process, MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def written() -> int:
-    """Bytes that this process has written."""
+    """Bytes written by this process."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
 
@@ -117,7 +117,7 @@ def open_any(directory: Path, form: AdapterForm, *, old: bool) -> Any:
 
 
 def measure_here(directory: Path, form: AdapterForm, users: int, *, old: bool, repeats: int) -> dict[str, float]:
-    """Of a process that does nothing else: opening and reading."""
+    """Figures of opening and reading, in a process that does nothing else."""
     before, start = resident(), time.perf_counter()
     store = open_any(directory, form, old=old)
     found = {"open, ms": 1000 * (time.perf_counter() - start), "open, MB": resident() - before}
@@ -136,7 +136,7 @@ def measure_here(directory: Path, form: AdapterForm, users: int, *, old: bool, r
 
 
 def measure_opening(directory: Path, users: int, *, old: bool, processes: int) -> dict[str, float]:
-    """Medians over new processes."""
+    """Medians of `measure_here` over new processes."""
     words = [sys.executable, __file__, "--measure", str(directory), "--users", str(users), *(["--old"] if old else [])]
     runs = [json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout) for _ in range(processes)]
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
@@ -144,13 +144,13 @@ def measure_opening(directory: Path, users: int, *, old: bool, processes: int) -
 
 def measure_appends(append: Callable[..., None], form: AdapterForm, users: int, count: int) -> dict[str, float]:
     times, size, before = [], 0, written()
-    for entries, adapters in blocks(form, users, users + READ * count, READ):
+    for entries, adapters in draw_users(form, users, users + READ * count, READ):
         start = time.perf_counter()
         append(entries, adapters)
         times.append(1000 * (time.perf_counter() - start))
         size += READ * form.bytes_per_user
     ratio = (written() - before) / size
-    return {"append, ms": statistics.median(times), "longest, ms": max(times), "written a byte": ratio}
+    return {"append, ms": statistics.median(times), "longest, ms": max(times), "written per byte": ratio}
 
 
 def append_to(directory: Path, form: AdapterForm, users: int, count: int) -> dict[str, float]:
@@ -171,14 +171,14 @@ def compare(folder: Path, form: AdapterForm, users: int, *, old: bool, processes
     start = time.perf_counter()
     make_store(new, form, users)
     size = sum(path.stat().st_size for path in new.iterdir())
-    print(f"  made in {time.perf_counter() - start:.0f} s, {size / 1e9:.2f} GB, {count_files(open_store(new))}")
+    print(f"  written in {time.perf_counter() - start:.0f} s, {size / 1e9:.2f} GB, {count_files(open_store(new))}")
     print(f"  {'':20}{'new':>12}{'old' if old else '':>12}{'ratio' if old else '':>10}")
     found = measure_opening(new, users, old=False, processes=processes) | append_to(new, form, users, appends)
     before: dict[str, float] = {}
     if old:
         make_old_store(first, form, users)
         before = measure_opening(first, users, old=True, processes=processes if users <= 100_000 else 1)
-        before |= measure_appends(lambda *block: append_old(first, form, *block), form, users, appends)
+        before |= measure_appends(lambda *users: append_old(first, form, *users), form, users, appends)
     for name, value in found.items():
         other = f"{before[name]:12.1f}{before[name] / max(value, 0.1):10.2f}" if name in before else ""
         print(f"  {name:20}{value:12.1f}{other}", flush=True)
@@ -186,12 +186,14 @@ def compare(folder: Path, form: AdapterForm, users: int, *, old: bool, processes
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000, 10_000_000], help="users")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[10_000, 1_000_000, 10_000_000], help="numbers of users"
+    )
     parser.add_argument("--old-most", type=int, default=1_000_000)
-    parser.add_argument("--numbers", type=int, default=128, help="of a user")
-    parser.add_argument("--processes", type=int, default=5, help="in which stores are opened")
+    parser.add_argument("--numbers", type=int, default=128, help="per user")
+    parser.add_argument("--processes", type=int, default=5, help="number of processes that open a store")
     parser.add_argument("--appends", type=int, default=256)
-    parser.add_argument("--folder", help="for the stores, which are removed; empty: the system's")
+    parser.add_argument("--folder", help="directory of the temporary stores; default: the system's")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--users", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--old", action="store_true", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What fits which TPUs, by their own compiler: `python benchmarks/tpu.py`, and again after a break: it goes on.
+"""Memory and lower bounds of time on TPUs, by their compiler: `python benchmarks/tpu.py`, which resumes after a break.
 
 Every row is a command of `lamp compile` in a process of its own, one to three minutes on two cores. Results go to a
 file of JSON lines; with --table alone, they are printed as the table of launch/README.md.
@@ -18,7 +18,7 @@ _GIB = 2**30
 
 
 class Row(NamedTuple):
-    """One compilation."""
+    """Compilation of one row."""
 
     what: str
     page: str
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 def rows() -> Iterator[Row]:
-    """The table, line by line."""
+    """Rows of the table."""
     bfloat16 = ("--dtype", "bfloat16")
     for size, topology, chips in (
         ("base", "v5e:2x4", 0),
@@ -48,8 +48,8 @@ def rows() -> Iterator[Row]:
         name = f"FLAN-T5-{size if size == 'base' else size.upper()}"
         split = ("--sharding", "tensor", "--model-parallel", str(chips)) if chips else ()
         large = topology in {"v5p:2x2x1", "tpu7x:2x2x1"}
-        whole = ("--sharding", "fsdp", "--model-parallel", "1") if large else ()
-        yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train", whole)
+        train_options = ("--sharding", "fsdp", "--model-parallel", "1") if large else ()
+        yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train", train_options)
         yield Row(f"{name}, beam-4 generation", f"flan_t5_{size}", topology, "generate", split)
         model = ("--model", f"google/flan-t5-{size}")
         yield Row(f"{name}, likelihood feedback", "feedback_likelihood", topology, "feedback", (*model, *split))
@@ -65,7 +65,7 @@ def rows() -> Iterator[Row]:
 
 
 def one_chip() -> Iterator[Row]:
-    """Colab's TPU: batches and microbatches small enough for a single chip."""
+    """Rows of one chip, as Colab's TPU, with batches and microbatches small enough for it."""
     for size, rows in (("base", "16"), ("xl", "4")):
         name, model = f"FLAN-T5-{size if size == 'base' else size.upper()}", ("--model", f"google/flan-t5-{size}")
         parts = ("--accumulation", "8" if size == "base" else "64", "--remat", "full")
@@ -86,7 +86,7 @@ def one_chip() -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=Path("runs/tpu.jsonl"))
-    parser.add_argument("--table", action="store_true", help="print what is there, compile nothing")
+    parser.add_argument("--table", action="store_true", help="print the existing results, compile nothing")
     parser.add_argument("--only", default="", help="rows whose command contains this, such as v5e:1x1")
     arguments = parser.parse_args()
     lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def compile_row(row: Row) -> dict[str, Any]:
-    """The report, also of a step that does not fit."""
+    """Report of a compilation, also where the step does not fit."""
     done = subprocess.run([sys.executable, "-m", "lamp_jax.cli", *row.command], capture_output=True, text=True)
     try:
         return json.loads(done.stdout)
@@ -115,7 +115,7 @@ def compile_row(row: Row) -> dict[str, Any]:
 
 
 def as_line(row: Row, report: dict[str, Any]) -> str:
-    """One line of the table in launch/README.md."""
+    """Line of the table in launch/README.md."""
     memory, mesh = report["memory"], report["mesh"]
     slices = f"{row.slices} x " if row.slices > 1 else ""
     cells = [row.what, slices + _SLICES[row.topology], f"{mesh['data']} x {mesh['model']}"]

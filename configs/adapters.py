@@ -1,8 +1,8 @@
 """A LoRA adapter for every user with the paper's settings (arXiv 2409.09510), on 8 TPU v5e chips.
 
 Rank 8 on q, k and v, alpha 32, dropout 0.1; AdamW at 5e-5 with a linear schedule and 5 % warm-up, weight decay 1e-4, 30
-epochs in batches of 16. 64 users learn at a time, each chip's 8 in parts of about 4,096 tokens. For FLAN-T5-XL and
--XXL split the base over the chips: `--sharding fsdp --storage bfloat16 --remat full`.
+epochs in batches of 16. Cohorts of 64 users, with microbatches of about 4,096 tokens for each chip's 8 users. For
+FLAN-T5-XL and -XXL shard the base model: `--sharding fsdp --storage bfloat16 --remat full`.
 
 Command:  lamp train-adapters configs/adapters.py
 Hardware: 8 TPU v5e chips

@@ -1,9 +1,9 @@
-"""The demo's adapters: one for each of 240 users, learned from the user's own items alone.
+"""The demo's adapters: one for each of 240 users, trained on the user's own items alone.
 
-Command:  lamp train-adapters configs/demo_adapters.py (`lamp demo --stages adapters` reads this page, and makes the
+Command:  lamp train-adapters configs/demo_adapters.py (`lamp demo --stages adapters` reads this page, and writes the
           files that it names)
 Hardware: two CPU cores
-Time:     not measured alone; all of `lamp demo --stages adapters` took 4 minutes of processor time
+Time:     not measured alone; all of `lamp demo --stages adapters` took 4 minutes of CPU time
 Score:    seed 0: accuracy 0.642 with the bare question, 0.529 with BM25's items (without adapters: 0.229 and 0.554)
 """
 

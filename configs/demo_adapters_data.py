@@ -1,9 +1,9 @@
-"""The demo's users for adapters: 240 whom its generator has not seen, with 2 to 200 profile items.
+"""The demo's users for adapters: 240 that are not in its generator's training data, with 2 to 200 items.
 
 Command:  lamp synth configs/demo_adapters_data.py (`lamp demo --stages adapters` reads this page)
 Hardware: one CPU core
-Time:     not measured alone; all of `lamp demo --stages adapters` took 4 minutes of processor time
-Score:    none, it is data
+Time:     not measured alone; all of `lamp demo --stages adapters` took 4 minutes of CPU time
+Score:    none: the page makes data
 """
 
 from lamp_jax.options import Synth

@@ -1,9 +1,9 @@
-"""The demo's benchmark: 2,000 train and 1,000 dev questions whose right profile items are known.
+"""The demo's benchmark: 2,000 train and 1,000 dev questions with known relevant profile items.
 
 Command:  lamp synth configs/demo_data.py (`lamp demo` reads this page)
 Hardware: one CPU core
 Time:     not measured alone; all of `lamp demo` took 2 minutes 29 seconds on two CPU cores
-Score:    none, it is data
+Score:    none: the page makes data
 """
 
 from lamp_jax.options import Synth

@@ -1,9 +1,9 @@
-"""The demo's feedback on items, from which its retrievers learn: an answer to each train question with each item alone.
+"""The demo's feedback on items, on which its retrievers are trained: answers to train questions with one item alone.
 
 Command:  lamp feedback items configs/demo_feedback.py (`lamp demo --stages retriever` reads this page)
 Hardware: two CPU cores
 Time:     not measured alone; all of `lamp demo --stages retriever` took about 3 minutes
-Score:    none, it is data
+Score:    none: the page makes data
 """
 
 from lamp_jax.options import Answering, FeedbackItems

@@ -1,6 +1,6 @@
-"""The demo's generator: a small T5 from scratch, one model for prompts of four kinds.
+"""The demo's generator: a small T5 trained from scratch, on the prompts of four retrievers.
 
-Command:  lamp train configs/demo_generator.py (`lamp demo` reads this page, and makes the files that it names)
+Command:  lamp train configs/demo_generator.py (`lamp demo` reads this page, and writes the files that it names)
 Hardware: two CPU cores
 Time:     not measured alone; all of `lamp demo` took 2 minutes 29 seconds
 Score:    seed 0, accuracy with the items of none 0.242, random 0.336, recency 0.397, bm25 0.555; figures depend on the

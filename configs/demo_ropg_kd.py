@@ -1,7 +1,7 @@
-"""The demo's ROPG-KD: a small encoder from scratch learns the softmax of the rewards.
+"""The demo's ROPG-KD: a small encoder trained from scratch on the softmax of the rewards.
 
 Command:  lamp train-retriever configs/demo_ropg_kd.py --output runs/kd
-          (`lamp demo --stages retriever` reads this page, and makes the files that it names)
+          (`lamp demo --stages retriever` reads this page, and writes the files that it names)
 Hardware: two CPU cores
 Time:     not measured alone; all of `lamp demo --stages retriever` took about 3 minutes
 Score:    seed 0, after ranking and generating: accuracy 0.653, on hidden users 0.653

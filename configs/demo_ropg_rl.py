@@ -1,7 +1,7 @@
-"""The demo's ROPG-RL: a small encoder from scratch learns by the gradient of the expected reward.
+"""The demo's ROPG-RL: a small encoder trained from scratch by the gradient of the expected reward.
 
 Command:  lamp train-retriever configs/demo_ropg_rl.py --output runs/rl
-          (`lamp demo --stages retriever` reads this page, and makes the files that it names)
+          (`lamp demo --stages retriever` reads this page, and writes the files that it names)
 Hardware: two CPU cores
 Time:     not measured alone; all of `lamp demo --stages retriever` took about 3 minutes
 Score:    seed 0, after ranking and generating: accuracy 0.644, on hidden users 0.713

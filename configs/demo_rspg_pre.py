@@ -1,10 +1,10 @@
-"""The demo's RSPG-Pre: a small Longformer from scratch chooses a question's retriever by the items that it finds.
+"""The demo's RSPG-Pre: a small Longformer that selects a question's retriever from its items.
 
 Command:  lamp train-selector configs/demo_rspg_pre.py --output runs/pre
-          (`lamp demo --stages selector` reads this page, and makes the files that it names)
+          (`lamp demo --stages selector` reads this page, and writes the files that it names)
 Hardware: two CPU cores
 Time:     not measured alone; all of `lamp demo --stages selector` took about 5 minutes
-Score:    seed 0: accuracy 0.638, a best candidate chosen for 0.813 of the questions (BM25 alone: 0.555 and 0.730)
+Score:    seed 0: accuracy 0.638, a best candidate selected for 0.813 of the questions (BM25 alone: 0.555 and 0.730)
 """
 
 from lamp_jax.options import Learning, ScratchSelector, TrainSelector
@@ -19,7 +19,7 @@ experiment = TrainSelector(
         hidden_size=64, intermediate_size=128, num_layers=2, num_heads=8, vocab_size=1000, dropout=0.0
     ),
     temperature=0.5,
-    max_length=112,  # four items and an answer; of the question, which all candidates share, the first words
+    max_length=112,  # four items, but only the first words of the question, which all candidates share
     learning=Learning(
         epochs=5.0, batch_size=8, learning_rate=1e-2, step_size="relative", weight_decay=0.0, evaluate_every=0.5
     ),

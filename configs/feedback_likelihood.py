@@ -1,11 +1,11 @@
-"""Feedback on single items by the gold's likelihood, from FLAN-T5-base on 8 TPU v5e chips: one forward pass a pair.
+"""Feedback on single items by the reference's likelihood, from FLAN-T5-base on 8 TPU v5e chips.
 
-`lamp merge` makes the file; paths are relative to where `lamp` runs.
+One forward pass per question-item pair. `lamp merge` makes the file; paths are relative to where `lamp` runs.
 
 Command:  lamp feedback items configs/feedback_likelihood.py
 Hardware: 8 TPU v5e chips
 Time:     not measured here
-Score:    none, it is data
+Score:    none: the page makes data
 """
 
 from lamp_jax.options import Devices, FeedbackItems

@@ -1,4 +1,4 @@
-"""FLAN-T5-base fine-tuned on prompts with the user's history, on 8 TPU v5e chips, each of which holds the whole model.
+"""FLAN-T5-base fine-tuned on prompts with the user's history, on 8 TPU v5e chips, each with a replica of the model.
 
 The public code's optimizer settings (AdamW at 5e-5, linear schedule with 5 % warm-up, weight decay 1e-4, 10 epochs,
 beam 4) with 512 tokens and batches of 64. `lamp merge` makes the files; paths are relative to where `lamp` runs.

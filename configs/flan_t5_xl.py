@@ -1,7 +1,7 @@
 """FLAN-T5-XL (2.85 billion parameters) fine-tuned on 8 TPU v5e chips; settings as in `flan_t5_base.py`.
 
-Parameters and optimizer are split over the chips (FSDP), layers are computed again in the backward pass. To generate
-and to ask for feedback, split the model's axes instead: `--sharding tensor --model-parallel 8`.
+Parameters and optimizer state are sharded over the chips (FSDP); layers are computed again in the backward pass. For
+generation and feedback, use tensor parallelism instead: `--sharding tensor --model-parallel 8`.
 
 Command:  lamp train configs/flan_t5_xl.py
 Hardware: 8 TPU v5e chips

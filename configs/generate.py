@@ -1,4 +1,4 @@
-"""Answers of a FLAN-T5 model by beam search (beam 4), weights in bfloat16: with these sizes on Colab's single v5e chip.
+"""Answers of a FLAN-T5 model by beam search (beam 4), weights in bfloat16, for Colab's single v5e chip.
 
 `lamp merge` makes the file; paths are relative to where `lamp` runs. FLAN-T5-XL fits with `--model google/flan-t5-xl
 --batch-size 4`.

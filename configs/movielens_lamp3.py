@@ -1,7 +1,7 @@
-"""A T5 of the demo's size from scratch on real users: MovieLens as LaMP-3, one model for three kinds of prompts.
+"""A T5 of the demo's size from scratch on real users: MovieLens as LaMP-3, with prompts of three retrievers.
 
 `lamp merge` makes the files from the questions and outputs of each split; paths are relative to where `lamp` runs.
-One pass over all prompts and more would overfit: 0.8 epochs, the best checkpoint by the dev file.
+A complete epoch would overfit: 0.8 epochs, and the best checkpoint on the dev file.
 
 Command:  lamp train configs/movielens_lamp3.py
 Hardware: two CPU cores

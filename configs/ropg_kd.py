@@ -1,8 +1,8 @@
-"""ROPG-KD as in its paper: Contriever learns from FLAN-T5's feedback on the 16 items that it ranks first itself.
+"""ROPG-KD as in its paper: Contriever is trained on FLAN-T5's feedback on the first 16 items of its own ranking.
 
 The paper's settings (arXiv 2404.05970, section 6.1): Adam at 1e-5, linear schedule with 5 % warm-up, 10 epochs of 64
-questions an update, dates in the documents. `lamp feedback items` makes the feedback on questions that were merged with
-Contriever's ranking; paths are relative to where `lamp` runs.
+questions per update, dates in the documents. `lamp feedback items` collects the feedback on questions that were merged
+with Contriever's ranking; paths are relative to where `lamp` runs.
 
 Command:  lamp train-retriever configs/ropg_kd.py
 Hardware: 8 TPU v5e chips

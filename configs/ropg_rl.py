@@ -1,4 +1,6 @@
-"""ROPG-RL as in its paper: as `ropg_kd.py`, but one sampled item a question against the un-tuned retriever's first.
+"""ROPG-RL as in its paper: as `ropg_kd.py`, but with REINFORCE.
+
+One item is sampled per question; the baseline is the untuned retriever's first item.
 
 Command:  lamp train-retriever configs/ropg_rl.py
 Hardware: 8 TPU v5e chips

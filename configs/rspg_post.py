@@ -1,7 +1,7 @@
-"""RSPG-Post as in its paper: Longformer learns from FLAN-T5's answers with each of six retrievers which to choose.
+"""RSPG-Post as in its paper: Longformer is trained to select one of six retrievers from FLAN-T5's answers with each.
 
 The paper's settings (arXiv 2404.05970, section 6.1): Adam at 1e-5, linear schedule with 5 % warm-up, 20 epochs of 64
-questions an update, 1,024 tokens. `lamp selector-data` makes the files; for RSPG-Pre add `--mode pre`. Paths are
+questions per update, 1,024 tokens. `lamp selector-data` makes the files; for RSPG-Pre add `--mode pre`. Paths are
 relative to where `lamp` runs.
 
 Command:  lamp train-selector configs/rspg_post.py

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes the checkout's virtual environment .venv with the extra tpu or cuda; does nothing when that is done already.
+# Makes the checkout's virtual environment .venv with the extra tpu or cuda; does nothing if it is up to date.
 #
 #   launch/environment.sh EXTRA
 #
-# Done means: setup.py, constraints.txt and EXTRA are what they were. --dry-run prints the commands and runs nothing.
+# Up to date: setup.py, constraints.txt and EXTRA have not changed. --dry-run prints the commands and runs nothing.
 
 set -euo pipefail
 takes="COMMAND"
 # shellcheck source=launch/options.sh
 source "$(dirname "$0")/options.sh"
 
-[[ " tpu cuda " == *" $* "* ]] || refuse "no extra is named '$*'; choose tpu or cuda"
+[[ " tpu cuda " == *" $* "* ]] || refuse "unknown extra '$*'; choose tpu or cuda"
 wanted="$1 $(cat setup.py constraints.txt | cksum)"
 [[ ! -e .venv/installed || $(<.venv/installed) != "$wanted" ]] || exit 0
 if [[ ! -x .venv/bin/pip ]]; then

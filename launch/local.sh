@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs one command as several processes of this machine that work together: launch/local.sh [--dry-run] N lamp ...
+# Runs one command as a process group on this machine: launch/local.sh [--dry-run] N lamp ...
 set -euo pipefail
 usage="usage: launch/local.sh [--dry-run] N COMMAND...
-Starts COMMAND N times, as processes that jax knows as one run; each line of output begins with the process's number.
-SIGTERM and Ctrl-C go to all. Where one fails, the others are ended, and its status is this script's.
-LAMP_PORT: where the first process listens (a free port if not set)."
+Starts N processes of COMMAND as one process group of jax; each line of output begins with the process's number.
+SIGTERM and Ctrl-C are sent to all. If a process fails, the others are ended, and the exit status is that process's.
+LAMP_PORT: port of the first process (default: a free port)."
 
 dry=""
 [[ ${1:-} == --help ]] && echo "$usage" && exit 0

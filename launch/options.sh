@@ -1,11 +1,11 @@
-# What the scripts beside it share: options, refusals, printing in place of running, the state of a TPU.
-# Sourced with `takes` set (NAME, COMMAND, options); leaves the COMMAND in "$@" and stands in the checkout's root.
+# Functions of the scripts of this folder: options, usage errors, dry runs, the state of a TPU.
+# Sourced with `takes` set (NAME, COMMAND, options); leaves the COMMAND in "$@" and changes to the checkout's root.
 # shellcheck shell=bash disable=SC2034,SC2154  # the options are read, and `takes` is set, where this is sourced
 
 refuse() { echo "$0: $*" >&2; exit 2; }
 run() { if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi; }
 
-# The state of queued-resources or tpu-vm, or ABSENT. Whatever else goes wrong is an error, never an absent TPU.
+# The state of queued-resources or tpu-vm, or ABSENT. Any other failure of gcloud is an error, never an absent TPU.
 state() {
   local field=state errors answer try
   [[ $1 == tpu-vm ]] || field=state.state
@@ -25,7 +25,7 @@ while (($#)); do
   case $1 in
     --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit 0 ;;
     --dry-run) dry_run=--dry-run ;;
-    --quiet) ;;  # what gcloud is told anyway
+    --quiet) ;;  # always passed to gcloud
     --) shift && break ;;
     --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
     --*)
@@ -38,10 +38,10 @@ while (($#)); do
   esac
   shift
 done
-[[ $takes != NAME* || $name ]] || refuse "which TPU? Its NAME comes first: $0 NAME ..."
+[[ $takes != NAME* || $name ]] || refuse "no TPU; its NAME comes first: $0 NAME ..."
 [[ $takes != *--type* || $type ]] || refuse "--type is missing, such as --type v5litepod-8 (launch/README.md)"
-[[ ! $type =~ ^(tpu7x?|v7x?|ironwood)- ]] || refuse "--type $type: the Cloud TPU API, which this script asks, has no" \
+[[ ! $type =~ ^(tpu7x?|v7x?|ironwood)- ]] || refuse "--type $type: the Cloud TPU API, which this script uses, has no" \
   "TPU7x; Compute Engine has: machine type tpu7x-standard-4t. Run lamp there (launch/README.md: On a TPU VM)"
-[[ $takes != *COMMAND || $# -gt 0 ]] || refuse "nothing to run; give a COMMAND, such as: demo --size smoke"
-[[ $takes == *COMMAND || $# -eq 0 ]] || refuse "'$1' is one word too many; it takes: $takes"
+[[ $takes != *COMMAND || $# -gt 0 ]] || refuse "the COMMAND is missing; give a COMMAND, such as: demo --size smoke"
+[[ $takes == *COMMAND || $# -eq 0 ]] || refuse "unexpected argument '$1'; it takes: $takes"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit

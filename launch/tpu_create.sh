@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a TPU as a queued resource and waits until it is ACTIVE; one that is there already is waited for.
+# Creates a TPU as a queued resource, unless it exists, and waits until it is ACTIVE.
 #
 #   launch/tpu_create.sh NAME --type v5litepod-8 [--spot] [--version RUNTIME] [--zone ZONE] [--project PROJECT]
 #
@@ -17,7 +17,7 @@ case $version:$type in
   :v5p-*) version=v2-alpha-tpuv5 ;;
   :v6e-*) version=v2-alpha-tpuv6e ;;
   :v[234]-*) version=tpu-ubuntu2204-base ;;
-  *) refuse "which runtime for --type $type? Give --version; 'gcloud compute tpus tpu-vm versions list' has all" ;;
+  *) refuse "--type $type: unknown runtime. Give --version; 'gcloud compute tpus tpu-vm versions list' lists all" ;;
 esac
 
 resources=(gcloud compute tpus queued-resources)
@@ -36,7 +36,7 @@ shown=''
 while now=$(state queued-resources) && [[ $now != ACTIVE ]]; do
   case $now in
     FAILED | SUSPENDING | SUSPENDED | DELETING | ABSENT)
-      echo "$name: no TPU came, its request is $now; '${resources[*]} describe $name' has the reason." \
+      echo "$name: no TPU, its request is $now; '${resources[*]} describe $name' has the reason." \
         "launch/tpu_delete.sh $name makes room for another request" >&2
       exit 3 ;;
   esac

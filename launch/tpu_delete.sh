@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Deletes a TPU and its queued resource; that there is none is no error.
+# Deletes a TPU and its queued resource; it is no error if they do not exist.
 #
 #   launch/tpu_delete.sh NAME [--zone ZONE] [--project PROJECT]
 #
-# What lies on its disks is lost. --dry-run prints the commands and runs nothing.
+# The contents of its disks are lost. --dry-run prints the commands and runs nothing.
 
 set -euo pipefail
 takes="NAME --zone --project"

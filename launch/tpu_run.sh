@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs `lamp COMMAND...` on all workers of a TPU, from this checkout as it is now (what git tracks, with its changes).
+# Runs `lamp COMMAND...` on all workers of a TPU, with this checkout's tracked files and their changes.
 #
 #   launch/tpu_run.sh NAME [--worker 0] [--zone ZONE] [--project PROJECT] COMMAND...
 #   launch/tpu_run.sh my-tpu train configs/movielens_lamp3.py --output gs://BUCKET/m
 #
-# All workers make one run (LAMP_HOSTS=all); --worker 0 is for stages that need one machine only. Options stand before
-# the COMMAND; relative paths in it are seen from ~/lamp_jax on the workers. Each worker's lines are in
-# logs/NAME/WORKER.log here, and in ~/lamp_runs there. The exit status is the worst worker's; 254: stopped before its
-# end, the same command goes on; 255: not reachable. A run outlives the connection: with the same LAMP_RUN (printed at
-# the beginning) it is found again. --dry-run prints the commands and runs nothing.
+# All workers form one process group (LAMP_HOSTS=all); --worker 0 is for commands that need one machine only. Options
+# precede the COMMAND; its relative paths are relative to ~/lamp_jax on the workers. The output of each worker is in
+# logs/NAME/WORKER.log here, and in ~/lamp_runs there. The exit status is the highest of the workers; 254: stopped
+# before its end: the same command resumes; 255: not reachable. A run outlives the connection: the same LAMP_RUN
+# (printed at the beginning) reconnects to it. --dry-run prints the commands and runs nothing.
 
 set -euo pipefail
 takes="NAME --worker --zone --project COMMAND"
@@ -30,16 +30,16 @@ run mkdir -p "$logs"
 run git archive --format=tar.gz --output="$code" "${changes:-HEAD}"
 counted=("${vm[@]}" describe "$name" --format='value(networkEndpoints.len())' "${place[@]}")
 if [[ $dry_run ]]; then
-  [[ $worker ]] || { run "${counted[@]}" && echo "# for each WORKER of them, at the same time:"; }
+  [[ $worker ]] || { run "${counted[@]}" && echo "# for each WORKER, at the same time:"; }
   reach "${worker:-WORKER}" && exit 0
 fi
 if [[ -z $worker ]]; then
   count=$("${counted[@]}")
-  ((count > 0)) || { echo "$name: no workers are there yet; launch/tpu_create.sh waits for them" >&2 && exit 255; }
+  ((count > 0)) || { echo "$name: no workers yet; launch/tpu_create.sh waits for them" >&2 && exit 255; }
   worker=$(seq 0 $((count - 1)))
 fi
 echo "LAMP_RUN=$run_id, logs in $logs"
-trap 'echo "$name: the run goes on there; LAMP_RUN=$run_id and the same command show it again" >&2; kill 0' INT
+trap 'echo "$name: the run continues there; LAMP_RUN=$run_id and the same command reconnect to it" >&2; kill 0' INT
 pids=() worst=0 screen=1
 exec 9>/dev/null
 for one in $worker; do

@@ -440,7 +440,7 @@ def test_two_runs_on_one_worker_are_refused(world):
             time.sleep(0.02)
         (world.checkout / "module.py").write_text("newer = True\n")
         second = world.run("tpu_run.sh", "my-tpu", "rank")
-        assert (second.returncode, "another run goes on here" in second.stdout) == (75, True)
+        assert (second.returncode, "another run is active here" in second.stdout) == (75, True)
         assert (world.place / "worker-0" / "lamp_jax" / "module.py").read_text() == "# module.py\n"
 
         os.killpg(first.pid, signal.SIGINT)  # Ctrl-C here ends nothing there
@@ -524,7 +524,7 @@ def test_babysit_gives_up_after_its_attempts(world):
     world.tell(workers="1", lamp_0="echo SUSPENDED >$WORLD/queued-resources; exit 1")
     done = world.run("tpu_babysit.sh", "--attempts", "2", *BABYSIT)
     assert done.returncode == 1
-    assert "not finished after 2 new beginnings" in done.stderr
+    assert "not finished after 2 restarts" in done.stderr
     assert len(world.asked("create")) == len(world.words("lamp")) == 3
 
 
