@@ -1,10 +1,8 @@
 """FLAN-T5-XXL (11.1 billion parameters), fine-tuned on 16 TPU v5e chips in batches of 32.
 
-Other settings are as in `flan_t5_base.py`.
-
-Parameters and optimizer state are sharded over all chips, with tensor parallelism within groups of four, which reduces
-the communication; layers are computed again in the backward pass. For generation and feedback, use tensor parallelism
-alone: `--sharding tensor --model-parallel 16`.
+Other settings are as in `flan_t5_base.py`. Parameters and optimizer state are sharded over all chips, with tensor
+parallelism within groups of four, which reduces the communication; layers are computed again in the backward pass. For
+generation and feedback, use tensor parallelism alone: `--sharding tensor --model-parallel 16`.
 
 Command:  lamp train configs/flan_t5_xxl.py
 Hardware: 16 TPU v5e chips
