@@ -69,7 +69,7 @@ _MODULES = dict.fromkeys(__all__, "api") | {name: home for home, names in _HOMES
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # `tasks` is the package of this name too, which is what is found once it is imported: a call of it is that of api.
+    # The subpackage `tasks` takes this name once it is imported; it is callable and returns what api.tasks returns.
     return (
         import_module("lamp_jax.tasks")
         if name == "tasks"

@@ -8,5 +8,5 @@ class LampError(Exception):
     """
 
 
-class Preempted(BaseException):  # passes, like KeyboardInterrupt, whoever catches errors
+class Preempted(BaseException):  # not an Exception, so that no handler of errors catches it
     """The process received SIGTERM: its progress is on disk, and the same command resumes it."""

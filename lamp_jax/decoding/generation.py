@@ -28,7 +28,7 @@ _SPECIAL = {"pad_token_id", "eos_token_id", "decoder_start_token_id"}
 
 @dataclass(frozen=True)
 class Generation:
-    """Generation settings beside the search options. The names are transformers'; the defaults have no effect."""
+    """Generation settings besides the search options. The names are transformers'; the defaults have no effect."""
 
     eos_token_id: tuple[int, ...] = ()
     """Tokens that end an answer; empty: those of `config.json`."""

@@ -136,7 +136,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
     "guidance_scale": (1,),
 }
-"""Settings that select another search, and their values (beside null) that do not."""
+"""Settings that select another search, and their values (besides null) that do not."""
 
 _COMPUTATION = ("low_memory", "use_cache", "cache_implementation", "cache_config", "max_cache_len")
 _COMPUTATION += ("prefill_chunk_size", "compile_config", "disable_compile", "continuous_batching_config")

@@ -120,8 +120,8 @@ def fit_shapes(examples: Iterable[Example], *, tokens: int, most: int) -> tuple[
     longer = int(lengths[:, 0].sum() < lengths[:, 1].sum())
     worth, found = _WORTH * lengths.sum(), {}
     for side, most_lengths in ((longer, _SHAPES), (1 - longer, _OTHER_SHAPES)):
-        spared = worth * max(1, len(found.get(longer, ())))
-        found[side] = fit_lengths(lengths[:, side], most_lengths, multiple=_MULTIPLES[side], worth=spared)
+        least = worth * max(1, len(found.get(longer, ())))
+        found[side] = fit_lengths(lengths[:, side], most_lengths, multiple=_MULTIPLES[side], worth=least)
     return tuple(fit_rows(source, target, tokens, most) for target in found[1] for source in found[0])
 
 

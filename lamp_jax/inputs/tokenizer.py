@@ -69,8 +69,8 @@ def _load(directory: Path, found: TokenizerFiles) -> Any:
     if (directory / "tokenizer.json").exists():
         # transformers 5 rebuilds the file's tokenizer for this class: its unknown piece always has the id 2, which is
         # </s> in MADLAD-400, and no model falls back to bytes.
-        anew = kind.removesuffix("Fast") == "T5Tokenizer"
-        if anew and (found.model.get("unk_id") != 2 or found.model.get("byte_fallback")):
+        rebuilt = kind.removesuffix("Fast") == "T5Tokenizer"
+        if rebuilt and (found.model.get("unk_id") != 2 or found.model.get("byte_fallback")):
             return PreTrainedTokenizerFast.from_pretrained(str(directory))
     elif kind == "ByT5Tokenizer":
         made = byte_backend(settings, directory / "tokenizer_config.json")

@@ -114,10 +114,10 @@ def attend_by_rows(
 
     if not mesh_is_set():
         return attend_locally(query, keys, values, position, padding)
-    whole = rules.spec("batch", None, "heads", None)
+    spec = rules.spec("batch", None, "heads", None)
     of_positions = rules.spec(None, "heads" if by_head else None, None, None)
-    specs = (whole, whole, whole, of_positions, rules.spec("batch", None, None, None))
-    return jax.shard_map(attend_locally, in_specs=specs, out_specs=whole)(query, keys, values, position, padding)
+    specs = (spec, spec, spec, of_positions, rules.spec("batch", None, None, None))
+    return jax.shard_map(attend_locally, in_specs=specs, out_specs=spec)(query, keys, values, position, padding)
 
 
 def attend_in_order(
@@ -183,12 +183,12 @@ def attend_nearby(
     folded = (fold(own_query, "heads"), fold(near_keys, "heads"), fold(near_values, "heads"))
     folded_hidden = jnp.swapaxes(fold(near_hidden, None), 1, 3)
     found = attend_in_order(*folded, band, folded_hidden, order=order, rules=rules)
-    whole = (query.shape[0], blocks * reach, *query.shape[2:])
-    return jnp.reshape(found, whole, out_sharding=rules.out("batch", None, "heads", None))[:, :length]
+    shape = (query.shape[0], blocks * reach, *query.shape[2:])
+    return jnp.reshape(found, shape, out_sharding=rules.out("batch", None, "heads", None))[:, :length]
 
 
 def _pad(x: jax.Array, before: int, after: int, fill: float) -> jax.Array:
-    """Padding along the tokens, [B, S, ...] -> [B, before + S + behind, ...]."""
+    """Padding along the tokens, [B, S, ...] -> [B, before + S + after, ...]."""
     return jnp.pad(x, ((0, 0), (before, after), (0, 0), (0, 0)), constant_values=fill)
 
 

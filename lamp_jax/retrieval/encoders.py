@@ -68,7 +68,7 @@ class FoundEncoder:
 
     source: str
     """Source of its weights, config and tokenizer: the hub name or directory, or a folder of it."""
-    said: dict[str, Any]
+    settings: dict[str, Any]
     """Values of `EncoderSettings` in its files, by field name."""
 
 
@@ -78,15 +78,15 @@ def find_encoder(name: str, directory: Path) -> FoundEncoder:
     LampError, naming the file, for damaged or unsupported files, and where lamp's and sentence-transformers' files
     differ.
     """
-    folder, said = sentence_transformers.read_description(directory)
+    folder, settings = sentence_transformers.read_description(directory)
     own = _read_own(directory / SETTINGS)
-    differing = sorted(field for field in own.keys() & said.keys() if own[field] != said[field])
+    differing = sorted(field for field in own.keys() & settings.keys() if own[field] != settings[field])
     if differing:
         raise LampError(
             f"{directory / SETTINGS}: its {', '.join(differing)} differ from those of {sentence_transformers.MODULES} "
-            "and the files beside it; delete the one that is wrong"
+            "and the files that it names; delete the wrong file"
         )
-    return FoundEncoder(name if folder == directory else str(folder), said | own)
+    return FoundEncoder(name if folder == directory else str(folder), settings | own)
 
 
 def _read_own(path: Path) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def choose_settings(
     }
     both = {} if max_length is None else dict.fromkeys(("query_length", "document_length"), max_length)
     fallback = dict.fromkeys(("query_length", "document_length"), min(longest, positions))
-    values: dict[str, Any] = fallback | found.said | both | given
+    values: dict[str, Any] = fallback | found.settings | both | given
     settings = EncoderSettings(**values)
     if settings.similarity not in get_args(Similarity):
         raise LampError(

@@ -48,7 +48,7 @@ def run(options: ConvertStore) -> None:
 
 
 def _copy(store: Path, made: AdapterStore) -> None:
-    """Appends the users that are not yet in the new store, in their order and in blocks."""
+    """Appends the users that are not yet in the new store, in their order, some at a time."""
     size, first = made.form.bytes_per_user, len(made.entries)
     entries: list[AdapterEntry] = []
     records: list[np.ndarray] = []

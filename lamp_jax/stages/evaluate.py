@@ -45,8 +45,8 @@ def run(options: Evaluate) -> None:
     pairs, missing = _zipped(options) if _wants_zips(options) else (_single(options), {})
     _check_extra(options.metrics, list(pairs))
     results = {}
-    for task, (predictions, golds) in pairs.items():
-        results[task.official_name] = report(task, _score(task, predictions, golds, options))
+    for task, (predictions, references) in pairs.items():
+        results[task.official_name] = report(task, _score(task, predictions, references, options))
     record.begin()
     write_report(record.target, results, missing, options.compatibility, out_of_range=options.out_of_range)
     for name, reason in missing.items():
@@ -121,44 +121,44 @@ def _check_extra(metrics: tuple[str, ...], tasks: list[Task]) -> None:
         raise LampError(f"--metrics {' '.join(metrics)}: {names} generates no text; leave --metrics out")
 
 
-def _score(task: Task, predictions: Source, golds: Source, options: Evaluate) -> Scores:
-    check_same_ids(golds.outputs.by_id, predictions.outputs.by_id, left=golds.name, right=predictions.name)
+def _score(task: Task, predictions: Source, references: Source, options: Evaluate) -> Scores:
+    check_same_ids(references.outputs.by_id, predictions.outputs.by_id, left=references.name, right=predictions.name)
     extra = options.metrics if extra_metrics(task) else ()
     try:
         return score(
             task,
             predictions.outputs.by_id,
-            golds.outputs.by_id,
+            references.outputs.by_id,
             compatibility=options.compatibility,
             extra=extra,
             out_of_range=options.out_of_range,
         )
     except InvalidReferenceError as error:
-        raise LampError(f"{golds.name}: {error}") from error
+        raise LampError(f"{references.name}: {error}") from error
 
 
 Pairs = dict[Task, tuple[Source, Source]]  # predictions, references
 
 
 def _single(options: Evaluate) -> Pairs:
-    golds = Source(options.golds, read_outputs(options.golds))
+    references = Source(options.golds, read_outputs(options.golds))
     predictions = Source(options.predictions, read_outputs(options.predictions))
-    if not options.task and golds.outputs.task is None:
-        raise LampError(f"{golds.name}: does not name its task; give --task")
-    task = find_task(options.task) if options.task else _task_of(golds)
-    for source in (golds, predictions):
+    if not options.task and references.outputs.task is None:
+        raise LampError(f"{references.name}: does not name its task; give --task")
+    task = find_task(options.task) if options.task else _task_of(references)
+    for source in (references, predictions):
         found = source.outputs.task
         if found is not None and _official(source) != task.official_name:
             raise LampError(
                 f"{source.name}: answers of {found}, where {task.name} is evaluated; give files of one task"
             )
-    return {task: (predictions, golds)}
+    return {task: (predictions, references)}
 
 
 def _zipped(options: Evaluate) -> tuple[Pairs, dict[str, str]]:
-    golds, predictions = _read_zip(options.golds_zip), _read_zip(options.predictions_zip)
+    references, predictions = _read_zip(options.golds_zip), _read_zip(options.predictions_zip)
     sides = (
-        (f"no references in {options.golds_zip}", golds),
+        (f"no references in {options.golds_zip}", references),
         (f"no predictions in {options.predictions_zip}", predictions),
     )
     pairs, missing = {}, {}
@@ -167,10 +167,10 @@ def _zipped(options: Evaluate) -> tuple[Pairs, dict[str, str]]:
         if reasons:
             missing[name] = " and ".join(reasons)
         else:
-            pairs[_task_of(golds[name])] = (predictions[name], golds[name])
+            pairs[_task_of(references[name])] = (predictions[name], references[name])
     if not pairs:
         raise LampError(
-            f"{options.golds_zip} has references of {', '.join(golds)}, {options.predictions_zip} predictions of "
+            f"{options.golds_zip} has references of {', '.join(references)}, {options.predictions_zip} predictions of "
             f"{', '.join(predictions)}: no task is in both; give zips of the same tasks"
         )
     return pairs, missing
@@ -184,10 +184,10 @@ def _official(source: Source) -> str:
         raise LampError(f"{source.name}: {error}") from error
 
 
-def _task_of(golds: Source) -> Task:
+def _task_of(references: Source) -> Task:
     """Task of a file of references. The deprecated news task is also named `LaMP_2`, but has other labels."""
-    named = [task for task in TASKS.values() if task.official_name == _official(golds)]
-    answers = {answer.strip() for answer in golds.outputs.by_id.values()}
+    named = [task for task in TASKS.values() if task.official_name == _official(references)]
+    answers = {answer.strip() for answer in references.outputs.by_id.values()}
     return next((task for task in named if answers <= set(task.labels)), named[0])
 
 

@@ -50,50 +50,51 @@ class MissingMarker(LampError):  # noqa: N818 (it names the error in the input)
 class ItemPhrase:
     """Text of one profile item in a prompt.
 
-    `frame` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
-    `measured` is the frame as the public code counts it, with a space for the cut text; an integer is a constant count
-    of tokens. `paper_frame` is the frame of the ROPG paper's Table 2 where the public code has a different frame."""
+    `template` is a format string over the item's fields; `cut` names the field that is shortened to fit the budget.
+    `measured` is the template as the public code counts it, with a space for the cut text; an integer is a constant
+    count of tokens. `paper_template` is that of the ROPG paper's Table 2, where the public code's is different.
+    """
 
-    frame: str
+    template: str
     cut: str
     measured: str | int
-    paper_frame: str | None = None
+    paper_template: str | None = None
 
     def wording(self, variant: Literal["a title", "the title"]) -> str:
-        """Frame of the public code ("a title") or of the paper ("the title"); most tasks have only one."""
-        return self.paper_frame if variant == "the title" and self.paper_frame is not None else self.frame
+        """Template of the public code ("a title") or of the paper ("the title"); most tasks have only one."""
+        return self.paper_template if variant == "the title" and self.paper_template is not None else self.template
 
 
 @dataclass(frozen=True)
 class PromptForm:
     """Combination of profile items and input in one prompt.
 
-    `glue` is the text between the items and the input, `glue_measured` the text that the public code counts for it
-    besides one token ("" where it counts only that token, None where it counts nothing). `after`, if set, is the
+    `separator` is the text between the items and the input, `separator_measured` the text that the public code counts
+    for it besides one token ("" where it counts only that token, None where it counts nothing). `after`, if set, is the
     word of the input after which the items are inserted; otherwise they precede the input.
     """
 
     item: ItemPhrase
-    glue: str = ". "
-    glue_measured: str | None = ""
+    separator: str = ". "
+    separator_measured: str | None = ""
     after: str | None = None
 
-    def glue_cost(self, measured: int) -> int:
-        """Tokens that the public code counts for the glue, if its measured text has `measured` tokens."""
-        if self.glue_measured is None:
+    def separator_cost(self, measured: int) -> int:
+        """Tokens that the public code counts for the separator, if its measured text has `measured` tokens."""
+        if self.separator_measured is None:
             return 0
-        return 1 + measured if self.glue_measured else 1
+        return 1 + measured if self.separator_measured else 1
 
 
 @dataclass(frozen=True)
 class Practice:
     """Template of a training example from a profile item, where it differs from the task's own input.
 
-    `frame` is a format string over the item's fields. `given`, if set, is the least and the largest share of the
-    target's words that the frame contains as {start}; the answer is the rest.
+    `template` is a format string over the item's fields. `given`, if set, is the least and the largest share of the
+    target's words that the template contains as {start}; the answer is the rest.
     """
 
-    frame: str
+    template: str
     given: tuple[float, float] | None = None
 
 
@@ -130,7 +131,7 @@ class Task:
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """Fields that every profile item must have, besides `id`."""
-        used = (*self.document, self.target, self.source, *re.findall(r"{(\w+)}", self.prompt.item.frame))
+        used = (*self.document, self.target, self.source, *re.findall(r"{(\w+)}", self.prompt.item.template))
         return tuple(dict.fromkeys(used))
 
     @property
@@ -153,7 +154,7 @@ class Task:
         """
         if self.practice is None:
             return self.input_for(str(item[self.source]))
-        return self.practice.frame.format_map({**item, "start": start})
+        return self.practice.template.format_map({**item, "start": start})
 
     def query(self, question: str, *, reference: bool = False) -> str:
         """Query of an input, the part that a retriever reads.
@@ -207,7 +208,9 @@ _ROWS = (
         document=("title", "abstract"),
         source="title",
         target="abstract",
-        prompt=PromptForm(ItemPhrase('"{title}"', cut="title", measured=2), glue="", glue_measured=None, after="title"),
+        prompt=PromptForm(
+            ItemPhrase('"{title}"', cut="title", measured=2), separator="", separator_measured=None, after="title"
+        ),
         metric="accuracy",
         id_prefix="0",
         folder="LaMP_1",
@@ -305,10 +308,10 @@ _ROWS = (
                 '"{title}" is a title for "{abstract}" ',
                 cut="abstract",
                 measured='"{title}" is a title " " ',
-                paper_frame='"{title}" is the title for "{abstract}" ',
+                paper_template='"{title}" is the title for "{abstract}" ',
             ),
-            glue=f". {_PATTERNS} ",
-            glue_measured=_PATTERNS,
+            separator=f". {_PATTERNS} ",
+            separator_measured=_PATTERNS,
         ),
         metric="rouge-1",
         id_prefix="4",
@@ -339,8 +342,8 @@ _ROWS = (
         target="text",
         prompt=PromptForm(
             ItemPhrase('"{text}" ', cut="text", measured='" '),
-            glue=f" are written by a person. {_PATTERNS} ",
-            glue_measured=f"are written by user. {_PATTERNS}",
+            separator=f" are written by a person. {_PATTERNS} ",
+            separator_measured=f"are written by user. {_PATTERNS}",
         ),
         metric="rouge-1",
         id_prefix="6",

@@ -65,7 +65,7 @@ class EncodedText(NamedTuple):
 class PromptTokenizer:
     """Tokenizer operations that prompts need: encoding with offsets, decoding, the number of special tokens.
 
-    Caches up to `remember` texts, because the same items, labels and glue recur. Works on a copy, so padding and
+    Caches up to `remember` texts, because the same items, labels and separators recur. Works on a copy, so padding and
     truncation that are set elsewhere have no effect. Raises LampError for a tokenizer without offsets.
     """
 
@@ -177,35 +177,35 @@ class _Draft:
     question: str
     length: int
     pieces: tuple[_DraftItem, ...]
-    glue: int
+    separator: int
     tokenizer: PromptTokenizer
     compatibility: Compatibility
 
     def shares(self, room: int) -> list[int] | None:
         """Tokens of each item's text, with special tokens; None if the fixed words of one do not fit."""
         count, special = len(self.pieces), self.tokenizer.special_tokens
-        per = (room - self.glue - 2 * (count - 1)) // count
+        per = (room - self.separator - 2 * (count - 1)) // count
         saved, shares = 0, []
         for piece in self.pieces:
-            share, whole = per + saved - piece.need, len(piece.encoded.ids) + special
+            share, complete = per + saved - piece.need, len(piece.encoded.ids) + special
             if share < 0:
                 return None
             if share == 0 and self.compatibility.zero_budget == "whole":
-                share = whole
-            shares.append(min(share, whole))
+                share = complete
+            shares.append(min(share, complete))
             saved += per - shares[-1] - piece.need
         return shares
 
     def text(self, shares: Sequence[int]) -> str:
         """Text of the prompt with each item's text shortened to its share."""
         form = self.task.prompt
-        frame = form.item.wording(self.compatibility.lamp5_phrase)
+        template = form.item.wording(self.compatibility.lamp5_phrase)
         phrases = [
-            frame.format_map({**piece.item, form.item.cut: self._shortened(piece, share)})
+            template.format_map({**piece.item, form.item.cut: self._shortened(piece, share)})
             for piece, share in zip(self.pieces, shares, strict=True)
         ]
         if form.after is None:
-            return f"{_JOIN.join(phrases)}{form.glue}{self.question}"
+            return f"{_JOIN.join(phrases)}{form.separator}{self.question}"
         head, word, tail = self.question.partition(form.after)
         return "".join((head, word, *(_JOIN + phrase for phrase in phrases), tail))
 
@@ -223,18 +223,18 @@ def _measure(
     form = task.prompt
     if form.after is not None and form.after not in question:
         items = ()  # There is no place for them in this question.
-    cut, measured, glue = form.item.cut, form.item.measured, form.glue_measured or ""
+    cut, measured, separator = form.item.cut, form.item.measured, form.separator_measured or ""
     try:
         texts = [str(item[cut]) for item in items]
         fixed = [] if isinstance(measured, int) else [measured.format_map(item) for item in items]
     except KeyError as error:
         broken = next(item for item in items if error.args[0] not in item)
         raise LampError(f"{task.name}: profile item {broken.get('id')!r} has no field {error}; add it") from None
-    encoded = tokenizer.encode([question, glue, *texts, *fixed])
+    encoded = tokenizer.encode([question, separator, *texts, *fixed])
     lengths = [len(text.ids) + tokenizer.special_tokens for text in encoded]
     needs = [measured] * len(texts) if isinstance(measured, int) else lengths[2 + len(texts) :]
     pieces = tuple(map(_DraftItem, items, texts, encoded[2:], needs))
-    return _Draft(task, question, lengths[0], pieces, form.glue_cost(lengths[1]), tokenizer, compatibility)
+    return _Draft(task, question, lengths[0], pieces, form.separator_cost(lengths[1]), tokenizer, compatibility)
 
 
 _FilledPrompt = tuple[str, list[int], int] | None  # text, its ids, number of items; None where no item can be used
@@ -255,7 +255,7 @@ def _fill_public_budget(draft: _Draft, max_length: int) -> _FilledPrompt:
 def _fill_free_budget(draft: _Draft, max_length: int) -> _FilledPrompt:
     """Prompt with the complete question and as many items as fit."""
     free = max_length - draft.length
-    fitting = tuple(piece for piece in draft.pieces if piece.need + draft.glue <= free)
+    fitting = tuple(piece for piece in draft.pieces if piece.need + draft.separator <= free)
     while fitting:
         draft, room = replace(draft, pieces=fitting), free
         while (shares := draft.shares(room)) is not None:

@@ -125,7 +125,7 @@ def _texts(task: Task, questions: QuestionSource) -> list[str]:
     texts, items = {}, {}
     for question in questions:
         texts |= dict.fromkeys((question.input, reference_of(question)))
-        items |= dict.fromkeys(task.prompt.item.frame.format(**item) for item in question.profile)
+        items |= dict.fromkeys(task.prompt.item.template.format(**item) for item in question.profile)
     return list(texts | items)
 
 

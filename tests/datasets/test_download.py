@@ -457,7 +457,7 @@ def test_the_stage_fetches_each_file_once_and_verifies_what_came(tmp_path, site,
     assert len(mirror.requests) == 2
     assert "2 of 2 files are complete, 2 downloaded now" in capsys.readouterr().out
     stage.run(options(tmp_path, verify=True))
-    assert capsys.readouterr().out.count("whole") == 2
+    assert capsys.readouterr().out.count("complete") == 2
     assert len(site.requests) == 2
 
 
@@ -484,7 +484,7 @@ def test_verify_finds_what_is_wrong(tmp_path, site, capsys, spoil, words):
         stage.run(options(tmp_path, verify=True))
     lines = capsys.readouterr().out.partition("state\n")[2].splitlines()
     (line,) = [line for line in lines if line.startswith(str(FILE.path))]
-    assert "whole" not in line
+    assert "complete" not in line
     assert words in line
     assert len(site.requests) == 2
 

@@ -116,8 +116,8 @@ def test_fields_are_all_that_a_task_reads_of_an_item():
 def test_every_row_is_consistent(task: Task):
     phrase = task.prompt.item
     values = dict.fromkeys(task.fields, "{brace}")
-    assert "{brace}" in phrase.frame.format_map(values)
-    assert f"{{{phrase.cut}}}" in phrase.frame
+    assert "{brace}" in phrase.template.format_map(values)
+    assert f"{{{phrase.cut}}}" in phrase.template
     assert isinstance(phrase.measured, int) or f"{{{phrase.cut}}}" not in phrase.measured
     assert task.marker in task.template
     assert len(set(task.labels)) == len(task.labels)

@@ -327,7 +327,7 @@ def explains(task: Task, shown: str, items: list[dict[str, str]]) -> bool:
     if not items:
         return not shown
     item, cut = items[0], task.prompt.item.cut
-    before, after = (part.format_map(item) for part in task.prompt.item.frame.split(f"{{{cut}}}"))
+    before, after = (part.format_map(item) for part in task.prompt.item.template.split(f"{{{cut}}}"))
     join = ", and " if len(items) > 1 else ""
     if not shown.startswith(before):
         return False
@@ -346,4 +346,4 @@ def test_every_item_shows_the_beginning_of_its_own_text(task, texts, max_length)
     items = [item_of(task, text) for text in texts]
     prompt = build(task, question, items, max_length)
     assume(prompt.used_items > 0)
-    assert explains(task, prompt.text.removesuffix(task.prompt.glue + question), items[: prompt.used_items])
+    assert explains(task, prompt.text.removesuffix(task.prompt.separator + question), items[: prompt.used_items])
