@@ -68,7 +68,7 @@ def finetune(
     2
     """  # fmt: skip
     check_choices(finetune, locals())
-    from lamp_jax.decoding.generation import NOTHING, read_generation
+    from lamp_jax.decoding.generation import DEFAULT_GENERATION, read_generation
     from lamp_jax.decoding.model import open_model
     from lamp_jax.sharding import set_or_default_mesh
     from lamp_jax.training.divergence import check_converging
@@ -81,7 +81,7 @@ def finetune(
     check_questions(validation, found, _VALIDATION, scored=True)
     if not train or not validation:
         raise LampError(f"{_VALIDATION if train else _TRAIN}: there are none; give at least one")
-    generation = NOTHING if start == SCRATCH else read_generation(start, settings.answering)
+    generation = DEFAULT_GENERATION if start == SCRATCH else read_generation(start, settings.answering)
     questions = add_profile_targets(train, found, newest=settings.profile_targets)
     contents = {"train": _digest(train), "validation": _digest(validation)}
 

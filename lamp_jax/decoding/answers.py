@@ -11,7 +11,7 @@ from flax import nnx
 from lamp_jax.config import Answering, Lora
 from lamp_jax.decoding.beam import beam_search
 from lamp_jax.decoding.constraints import make_constraint
-from lamp_jax.decoding.generation import NOTHING, Generation, searches_greedily
+from lamp_jax.decoding.generation import DEFAULT_GENERATION, Generation, searches_greedily
 from lamp_jax.decoding.greedy import greedy_search
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.distributed import read
@@ -39,7 +39,7 @@ class Answerer:
         task: Task,
         answering: Answering,
         *,
-        generation: Generation = NOTHING,
+        generation: Generation = DEFAULT_GENERATION,
         lora: Lora | None = None,
     ):
         if answering.decode == "labels" and not task.labels:
@@ -97,7 +97,7 @@ def make_decoder(
     answering: Answering,
     labels: np.ndarray | None,
     *,
-    generation: Generation = NOTHING,
+    generation: Generation = DEFAULT_GENERATION,
     lora: Lora | None = None,
 ) -> Any:
     """Jitted function: parameters, prompts [B, S] -> tokens [B, T], or log-probabilities [B, L] of `labels` [L, T].

@@ -60,8 +60,8 @@ class Generation:
     @property
     def applied(self) -> dict[str, Any]:
         """Settings that differ from the defaults."""
-        own, nothing = asdict(self), asdict(NOTHING)
-        return {name: own[name] for name in own if name not in ("source", "ignored") and own[name] != nothing[name]}
+        own, defaults = asdict(self), asdict(DEFAULT_GENERATION)
+        return {name: own[name] for name in own if name not in ("source", "ignored") and own[name] != defaults[name]}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Generation:
         return f"{self.source}: {', '.join(parts)}"
 
 
-NOTHING = Generation()
+DEFAULT_GENERATION = Generation()
 """Settings without effect: the options alone determine the search."""
 
 
@@ -123,7 +123,7 @@ def read_generation(model: str | Path, answering: Answering) -> Generation:
         found.setdefault("min_new_tokens", least)
     if searches_greedily(answering):
         for name in BEAM_ONLY & found.keys():
-            if found.pop(name) != getattr(NOTHING, name):
+            if found.pop(name) != getattr(DEFAULT_GENERATION, name):
                 ignored[name] = "only beam search reads it"
     if found.get("eos_token_id") == end_tokens(config):
         del found["eos_token_id"]

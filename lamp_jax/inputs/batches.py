@@ -73,10 +73,10 @@ class TrainingBatches:
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.per_epoch)
         length, rows = self._plan(epoch)[place]
-        mine = rows[self._own[self._own < len(rows)]]
+        own_rows = rows[self._own[self._own < len(rows)]]
         return Batch(
-            pad_rows([self._sources[row] for row in mine], len(self._own), length),
-            pad_rows([self._targets[row] for row in mine], len(self._own), self.target_length),
+            pad_rows([self._sources[row] for row in own_rows], len(self._own), length),
+            pad_rows([self._targets[row] for row in own_rows], len(self._own), self.target_length),
         )
 
     def _plan_epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
@@ -149,8 +149,8 @@ def prediction_batches(
         while len(left) >= rows[length] or (left and length == max(members)):
             part, left = left[: rows[length]], left[rows[length] :]
             places = own(rows[length])
-            mine = [examples[part[place]].source for place in places if place < len(part)]
-            source = pad_rows(mine, len(places), length, pad=pad)
+            sources = [examples[part[place]].source for place in places if place < len(part)]
+            source = pad_rows(sources, len(places), length, pad=pad)
             yield part, Batch(source, np.zeros((len(places), 0), np.int32))
 
 

@@ -19,7 +19,7 @@ from lamp_jax.inputs.tokenizer import round_up_vocabulary
 from lamp_jax.models.attention import drop_values, hide_padding
 from lamp_jax.models.config_values import check_tokens, read_flag, read_numbers
 from lamp_jax.models.dropout import dropout, layer_keys, split_key
-from lamp_jax.models.kernels import NOTHING, AttentionOrder, attend_in_order, gelu
+from lamp_jax.models.kernels import NO_BIAS, AttentionOrder, attend_in_order, gelu
 from lamp_jax.models.layers import (
     LayerNorm,
     Remat,
@@ -183,7 +183,7 @@ class BertLayers(nnx.Module):
         key: jax.Array | None,
     ) -> jax.Array:
         """Attention output, three of [B, S, H, K] -> [B, S, H, K]; they are projections of x [B, S, D]."""
-        return attend_in_order(query, keys, values, NOTHING, padding, order=order, rules=self.rules)
+        return attend_in_order(query, keys, values, NO_BIAS, padding, order=order, rules=self.rules)
 
     def heads(self, x: jax.Array, weight: nnx.Param, bias: nnx.Param) -> jax.Array:
         """Projection with bias into heads, [B, S, D] -> [B, S, H, K]."""

@@ -110,12 +110,12 @@ def abstract_generator(config: GeneratorConfig, *, storage: Storage = "float32",
         return model
     for place in {place.path: place for place in family_of(config).places(config).values()}.values():
         *parents, last = place.path
-        holder = reduce(getattr, parents, model)
+        module = reduce(getattr, parents, model)
         if storage == "int8" and place.inputs:
-            setattr(holder, last, abstract_quantized(getattr(holder, last), inputs=place.inputs))
+            setattr(module, last, abstract_quantized(getattr(module, last), inputs=place.inputs))
         elif last not in _NEVER_SMALL:
-            weight = getattr(holder, last)
-            setattr(holder, last, weight.replace(as_type(weight.get_value(), jnp.bfloat16)))
+            weight = getattr(module, last)
+            setattr(module, last, weight.replace(as_type(weight.get_value(), jnp.bfloat16)))
     return model
 
 

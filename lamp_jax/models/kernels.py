@@ -20,7 +20,7 @@ AttentionOrder = Literal["whole", "rows"]
 HIDDEN = -1e9
 """Score of hidden positions: far below any other, but finite, so that a row without tokens does not give NaN."""
 
-NOTHING = np.zeros((1, 1, 1, 1), np.float32)
+NO_BIAS = np.zeros((1, 1, 1, 1), np.float32)
 """Scores to add where there is no bias."""
 
 
@@ -93,7 +93,7 @@ def attend_by_rows(
     """`attend` for a few rows of the batch at a time.
 
     Only these rows' [H, T, S] scores exist at once and fit a CPU's cache (two to three times faster there at
-    T = S = 320). `position` is [1, H, T, S] or NOTHING, `padding` [B, 1, 1, S].
+    T = S = 320). `position` is [1, H, T, S] or NO_BIAS, `padding` [B, 1, 1, S].
     """
 
     by_head = position.shape[1] > 1
@@ -154,7 +154,7 @@ def attend_nearby(
     """
     length = query.shape[1]
     if length <= reach + 1:
-        return attend_in_order(query, keys, values, NOTHING, padding, order=order, rules=rules)
+        return attend_in_order(query, keys, values, NO_BIAS, padding, order=order, rules=rules)
     blocks = -(-length // reach)
     distance = np.arange(3 * reach) - reach - np.arange(reach)[:, None]
     band = np.where(np.abs(distance) <= reach, 0, HIDDEN).astype(np.float32)[None, None]

@@ -142,15 +142,15 @@ def attach(model: Any, adapters: Adapters, lora: Lora, *, key: jax.Array | None 
     keys: dict[tuple[str, ...], jax.Array | None] = {}
     for site in find_sites(model.config, lora.targets):
         *parents, last = site.path
-        holder, reads = _weight(model, parents), tuple(site.path if last in _READS_ALONE else parents)
+        module, reads = _weight(model, parents), tuple(site.path if last in _READS_ALONE else parents)
         down, up = (
             jnp.moveaxis(gathered(adapters[name], specs[name]), 0, 1)
             for name in (f"{site.name}.{DOWN}", f"{site.name}.{UP}")
         )
         if reads not in keys:
             keys[reads] = layer_keys(None if key is None else jax.random.fold_in(key, len(keys)), len(down))
-        weight = getattr(holder, last)
-        setattr(holder, last, Adapted(weight, down, up, scale=scale, rate=lora.dropout, key=keys[reads]))
+        weight = getattr(module, last)
+        setattr(module, last, Adapted(weight, down, up, scale=scale, rate=lora.dropout, key=keys[reads]))
     return model
 
 

@@ -15,7 +15,7 @@ from lamp_jax.models.dropout import dropout, layer_keys, split_key
 from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.models.kernels import (
     HIDDEN,
-    NOTHING,
+    NO_BIAS,
     AttentionOrder,
     attend,
     attend_in_order,
@@ -109,11 +109,11 @@ class DecoderLayers(nnx.Module):
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
-        heads = attend(self.attention.queries(normed), keys, values, position_scores, NOTHING)
+        heads = attend(self.attention.queries(normed), keys, values, position_scores, NO_BIAS)
         x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
         keys, values, padding = cross
         values = drop_values(values, self.rate, key_source)
-        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NOTHING, padding)
+        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NO_BIAS, padding)
         x = x + dropout(self.cross.mix(heads), self.rate, key_cross)
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
@@ -134,10 +134,10 @@ class DecoderLayers(nnx.Module):
             *(write_to_cache(old, new, layer=layer, position=position) for old, new in zip(cache, fresh, strict=True))
         )
         own = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
-        heads = attend(self.attention.queries(normed), *own, position_scores, NOTHING)
+        heads = attend(self.attention.queries(normed), *own, position_scores, NO_BIAS)
         x = x + self.attention.mix(heads)
         keys, values, padding = cross
-        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NOTHING, padding)
+        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NO_BIAS, padding)
         x = x + self.cross.mix(heads)
         return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), cache
 

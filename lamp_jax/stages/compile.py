@@ -40,11 +40,11 @@ def compile_page(options: Compile) -> StepReport:
     kinds = {kind: None for _, of in STEPS.values() for kind in of}
     experiment = override(read_experiment(options.config, *kinds), options.options)
     stage = options.stage or next(name for name, (_, of) in STEPS.items() if isinstance(experiment, of[0]))
-    build, enough = STEPS[stage]
-    if not isinstance(experiment, enough):
+    build, kinds = STEPS[stage]
+    if not isinstance(experiment, kinds):
         raise LampError(
             f"{options.config}: a {type(experiment).__name__}(...) has no options for `{stage}`; give a page with a "
-            f"{enough[0].__name__}(...)"
+            f"{kinds[0].__name__}(...)"
         )
     devices = experiment.devices
     topology = open_topology(options.topology, options.slices, megacore=options.megacore)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from lamp_jax.config import SCRATCH, Answering, Learning, Storage
 from lamp_jax.decoding.answers import make_decoder
-from lamp_jax.decoding.generation import NOTHING, read_generation
+from lamp_jax.decoding.generation import DEFAULT_GENERATION, read_generation
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import CandidateBatch
@@ -38,7 +38,7 @@ from lamp_jax.steps.selector import selector_loss
 from lamp_jax.steps.update import LossSum, make_optimizer, make_update, start
 from lamp_jax.tasks.catalog import find_task
 
-Asking = Train | Generate | FeedbackItems | FeedbackRetrievers
+GeneratorExperiment = Train | Generate | FeedbackItems | FeedbackRetrievers
 
 _UPDATES = 1000  # of a run; only the values of its schedule depend on it
 _LABEL_TOKENS = 4
@@ -63,7 +63,7 @@ def train_step(experiment: Train, candidates: int) -> Step:
     return _update(generator_loss(graph), params, batch, experiment.learning, rules)
 
 
-def generate_step(experiment: Asking, candidates: int) -> Step:
+def generate_step(experiment: GeneratorExperiment, candidates: int) -> Step:
     """Decoding of a batch of answers to their maximum length; labels are assumed to have four tokens each."""
     graph, params, rules = _generator(experiment)
     answering: Answering = experiment.answering
@@ -71,12 +71,12 @@ def generate_step(experiment: Asking, candidates: int) -> Step:
     if answering.decode == "labels":
         labels = np.ones((len(find_task(experiment.task).labels), _LABEL_TOKENS), np.int32)
     source = _rows((_batch_size(experiment), _max_length(experiment)), rules)
-    generation = read_generation(experiment.model, answering) if Path(experiment.model).is_dir() else NOTHING
+    generation = read_generation(experiment.model, answering) if Path(experiment.model).is_dir() else DEFAULT_GENERATION
     decode = make_decoder(graph, answering, labels, generation=generation)
     return Step(lambda: decode.lower(params, source), None)
 
 
-def feedback_step(experiment: Asking, candidates: int) -> Step:
+def feedback_step(experiment: GeneratorExperiment, candidates: int) -> Step:
     """Feedback of a batch: answers, or the references' log-probabilities with the reward "likelihood"."""
     if not isinstance(experiment, FeedbackItems) or experiment.reward != "likelihood":
         return generate_step(experiment, candidates)
@@ -174,7 +174,7 @@ def _update(loss_sum: LossSum, params: Any, batch: Any, learning: Learning, rule
     return Step(lambda: update.lower(state, batch), forward)
 
 
-def _generator(experiment: Asking | TrainAdapters) -> tuple[nnx.GraphDef, Any, Rules]:
+def _generator(experiment: GeneratorExperiment | TrainAdapters) -> tuple[nnx.GraphDef, Any, Rules]:
     model_kwargs = model_options(experiment.devices)
     storage: Storage = getattr(experiment, "storage", "float32")
     model = abstract_generator(_generator_config(experiment), storage=storage, **model_kwargs)
@@ -227,7 +227,7 @@ def _candidate_batch(learning: Learning, queries: int, candidates: int, length: 
     return CandidateBatch(*shapes)
 
 
-def _generator_config(experiment: Asking | TrainAdapters) -> GeneratorConfig:
+def _generator_config(experiment: GeneratorExperiment | TrainAdapters) -> GeneratorConfig:
     if isinstance(experiment, Train) and experiment.model == SCRATCH:
         raise LampError("--model scratch: its vocabulary size is known only after training; name a model")
     if Path(experiment.model).is_dir():
@@ -247,11 +247,11 @@ def _encoder_config(name: str, kind: type[BertConfig]) -> Any:
     return kind()
 
 
-def _batch_size(experiment: Asking) -> int:
+def _batch_size(experiment: GeneratorExperiment) -> int:
     return experiment.learning.batch_size if isinstance(experiment, Train) else experiment.batch_size
 
 
-def _max_length(experiment: Asking) -> int:
+def _max_length(experiment: GeneratorExperiment) -> int:
     return experiment.max_length if isinstance(experiment, FeedbackItems) else experiment.prompting.max_length
 
 

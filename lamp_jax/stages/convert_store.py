@@ -31,18 +31,18 @@ def run(options: ConvertStore) -> None:
     record.begin()
     with contextlib.closing(create_store(record.target, form)) as made:
         _copy(store, made)
-        users, lost = len(made.entries), old_store.count_lines(store) - len(made.entries)
+        users, incomplete = len(made.entries), old_store.count_lines(store) - len(made.entries)
         items = sum(entry.items for entry in made.scan())
     trained = read_record(store) or {}
-    if trained.get("finished") and (lost or trained.get("users") != users):
+    if trained.get("finished") and (incomplete or trained.get("users") != users):
         raise LampError(
             f"{store}: its training finished with adapters of {trained.get('users')} users, but it has adapters of "
             f"{users}; copy the store again"
         )
     record.finish(users=users, items=items)
     print(f"{options.output}: adapters of {users} users")
-    if lost:
-        print(f"{store}: is truncated; incomplete users ({lost}) are left out")
+    if incomplete:
+        print(f"{store}: is truncated; incomplete users ({incomplete}) are left out")
     if trained and not trained.get("finished"):
         print(f"{store}: its training is not finished, and can be resumed in the old store only")
 

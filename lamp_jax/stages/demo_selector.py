@@ -23,9 +23,9 @@ from lamp_jax.stages.demo_pages import read_page
 from lamp_jax.tasks.comparison import Against
 from lamp_jax.tasks.metrics import Scores, score
 
-NOBODY = feedback_retrievers.NOBODY
+NO_RETRIEVER = feedback_retrievers.NO_RETRIEVER
 RANKERS = ("recency", "bm25")
-POOL = (NOBODY, *RANKERS)
+POOL = (NO_RETRIEVER, *RANKERS)
 """Retrievers to select from."""
 FUSION = "rrf"
 """Retriever that is compared in addition."""
@@ -66,7 +66,7 @@ def run(options: Demo, generator: Train) -> None:
 
 def make_candidates(generator: Train, questions: str, folder: Path, rankers: Sequence[str]) -> None:
     """Writes each retriever's rankings, the generator's answers with its items, and the candidates."""
-    pool, ranked = [NOBODY], []
+    pool, ranked = [NO_RETRIEVER], []
     for ranker in rankers:
         ranking = Rank(
             task=generator.task,

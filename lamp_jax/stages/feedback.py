@@ -65,10 +65,10 @@ def collect(
     with jax.set_mesh(open_mesh(options.devices)):
         check_divides("--batch-size", options.batch_size, "data")
         graph, params = nnx.split(load_generator(options.model, **model_options(options.devices)))
-        mine = trials(options.shard)
+        own_trials = trials(options.shard)
         if reward == "likelihood":
             answering, size = options.answering, options.batch_size
-            rate = likelihood_rater(graph, params, tokenizer, mine, answering=answering, batch_size=size)
+            rate = likelihood_rater(graph, params, tokenizer, own_trials, answering=answering, batch_size=size)
         else:
             generation = open_generation(options.model, options.answering)
             answerer = Answerer(graph, tokenizer, task, options.answering, generation=generation)
@@ -76,11 +76,11 @@ def collect(
         record.begin()
         with (
             closing(Journal(path(options.shard))) as journal,
-            tqdm(total=len(mine), desc="feedback", unit="prompt", disable=None) as bar,
+            tqdm(total=len(own_trials), desc="feedback", unit="prompt", disable=None) as bar,
         ):
             done = len(journal.entries)
             batches = rate_trials(
-                mine,
+                own_trials,
                 rate,
                 task,
                 tokenizer,

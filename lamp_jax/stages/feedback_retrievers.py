@@ -14,7 +14,7 @@ from lamp_jax.stages.feedback import check_shards, collect, shard_part
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_references
 
-NOBODY = "none"
+NO_RETRIEVER = "none"
 """Name of the retriever that retrieves nothing."""
 
 
@@ -59,8 +59,10 @@ def parse_pool(entries: Sequence[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     for entry in entries:
         name, _, file = entry.partition("=")
-        if not name or bool(file) == (name == NOBODY):
-            raise LampError(f"--pool {entry}: give NAME=FILE, the questions in that retriever's order, or {NOBODY}")
+        if not name or bool(file) == (name == NO_RETRIEVER):
+            raise LampError(
+                f"--pool {entry}: give NAME=FILE, the questions in that retriever's order, or {NO_RETRIEVER}"
+            )
         if name in files:
             raise LampError(f"--pool {entry}: {name!r} occurs twice; give each retriever a name of its own")
         files[name] = file

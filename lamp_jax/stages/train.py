@@ -7,7 +7,7 @@ import jax
 
 from lamp_jax.config import SCRATCH
 from lamp_jax.data.sources import content_of, open_source
-from lamp_jax.decoding.generation import NOTHING, open_generation
+from lamp_jax.decoding.generation import DEFAULT_GENERATION, open_generation
 from lamp_jax.errors import LampError
 from lamp_jax.options.generator import Train
 from lamp_jax.runs.records import guard_outputs, reserve
@@ -42,7 +42,7 @@ def run(options: Train) -> None:
     validation = open_source(options.validation, task, patches)
     check_questions(validation, task, options.validation, scored=True)
     questions = add_profile_targets(questions, task, newest=options.profile_targets)
-    generation = NOTHING if options.model == SCRATCH else open_generation(options.model, options.answering)
+    generation = DEFAULT_GENERATION if options.model == SCRATCH else open_generation(options.model, options.answering)
     record.begin()
     with jax.set_mesh(mesh):
         progress = train_generator(

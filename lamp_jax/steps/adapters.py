@@ -69,13 +69,13 @@ class Users(NamedTuple):
 def start_users(adapters: dict[str, jax.Array], learning: Optimization, rules: Rules) -> AdapterState:
     """State before the first update of adapters [U, ...]."""
     users = len(next(iter(adapters.values())))
-    nothing = jnp.zeros((users,), jnp.float32, out_sharding=rules.out("batch"))
+    zeros = jnp.zeros((users,), jnp.float32, out_sharding=rules.out("batch"))
     moments = jax.tree.map(
         # Counters are not derived from the adapters, and so do not have their sharding.
         lambda leaf: gathered(leaf, P(rules.batch)) if leaf.ndim == 1 else leaf,
         _first_moments(learning)(adapters),
     )
-    step, loss, partial = nothing.astype(jnp.int32), nothing, jnp.copy(nothing)
+    step, loss, partial = zeros.astype(jnp.int32), zeros, jnp.copy(zeros)
     return AdapterState(adapters, moments, jax.tree.map(jnp.zeros_like, adapters), step, loss, partial)
 
 
@@ -113,10 +113,10 @@ def make_adapter_update(
         gradient = {
             name: _sums_of(jnp.where(_wide(finite, one), one, 0), chosen, rules) for name, one in gradient.items()
         }
-        lost = _sums_of((~finite & (microbatch.weight > 0)).astype(jnp.float32), chosen, rules)
+        diverged = _sums_of((~finite & (microbatch.weight > 0)).astype(jnp.float32), chosen, rules)
         partial = state.partial + _sums_of(jnp.where(finite, losses, 0), chosen, rules)
         state = state._replace(
-            gradient=jax.tree.map(jnp.add, state.gradient, gradient), partial=jnp.where(lost > 0, jnp.nan, partial)
+            gradient=jax.tree.map(jnp.add, state.gradient, gradient), partial=jnp.where(diverged > 0, jnp.nan, partial)
         )
         return jax.lax.cond(steps, take_step, lambda state, _: state, state, users)
 

@@ -81,10 +81,10 @@ def make_update(
         if accumulation == 1:  # without an accumulator, which would be a copy of the parameters
             gradient, loss, count = learn(batch, 0)
         else:
-            nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
+            zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
             (gradient, loss, count), _ = jax.lax.scan(
                 lambda sums, microbatch: (jax.tree.map(jnp.add, sums, learn(*microbatch)), None),
-                nothing,
+                zeros,
                 (jax.tree.map(split, batch), jnp.arange(accumulation)),
             )
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), gradient)

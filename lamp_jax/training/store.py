@@ -217,14 +217,14 @@ def _keep(options: AdapterTraining, store: AdapterStore, failed: Journal, learne
     Users whose training failed are written to `failed`; they do not affect other users.
     """
     noted = store.known([one.user for one in learned.users]) | {entry["user"] for entry in failed.entries}
-    places, entries, lost = [], [], []
+    places, entries, failures = [], [], []
     for place, (one, fault) in enumerate(zip(learned.users, store.faults(learned.adapters), strict=True)):
         loss = float(learned.losses[place])
         fault = fault if np.isfinite(loss) else "diverged"
         if one.user not in noted and fault:
-            lost.append({"user": one.user, "why": fault})
+            failures.append({"user": one.user, "why": fault})
         elif one.user not in noted:
             places.append(place)
             entries.append(AdapterEntry(one.user, len(one.examples), one.updates(options.learning), loss))
     store.append(entries, {name: values[places] for name, values in learned.adapters.items()})
-    failed.append(lost)
+    failed.append(failures)

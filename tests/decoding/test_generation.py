@@ -21,8 +21,8 @@ from flax import nnx
 from lamp_jax.config import Answering
 from lamp_jax.decoding.answers import make_decoder
 from lamp_jax.decoding.generation import (
+    DEFAULT_GENERATION,
     GENERATION_CONFIG,
-    NOTHING,
     Generation,
     keep_generation,
     open_generation,
@@ -198,7 +198,7 @@ def test_goldens_of_what_is_asked_are_not_those_of_nothing():
 
 def test_all_that_a_search_can_be_asked_for_is_tested():
     asked = {name for values in ASKED.values() for name in values}
-    assert asked - {"min_length"} == {name for name in vars(NOTHING) if name not in ("source", "ignored")}
+    assert asked - {"min_length"} == {name for name in vars(DEFAULT_GENERATION) if name not in ("source", "ignored")}
 
 
 def test_config_json_asks_where_there_is_no_other_file(model, tmp_path):

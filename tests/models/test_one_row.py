@@ -7,7 +7,7 @@ from flax import nnx
 
 from lamp_jax.config import Answering
 from lamp_jax.decoding.answers import make_decoder
-from lamp_jax.decoding.generation import NOTHING, Generation
+from lamp_jax.decoding.generation import DEFAULT_GENERATION, Generation
 from lamp_jax.sharding import make_mesh, place_batch
 from lamp_jax.steps.generator import generator_loss
 from tests.models import test_longformer
@@ -25,7 +25,7 @@ def without_and_on_a_mesh(function):
 
 
 @pytest.mark.parametrize("length", [2, 5])
-@pytest.mark.parametrize("generation", [NOTHING, RULES], ids=["plain", "rules"])
+@pytest.mark.parametrize("generation", [DEFAULT_GENERATION, RULES], ids=["plain", "rules"])
 @pytest.mark.parametrize("decode", ["beam", "greedy"])
 def test_one_source_is_answered(decode, generation, length):
     answering = Answering(decode, num_beams=2, generation_max_length=length)
