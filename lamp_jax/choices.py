@@ -15,7 +15,7 @@ def check_choices(function: Callable[..., Any], given: Mapping[str, Any]) -> Non
 
 
 def check_settings(settings: Any, *, name: str = "") -> None:
-    """LampError, with the choices, for a field of a dataclass, or of those within it, that is none of its choices."""
+    """LampError, with the choices, for a field of a dataclass, also a nested one, that is not one of its choices."""
     hints = get_type_hints(type(settings))
     for field in fields(settings):
         _check(f"{name}{field.name}", getattr(settings, field.name), hints[field.name])

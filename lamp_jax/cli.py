@@ -95,9 +95,9 @@ def _run_jointly(work: Callable[[], None]) -> None:
     preempted = False
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
-            nothing = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nothing))
-            stack.enter_context(contextlib.redirect_stderr(nothing))
+            devnull = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(devnull))
+            stack.enter_context(contextlib.redirect_stderr(devnull))
         try:
             work()
         except Preempted:  # raised by all processes after the same step

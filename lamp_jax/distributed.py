@@ -24,12 +24,12 @@ def start(declared: GroupDeclaration) -> None:
     """Joins the process group, once, before jax starts. LampError if the processes do not find each other."""
     if processes.process_count() > 1:
         return
-    said = {"coordinator_address": declared.address, "num_processes": declared.number, "process_id": declared.index}
+    given = {"coordinator_address": declared.address, "num_processes": declared.number, "process_id": declared.index}
     try:
-        jax.distributed.initialize(**(said if declared.address else {}), shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
+        jax.distributed.initialize(**(given if declared.address else {}), shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
     except (RuntimeError, ValueError) as error:
         where = declared.address or f"{processes.HOSTS}=all"
-        raise LampError(f"{where}: the processes did not find each other ({error})") from None
+        raise LampError(f"{where}: the processes did not connect ({error}); start all with one address") from None
     state = distributed.global_state
     client = state.client
     if client is None or not state.num_processes or state.num_processes < 2:

@@ -41,7 +41,7 @@ def as_list(kind: type[Row], rows: Iterable[Row], name: str) -> list[Row]:
     found = list(rows)
     for position, row in enumerate(found):
         if not isinstance(row, kind):
-            made_by = "; `read_questions` makes them of records" if issubclass(kind, Question) else ""
+            made_by = "; `read_questions` makes them from records" if issubclass(kind, Question) else ""
             raise LampError(f"{name}[{position}]: expected {kind.__name__}, found {type(row).__name__}{made_by}")
     return found
 

@@ -26,7 +26,7 @@ def installed_page(name: str) -> str:
 
 def read_experiment(path: str, *kinds: type) -> Any:
     """Experiment of a config page, its `experiment`. LampError if it is missing, not an instance of `kinds`,
-    or has a setting that is none of its choices."""
+    or has a setting that is not one of its choices."""
     try:
         page = runpy.run_path(path)
     except FileNotFoundError:
