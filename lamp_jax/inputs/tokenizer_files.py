@@ -63,7 +63,7 @@ def _read_object(path: Path, data: bytes) -> dict[str, Any]:
     try:
         values = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise LampError(f"{path}: not valid JSON ({error}); copy or download it again") from error
+        raise LampError(f"{path}: invalid JSON ({error}); copy or download it again") from error
     if not isinstance(values, dict):
         raise LampError(f"{path}: contains a {type(values).__name__}, not an object; copy or download it again")
     return values

@@ -210,7 +210,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise LampError(f"{path}: not valid JSON ({error}); copy or download it again") from error
+        raise LampError(f"{path}: invalid JSON ({error}); copy or download it again") from error
     if not isinstance(values, dict):
         raise LampError(f"{path}: contains a {type(values).__name__}, not an object; copy or download it again")
     return values

@@ -59,7 +59,7 @@ class RankingFile(Mapping[str, Sequence[str]]):
             item_ids = parse_record(bytes(self._raw[question_id]))
         except ValueError as error:
             raise LampError(
-                f"{self.path}, question {question_id!r}: not JSON ({error}); rank the questions again"
+                f"{self.path}, question {question_id!r}: invalid JSON ({error}); rank the questions again"
             ) from None
         if not isinstance(item_ids, list) or not all(map(is_id, item_ids)):
             raise LampError(f"{self.path}, question {question_id!r}: expected a list of item ids; is it a ranking?")
@@ -81,7 +81,7 @@ def _read_members(path: str | Path) -> dict[str, msgspec.Raw]:
     except msgspec.ValidationError:
         raise LampError(f"{path}: expected an object of question ids; is it a ranking?") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LampError(f"{path}: not complete JSON ({error}); rank the questions again") from None
+        raise LampError(f"{path}: invalid JSON ({error}); rank the questions again") from None
     except FileNotFoundError:
         raise LampError(f"{path}: no such file") from None
     except IsADirectoryError:

@@ -225,7 +225,7 @@ def _read_member(member: str, name: str, read: Callable[[str], bytes]) -> Source
     except _NO_MEMBER as error:
         raise LampError(f"{name}: cannot be unpacked ({error}); download or make the zip again") from None
     except ValueError as error:
-        raise LampError(f"{name}: not complete JSON ({error}); download or make it again") from None
+        raise LampError(f"{name}: invalid JSON ({error}); download or make it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("golds"), list) or "task" not in content:
         raise LampError(f'{name}: expected {{"task": "LaMP_3", "golds": [...]}}, which names its task')
     return Source(name, Outputs(str(content["task"]), outputs_by_id(content["golds"], name)))

@@ -189,8 +189,8 @@ def test_projections_of_one_x_drop_the_same_of_it():
             ("wi", "lm_head"),
             "--targets wi lm_head: no such projections in this model; choose from k, o, q, v, wi_0, wi_1, wo",
         ),
-        ("gated", (), "adapters of the projections \\(none\\): this model has"),
-        ("gated", ("layer_norm",), "adapters of the projections layer_norm: this model has"),
+        ("gated", (), "--targets \\(none\\): no such projections in this model"),
+        ("gated", ("layer_norm",), "--targets layer_norm: no such projections in this model"),
     ],
 )
 def test_targets_that_no_weight_has_are_an_error(kind, targets, message):

@@ -305,7 +305,7 @@ def test_a_damaged_pytorch_file_is_a_named_error(directory, content):
     pytest.importorskip("torch")
     (directory / WEIGHTS).unlink()
     (directory / TORCH).write_bytes(content)
-    with pytest.raises(LampError, match=f"{TORCH}: (not a whole PyTorch file|a git-lfs pointer)") as caught:
+    with pytest.raises(LampError, match=f"{TORCH}: (not a complete PyTorch file|a git-lfs pointer)") as caught:
         read_gated(directory)
     assert ("git lfs pull" in str(caught.value)) == content.startswith(b"version")
 
@@ -337,7 +337,7 @@ def test_numbers_that_are_not_finite_are_named(directory):
         tensors[QUERY.format("B")] = tensors[QUERY.format("B")] * np.float32("nan")
 
     change_tensors(directory, spoil)
-    with pytest.raises(LampError, match=rf"{WEIGHTS}: .*SelfAttention\.q\.lora_B\.weight holds numbers that are not"):
+    with pytest.raises(LampError, match=rf"{WEIGHTS}: .*SelfAttention\.q\.lora_B\.weight has values that are not"):
         read_gated(directory)
 
 
@@ -381,9 +381,9 @@ def name_no_rank(directory):
     ("spoil", "message"),
     [
         (remove_weights, f"{WEIGHTS}: no such file; save the adapter with peft's save_pretrained"),
-        (cut_weights, f"{WEIGHTS}: not a whole safetensors file .*copy it again"),
+        (cut_weights, f"{WEIGHTS}: not a complete safetensors file .*copy it again"),
         (remove_config, f"has no {CONFIG}"),
-        (cut_config, f"{CONFIG}: not valid JSON"),
+        (cut_config, f"{CONFIG}: invalid JSON"),
         (leave_out("r"), f"{CONFIG}: not a complete configuration"),
         (leave_out("target_modules"), f"{CONFIG}: not a complete configuration"),
         (name_no_rank, f"{CONFIG}: not a complete configuration"),

@@ -133,13 +133,13 @@ def test_a_git_lfs_pointer_is_named(kind, directory, file):
 def test_a_cut_off_file_of_weights_is_an_error(kind, directory, left):
     content = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(content[:left])
-    refuse(kind, directory, r"model\.safetensors: not a whole safetensors file")
+    refuse(kind, directory, r"model\.safetensors: not a complete safetensors file")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "3", "{", '{"a": ' * 100_000, "\ufffe"])
 def test_a_config_that_is_no_object_is_an_error(kind, directory, content):
     (directory / "config.json").write_text(content, encoding="utf-16" if content == "\ufffe" else "utf-8")
-    refuse(kind, directory, r"config\.json: (not valid JSON|holds a)")
+    refuse(kind, directory, r"config\.json: (invalid JSON|contains a)")
 
 
 def shard(directory):
@@ -171,7 +171,7 @@ def test_an_index_without_its_map_is_an_error(kind, directory, content):
 def test_an_index_that_is_no_object_is_an_error(kind, directory, content):
     shard(directory)
     (directory / "model.safetensors.index.json").write_text(content)
-    refuse(kind, directory, r"model\.safetensors\.index\.json: (not valid JSON|holds a|a git-lfs pointer)")
+    refuse(kind, directory, r"model\.safetensors\.index\.json: (invalid JSON|contains a|a git-lfs pointer)")
 
 
 @pytest.mark.parametrize("name", ["../model-0.safetensors", "/tmp/model-0.safetensors", "", "..", "a/b", "."])
@@ -242,9 +242,9 @@ def test_damaged_pytorch_shards_are_named(tmp_path):
     shards = sorted(set(names.values()))
     sound = (tmp_path / shards[1]).read_bytes()
     for content, match in (
-        (b"x", "not a whole PyTorch file"),
-        (b"", "not a whole PyTorch file"),
-        (sound[: len(sound) // 2], "not a whole PyTorch file"),
+        (b"x", "not a complete PyTorch file"),
+        (b"", "not a complete PyTorch file"),
+        (sound[: len(sound) // 2], "not a complete PyTorch file"),
         (POINTER, "a git-lfs pointer"),
     ):
         (tmp_path / shards[1]).write_bytes(content)

@@ -187,8 +187,8 @@ def cut_weights(directory):
         (remove_weights, "has no weights .*give a directory"),
         (leave_torch_weights, "has pytorch_model.bin but no model.safetensors; install torch"),
         (remove_config, "has no config.json; give a model directory"),
-        (cut_config, "config.json: not valid JSON .*again"),
-        (cut_weights, "model.safetensors: not a whole safetensors file .*again"),
+        (cut_config, "config.json: invalid JSON .*again"),
+        (cut_weights, "model.safetensors: not a complete safetensors file .*again"),
     ],
 )
 def test_a_directory_that_is_no_model_is_a_named_error(tmp_path, monkeypatch, spoil, message):
@@ -209,7 +209,7 @@ def test_a_pytorch_file_is_read_where_torch_is(tmp_path):
     assert_same(load_generator(tmp_path), build(GATED))
     whole = (tmp_path / "pytorch_model.bin").read_bytes()
     (tmp_path / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LampError, match=r"pytorch_model\.bin: not a whole PyTorch file"):
+    with pytest.raises(LampError, match=r"pytorch_model\.bin: not a complete PyTorch file"):
         load_generator(tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_a_hub_model_without_safetensors_is_asked_for_its_pytorch_file(tmp_path,
         "huggingface_hub.snapshot_download",
         lambda name, allow_patterns: asked.append("pytorch_model.bin" in allow_patterns) or str(tmp_path),
     )
-    with pytest.raises(LampError, match="not a whole PyTorch file"):
+    with pytest.raises(LampError, match="not a complete PyTorch file"):
         load_generator("facebook/contriever")
     assert asked == [False, True]
 

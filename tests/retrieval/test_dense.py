@@ -226,7 +226,7 @@ def test_another_encoders_cache_is_an_error_that_names_what_differs(tmp_path, en
 
 def test_a_directory_of_other_files_is_an_error(tmp_path):
     (tmp_path / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(LampError, match="holds other files, and no embeddings; give an empty or a new directory"):
+    with pytest.raises(LampError, match="has other files than embeddings; give an empty or a new directory"):
         EmbeddingCache(tmp_path, ENCODER)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

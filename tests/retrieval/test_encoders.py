@@ -149,7 +149,7 @@ def test_a_text_is_as_long_as_tokenizer_and_positions_allow(tmp_path):
 @pytest.mark.parametrize("name", ["euclidean", "manhattan", "maxsim", 3])
 def test_other_similarities_are_refused_unless_one_is_given(tmp_path, name):
     write(tmp_path, **{PROMPTS: {"similarity_fn_name": name}})
-    with pytest.raises(LampError, match=f"compared by {name!r}.*give --similarity dot"):
+    with pytest.raises(LampError, match=f"similarity function {name!r} is not.*give --similarity dot"):
         choose(tmp_path)
     assert choose(tmp_path, Encoding(similarity="dot")).similarity == "dot"
 

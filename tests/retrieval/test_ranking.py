@@ -171,10 +171,10 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path, content):
         ("[]", "expected an object of question ids"),
         ('{"q": "ab"}', "question 'q': expected a list of item ids"),
         ('{"q": [["a", 0.5]]}', "question 'q': expected a list of item ids"),
-        ('{"q": ["a"', "not whole JSON"),
-        ('{"q": ["\\x"]}', "not whole JSON"),
-        ('{"q": %s}' % ("[" * 100_000 + "]" * 100_000), "not whole JSON"),
-        ('{"q": [%s]}' % ("9" * 5000), "question 'q': not JSON .*5000 digits"),
+        ('{"q": ["a"', "invalid JSON"),
+        ('{"q": ["\\x"]}', "invalid JSON"),
+        ('{"q": %s}' % ("[" * 100_000 + "]" * 100_000), "invalid JSON"),
+        ('{"q": [%s]}' % ("9" * 5000), "question 'q': invalid JSON .*5000 digits"),
     ],
 )
 def test_a_file_that_is_no_ranking_is_named(tmp_path, content, problem):

@@ -392,7 +392,7 @@ def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
     kill_behind_block(monkeypatch, train_words(questions, output), 2, 0)
     monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish)
     assert lamp(*train_words(questions, output)) == 0
-    assert "2 users' training failed (u3, u5; " in capsys.readouterr().out
+    assert "training failed for 2 users, who have no adapter (u3, u5; " in capsys.readouterr().out
     found, expected = open_store(output), open_store(whole)
     assert expected.entries.keys() - found.entries.keys() == {"u3", "u5"}
     for user in found.entries:

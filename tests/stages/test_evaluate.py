@@ -249,11 +249,11 @@ GOOD = {"a.json": answers("LaMP_4", {"4": "a"})}
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ({"a.json": '{"task": "LaMP_4", "golds": ['}, r"P\.zip, a\.json: not whole JSON"),
+        ({"a.json": '{"task": "LaMP_4", "golds": ['}, r"P\.zip, a\.json: invalid JSON"),
         ({"a.json": [{"id": "4", "output": "a"}]}, r"P\.zip, a\.json: expected .* which names its task"),
         ({"a.json": {"task": "LaMP_4", "golds": [{"id": "4"}]}}, r"P\.zip, a\.json, record 0: expected an object with"),
         ({"a.json": {"task": "LaMP_4", "golds": [{"id": 4, "output": ""}] * 2}}, r"record 1: the id '4' occurs twice"),
-        ({**GOOD, "b.json": GOOD["a.json"]}, r"P\.zip, b\.json: a second file of LaMP_4, beside .*a\.json"),
+        ({**GOOD, "b.json": GOOD["a.json"]}, r"P\.zip, b\.json: a second file of LaMP_4, besides .*a\.json"),
         ({"a.json": answers("LaMP_0", {"4": "a"})}, r"P\.zip, a\.json: unknown task 'LaMP_0'"),
         ({"a.json": answers("LaMP_4", {"5": "a"})}, r"1 ids of .*G\.zip, a\.json are not in .*P\.zip, a\.json \(4\)"),
         ({"a.json": answers("LaMP_5", {"5": "a"})}, r"no task is in both"),
@@ -270,7 +270,7 @@ def test_a_zip_that_is_cut_off_is_named(tmp_path):
     whole = (tmp_path / "G.zip").read_bytes()
     for name, content in (("cut.zip", whole[:-30]), ("bad.zip", whole.replace(b'"output"', b'"OUTPUT"', 1))):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(LampError, match=rf"{name}.*(not a whole zip|cannot be unpacked)"):
+        with pytest.raises(LampError, match=rf"{name}.*(not a complete zip|cannot be unpacked)"):
             run(Evaluate(output=str(tmp_path / "E.json"), golds_zip=golds, predictions_zip=str(tmp_path / name)))
     with pytest.raises(LampError, match=r"none\.zip: no such file"):
         run(Evaluate(output="E.json", golds_zip=str(tmp_path / "none.zip"), predictions_zip=golds))
