@@ -250,7 +250,7 @@ def test_start_and_rest_are_the_tweets_words(text, seed, compatibility):
 
 def test_a_user_by_a_reserved_id_is_named():
     questions = [asked(1, "a", review(1, "one")), asked(2, "all", review(2, "two"))]
-    message = r"dev\.json, user 'all' \(question '2'\): by this id .*; give the user another id"
+    message = r"dev\.json, user 'all' \(question '2'\): this id is reserved .*; give the user another id"
     with pytest.raises(LampError, match=message):
         read_users(questions, REVIEWS, profiles="single", seed=0, path="dev.json", reserved=("all",))
     assert len(read_users(questions, REVIEWS, profiles="single", seed=0, path="dev.json", reserved=("none",))) == 2

@@ -89,7 +89,7 @@ def test_prompts_of_bytes_are_cut_between_characters(byt5, length):
     [
         ({"extra_ids": None}, "extra_ids None"),
         ({"extra_ids": -3}, "extra_ids -3"),
-        ({"eos_token": "<end>"}, "eos_token '<end>'"),
+        ({"eos_token": "<end>"}, "eos_token is '<end>'"),
     ],
 )
 def test_other_settings_of_a_byt5_are_named_errors(tmp_path, values, message):

@@ -89,7 +89,7 @@ def test_sharded_files_are_read_by_their_index(directory, config):
     assert_same(load_generator(directory), build(config))
 
     (directory / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(LampError, match=r"model-00002-of-00002\.safetensors: named in"):
+    with pytest.raises(LampError, match=r"model-00002-of-00002\.safetensors: listed in"):
         load_generator(directory)
 
 

@@ -232,7 +232,7 @@ def test_missing_and_extra_ids_are_counted_and_named():
         LampError, match=r"7 questions have no prediction \(2, 3, 4, 5, 6, \.\.\.\); 1 predictions .* \(x\)"
     ):
         score(task, {"0": "1", "1": "1", "x": "1"}, golds, compatibility=CORRECT)
-    with pytest.raises(LampError, match="no golds"):
+    with pytest.raises(LampError, match="no references"):
         score(task, {}, {}, compatibility=CORRECT)
 
 

@@ -96,7 +96,7 @@ def test_tests_are_symmetric_and_order_free():
 
 def test_tests_want_the_same_questions_twice():
     for test in (mcnemar_test, paired_t_test):
-        with pytest.raises(LampError, match=r"found 2 and 1 with 1 in one only \(1\)"):
+        with pytest.raises(LampError, match=r"have 2 and 1, 1 of them in one only \(1\)"):
             test(by_id([1, 0]), by_id([1]))
         with pytest.raises(LampError, match="same questions"):
             test({}, {})
