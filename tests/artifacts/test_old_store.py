@@ -142,7 +142,7 @@ def test_damaged_numbers_are_named(old, tmp_path, capsys):
 def test_what_is_no_old_store_is_not_converted(old, tmp_path, capsys):
     assert convert(old, tmp_path / "new") == 0
     assert convert(tmp_path / "new", tmp_path / "newer") == 1
-    assert f"{tmp_path / 'new'}: no store of an earlier version" in capsys.readouterr().err
+    assert f"{tmp_path / 'new'}: not a store of an earlier version" in capsys.readouterr().err
     assert convert(tmp_path / "nothing", tmp_path / "newer") == 1
     assert f"{tmp_path / 'nothing' / FORM}: no such file" in capsys.readouterr().err
     assert not (tmp_path / "newer").exists()
