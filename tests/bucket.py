@@ -9,7 +9,7 @@ from lamp_jax.runs import remote
 
 
 class Bucket(LocalFileSystem):
-    """Local files under another protocol: of `file://` URLs lamp makes no copies."""
+    """Local files under another protocol, because lamp makes no copies of `file://` URLs."""
 
     protocol = "bucket"
 
@@ -26,7 +26,7 @@ def url(path: Path) -> str:
 
 
 def let_orbax_write(monkeypatch) -> None:
-    """Checkpoints go to such a bucket too, where orbax knows of none."""
+    """Lets orbax write checkpoints to such a bucket, whose protocol it does not know."""
     place = remote.checkpoint_location
     monkeypatch.setattr(remote, "_NATIVE", ("gs://", "s3://", "bucket://"))
     monkeypatch.setattr(remote, "checkpoint_location", lambda path: place(path).replace("bucket://", "/"))

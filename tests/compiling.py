@@ -11,9 +11,10 @@ _UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
 
 
 def known_flags(flags: Iterable[str]) -> list[str]:
-    """Those words for XLA_FLAGS that jax knows. It ends the process for any other: it is asked in a process of its own.
+    """The given XLA flags that the installed jax supports.
 
-    Flags that are in this process's XLA_FLAGS already, as in a test worker's, are known.
+    An unknown flag ends the process, so a separate process tests the flags. Flags that are already in this process's
+    XLA_FLAGS, as in a test worker's, are supported.
     """
     flags = list(flags)
     if set(flags) <= set(os.environ.get("XLA_FLAGS", "").split()):
@@ -31,9 +32,9 @@ def known_flags(flags: Iterable[str]) -> list[str]:
 
 
 def cache_variables(directory: str | Path, *, write: bool = True) -> dict[str, str]:
-    """Environment variables of a process that reads compiled programs from a directory, and writes its own there.
+    """Environment variables of a process that reads compiled programs from a directory and writes new ones there.
 
-    Processes that are killed or have no room should not write: jax writes an entry in place and never replaces one.
+    Processes that are killed or have a full disk should not write: jax writes an entry in place and never replaces one.
     """
     seconds = "0" if write else "1e9"
     return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": seconds}

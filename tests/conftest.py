@@ -14,7 +14,7 @@ from tests.compiling import known_flags
 
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
-    # Tests run each program a few times: compiling well would cost more than it saves.
+    # Tests run each program a few times: optimized compilation would cost more than it saves.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",  # halves the time; jax 0.12 does not know it
@@ -24,7 +24,7 @@ _FLAGS = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *known_flags(_FLAGS))).strip()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Nothing here reads the Python lines that a program's operations come from; finding them takes a tenth of tracing.
+# No test reads the Python lines of a program's operations; collecting them takes a tenth of the tracing time.
 os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
@@ -62,7 +62,7 @@ def process_cache(compiled: str) -> str:
     return f"{compiled}-processes"
 
 
-# No deadline: a first example may import transformers or compile. `.ci/run` takes the profile `full`.
+# No deadline: a first example may import transformers or compile. `.ci/run` uses the profile `full`.
 settings.register_profile("quick", deadline=None, max_examples=30)
 settings.register_profile("full", deadline=None, max_examples=100)
 settings.load_profile("quick")
@@ -70,16 +70,16 @@ settings.load_profile("quick")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """SIGINT and SIGHUP, which tests send to processes of their own, are not ignored by what a test starts.
+    """SIGINT and SIGHUP, which tests send to processes of their own, are not ignored by processes that a test starts.
 
     They may be: after `nohup pytest &`, and since a test loaded libtpu, which ignores SIGHUP in its process and thereby
-    in every process that this one starts (libtpu 0.0.42.1; `signal.getsignal` does not know it).
+    in every process that it starts (libtpu 0.0.42.1; `signal.getsignal` does not know it).
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, or one worker would end with them alone (see `.ci/run`)."""
+    """Files with slow tests run first; otherwise a single worker would run them at the end (see `.ci/run`)."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -49,17 +49,17 @@ _ODD = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A sound file of one kind, and who reads such files, by name."""
+    """A valid file of one kind, and the readers of such files, by name."""
 
     content: bytes
     readers: dict[str, Reader]
     form: str = ""
-    """What `lamp check` calls it; empty: it does not check such files."""
+    """The kind's name in `lamp check`; empty if `lamp check` does not check such files."""
     task: Task | None = None
 
 
 def questions_of_a_task(task: Task, *, golds: bool = False) -> list[dict[str, Any]]:
-    """Four questions, of no items up to four."""
+    """Four questions with zero to four items."""
     texts = {"title": 'a "fine" title', "ref1": "one", "ref2": "other", "text": "good é film\r\n"}
     more = {"output": task.labels[0] if task.labels else "a text"} if golds else {}
     return [
@@ -83,14 +83,14 @@ def questions_of_a_task(task: Task, *, golds: bool = False) -> list[dict[str, An
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
-    """The content with one to three things wrong, or nothing."""
+    """The content with zero to three damages."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         content = rng.choice((_damage_value, _damage_value, *_DAMAGES))(content, rng)
     return content
 
 
 def _damage_value(content: bytes, rng: random.Random) -> bytes:
-    """Some value of the JSON is another, goes, or is there twice."""
+    """Replaces, removes or duplicates a value of the JSON."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
@@ -119,7 +119,7 @@ def _damage_value(content: bytes, rng: random.Random) -> bytes:
 
 
 def _spots(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place in a value that holds another, but for the depths."""
+    """Every nested place in a value, up to a maximum depth."""
     todo = [(value, 0)]
     while todo:
         holder, depth = todo.pop()
@@ -185,7 +185,7 @@ _DAMAGES = (_cut, _delete, _double, _insert, _flip, _repeat_key, _encode, _space
 
 
 def make_kinds(folder: Path) -> dict[str, Kind]:
-    """Every kind of file. What a reader needs beside the damaged file lies, sound, in the folder."""
+    """Every kind of file. The other files that a reader needs are in the folder, undamaged."""
     tasks = {name: find_task(name) for name in ("LaMP-1", "LaMP-2", "LaMP-3", "LaMP-5", "LaMP-7")}
     questions = questions_of_a_task(tasks["LaMP-3"])
     golds = [{"id": one["id"], "output": "4"} for one in questions]
@@ -267,7 +267,7 @@ def _feedback(path: Path) -> None:
 
 
 def outcomes(kind: Kind, path: Path) -> Iterator[tuple[str, str]]:
-    """What each reader makes of a file: `read`, `refused`, or what must not be, told by `!` at the beginning."""
+    """Outcome of each reader: `read`, `refused`, or a failure, which begins with `!`."""
     refused: dict[str, bool] = {}
     for name, reader in kind.readers.items():
         yield name, (outcome := _try(reader, path))
@@ -287,7 +287,7 @@ def _try(reader: Reader, path: Path) -> str:
 
 
 def _check(kind: Kind, path: Path, task: Task | None, refused: dict[str, bool]) -> str:
-    """Whether the check finds errors, as it must where a reader refuses a file of the form that the check tells."""
+    """Outcome of `lamp check`, which must report errors if a reader refuses a file of the kind that it recognizes."""
     try:
         found = check_file(path, task=task, work=Work(workers=1))
     except Exception:
@@ -301,14 +301,14 @@ def _check(kind: Kind, path: Path, task: Task | None, refused: dict[str, bool]) 
 
 
 def fuzz(count: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
-    """The number of every outcome, and what must not be; its files stay in the folder."""
+    """The number of each outcome, and the failures, whose files remain in the folder."""
     kinds = make_kinds(folder)
     counts: Counter[str] = Counter()
     failures = []
     for number in range(count):
         rng = random.Random(f"{seed} {number}")
         name = rng.choice(list(kinds))
-        path = folder / f"outputs-{number}.json"  # a name of its own: merging remembers the last file's golds
+        path = folder / f"outputs-{number}.json"  # a new name each time, because merging caches the last file's golds
         path.write_bytes(damage(kinds[name].content, rng))
         bad = 0
         for reader, outcome in outcomes(kinds[name], path):

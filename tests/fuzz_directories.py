@@ -56,17 +56,17 @@ POOL = ("none", "bm25=ranked.json")
 
 @dataclass(frozen=True)
 class Kind:
-    """A sound directory of one kind, and what reads such directories."""
+    """A valid directory of one kind, and the readers of such directories."""
 
     directory: Path
     read: Callable[[Path], Any]
-    """All that a command does with the directory before it computes."""
+    """Everything that a command does with the directory before it computes."""
     whole: frozenset[str]
-    """The files of which no byte may be missing."""
+    """Files of which no byte may be missing."""
     numbers: frozenset[str] = frozenset()
-    """Names in `config.json` of numbers, all of which are needed."""
+    """Names of required numbers in `config.json`."""
     words: tuple[str, ...] = ()
-    """A command that answers with the directory, which its `{}` stands for; empty: there is none that is short."""
+    """A command that generates answers with the directory in place of `{}`; empty if no such command is quick."""
 
     @property
     def files(self) -> list[Path]:
@@ -77,7 +77,7 @@ class Kind:
 
 
 def make_kinds(folder: Path) -> dict[str, Kind]:
-    """Every kind of directory, sound, in the folder, and beside them what commands read with them."""
+    """Every kind of directory, undamaged, in the folder, with the other inputs of the commands next to them."""
     write_questions(folder / "questions.json", QUESTIONS)
     candidates = {name: Candidate("a prompt", "4", float(name == "bm25"), {}) for name in ("none", "bm25")}
     questions = [QuestionCandidates(one.id, one.input, "4", candidates) for one in QUESTIONS]
@@ -122,7 +122,7 @@ _SHARDS = frozenset({_INDEX, "model-1.safetensors", "model-2.safetensors"})
 
 
 def _split(model: Path, folder: Path) -> Path:
-    """The model with its tensors in two files."""
+    """Splits the model's tensors into two files."""
     directory = folder / "shards"
     shutil.copytree(model, directory)
     tensors = load_file(directory / "model.safetensors")
@@ -247,11 +247,11 @@ def _read_data_set(directory: Path) -> None:
     assert list(open_source(directory / "train", TASK)) == QUESTIONS
 
 
-# --- damages: each says whether a command must refuse what it left
+# --- damages: each returns whether a command must refuse the damaged directory
 
 
-def hurt(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
-    """Does one damage to a copy of the kind's directory: what was done, and whether it must be refused."""
+def damage_directory(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
+    """Damages a copy of the kind's directory; returns the damage and whether it must be refused."""
     damages: list[Callable[[Kind, Path, random.Random], tuple[str, bool]]] = [_lose, _cut_off, _point, _change, _change]
     if kind.numbers:
         damages += [_set_number]
@@ -291,14 +291,14 @@ def _point(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
 
 
 def _change(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
-    """What `damage` does to some bytes; only JSON that is none any more must be refused."""
+    """Applies `damage` to some bytes; only JSON that became invalid must be refused."""
     name, path = _choose(kind, directory, rng)
     before = path.read_bytes()
     path.write_bytes(damage(before, rng))
     if path.suffix != ".json" or name not in kind.whole:
         return f"changes in {name}", False
     try:
-        text = path.read_bytes().decode(errors="surrogatepass")  # as lamp's own files may hold halves of pairs
+        text = path.read_bytes().decode(errors="surrogatepass")  # as lamp's own files may contain lone surrogates
         good = isinstance(json.loads(text), type(json.loads(before)))
     except (ValueError, RecursionError):
         good = False
@@ -340,7 +340,7 @@ def _spoil_tensor(kind: Kind, directory: Path, rng: random.Random) -> tuple[str,
             tensor = tensor[None] if tensor.ndim == 1 else tensor.reshape(-1)
         case "whole numbers":
             tensor = tensor.astype(np.int8)
-        case "again":  # as another type: nothing is lost
+        case "again":  # as another type: no value is lost
             tensor = tensor.astype(rng.choice((np.float64, np.float16, ml_dtypes.bfloat16)))
     if name in tensors:
         tensors[name] = np.ascontiguousarray(tensor)
@@ -352,7 +352,7 @@ def _spoil_tensor(kind: Kind, directory: Path, rng: random.Random) -> tuple[str,
 
 
 def outcome(kind: Kind, directory: Path, *, refuse: bool) -> str:
-    """`read`, `refused`, or what must not be, which begins with `!`."""
+    """`read`, `refused`, or a failure, which begins with `!`."""
     try:
         kind.read(directory)
     except LampError:
@@ -365,7 +365,7 @@ def outcome(kind: Kind, directory: Path, *, refuse: bool) -> str:
 
 
 def _answer(kind: Kind, directory: Path) -> str:
-    """What becomes of the kind's command: `answered`, `refused`, or what must not be."""
+    """Outcome of the kind's command: `answered`, `refused`, or a failure."""
     from lamp_jax import cli
 
     words = [word.replace("{}", str(directory)) for word in kind.words]
@@ -377,9 +377,9 @@ def _answer(kind: Kind, directory: Path) -> str:
 
 
 def fuzz(count: int, seed: int, folder: Path, *, answer: bool = False) -> tuple[Counter[str], list[str]]:
-    """The number of every outcome, and what must not be; its directories stay in the folder.
+    """The number of each outcome, and the failures, whose directories remain in the folder.
 
-    `answer`: commands answer with those that could be read.
+    With `answer`, commands also generate answers with the directories that could be read.
     """
     kinds = make_kinds(folder)
     counts: Counter[str] = Counter()
@@ -389,7 +389,7 @@ def fuzz(count: int, seed: int, folder: Path, *, answer: bool = False) -> tuple[
         name = rng.choice(sorted(kinds))
         directory = folder / f"damaged-{number}"
         shutil.copytree(kinds[name].directory, directory)
-        what, refuse = hurt(kinds[name], directory, rng)
+        what, refuse = damage_directory(kinds[name], directory, rng)
         found = outcome(kinds[name], directory, refuse=refuse)
         if found == "read" and answer and kinds[name].words:
             found = _answer(kinds[name], directory)

@@ -84,7 +84,7 @@ else:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_package_is_typed_by_the_names_that_it_gives():
+def test_the_public_names_are_typed():
     source = inspect.getsource(lamp)
     listed = source[source.index("if TYPE_CHECKING:") : source.index("__all__")]
     assert all(name in listed for name in lamp.__all__)
@@ -182,7 +182,7 @@ def test_a_finetuned_model_equals_the_command(start, files, tmp_path):
     assert found.facts["best"] == json.loads((tmp_path / "a" / "run.json").read_text())["best"]
 
 
-def test_a_run_that_is_done_is_done_at_once_and_another_is_refused(tmp_path, monkeypatch):
+def test_a_finished_run_is_reused_and_another_run_is_refused(tmp_path, monkeypatch):
     from lamp_jax.training import generator
 
     settings = generator_settings()
@@ -270,7 +270,7 @@ def test_adapters_equal_the_command(files, model, tmp_path):
     assert all(one.probabilities != other.probabilities for one, other in zip(own, alone, strict=True))
 
 
-def test_a_mesh_that_is_set_is_used_and_one_that_does_not_fit_is_refused(model):
+def test_a_given_mesh_is_used_and_an_unsuitable_mesh_is_refused(model):
     import jax
 
     from lamp_jax.sharding import make_mesh
@@ -290,7 +290,7 @@ def test_a_mesh_that_is_set_is_used_and_one_that_does_not_fit_is_refused(model):
         lamp.load(MODEL)
 
 
-def test_groups_have_rows_of_their_own_and_the_table_shows_them():
+def test_groups_have_separate_rows_and_columns_of_the_table():
     golds = {str(number): "3" for number in range(6)}
     scores = {
         "one": lamp.score(TASK, dict.fromkeys(golds, "3"), golds),
@@ -352,7 +352,7 @@ def test_groups_have_rows_of_their_own_and_the_table_shows_them():
         ),
     ],
 )
-def test_what_is_wrong_is_said(act, words, model):
+def test_invalid_arguments_are_an_error(act, words, model):
     with pytest.raises(LampError, match=words):
         act(model)
 

@@ -23,7 +23,7 @@ def test_options_and_defaults():
     assert options == Rank("r.json", "LaMP-3", "q.json", ranker="recency", use_date=True)
 
 
-def test_reference_sets_every_switch_and_each_can_be_set_alone():
+def test_reference_sets_every_switch_and_each_can_be_set_separately():
     _, options = cli.parse([*RANK, "--reference"])
     assert options.compatibility == config.REFERENCE
     _, options = cli.parse([*RANK, "--reference", "--lamp1-query", "template"])
@@ -65,7 +65,7 @@ def test_a_docstrings_lines_are_joined_in_a_help_text():
     assert not re.search(r"after it\W*\n\W*continues", found.getvalue())
 
 
-def test_commands_that_compute_are_run_by_all_processes():
+def test_commands_that_compute_run_on_all_processes():
     trained = {"train", "train-adapters", "train-retriever", "train-selector"}
     asked = {"generate", "select", "rank", "feedback items", "feedback retrievers"}
     assert {"demo", *trained, *asked} == cli.JOINT
@@ -84,7 +84,7 @@ experiment = Train("LaMP-3", "a.json", "b.json", "out", learning=Learning(epochs
 """
 
 
-def test_a_config_page_gives_the_defaults_and_options_override(tmp_path):
+def test_a_config_page_gives_defaults_that_options_override(tmp_path):
     page = tmp_path / "page.py"
     page.write_text(PAGE)
     assert cli.parse(["train", str(page)])[1].learning.epochs == 3.0
@@ -92,7 +92,7 @@ def test_a_config_page_gives_the_defaults_and_options_override(tmp_path):
     assert (options.learning.epochs, options.seed, options.train) == (1.0, 5, "a.json")
 
 
-def test_compile_takes_a_page_and_behind_two_dashes_options_of_its_experiment(tmp_path):
+def test_compile_takes_a_page_and_after_two_dashes_options_of_its_experiment(tmp_path):
     page = tmp_path / "page.py"
     page.write_text(PAGE)
     words = ["compile", str(page), "--topology", "v5e:2x4", "--", "--epochs", "1", "--sharding", "fsdp"]
@@ -120,13 +120,13 @@ def test_a_bad_config_page_is_named(tmp_path, capsys):
     assert "`experiment` must be Train(...)" in capsys.readouterr().err
 
 
-def test_an_unknown_task_is_answered_with_the_list(capsys):
+def test_the_error_about_an_unknown_task_lists_all_tasks(capsys):
     assert cli.main(["rank", "--task", "LaMP-9", "--questions", "q.json", "--output", "r.json"]) == 1
     assert "choose one of LaMP-1, LaMP-2" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_gone_is_no_error():
+def test_a_closed_output_pipe_is_no_error():
     words = f"{sys.executable} -m lamp_jax.cli rank --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert int(done.stdout) in (0, 128 + signal.SIGPIPE)  # 0: all was written before the reader went
+    assert int(done.stdout) in (0, 128 + signal.SIGPIPE)  # 0: all was written before the reader closed the pipe

@@ -23,12 +23,12 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("page", CONFIGS, ids=lambda path: path.stem)
-def test_a_page_says_its_command_hardware_time_and_score(page: Path, monkeypatch):
+def test_a_page_states_its_command_hardware_time_and_score(page: Path, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = ast.get_docstring(ast.parse(page.read_text())) or ""
-    said = dict(re.findall(r"^(Command|Hardware|Time|Score): +(\S.*)$", text, re.MULTILINE))
-    assert list(said) == ["Command", "Hardware", "Time", "Score"]
-    words = re.sub(r" +\(.*", "", said["Command"]).split()
+    facts = dict(re.findall(r"^(Command|Hardware|Time|Score): +(\S.*)$", text, re.MULTILINE))
+    assert list(facts) == ["Command", "Hardware", "Time", "Score"]
+    words = re.sub(r" +\(.*", "", facts["Command"]).split()
     assert words[0] == "lamp"
     assert f"configs/{page.name}" in words
     stage, options = cli.parse(words[1:])

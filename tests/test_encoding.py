@@ -32,7 +32,7 @@ CONFIG = BertConfig(
     max_position_embeddings=32,
     initializer_range=0.2,
 )
-# Of two lengths of batch, 16 and 32, the last of them cut.
+# Texts for two batch lengths, 16 and 32; the last text is truncated.
 TEXTS = ["", "a", "the end", "a story of the sea and the sky " * 2, "model of language", "b " * 20, "the sea " * 40]
 
 
@@ -60,15 +60,15 @@ def encoder(directory):
 
 
 @pytest.fixture(scope="module")
-def alone(encoder):
-    """The vector of every text in a batch of its own."""
+def separate_vectors(encoder):
+    """The vector of every text, each in a separate batch."""
     return {text: embed_all([text], encoder)[0] for text in TEXTS}
 
 
-def check(texts, embed, alone):
+def check(texts, embed, separate_vectors):
     found = embed_all(texts, embed)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, np.stack([alone[text] for text in texts]), atol=1e-5)
+    np.testing.assert_allclose(found, np.stack([separate_vectors[text] for text in texts]), atol=1e-5)
 
 
 @given(st.lists(st.text(max_size=30), max_size=4), st.integers(2, 24))
@@ -82,7 +82,7 @@ def test_texts_are_cut_to_the_length_between_their_special_tokens(texts, length)
         assert short == (row if len(row) <= length else [*row[: length - 1], sep])
 
 
-def test_an_empty_text_is_its_special_tokens():
+def test_an_empty_text_consists_of_its_special_tokens():
     assert tokenize([""], tokenizer(), max_length=16) == [[tokenizer().cls_token_id, tokenizer().sep_token_id]]
 
 
@@ -93,43 +93,43 @@ def test_lone_surrogates_can_be_read():
 
 @given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=20))
 @settings(max_examples=40)
-def test_order_and_batch_mates_do_not_change_a_vector(encoder, alone, texts):
-    check(texts, encoder, alone)
+def test_order_and_other_texts_of_the_batch_do_not_change_a_vector(encoder, separate_vectors, texts):
+    check(texts, encoder, separate_vectors)
 
 
-def test_a_vector_is_the_models(encoder, alone):
+def test_a_vector_equals_that_of_the_model(encoder, separate_vectors):
     ids = tokenize([TEXTS[1]], tokenizer(), max_length=32)
     expected = jax.jit(lambda model, tokens: model.embed(tokens))(build_bert(CONFIG), np.array(ids, np.int32))
-    np.testing.assert_allclose(alone[TEXTS[1]], expected[0], atol=1e-5)
+    np.testing.assert_allclose(separate_vectors[TEXTS[1]], expected[0], atol=1e-5)
 
 
 def test_no_texts_have_no_vectors(encoder):
     assert list(encoder([])) == []
 
 
-def test_different_texts_have_different_vectors(alone):
-    vectors = np.stack(list(alone.values()))
+def test_different_texts_have_different_vectors(separate_vectors):
+    vectors = np.stack(list(separate_vectors.values()))
     distances = np.abs(vectors[:, None] - vectors[None]).max(axis=-1)
     assert distances[~np.eye(len(TEXTS), dtype=bool)].min() > 0.01
 
 
-def test_every_place_is_given_once(encoder):
+def test_every_position_is_returned_once(encoder):
     texts = TEXTS * 4
     places = [place for part, vectors in encoder(texts) for place in part if len(vectors) == len(part)]
     assert sorted(places) == list(range(len(texts)))
 
 
-def test_long_lists_are_read_in_parts(monkeypatch, encoder, alone):
+def test_long_lists_are_read_in_chunks(monkeypatch, encoder, separate_vectors):
     monkeypatch.setattr(encoding, "_WINDOW", 3)
-    check(TEXTS[::-1] * 2, encoder, alone)
+    check(TEXTS[::-1] * 2, encoder, separate_vectors)
 
 
-def test_vectors_do_not_depend_on_the_mesh(directory, alone):
+def test_vectors_do_not_depend_on_the_mesh(directory, separate_vectors):
     with jax.set_mesh(make_mesh(4, 2)):
-        check(TEXTS, opened(directory, Devices(sharding="fsdp+tensor", model_parallel=2)), alone)
+        check(TEXTS, opened(directory, Devices(sharding="fsdp+tensor", model_parallel=2)), separate_vectors)
 
 
-def test_a_hub_names_files_say_how_it_pools(directory, encoder, tmp_path, monkeypatch):
+def test_pooling_is_read_from_the_files_of_a_hub_name(directory, encoder, tmp_path, monkeypatch):
     hub, cache = tmp_path / "hub", tmp_path / "cache"
     shutil.copytree(directory, hub)
     write_settings(hub, EncoderSettings(("cls",), normalize=True, query_length=32, document_length=32), width=16)

@@ -38,7 +38,7 @@ def read_diff(heading: str) -> str:
 
 @pytest.fixture
 def extend(tmp_path):
-    """Applies the diff below a heading to a copy of the package; returns what runs commands with the copy."""
+    """Applies the diff below a heading to a copy of the package; returns a function that runs commands with it."""
 
     def apply(heading: str):
         copy = tmp_path / "copy"
@@ -59,7 +59,7 @@ def extend(tmp_path):
     return apply
 
 
-def test_a_task_of_any_name_goes_through_the_commands(extend, tmp_path):
+def test_a_task_of_any_name_works_in_the_commands(extend, tmp_path):
     questions, outputs = tmp_path / "data/train_questions.json", tmp_path / "data/train_outputs.json"
     named = ("--task", "Recipes")
     predictions = tmp_path / "predictions.json"
@@ -89,7 +89,7 @@ def test_a_task_of_any_name_goes_through_the_commands(extend, tmp_path):
     assert (tmp_path / "tree" / "Recipes" / "train_bm25.json").is_file()
 
 
-def test_a_ranker_of_one_row_and_one_function_goes_through_the_commands(extend, tmp_path):
+def test_a_ranker_of_one_row_and_one_function_works_in_the_commands(extend, tmp_path):
     task = find_task("LaMP-3")
     write_benchmark(task, tmp_path / "data", questions=12, dev_questions=5, profile_size=6, seed=0)
     questions, ranking, merged = tmp_path / "data/train_questions.json", tmp_path / "r.json", tmp_path / "m.json"

@@ -47,7 +47,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def room(module: str) -> str:
+def floor_name(module: str) -> str:
     """The name in FLOORS that a module of the package belongs to."""
     return module.removeprefix("lamp_jax").removeprefix(".").partition(".")[0]
 
@@ -55,14 +55,14 @@ def room(module: str) -> str:
 def imports(path: Path) -> set[str]:
     names = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    if path == PACKAGE / "__init__.py":  # what it re-exports is imported when it is asked for
+    if path == PACKAGE / "__init__.py":  # its re-exported names are imported on first use
         tree.body = [node for node in tree.body if "TYPE_CHECKING" not in ast.unparse(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            # `from lamp_jax import config` imports a module, `from lamp_jax.errors import LampError` a name of one.
+            # `from lamp_jax import config` imports a module, `from lamp_jax.errors import LampError` a module's name.
             package = node.module == "lamp_jax"
             names |= {f"lamp_jax.{alias.name}" for alias in node.names} if package else {node.module or ""}
     return names
@@ -70,16 +70,16 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_a_module_imports_only_from_floors_below(path: Path):
-    own = room(module_name(path))
+    own = floor_name(module_name(path))
     for name in imports(path):
         if name == "lamp_jax" or name.startswith("lamp_jax."):
-            other = room(name)
+            other = floor_name(name)
             below = FLOORS[other] < FLOORS[own] or other == own
             assert below, f"{module_name(path)} (floor {FLOORS[own]}) imports {name} (floor {FLOORS[other]})"
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if FLOORS[room(module_name(path))] <= WATERLINE], ids=module_name
+    "path", [path for path in MODULES if FLOORS[floor_name(module_name(path))] <= WATERLINE], ids=module_name
 )
 def test_a_host_module_names_no_device_library(path: Path):
     assert not {name.partition(".")[0] for name in imports(path)} & DEVICE_LIBRARIES
@@ -89,7 +89,9 @@ def test_the_json_writer_knows_no_process_group():
     assert "lamp_jax.runs.processes" not in imports(PACKAGE / "runs" / "json_files.py")
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(module_name(path)) != "models"], ids=module_name)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if floor_name(module_name(path)) != "models"], ids=module_name
+)
 def test_no_module_outside_models_knows_a_family_of_generators(path: Path):
     """Others use `models.generator` and `models.families`: a new family changes none of them."""
     assert not [name for name in imports(path) if name.startswith("lamp_jax.models.t5")]
@@ -97,8 +99,8 @@ def test_no_module_outside_models_knows_a_family_of_generators(path: Path):
     assert not [name for name in named if name.lower().removeprefix("_") in ("t5", "t5config") or "_t5" in name]
 
 
-def test_no_host_module_wakes_jax():
-    host = [module_name(path) for path in MODULES if FLOORS[room(module_name(path))] <= WATERLINE]
+def test_no_host_module_starts_jax():
+    host = [module_name(path) for path in MODULES if FLOORS[floor_name(module_name(path))] <= WATERLINE]
     program = f"""
 import importlib, sys
 for name in {host!r}:
@@ -121,7 +123,7 @@ assert not xla_bridge.backends_are_initialized()
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_help_does_not_wake_jax():
+def test_help_does_not_start_jax():
     program = """
 import sys
 from lamp_jax import cli

@@ -17,14 +17,14 @@ QUESTIONS = [
 ]
 
 
-def test_damaged_files_are_read_or_refused_and_what_is_refused_the_check_finds(tmp_path):
+def test_damaged_files_are_read_or_refused_and_refused_files_fail_the_check(tmp_path):
     counts, failures = fuzz(400, 7, tmp_path)
     assert not failures, "\n".join(failures)
     outcomes = {outcome.rpartition(": ")[2] for outcome in counts}
     assert outcomes == {"read", "refused", "sound", "errors"}
 
 
-def test_the_fuzz_reports_what_it_is_for(tmp_path, monkeypatch):
+def test_the_fuzz_reports_other_exceptions_of_readers(tmp_path, monkeypatch):
     def read(path):
         raise KeyError(path)
 
@@ -35,14 +35,14 @@ def test_the_fuzz_reports_what_it_is_for(tmp_path, monkeypatch):
     assert all("KeyError" in failure for failure in failures)
 
 
-def test_damaged_directories_are_read_or_refused_and_what_lacks_a_part_is_refused(tmp_path):
+def test_damaged_directories_are_read_or_refused_and_incomplete_directories_are_refused(tmp_path):
     counts, failures = fuzz_directories.fuzz(200, 7, tmp_path)
     assert not failures, "\n".join(failures)
     outcomes = {outcome.rpartition(": ")[2] for outcome in counts}
     assert outcomes == {"read", "refused"}
 
 
-def test_the_fuzz_of_directories_reports_what_it_is_for(tmp_path, monkeypatch):
+def test_the_fuzz_of_directories_reports_other_exceptions_of_readers(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz_directories, "load_generator", lambda directory: None)
     counts, failures = fuzz_directories.fuzz(60, 0, tmp_path)
     assert len(failures) == sum(count for name, count in counts.items() if name.endswith("FAILED")) > 0

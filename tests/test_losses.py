@@ -25,19 +25,19 @@ LABELS = np.array([[5, 2, 1, 0], [3, 1, IGNORED, IGNORED], [0, 0, 0, 0]])
 
 
 def log_p(row, token):
-    """By hand, in float64."""
+    """Log-probability of the label, computed in float64."""
     logits = LOGITS[row, token].astype(np.float64)
     return logits[LABELS[row, token]] - np.log(np.exp(logits).sum())
 
 
-def test_cross_entropy_is_the_sum_over_labels_that_are_no_padding():
+def test_cross_entropy_is_the_sum_over_labels_without_padding():
     total, count = token_cross_entropy(jnp.asarray(LOGITS), LABELS, pad=0)
     expected = -sum(log_p(*place) for place in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)])
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert count == 5
 
 
-def test_sums_of_parts_are_the_sum_of_the_whole():
+def test_sums_of_microbatches_equal_the_sum_of_the_batch():
     whole = token_cross_entropy(jnp.asarray(LOGITS), LABELS, pad=0)
     parts = [token_cross_entropy(jnp.asarray(LOGITS[i : i + 1]), LABELS[i : i + 1], pad=0) for i in range(3)]
     np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
@@ -59,7 +59,7 @@ def test_gradient_is_softmax_minus_one_hot_and_zero_at_padding():
 
 
 @pytest.mark.parametrize("pad", [0, 6])
-def test_padding_is_what_the_tokenizer_calls_it(pad):
+def test_padding_is_the_token_of_the_tokenizer(pad):
     assert token_cross_entropy(jnp.asarray(LOGITS), np.full((3, 4), pad), pad=pad)[1] == 0
 
 
@@ -103,7 +103,7 @@ def test_kd_is_the_divergence_of_the_policy_from_the_rewards_over_real_items(tem
     np.testing.assert_allclose(found, [*expected, 0.0], rtol=1e-4, atol=1e-6)
 
 
-def test_kd_pulls_with_the_difference_of_the_distributions_times_the_reward_temperature():
+def test_kd_gradient_is_the_difference_of_the_distributions_times_the_reward_temperature():
     """d/dscore of T T' KL is T' (pi - p): T is divided out, so that gradients keep their size."""
     for score_temperature, reward_temperature in ((1.0, 1.0), (0.1, 1.0), (3.0, 0.5)):
         found = gradient_of(
@@ -145,7 +145,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_question_without_items_gives_nothing_and_padding_counts_nowhere(name):
+def test_questions_without_items_and_padding_do_not_change_the_loss(name):
     value, gradient = LOSSES[name](SCORES, REWARDS), gradient_of(lambda scores: LOSSES[name](scores, REWARDS))
     assert value[3] == 0
     assert np.isfinite(gradient).all()
@@ -156,7 +156,7 @@ def test_a_question_without_items_gives_nothing_and_padding_counts_nowhere(name)
 
 
 def test_kd_of_probabilities_by_hand():
-    """Scores give 3/4 and 1/4, which are taken for logits again; the rewards' target is 1/2 and 1/2."""
+    """Scores give 3/4 and 1/4, which are used as logits again; the rewards' target is 1/2 and 1/2."""
     found = kd_loss_of_probabilities(jnp.array([[np.log(3.0), 0.0]]), jnp.zeros((1, 2)))
     expected = 0.5 * np.log(1 + np.exp(-0.5)) + 0.5 * np.log(1 + np.exp(0.5))
     np.testing.assert_allclose(found, [expected], rtol=1e-5)
@@ -212,7 +212,7 @@ def reinforced(row, items, baseline=None):
 
 
 @pytest.mark.parametrize("row", range(3))
-def test_the_expected_rewards_gradient_is_reinforces_average(row):
+def test_the_gradient_of_the_expected_reward_equals_the_mean_of_reinforce(row):
     """Over every single item, weighted by its probability."""
     drawn = list(orders(row, 1))
     _, gradients = reinforced(row, [items for items, _, _ in drawn])
@@ -224,8 +224,8 @@ def test_the_expected_rewards_gradient_is_reinforces_average(row):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("row", range(3))
-def test_reinforce_has_the_log_probability_of_the_order_that_was_drawn(row, count):
-    """Plackett-Luce: each draw from the items that are left. A question with fewer items draws them all."""
+def test_reinforce_uses_the_log_probability_of_the_drawn_order(row, count):
+    """Plackett-Luce: each draw is from the remaining items. A question with fewer items draws all of them."""
     drawn = list(orders(row, count))
     assert sum(probability for _, _, probability in drawn) == pytest.approx(1)
     losses, _ = reinforced(row, [items for items, _, _ in drawn])
@@ -236,7 +236,7 @@ def test_reinforce_has_the_log_probability_of_the_order_that_was_drawn(row, coun
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("row", range(3))
-def test_reinforces_average_is_the_gradient_of_the_expected_mean_reward(row, count):
+def test_the_mean_of_reinforce_equals_the_gradient_of_the_expected_mean_reward(row, count):
     """Over all orders of all draws, against central differences in float64 of the enumerated expectation."""
     drawn = list(orders(row, count))
     _, gradients = reinforced(row, [items for items, _, _ in drawn])
@@ -266,12 +266,12 @@ def test_items_are_drawn_with_the_probabilities_of_the_policy():
     drawn = np.asarray(sample_items(jax.random.key(0), scores, mask, count=2))
     cases = list(orders(2, 2))
     observed = np.array([(drawn == items).all(axis=1).sum() for items, _, _ in cases])
-    assert observed.sum() == draws  # so no item that does not exist was drawn
+    assert observed.sum() == draws  # so no padding item was drawn
     expected = draws * np.array([probability for _, _, probability in cases])
     assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
 
 
-def test_items_that_do_not_exist_are_drawn_last():
+def test_padding_items_are_drawn_last():
     """Whatever the scores: real items far below, others far above."""
     scores = jnp.where(MASK, -1e4, 1e4)
     for seed in range(20):

@@ -33,7 +33,7 @@ TABLES = {
     ],
     "retriever_optimization.ipynb": [rf"^{name} +[01]\.\d+ " for name in ("none", "bm25", "ropg-kd", "ropg-rl")],
 }
-"""What must stand in the outputs."""
+"""Texts that must occur in the outputs."""
 PICTURES = {
     "quickstart.ipynb": 2,
     "library.ipynb": 2,
@@ -52,20 +52,20 @@ def code_cells(notebook):
 
 
 def runs_commands(name):
-    """Whether a notebook's work is done by commands, not by the library in the notebook's own process."""
+    """Whether a notebook runs commands, not the library in the notebook's own process."""
     return any(cell.source.startswith("%%") for cell in code_cells(read(name)))
 
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory, process_cache):
-    """A kernel of the Python that runs the tests, without a way to the internet; its name."""
+    """Name of a kernel with the Python of the tests and without internet access."""
     folder = tmp_path_factory.mktemp("jupyter")
     nowhere = "http://127.0.0.1:9"
     environment = {
         "LAMP_SIZE": "smoke",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        # As a user's machine counts devices; compiled in a hurry, like all tests, and once.
+        # The number of devices of a user's machine; quick compilation and a cache, as in all tests.
         "XLA_FLAGS": re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ["XLA_FLAGS"]).strip(),
         **cache_variables(process_cache),
         "HF_HUB_OFFLINE": "1",
@@ -119,7 +119,7 @@ def test_a_command_that_fails_stops_a_notebook(kernel, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_notebooks_define_nothing(name):
+def test_notebooks_define_no_functions_or_classes(name):
     for cell in code_cells(read(name)):
         if cell.source.startswith("%%"):
             assert cell.source.startswith("%%bash -eu\n"), "a shell that goes on after an error"
@@ -129,13 +129,13 @@ def test_notebooks_define_nothing(name):
             assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
 
 
-def test_quickstart_and_library_compute_in_their_own_process():
+def test_only_quickstart_and_library_compute_in_their_own_process():
     assert [name for name in NAMES if not runs_commands(name)] == ["library.ipynb", "quickstart.ipynb"]
 
 
 @pytest.mark.parametrize("name", list(filter(runs_commands, NAMES)))
-def test_what_a_notebook_of_commands_imports_wakes_no_jax(name):
-    """jax in the notebook's own process would keep a TPU from the commands."""
+def test_imports_of_a_notebook_of_commands_do_not_start_jax(name):
+    """jax in the notebook's own process would hold the TPU that the commands need."""
     sources = [cell.source for cell in code_cells(read(name))]
     python = [source for source in sources if not source.startswith("%%")]
     nodes = [node for source in python for node in ast.walk(ast.parse(source))]
@@ -161,13 +161,13 @@ def test_outputs_are_stripped(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cells_have_names_of_their_own(name):
+def test_cell_ids_are_unique(name):
     names = [cell.id for cell in read(name).cells]
     assert len(set(names)) == len(names)
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", one) for one in names), "an editor has written random ids"
 
 
-def test_notebooks_begin_alike():
+def test_notebooks_have_the_same_first_cells():
     firsts = [code_cells(read(name))[0] for name in NAMES]
     assert {cell.id for cell in firsts} == {"install"}
     assert len({cell.source for cell in firsts}) == 1

@@ -57,7 +57,7 @@ def test_anchors_are_those_of_github():
     assert anchors(text) == {"what-fits-lamp-compile", "a", "a-1", "t5-2-cores"}
 
 
-def test_pages_are_where_people_look():
+def test_every_folder_has_its_page():
     folders = ["lamp_jax", "lamp_jax/stages", "lamp_jax/datasets"]
     folders += ["launch", "configs", "benchmarks", "notebooks", "tests"]
     assert {FRONT, *(ROOT / folder / "README.md" for folder in folders)} <= set(PAGES)
@@ -78,7 +78,7 @@ def test_links_and_anchors_resolve(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
-def test_a_page_begins_with_what_it_is_about(page: Path):
+def test_a_page_begins_with_a_title_and_a_sentence(page: Path):
     first, blank, second, *_ = read(page).splitlines()
     assert re.match(r"# \w", first)
     assert not blank
@@ -112,7 +112,7 @@ def test_every_config_page_is_listed(config: str):
 
 
 def test_the_python_of_the_front_page_runs(tmp_path: Path, monkeypatch, capsys):
-    """On the files of `lamp demo`, of which the model is another small one."""
+    """On the files of `lamp demo`, with another small model."""
     (block,) = re.findall(r"^```python\n(.*?)^```", read(FRONT), re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     synth = ["synth", "--task", "LaMP-2", "--questions", "8", "--dev-questions", "8", "--output", "demo/data"]
@@ -127,7 +127,7 @@ def test_the_python_of_the_front_page_runs(tmp_path: Path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != FRONT and "```python" in read(page)], ids=title)
-def test_the_python_of_other_pages_names_what_there_is(page: Path):
+def test_the_python_of_other_pages_uses_existing_names(page: Path):
     for block in re.findall(r"^```python\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "lamp":

@@ -45,7 +45,7 @@ except LampError as error:
 """
 
 
-def test_a_cpu_counts_as_many_devices_as_are_asked_for_before_jax_starts():
+def test_the_number_of_virtual_cpu_devices_is_set_before_jax_starts():
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     found = subprocess.run([sys.executable, "-c", CORES], env=environment, capture_output=True, text=True, check=True)
     first, second, error = found.stdout.splitlines()
@@ -66,18 +66,18 @@ def test_rules_that_split_one_array_twice_over_one_mesh_axis_are_an_error(axes):
         Rules(**axes)
 
 
-def test_rules_know_only_the_meshs_axes():
+def test_rules_accept_only_mesh_axes():
     with pytest.raises(LampError, match=r"'expert'.*use one of them or None"):
         Rules(mlp="expert")  # pyright: ignore[reportArgumentType]
 
 
-def test_without_a_mesh_there_is_nothing_to_say():
+def test_without_a_mesh_nothing_is_sharded():
     assert DATA_PARALLEL.out("batch", None) is None
     check_divides("batch", 7, "data")
     assert place_batch({"tokens": np.arange(6).reshape(3, 2)})["tokens"].tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_a_batch_is_split_over_the_data_axis():
+def test_a_batch_is_sharded_over_the_data_axis():
     rows = np.arange(32).reshape(16, 2)
     with jax.set_mesh(make_mesh(4, 2)):
         placed = place_batch({"tokens": rows})["tokens"]

@@ -44,7 +44,7 @@ def one_of(adapters, place):
 
 
 def fill(directory, users, adapters, form=SMALL):
-    """Appends each user in a call of its own."""
+    """Appends each user by a separate call."""
     with closing(create_store(directory, form)) as store:
         for place, entry in enumerate(entries_of(*users)):
             if entry.user not in store.entries:
@@ -52,7 +52,7 @@ def fill(directory, users, adapters, form=SMALL):
 
 
 def contents(directory):
-    """All files but the lock."""
+    """Contents of all files except the lock."""
     return {path.name: path.read_bytes() for path in Path(directory).iterdir() if not path.name.endswith(".lock")}
 
 
@@ -97,7 +97,7 @@ def test_random_users_are_read_as_they_were_appended(form, users, data):
             assert_equal(store.read([users[place] for place in places]), adapters, places, form)
 
 
-def test_a_store_that_grows_is_read_as_it_grows(tmp_path):
+def test_a_store_open_for_appending_reads_its_appended_adapters(tmp_path):
     adapters, users = draw(SMALL, 3), ["b", "a", "c"]
     with closing(create_store(tmp_path / "deep" / "store", SMALL)) as store:
         assert_equal(store.read([]), adapters, [])
@@ -132,7 +132,7 @@ def test_numbers_of_any_float_type_are_converted(tmp_path):
         ),
     ],
 )
-def test_a_store_of_another_form_is_refused_and_left_alone(tmp_path, change, message):
+def test_a_store_of_another_form_is_refused_and_unchanged(tmp_path, change, message):
     create_store(tmp_path, SMALL).close()
     before = (tmp_path / FORM).read_bytes()
     with pytest.raises(LampError, match=message) as caught:
@@ -143,7 +143,7 @@ def test_a_store_of_another_form_is_refused_and_left_alone(tmp_path, change, mes
     assert (tmp_path / FORM).read_bytes() == before
 
 
-def test_how_a_base_is_named_and_the_order_of_names_make_no_other_form(tmp_path):
+def test_forms_are_equal_for_any_base_name_and_order_of_targets(tmp_path):
     form = replace(SMALL, targets=("q", "v"))
     create_store(tmp_path, form).close()
     turned = dict(reversed(SHAPES.items()))
@@ -171,7 +171,7 @@ def store(tmp_path):
     ("users", "message"),
     [(["new", "old"], "user 'old' has an adapter already"), (["n", "n"], "user 'n' is given twice")],
 )
-def test_a_user_has_one_adapter(store, users, message):
+def test_a_user_with_an_adapter_cannot_be_appended_again(store, users, message):
     assert_refused(store, message, entries_of(*users), draw(SMALL, 2))
 
 
@@ -279,7 +279,7 @@ def test_no_damaged_byte_changes_an_answer(tmp_path, kind, monkeypatch):
     assert refused > len(whole)
 
 
-def test_files_that_vanished_behind_an_open_store_are_damage(tmp_path):
+def test_files_removed_from_an_open_store_are_reported_as_damage(tmp_path):
     fill(tmp_path, "abc", draw(SMALL, 3))
     with closing(open_store(tmp_path)) as store:
         _, second, third = files(tmp_path)
@@ -293,7 +293,7 @@ def test_files_that_vanished_behind_an_open_store_are_damage(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def never_cut(tmp_path_factory):
+def uninterrupted_store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("store") / "never_cut"
     fill(directory, "abc", draw(SMALL, 3))
     return directory
@@ -301,8 +301,8 @@ def never_cut(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["adapters", "index"])
 @pytest.mark.parametrize("lost", ["a file", "bytes", "a byte"])
-def test_a_store_that_lost_files_is_refused_and_left_alone(never_cut, tmp_path, kind, lost):
-    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
+def test_a_store_without_some_files_is_refused_and_unchanged(uninterrupted_store, tmp_path, kind, lost):
+    shutil.copytree(uninterrupted_store, tmp_path, dirs_exist_ok=True)
     path = files(tmp_path, kind)[-1]
     (tmp_path / ".adapters-000000000003-000000000004.safetensors.7.unfinished").write_text("a killed append's")
     if lost == "a file":
@@ -327,18 +327,18 @@ def test_a_store_that_lost_files_is_refused_and_left_alone(never_cut, tmp_path, 
         ({"segments": [1]}, "the list of segments is damaged"),
     ],
 )
-def test_a_damaged_list_of_segments_is_named(never_cut, tmp_path, change, message):
-    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
-    (tmp_path / FORM).write_text(json.dumps({**json.loads((never_cut / FORM).read_text()), **change}))
+def test_a_damaged_list_of_segments_is_named(uninterrupted_store, tmp_path, change, message):
+    shutil.copytree(uninterrupted_store, tmp_path, dirs_exist_ok=True)
+    (tmp_path / FORM).write_text(json.dumps({**json.loads((uninterrupted_store / FORM).read_text()), **change}))
     for opened in (open_store, lambda directory: create_store(directory, SMALL)):
         with pytest.raises(LampError, match=rf"adapters\.json: {message}"):
             opened(tmp_path)
 
 
 @pytest.mark.parametrize("lost", [slice(0, 1), slice(1, 2), slice(2, 3), slice(5, 6), slice(3, 6)])
-def test_a_list_that_lacks_segments_is_damaged(never_cut, tmp_path, lost):
-    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
-    form = json.loads((never_cut / FORM).read_text())
+def test_a_list_of_segments_with_missing_segments_is_reported_as_damaged(uninterrupted_store, tmp_path, lost):
+    shutil.copytree(uninterrupted_store, tmp_path, dirs_exist_ok=True)
+    form = json.loads((uninterrupted_store / FORM).read_text())
     del form["segments"][lost]
     form["crc32"] = zlib.crc32("\n".join(form["segments"]).encode())
     (tmp_path / FORM).write_text(json.dumps(form))
@@ -346,7 +346,7 @@ def test_a_list_that_lacks_segments_is_damaged(never_cut, tmp_path, lost):
         open_store(tmp_path)
 
 
-# --- appends that are killed, and readers beside one that appends
+# --- killed appends, and readers during an append
 
 
 class Killed(BaseException):
@@ -355,7 +355,7 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_before(step):
-    """From a rename or removal on, of those that the block makes, no file is renamed or removed any more."""
+    """Kills the code in the `with` block before its rename or removal number `step`, counted from 0."""
     steps, whole = iter(range(step)), {name: getattr(os, name) for name in ("replace", "unlink")}
 
     def stop(name):
@@ -374,7 +374,7 @@ def killed_before(step):
 
 
 def append_or_die(directory, users, seed, step=None):
-    """Appends users whose adapters are drawn from the seed; killed before a step, if it comes to it."""
+    """Appends users whose adapters are drawn from the seed; killed before rename or removal number `step`, if any."""
     store = create_store(directory, SMALL)
     with killed_before(10**6 if step is None else step):
         store.append(entries_of(*users), draw(SMALL, len(users), seed))
@@ -384,7 +384,7 @@ def append_or_die(directory, users, seed, step=None):
 
 @pytest.fixture
 def small_levels(monkeypatch):
-    """Merges, chunks and equal hashes of few users."""
+    """Limits so small that a few users cause merges, several chunks and equal hashes."""
     monkeypatch.setattr(adapters_module, "SHARDS", segments.SHARDS._replace(fan_in=2, bytes=2**11))
     monkeypatch.setattr(adapters_module, "INDEX", segments.INDEX._replace(fan_in=3))
     monkeypatch.setattr(segments, "SHARDS", adapters_module.SHARDS)
@@ -394,8 +394,8 @@ def small_levels(monkeypatch):
     monkeypatch.setattr(segments, "hash_user", lambda user: zlib.crc32(user) % 7)
 
 
-def assert_holds(store, oracle):
-    """The store has these users, and no other."""
+def assert_contains_exactly(store, oracle):
+    """The store has exactly these users."""
     assert list(store.entries) == list(oracle)
     assert list(store.entries.values()) == [entry for entry, _ in oracle.values()]
     assert_reads(store, oracle)
@@ -415,8 +415,8 @@ def assert_reads(store, oracle):
     appends=st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(0, 9), max_size=2)), max_size=12),
     opened=st.sets(st.integers(0, 11)),
 )
-def test_a_store_holds_what_a_dict_holds_whatever_was_killed(small_levels, appends, opened):
-    """Each append is killed at some of its steps and repeated; readers from in between read on."""
+def test_a_store_equals_a_dict_after_any_killed_appends(small_levels, appends, opened):
+    """Each append is killed at some steps and repeated; readers opened in between still read all their users."""
     oracle, readers = {}, []
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as undisturbed:
         create_store(name, SMALL).close()
@@ -444,7 +444,7 @@ def test_a_store_holds_what_a_dict_holds_whatever_was_killed(small_levels, appen
         assert contents(name) == contents(undisturbed)
         for store, known in [*readers, (open_store(name), oracle)]:
             assert_reads(store, known)
-        assert_holds(open_store(name), oracle)
+        assert_contains_exactly(open_store(name), oracle)
         assert len(files(name, "index")) <= (3 - 1) * len("1210")  # of 48 users, to the base of 3 segments
         shards = files(name)
         assert len(shards) <= 4 + sum(path.stat().st_size for path in shards) // 512
@@ -485,8 +485,8 @@ tests.fill(tests.Path(sys.argv[1]), "abc", tests.draw(tests.SMALL, 3))
 
 
 @pytest.mark.parametrize("step", range(1, 11))
-def test_a_killed_append_loses_its_own_users_alone(never_cut, tmp_path, step):
-    """Each of three appends renames three files; the first file of all is that of a store of nobody."""
+def test_a_killed_append_loses_only_its_own_users(uninterrupted_store, tmp_path, step):
+    """Each of three appends renames three files; the first renamed file is the form of the empty store."""
     where = {"cwd": Path(__file__).parents[2]}
     found = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(step)], **where)
     assert found.returncode == -signal.SIGKILL
@@ -496,7 +496,7 @@ def test_a_killed_append_loses_its_own_users_alone(never_cut, tmp_path, step):
             assert list(store.entries) == list("abc")[: (step - 2) // 3]
         assert contents(tmp_path) == before
     fill(tmp_path, "abc", draw(SMALL, 3))
-    assert contents(tmp_path) == contents(never_cut)
+    assert contents(tmp_path) == contents(uninterrupted_store)
 
 
 APPENDS = """
@@ -508,7 +508,7 @@ with tests.closing(tests.create_store(sys.argv[1], tests.SMALL)) as store:
 """
 
 
-def test_readers_beside_an_append_read_what_was_appended(tmp_path):
+def test_concurrent_readers_read_appended_adapters(tmp_path):
     create_store(tmp_path, SMALL).close()
     rng, times, kept = np.random.default_rng(0), 0, open_store(tmp_path)
     words = [sys.executable, "-c", APPENDS, str(tmp_path)]
@@ -541,8 +541,8 @@ with tests.closing(tests.create_store(sys.argv[1], tests.SMALL)) as store:
 """
 
 
-def test_two_commands_do_not_append_to_one_store_at_once(never_cut, tmp_path):
-    """Wherever the first one is, also between numbers and their lines, the second changes nothing."""
+def test_a_second_command_cannot_append_to_a_store_at_the_same_time(uninterrupted_store, tmp_path):
+    """At every step of the first command, also between adapters and their entries, the second changes no file."""
     words = [sys.executable, "-c", TRAINS, str(tmp_path / "store")]
     where = {"cwd": Path(__file__).parents[2], "text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(words, **where) as other:
@@ -555,11 +555,11 @@ def test_two_commands_do_not_append_to_one_store_at_once(never_cut, tmp_path):
             other.stdin.write("\n")
             other.stdin.flush()
     assert other.returncode == 0
-    assert contents(tmp_path / "store") == contents(never_cut)
+    assert contents(tmp_path / "store") == contents(uninterrupted_store)
 
 
-def test_a_command_of_another_form_does_not_get_in_between(tmp_path):
-    """The form is settled by whoever appends first."""
+def test_a_command_cannot_create_a_form_while_another_command_writes(tmp_path):
+    """The command that opened the store first decides its form."""
     with closing(create_store(tmp_path, SMALL)):
         (tmp_path / FORM).unlink()
         with pytest.raises(LampError, match="another lamp command is writing to it"):
@@ -573,8 +573,8 @@ def test_a_directory_without_a_store_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_files_that_lost_their_form_are_not_taken_for_another(never_cut, tmp_path):
-    for path in (*files(never_cut), *files(never_cut, "index"), "users.jsonl", "adapters.bin"):
+def test_files_without_a_form_are_refused(uninterrupted_store, tmp_path):
+    for path in (*files(uninterrupted_store), *files(uninterrupted_store, "index"), "users.jsonl", "adapters.bin"):
         directory = tmp_path / Path(path).name
         directory.mkdir()
         (directory / directory.name).write_text("a file of a store")
@@ -598,8 +598,8 @@ def test_files_that_lost_their_form_are_not_taken_for_another(never_cut, tmp_pat
         ({"dtype": "float16"}, "'dtype' cannot be 'float16'"),
     ],
 )
-def test_a_form_that_is_none_is_named(never_cut, tmp_path, change, message):
-    whole = json.loads((never_cut / FORM).read_text())
+def test_an_invalid_form_is_named(uninterrupted_store, tmp_path, change, message):
+    whole = json.loads((uninterrupted_store / FORM).read_text())
     path = tmp_path / FORM
     path.write_text(json.dumps({**whole, **change}))
     for opened in (open_store, lambda directory: create_store(directory, SMALL)):
@@ -609,23 +609,23 @@ def test_a_form_that_is_none_is_named(never_cut, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("key", ["base", "base_name", "rank", "alpha", "targets", "shapes", "dtype"])
-def test_a_form_without_one_of_its_values_is_named(never_cut, tmp_path, key):
-    whole = json.loads((never_cut / FORM).read_text())
+def test_a_form_without_a_required_value_is_named(uninterrupted_store, tmp_path, key):
+    whole = json.loads((uninterrupted_store / FORM).read_text())
     (tmp_path / FORM).write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
     with pytest.raises(LampError, match=rf"adapters\.json: '{key}' is missing"):
         open_store(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", ""])
-def test_a_form_that_is_no_object_is_named(tmp_path, text):
+def test_a_form_that_is_not_an_object_is_named(tmp_path, text):
     (tmp_path / FORM).write_text(text)
     with pytest.raises(LampError, match=r"adapters\.json: (expected an object|invalid JSON)"):
         open_store(tmp_path)
 
 
-def test_of_several_processes_the_first_writes_and_all_read(never_cut, tmp_path, monkeypatch):
-    said = {}
-    shutil.copytree(never_cut, tmp_path, dirs_exist_ok=True)
+def test_the_first_of_several_processes_writes_and_all_read(uninterrupted_store, tmp_path, monkeypatch):
+    key_values = {}
+    shutil.copytree(uninterrupted_store, tmp_path, dirs_exist_ok=True)
     (tmp_path / ".index-000000000003-000000000004.safetensors.7.unfinished").write_text("a killed append's")
     drawn = {name: np.concatenate([values, values[:1]]) for name, values in draw(SMALL, 3).items()}
 
@@ -637,11 +637,13 @@ def test_of_several_processes_the_first_writes_and_all_read(never_cut, tmp_path,
             assert len(store.entries) == 4
             return list(store.entries.values())
 
-    monkeypatch.setattr(processes, "_group", processes.ProcessGroup(2, 0, said.__setitem__, said.__getitem__))
+    monkeypatch.setattr(
+        processes, "_group", processes.ProcessGroup(2, 0, key_values.__setitem__, key_values.__getitem__)
+    )
     assert work() == entries_of(*"abcd")
     before = contents(tmp_path)
     assert not any(name.endswith(".unfinished") for name in before)
-    monkeypatch.setattr(processes, "_group", processes.ProcessGroup(2, 1, None, said.__getitem__))
+    monkeypatch.setattr(processes, "_group", processes.ProcessGroup(2, 1, None, key_values.__getitem__))
     assert work() == entries_of(*"abcd")
     assert contents(tmp_path) == before
 
@@ -651,7 +653,7 @@ def test_a_store_is_read_without_jax():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_user_without_an_adapter_is_served_by_everybodys(store):
+def test_a_user_without_an_adapter_gets_the_shared_adapter(store):
     assert store.serving(["old", "new", None]) == ["old", None, None]
     store.append([AdapterEntry(EVERYBODY, 1, 1, None)], draw(SMALL, 1, seed=1))
     assert store.serving(["old", "new", None]) == ["old", EVERYBODY, None]
@@ -662,5 +664,5 @@ def test_a_user_without_an_adapter_is_served_by_everybodys(store):
 
 
 @pytest.mark.parametrize("items", [2**63, -(2**63)])
-def test_numbers_of_items_that_no_file_can_hold_are_refused(store, items):
+def test_numbers_of_items_beyond_64_bits_are_refused(store, items):
     assert_refused(store, "give fewer than 2", [AdapterEntry("a", items, 1, None)], draw(SMALL, 1))

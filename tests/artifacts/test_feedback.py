@@ -27,12 +27,12 @@ def question(key, *items):
 
 
 def worth(pair):
-    """Metrics that tell which pair they are of."""
+    """Metrics whose values identify the pair."""
     return {"accuracy": float(sum(map(ord, pair.question.id + pair.item_id)))}
 
 
 def write_directory(path, questions, *, task="LaMP-2", stage="feedbackitems", shards=1, finished=True, size=16):
-    """What `lamp feedback items` leaves."""
+    """Writes an output directory of `lamp feedback items`."""
     path.mkdir()
     run = {"stage": stage, "finished": finished, "settings": {"task": task, "shards": shards}}
     (path / "run.json").write_text(json.dumps(run))
@@ -65,14 +65,14 @@ def test_pairs_are_the_first_items_of_every_question_in_order():
     assert [pair.rank for pair in pairs] == [0, 1, 0, 1, 0]
 
 
-def test_an_id_that_a_profile_holds_twice_counts_where_it_is_first():
+def test_an_id_that_occurs_twice_in_a_profile_counts_at_its_first_place():
     twice = question("1", "a", "b", "a", 7, "7", "c")
     assert [(pair.item_id, pair.rank) for pair in first_pairs([twice], 6)] == [("a", 0), ("b", 1), ("7", 3), ("c", 5)]
     assert [pair.item_id for pair in first_pairs([twice], 3)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
-def test_a_directory_is_read_whatever_its_shards(tmp_path, shards):
+def test_a_directory_of_any_number_of_shards_is_read(tmp_path, shards):
     directory = write_directory(tmp_path / "feedback", QUESTIONS, shards=shards)
     assert len(list(read_records(directory, "items"))) == 6
     assert read_feedback([directory], TASK, QUESTIONS, profile_size=2) == expected()
@@ -105,13 +105,13 @@ def test_missing_pairs_are_counted_and_named_with_the_command_that_makes_them(tm
     assert str(directory) in message
 
 
-def test_of_many_missing_pairs_the_first_are_named(tmp_path):
+def test_the_first_of_many_missing_pairs_are_named(tmp_path):
     source = write_file(tmp_path / "none.json", {})
     with pytest.raises(LampError, match=r"8 of 8 question-item pairs \(9-a, 9-b, 9-c, 9-d, 9-e, \.\.\.\)"):
         read_feedback([source], TASK, [question("9", *"abcdefgh")], profile_size=16)
 
 
-def test_a_pair_that_is_there_twice_is_an_error(tmp_path):
+def test_a_pair_that_occurs_twice_is_an_error(tmp_path):
     sources = [write_directory(tmp_path / name, QUESTIONS) for name in ("one", "other")]
     with pytest.raises(LampError, match=r"other: question '1', item 'a': occurs twice"):
         read_feedback(sources, TASK, QUESTIONS, profile_size=2)
@@ -134,7 +134,7 @@ WRONG = st.sampled_from([None, True, -1, 10**30, "x", [], [1], {}, {"accuracy": 
 
 @given(st.data())
 def test_a_directory_with_a_field_missing_or_of_another_type_is_a_named_error(tmp_path_factory, data):
-    """Or is read, where the field may be so."""
+    """The directory is read instead where the field may be missing or of that type."""
     path = write_directory(tmp_path_factory.mktemp("broken") / "feedback", QUESTIONS)
     run = json.loads((path / "run.json").read_text())
     line = json.loads((path / "items-0-of-1.jsonl").read_text().splitlines()[0])
@@ -151,11 +151,11 @@ def test_a_directory_with_a_field_missing_or_of_another_type_is_a_named_error(tm
     try:
         read_feedback([path], TASK, QUESTIONS, profile_size=2)
     except LampError as error:
-        assert "feedback" in str(error) or "task" in str(error)  # noqa: PT017 (both outcomes are right)
+        assert "feedback" in str(error) or "task" in str(error)  # noqa: PT017 (both outcomes are correct)
 
 
 def write_retrievers(path, records):
-    """What `lamp feedback retrievers` leaves, of two retrievers."""
+    """Writes an output directory of `lamp feedback retrievers` with two retrievers."""
     path.mkdir()
     settings = {"task": "LaMP-2", "shards": 1, "pool": ["none", "bm25=ranked.json"]}
     (path / "run.json").write_text(json.dumps({"stage": "feedbackretrievers", "finished": True, "settings": settings}))
@@ -163,7 +163,7 @@ def write_retrievers(path, records):
     return path
 
 
-def test_a_retrievers_record_that_is_there_twice_is_refused(tmp_path):
+def test_a_record_of_a_retriever_that_occurs_twice_is_refused(tmp_path):
     records = [
         feedback_record("retrievers", {"question": one.id, "retriever": name}, "p", "text", {"accuracy": 1.0})
         for one in QUESTIONS
@@ -177,7 +177,7 @@ def test_a_retrievers_record_that_is_there_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "1", None])
-def test_a_metric_that_is_no_number_is_named_with_its_line(tmp_path, value):
+def test_a_metric_that_is_not_a_number_is_named_with_its_line(tmp_path, value):
     directory = write_directory(tmp_path / "feedback", QUESTIONS)
     path = directory / "items-0-of-1.jsonl"
     first, *rest = path.read_text().splitlines()
@@ -193,7 +193,7 @@ def test_a_directory_without_a_record_is_an_error(tmp_path):
         read_feedback([tmp_path / "empty"], TASK, QUESTIONS, profile_size=2)
 
 
-def test_the_reference_file_comes_back_as_it_went_though_ids_hold_dashes(tmp_path):
+def test_the_reference_file_round_trips_when_ids_contain_dashes(tmp_path):
     questions = [question("u-1", "a-b", "c"), question("u", "2-a", "b")]
     directory = write_directory(tmp_path / "feedback", questions)
     write_reference(tmp_path / "scores.json", questions, read_records(directory, "items"))
@@ -206,7 +206,7 @@ def test_the_reference_file_comes_back_as_it_went_though_ids_hold_dashes(tmp_pat
 AMBIGUOUS = [question("u", "1-a"), question("u-1", "a")]
 
 
-def test_a_reference_file_where_one_name_would_stand_for_two_pairs_is_neither_written_nor_read(tmp_path):
+def test_a_reference_file_with_one_name_for_two_pairs_is_neither_written_nor_read(tmp_path):
     directory = write_directory(tmp_path / "feedback", AMBIGUOUS)
     with pytest.raises(LampError, match=r"'u-1-a' would be the key of two pairs"):
         write_reference(tmp_path / "scores.json", AMBIGUOUS, read_records(directory, "items"))
@@ -214,7 +214,7 @@ def test_a_reference_file_where_one_name_would_stand_for_two_pairs_is_neither_wr
     source = write_file(tmp_path / "scores.json", {"u-1-a": {"accuracy": 1.0}})
     with pytest.raises(LampError, match=r"'u-1-a' would be the key of two pairs"):
         read_feedback([source], TASK, AMBIGUOUS, profile_size=2)
-    # In a directory both have their own names.
+    # In a directory each pair has its own name.
     assert read_feedback([directory], TASK, AMBIGUOUS, profile_size=2) == expected(AMBIGUOUS)
 
 
@@ -222,7 +222,7 @@ IDS = st.text("ab-", min_size=1, max_size=3)
 
 
 @given(st.dictionaries(IDS, st.lists(IDS, max_size=3), min_size=1, max_size=4))
-def test_names_in_a_reference_file_are_an_error_exactly_where_two_pairs_share_one(tmp_path_factory, profiles):
+def test_names_in_a_reference_file_are_an_error_only_where_two_pairs_share_a_name(tmp_path_factory, profiles):
     questions = [question(key, *items) for key, items in profiles.items()]
     pairs = list(first_pairs(questions, 3))
     names = [f"{pair.question.id}-{pair.item_id}" for pair in pairs]
@@ -249,7 +249,7 @@ def test_a_file_of_another_form_is_named(tmp_path, content, words):
     assert str(source) in str(caught.value)
 
 
-def test_a_pair_that_two_reference_files_hold_is_an_error(tmp_path):
+def test_a_pair_in_two_reference_files_is_an_error(tmp_path):
     sources = [write_file(tmp_path / f"{n}.json", {"4-e": {"accuracy": float(n)}}) for n in range(2)]
     with pytest.raises(LampError, match="in another file too"):
         read_feedback(sources, TASK, QUESTIONS[3:], profile_size=2)

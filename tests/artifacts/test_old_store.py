@@ -20,7 +20,7 @@ NAMES = ["a", "b", "ü", "\ud800", ""]
 
 @pytest.fixture
 def old(tmp_path):
-    """A store of five users, whose training is finished."""
+    """Store of five users whose training is finished."""
     directory = tmp_path / "old"
     directory.mkdir()
     form = {**vars(SMALL), "shapes": dict(SMALL.shapes)}
@@ -53,7 +53,7 @@ def assert_converted(output, users):
 
 
 @pytest.mark.parametrize("block", [1, 2**26])
-def test_a_converted_store_holds_the_same_users_and_the_old_one_stays(old, tmp_path, monkeypatch, capsys, block):
+def test_a_converted_store_has_the_same_users_and_the_old_store_is_unchanged(old, tmp_path, monkeypatch, capsys, block):
     monkeypatch.setattr(convert_store, "_BLOCK", block)
     before = contents(old)
     assert convert(old, tmp_path / "new") == 0
@@ -65,7 +65,7 @@ def test_a_converted_store_holds_the_same_users_and_the_old_one_stays(old, tmp_p
         store.append(entries_of("more"), draw(SMALL, 1))
 
 
-def test_a_conversion_that_is_killed_goes_on_to_the_same_bytes(old, tmp_path, monkeypatch):
+def test_a_killed_conversion_resumes_to_the_same_bytes(old, tmp_path, monkeypatch):
     monkeypatch.setattr(convert_store, "_BLOCK", 1)
     append, appended = convert_store.AdapterStore.append, []
 
@@ -94,18 +94,18 @@ def test_a_store_at_a_url_is_converted_to_a_url(old, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cut", [NUMBERS, USERS])
-def test_of_a_store_that_was_cut_off_the_complete_users_are_converted(old, tmp_path, capsys, cut):
+def test_the_complete_users_of_a_truncated_store_are_converted(old, tmp_path, capsys, cut):
     unfinish(old)
     (old / cut).write_bytes((old / cut).read_bytes()[:-2])
     assert convert(old, tmp_path / "new") == 0
     assert_converted(tmp_path / "new", 4)
-    said = capsys.readouterr().out
-    assert f"{old}: is truncated; incomplete users (1) are left out" in said
-    assert f"{old}: its training is not finished" in said
+    printed = capsys.readouterr().out
+    assert f"{old}: is truncated; incomplete users (1) are left out" in printed
+    assert f"{old}: its training is not finished" in printed
 
 
 @pytest.mark.parametrize("cut", [NUMBERS, USERS])
-def test_a_finished_store_that_lost_users_is_not_converted(old, tmp_path, capsys, cut):
+def test_a_finished_store_without_some_users_is_not_converted(old, tmp_path, capsys, cut):
     (old / cut).write_bytes((old / cut).read_bytes()[:-2])
     assert convert(old, tmp_path / "new") == 1
     assert f"{old}: its training finished with adapters of 5 users, but it has adapters of 4" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_a_finished_store_that_lost_users_is_not_converted(old, tmp_path, capsys
         (b'{"user": 1, "items": 1, "updates": 1, "loss": null, "crc32": 1}', "line 2: 'user' cannot be 1"),
     ],
 )
-def test_a_line_that_is_none_is_named(old, tmp_path, capsys, line, message):
+def test_an_invalid_line_is_named(old, tmp_path, capsys, line, message):
     first, _, *others = (old / USERS).read_bytes().splitlines(True)
     (old / USERS).write_bytes(b"".join([first, line + b"\n", *others]))
     assert convert(old, tmp_path / "new") == 1
@@ -139,7 +139,7 @@ def test_damaged_numbers_are_named(old, tmp_path, capsys):
     assert f"{old / NUMBERS}: the adapter of user 'b' is damaged; copy the store again" in capsys.readouterr().err
 
 
-def test_what_is_no_old_store_is_not_converted(old, tmp_path, capsys):
+def test_a_directory_that_is_not_an_old_store_is_not_converted(old, tmp_path, capsys):
     assert convert(old, tmp_path / "new") == 0
     assert convert(tmp_path / "new", tmp_path / "newer") == 1
     assert f"{tmp_path / 'new'}: not a store of an earlier version" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def candidate_sets(draw):
 
 
 @given(candidate_sets())
-def test_what_is_written_is_read(tmp_path_factory, pool):
+def test_written_candidates_are_read_unchanged(tmp_path_factory, pool):
     path = tmp_path_factory.mktemp("pool") / "pool.json"
     write_candidates(path, pool)
     found = read_candidates(path)
@@ -57,19 +57,19 @@ def test_what_is_written_is_read(tmp_path_factory, pool):
     assert [list(one.candidates) for one in found.questions] == [list(one.candidates) for one in pool.questions]
 
 
-def test_candidates_are_read_in_the_pools_order(tmp_path):
+def test_candidates_are_read_in_the_order_of_the_set(tmp_path):
     write_candidates(tmp_path / "pool.json", replace(POOL, questions=[question("1", *NAMES[::-1])]))
     (one,) = read_candidates(tmp_path / "pool.json").questions
     assert tuple(one.candidates) == NAMES
 
 
-def test_a_file_is_written_again_as_it_was_read(tmp_path):
+def test_a_file_that_was_read_is_rewritten_unchanged(tmp_path):
     write_candidates(tmp_path / "one.json", POOL)
     write_candidates(tmp_path / "other.json", read_candidates(tmp_path / "one.json"))
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "other.json").read_bytes()
 
 
-def test_a_pool_is_rewarded_where_every_candidate_is():
+def test_a_set_has_rewards_if_every_candidate_has_a_reward():
     assert POOL.rewarded
     assert replace(POOL, questions=[question("1", *NAMES, reward=0.0)]).rewarded
     assert not replace(POOL, questions=[question("1", "bm25"), question("2", "bm25", reward=None)]).rewarded
@@ -78,36 +78,36 @@ def test_a_pool_is_rewarded_where_every_candidate_is():
 # --- restrict
 
 
-def test_a_restricted_pool_has_the_order_that_is_given():
+def test_a_restricted_set_has_the_given_order():
     found = POOL.restrict(["dense", "bm25"], "pool.json")
     assert found.names == ("dense", "bm25")
     assert [list(one.candidates) for one in found.questions] == [["dense", "bm25"]] * 2
     assert found == replace(POOL, names=("dense", "bm25"), questions=[question(key, "dense", "bm25") for key in "12"])
 
 
-def test_a_pool_of_all_its_retrievers_is_itself():
+def test_restricting_to_all_retrievers_changes_nothing():
     assert POOL.restrict(NAMES, "pool.json") == POOL
 
 
-def test_a_missing_candidate_stays_missing():
+def test_a_restricted_set_has_the_same_missing_candidates():
     found = POOL.restrict(["none", "bm25"], "pool.json")
     assert [list(one.candidates) for one in found.questions] == [["none", "bm25"], ["bm25"]]
 
 
 @given(st.permutations(NAMES), st.integers(1, 3))
-def test_a_restricted_pool_can_be_written_and_read(tmp_path_factory, order, count):
+def test_a_restricted_set_can_be_written_and_read(tmp_path_factory, order, count):
     path = tmp_path_factory.mktemp("pool") / "pool.json"
     pool = replace(POOL, questions=[question("1", *NAMES), question("2", *NAMES)]).restrict(order[:count], path)
     write_candidates(path, pool)
     assert read_candidates(path) == pool
 
 
-def test_retrievers_that_are_not_in_the_pool_are_named_with_the_file():
+def test_retrievers_that_are_not_in_the_set_are_named_with_the_file():
     with pytest.raises(LampError, match=r"data/pool\.json: no candidates of bm52, rrf; .* are none, bm25, dense"):
         POOL.restrict(["bm52", "dense", "rrf"], "data/pool.json")
 
 
-def test_a_question_left_without_a_candidate_is_named_with_the_file():
+def test_a_question_without_remaining_candidates_is_named_with_the_file():
     with pytest.raises(LampError, match=r"data/pool\.json: 1 questions have no candidates \(2\)"):
         POOL.restrict(["none"], "data/pool.json")
 
@@ -139,7 +139,7 @@ def test_files_may_differ_in_their_questions():
 
 
 def broken(tmp_path, change):
-    """The message for POOL's file after a change."""
+    """Error message for POOL's file after a change."""
     path = tmp_path / "pool.json"
     write_candidates(path, POOL)
     content = json.loads(path.read_text())
@@ -156,13 +156,13 @@ def test_a_file_of_another_form_names_the_command_that_makes_it(tmp_path, key):
     assert "`lamp selector-data`" in broken(tmp_path, lambda content: content.pop(key))
 
 
-def test_a_list_is_no_pool(tmp_path):
+def test_a_list_is_not_a_candidate_set(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(LampError, match=r"list\.json: not a file of candidates; make it with `lamp selector-data`"):
         read_candidates(tmp_path / "list.json")
 
 
-def test_a_file_that_is_missing_or_not_whole_is_named(tmp_path):
+def test_a_missing_or_truncated_file_is_named(tmp_path):
     with pytest.raises(LampError, match=r"pool\.json: no such file"):
         read_candidates(tmp_path / "pool.json")
     write_candidates(tmp_path / "pool.json", POOL)
@@ -176,7 +176,7 @@ def test_a_file_without_questions_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["input", "gold", "candidates"])
-def test_a_question_that_lacks_something_is_named(tmp_path, key):
+def test_a_question_without_a_required_field_is_named(tmp_path, key):
     message = broken(tmp_path, lambda content: content["questions"][1].pop(key))
     assert "question '2'" in message
     assert key in message
@@ -192,7 +192,7 @@ def test_a_broken_candidate_is_an_error_with_its_question(tmp_path, record):
     assert "question '2'" in message
 
 
-def test_a_candidate_of_no_retriever_of_the_pool_is_an_error_with_its_question(tmp_path):
+def test_a_candidate_of_an_unknown_retriever_is_an_error_with_its_question(tmp_path):
     message = broken(tmp_path, lambda content: content["pool"].remove("dense"))
     assert "question '1': candidates of dense, but 'pool' lists none, bm25" in message
 

@@ -18,7 +18,7 @@ def compiled(function, *arguments) -> Program:
     return Program(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-def test_products_in_loops_count_as_often_as_they_run():
+def test_products_in_loops_are_counted_once_per_iteration():
     def function(x, weights):
         return jax.lax.scan(lambda x, weight: (x @ weight, None), x, weights)[0]
 
@@ -53,8 +53,8 @@ def test_products_are_those_of_one_device():
     low=st.integers(0, 3),
     high=st.integers(0, 3),
 )
-def test_convolutions_count_the_steps_that_meet_no_padding(size, window, stride, dilation, reach, low, high):
-    """The oracle is XLA's own count, of a program without loops."""
+def test_convolutions_count_only_products_without_padding(size, window, stride, dilation, reach, low, high):
+    """The oracle is XLA's own count for a program without loops."""
     assume((size - 1) * dilation + 1 + low + high >= (window - 1) * reach + 1)
 
     def convolve(x, kernel):
@@ -76,7 +76,7 @@ def test_convolutions_count_the_steps_that_meet_no_padding(size, window, stride,
         ("collective-permute", lambda x: jax.lax.ppermute(x, "data", [(i, i ^ 1) for i in range(8)]), 4 * 16, 4 * 16),
     ],
 )
-def test_collectives_are_counted_with_their_bytes_and_how_often_they_run(kind, function, size, sent):
+def test_collectives_are_counted_with_their_bytes_and_executions(kind, function, size, sent):
     def step(x, _):
         return x + jnp.sum(function(x * 2)), None
 
@@ -101,7 +101,7 @@ GROUPS = {
 
 
 @pytest.mark.parametrize(("attributes", "members"), GROUPS.items())
-def test_groups_of_chips_are_read_in_every_spelling(attributes, members):
+def test_replica_groups_are_read_in_every_notation(attributes, members):
     text = (
         f"ENTRY %main (p: f32[4]) -> f32[4] {{\n  ROOT %r = f32[4]{{0}} all-reduce(%p), channel_id=1, {attributes}\n}}"
     )
@@ -127,8 +127,8 @@ LISTED = "{{100000,100003,200000,200003},{100001,100002,200001,200002}}"
         ("ONE_TO_ONE", PAIRS, "collective-permute", 64, 64),
     ],
 )
-def test_traffic_between_slices_is_what_devices_send_through_their_hosts(transfer, target, kind, whole, sent):
-    """As libtpu 0.0.42.1 prints it: an array of 64 bytes, in a loop of five turns."""
+def test_traffic_between_slices_is_counted_from_host_transfers(transfer, target, kind, whole, sent):
+    """As libtpu 0.0.42.1 prints it: an array of 64 bytes, in a loop of five iterations."""
     given = f'_xla_megascale_target="{target}"' if "x" in target else f"_xla_megascale_target={target}"
     attributes = f'is_host_transfer=true, frontend_attributes={{{given},_xla_megascale_transfer_type="{transfer}"}}'
     text = f"""HloModule m
@@ -179,7 +179,7 @@ ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
 """
 
 
-def test_traffic_counts_slices_and_nothing_that_stays_in_fast_memory():
+def test_memory_traffic_counts_slices_and_excludes_fast_memory():
     read_y, write_slice = 4 * 4, 4 * 4
     assert costs.traffic(Program(HLO)) == read_y + write_slice
 
@@ -210,8 +210,8 @@ ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
 """
 
 
-def test_an_array_that_a_fusion_copies_within_is_read_where_it_is_used():
-    """Ironwood's compiler copies caches so: they are changed in place, a row at a time."""
+def test_an_array_copied_within_a_fusion_counts_as_read_where_it_is_used():
+    """The compiler for Ironwood copies caches in this way: they are updated in place, one row at a time."""
     read_row, read_y, write_row = 4 * 4, 4 * 4, 4 * 4
     assert costs.traffic(Program(COPIED)) == read_row + read_y + write_row
     whole = COPIED.replace("copy(%a)", "negate(%a)")

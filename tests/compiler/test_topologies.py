@@ -43,7 +43,7 @@ MEMORY = {
 
 
 @pytest.mark.parametrize(("name", "slices", "devices", "chips"), DESCRIBED)
-def test_a_topology_is_what_libtpu_describes(name, slices, devices, chips):
+def test_a_topology_equals_the_description_of_libtpu(name, slices, devices, chips):
     topology = open_topology(name, slices)
     assert (topology.name, topology.slices, len(topology.devices), topology.chips) == (name, slices, devices, chips)
     kind = name.partition(":")[0]
@@ -57,7 +57,7 @@ def test_a_topology_is_what_libtpu_describes(name, slices, devices, chips):
     assert topology.hbm == int(MEMORY[version("libtpu")][kind] * 2**30)
 
 
-def test_a_v4_can_be_opened_with_one_device_a_chip():
+def test_a_v4_topology_can_have_one_device_per_chip():
     topology = open_topology("v4:2x2x1", megacore=True)
     assert (len(topology.devices), topology.chips) == (4, 4)
     assert topology.device == CHIPS["v4"]
@@ -68,7 +68,7 @@ def test_a_v4_can_be_opened_with_one_device_a_chip():
 
 @pytest.mark.parametrize(("name", "slices", "devices", "chips"), DESCRIBED)
 def test_a_mesh_of_every_size_is_made(name, slices, devices, chips):
-    """Seen before: an AssertionError for v4, a NotImplementedError for v6e:4x4 with model=2."""
+    """Regression test: v4 raised AssertionError, v6e:4x4 with model=2 NotImplementedError."""
     topology = open_topology(name, slices)
     within = devices // slices
     for model in (size for size in range(1, within + 1) if within % size == 0):
@@ -80,14 +80,14 @@ def test_a_mesh_of_every_size_is_made(name, slices, devices, chips):
 
 
 @pytest.mark.parametrize("model", [1, 2, 4, 8, 16])
-def test_the_cores_of_a_v4_chip_are_neighbours(model):
+def test_the_cores_of_a_v4_chip_are_adjacent_in_the_mesh(model):
     placed = make_mesh(-1, model, devices=open_topology("v4:2x2x2").devices).devices
     pairs = placed.reshape(-1, 2) if model % 2 == 0 else placed.reshape(8, 2)
     assert all(one.coords == other.coords for one, other in pairs)
 
 
 @pytest.mark.parametrize("name", ["v5e:2x4", "v6e:2x4", "tpu7x:2x2x1"])
-def test_a_mesh_of_slices_is_jaxs_hybrid_mesh(name):
+def test_a_mesh_of_slices_equals_the_hybrid_mesh_of_jax(name):
     devices = open_topology(name, 2).devices
     assert (make_mesh(-1, 2, devices=devices).devices == create_hybrid_device_mesh((4, 2), (2, 1), devices)).all()
 
@@ -100,7 +100,7 @@ def test_a_model_axis_larger_than_a_slice_is_an_error():
         make_mesh(-1, 1, devices=devices[:12])
 
 
-def test_a_gradient_is_summed_over_slices_apart():
+def test_a_gradient_is_summed_separately_within_and_over_slices():
     """Each of a slice's four data shards sums a quarter of the gradient over the two slices."""
     topology = open_topology("v5e:2x4", 2)
     mesh = make_mesh(8, 2, devices=topology.devices)
@@ -113,7 +113,7 @@ def test_a_gradient_is_summed_over_slices_apart():
         weights = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=NamedSharding(mesh, P(None, "model")))
         step = jax.jit(jax.grad(loss))
         found, again = (report.measure("train", topology, mesh, lambda: step.lower(weights, x), None) for _ in range(2))
-    assert replace(again, compile_seconds=found.compile_seconds) == found  # the second finds the first in jax's cache
+    assert replace(again, compile_seconds=found.compile_seconds) == found  # the second is read from jax's cache
     (kind, summed), *others = found.between_slices.items()
     assert (kind, others) == ("all-reduce", [])
     quarter = 1024 * (1024 // 2) * 4 // 4
@@ -127,7 +127,7 @@ def test_a_gradient_is_summed_over_slices_apart():
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:8", "4x4", "v5litepod-8", "tpu7x-8", "v5e:0x4", "v5e:2x-4"])
-def test_an_unknown_topology_is_answered_with_examples(topology):
+def test_the_error_about_an_unknown_topology_shows_examples(topology):
     with pytest.raises(LampError, match="such as v5e:2x4"):
         open_topology(topology)
 
@@ -153,8 +153,8 @@ def test_a_topology_that_the_compiler_does_not_know_is_an_error(name):
         ("v3:64x64", "4096 chips, but a TPU v3 pod has 1024; give a smaller slice"),
     ],
 )
-def test_an_arrangement_that_a_chip_has_not_is_an_error(topology, message):
-    """libtpu describes them all."""
+def test_an_arrangement_that_a_chip_does_not_have_is_an_error(topology, message):
+    """libtpu itself describes all of these arrangements."""
     with pytest.raises(LampError, match=message):
         open_topology(topology)
 
@@ -167,12 +167,12 @@ def test_an_arrangement_that_a_chip_has_not_is_an_error(topology, message):
         (2, "v3:2x2", "--slices 2: Google Cloud does not connect slices of TPU v3"),
     ],
 )
-def test_a_number_of_slices_that_cannot_be_is_an_error(slices, name, message):
+def test_an_invalid_number_of_slices_is_an_error(slices, name, message):
     with pytest.raises(LampError, match=message):
         open_topology(name, slices)
 
 
-def test_a_compiler_that_names_no_limit_is_an_error(monkeypatch):
+def test_a_compiler_without_a_memory_limit_is_an_error(monkeypatch):
     monkeypatch.setattr("lamp_jax.compiler.chips._LIMIT", "no such words")
     with pytest.raises(LampError, match="libtpu does not say how much memory a TPU v5 lite has"):
         open_topology("v5e:2x4")

@@ -66,7 +66,7 @@ experiment = """
 
 @pytest.fixture(scope="module")
 def compile_stage(tmp_path_factory):
-    """Stage -> the JSON that the command prints, each compiled once."""
+    """Function from a stage to the JSON that the command prints; each stage is compiled once."""
     directory = tmp_path_factory.mktemp("compile")
     for name, config in MODELS.items():
         (directory / name).mkdir()
@@ -83,13 +83,13 @@ def compile_stage(tmp_path_factory):
             [sys.executable, "-m", "lamp_jax.cli", *words], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)  # one object and nothing else
+        return json.loads(done.stdout)  # exactly one JSON object
 
     return compiled
 
 
 @pytest.mark.parametrize("stage", PAGES)
-def test_no_collective_and_no_memory_is_new(stage, compile_stage):
+def test_collectives_and_peak_memory_do_not_exceed_the_golden_file(stage, compile_stage):
     found = compile_stage(stage)
     seen = {"collectives": {kind: one["count"] for kind, one in found["collectives"].items()}}
     seen |= {"peak": found["memory"]["peak"], "libtpu": version("libtpu")}
@@ -104,7 +104,7 @@ def test_no_collective_and_no_memory_is_new(stage, compile_stage):
         assert seen["peak"] <= 1.1 * golden["peak"]
 
 
-def test_a_report_says_what_binds(compile_stage):
+def test_a_report_has_the_roofline_bound_and_the_memory(compile_stage):
     found = compile_stage("train")
     assert found["fits"]
     assert found["mesh"] == {"data": 4, "model": 2}
@@ -115,15 +115,15 @@ def test_a_report_says_what_binds(compile_stage):
     assert 0 < found["memory"]["arguments"] < found["memory"]["peak"] < found["memory"]["available"]
 
 
-def test_weights_are_split_and_not_kept_whole(compile_stage):
-    """Parameters and Adam's moments, 12 bytes each, on 8 chips (norms and positions are small and whole)."""
+def test_weights_are_sharded_and_not_replicated(compile_stage):
+    """Parameters and Adam's moments, 12 bytes each, on 8 chips (norms and positions are small and replicated)."""
     encoder, decoder = 2 * (4 + 3) * 512 * 512, 2 * (8 + 3) * 512 * 512
     whole = 12 * (encoder + decoder + 2 * 1024 * 512)
     assert compile_stage("train")["memory"]["arguments"] < 1.1 * whole / 8
 
 
-def test_users_are_split_over_the_data_axis_and_a_frozen_base_takes_a_byte_a_weight(compile_stage):
-    """Adapters, their gradients and two moments, float32, a quarter of 16 users on a chip."""
+def test_users_are_sharded_over_the_data_axis_and_a_frozen_base_takes_one_byte_per_weight(compile_stage):
+    """Adapters, their gradients and two moments, float32, for a quarter of 16 users per chip."""
     projections = 2 * 3 + 2 * 6  # q, k, v of encoder and decoder, and of the decoder's cross-attention
     users = 16 / 4 * 4 * 4 * projections * 8 * (512 + 512)
     encoder, decoder = 2 * (4 + 3) * 512 * 512, 2 * (8 + 3) * 512 * 512
@@ -131,15 +131,15 @@ def test_users_are_split_over_the_data_axis_and_a_frozen_base_takes_a_byte_a_wei
     assert compile_stage("adapters")["memory"]["arguments"] < 1.1 * (users + base)
 
 
-def test_a_v4_of_two_devices_a_chip_and_two_slices_is_compiled_for(compile_stage):
-    """Seen before: an AssertionError of jax.make_mesh for one slice, its ValueError for two."""
+def test_steps_compile_for_a_v4_with_two_devices_per_chip_and_two_slices(compile_stage):
+    """Regression test: jax.make_mesh raised AssertionError for one slice and ValueError for two."""
     found = compile_stage("feedback", "--topology", "v4:2x2x1", "--slices", "2")
     assert (found["topology"], found["slices"], found["chips"], found["devices"]) == ("v4:2x2x1", 2, 8, 16)
     assert found["mesh"] == {"data": 16, "model": 1}
     assert found["fits"]
 
 
-def test_a_step_that_does_not_fit_is_said_to_need_more():
+def test_a_step_that_does_not_fit_is_reported():
     topology = open_topology("v5e:2x4")
     mesh = make_mesh(8, 1, devices=topology.devices)
     with jax.set_mesh(mesh):

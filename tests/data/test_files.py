@@ -29,13 +29,13 @@ def written(path: Path, value) -> Path:
     return path
 
 
-def test_official_lists_and_objects_are_read_alike(tmp_path):
+def test_official_lists_and_objects_give_the_same_questions(tmp_path):
     plain = read_questions(written(tmp_path / "plain.json", [RECORD]))
     wrapped = read_questions(written(tmp_path / "wrapped.json", {"task": "LaMP_3", "golds": [RECORD]}))
     assert plain == wrapped == [Question("1", "review: fine", (ITEM,))]
 
 
-def test_outputs_are_read_from_both_forms_and_name_their_task(tmp_path):
+def test_outputs_are_read_in_both_formats_with_their_task(tmp_path):
     golds = [{"id": "011", "output": "4"}, {"id": 12, "output": 5}]
     official = read_outputs(written(tmp_path / "a.json", {"task": "LaMP_3", "golds": golds}))
     assert official == ("LaMP_3", {"011": "4", "12": "5"})
@@ -112,14 +112,14 @@ def test_json_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path, cont
         read_json(tmp_path / "bad.json")
 
 
-def test_only_the_movie_whose_instruction_is_missing_is_mended(tmp_path):
+def test_only_the_movie_without_an_instruction_is_corrected(tmp_path):
     movie = {"id": "1100", "tag": "comedy", "description": "x"}
     bare = {"id": "110", "input": "A bare film.", "profile": [movie]}
     whole, empty = tmp_path / "whole.json", tmp_path / "empty.json"
     patched = find_task("LaMP-2").input_for("A bare film.")
     assert read_questions(written(whole, [bare]))[0].input == patched
     assert read_questions(whole, patches=())[0].input == "A bare film."
-    # An empty profile may be of any task.
+    # An empty profile is valid for any task.
     assert read_questions(written(empty, [{**bare, "profile": []}]))[0].input == "A bare film."
 
 
@@ -130,7 +130,7 @@ def test_lone_surrogates_survive(tmp_path):
     assert read_questions(tmp_path / "again.json") == questions
 
 
-def test_golds_must_fit_their_questions():
+def test_golds_must_match_their_questions():
     questions = [Question(key, "", ()) for key in ("1", "2")]
     assert [q.output for q in add_outputs(questions, {"2": "b", "1": "a"})] == ["a", "b"]
     with pytest.raises(LampError, match=r"1 ids of the questions are not in the outputs \(2\)") as error:
@@ -138,14 +138,14 @@ def test_golds_must_fit_their_questions():
     assert "1 ids of the outputs are not in the questions (3)" in str(error.value)
 
 
-def test_predictions_are_official(tmp_path):
+def test_predictions_have_the_official_format(tmp_path):
     write_predictions(tmp_path / "p.json", find_task("LaMP-3"), {"7": "4"})
     assert json.loads((tmp_path / "p.json").read_text()) == {"task": "LaMP_3", "golds": [{"id": "7", "output": "4"}]}
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = written(tmp_path / "out.json", "old")
     with pytest.raises(TypeError), atomic_write(path) as file:
-        file.write("half" + file.write("whole"))  # pyright: ignore[reportOperatorIssue] (the failure)
+        file.write("half" + file.write("whole"))  # pyright: ignore[reportOperatorIssue] (the intended failure)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

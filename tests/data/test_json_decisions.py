@@ -55,12 +55,12 @@ def passes(path) -> bool:
 
 @pytest.mark.parametrize(("value", "fits"), IDS.items())
 @pytest.mark.parametrize("field", ["id", "user_id", "item"])
-def test_an_id_is_a_text_or_a_whole_number(tmp_path, field, value, fits):
+def test_an_id_is_a_text_or_an_integer(tmp_path, field, value, fits):
     path = tmp_path / "questions.json"
     path.write_text(question(**{field: value}))
     fits = fits or (field == "user_id" and value == "null")
     assert is_read(lambda path: read_questions(path, task=TASK), path) == fits
-    # 64 bits and more are also what `lamp check` warns of.
+    # `lamp check` also warns of numbers of 64 bits and more.
     assert passes(path) == fits
 
 
@@ -81,7 +81,7 @@ OUTPUTS = {"[]": False, '["a"]': False, '{"text": "a"}': False, "true": False, "
 
 
 @pytest.mark.parametrize(("value", "fits"), {**OUTPUTS, '"a"': True, '""': True}.items())
-def test_an_output_is_one_text_or_number(tmp_path, value, fits):
+def test_an_output_is_a_text_or_a_number(tmp_path, value, fits):
     path, asked = tmp_path / "outputs.json", tmp_path / "questions.json"
     path.write_text(outputs(output=value))
     assert is_read(read_outputs, path) == passes(path) == fits
@@ -93,7 +93,7 @@ def test_an_output_is_one_text_or_number(tmp_path, value, fits):
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": [{"b": 1, "b" : 1}]}', '{"\\u0061": 1, "a"  :2}'])
-def test_a_key_that_occurs_twice_is_refused(tmp_path, text):
+def test_duplicate_keys_are_refused(tmp_path, text):
     with pytest.raises(ValueError, match=r"the key '[ab]' occurs twice"):
         parse_record(text.encode())
     (tmp_path / "a.json").write_text(text)
@@ -115,7 +115,7 @@ VALUES = st.recursive(
 
 
 def written(value, space: str) -> str:
-    """JSON in which a tuple is an object, keys twice included."""
+    """JSON text in which a tuple is written as an object, which may repeat keys."""
     if isinstance(value, tuple):
         return "{" + ",".join(f"{json.dumps(key)}{space}:{written(one, space)}" for key, one in value) + "}"
     if isinstance(value, list):
@@ -123,17 +123,17 @@ def written(value, space: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def has_twice(value) -> bool:
+def has_duplicate_keys(value) -> bool:
     if isinstance(value, tuple):
         keys = [key for key, _ in value]
-        return len(set(keys)) < len(keys) or any(has_twice(one) for _, one in value)
-    return isinstance(value, list) and any(map(has_twice, value))
+        return len(set(keys)) < len(keys) or any(has_duplicate_keys(one) for _, one in value)
+    return isinstance(value, list) and any(map(has_duplicate_keys, value))
 
 
 @given(VALUES, st.sampled_from(["", " ", "\n\t"]))
-def test_keys_twice_are_found_whatever_texts_hold(value, space):
+def test_duplicate_keys_are_detected_whatever_texts_contain(value, space):
     text = written(value, space)
-    if has_twice(value):
+    if has_duplicate_keys(value):
         with pytest.raises(ValueError, match="occurs twice"):
             parse_record(text.encode())
     else:
@@ -141,7 +141,7 @@ def test_keys_twice_are_found_whatever_texts_hold(value, space):
 
 
 @given(st.text(max_size=4))
-def test_ids_are_what_strict_json_can_hold(text):
+def test_text_ids_must_be_encodable_as_utf_8(text):
     try:
         text.encode()
     except UnicodeEncodeError:

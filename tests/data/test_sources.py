@@ -32,7 +32,7 @@ def questions(count: int = 30) -> list[Question]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """A tree with `train_questions.json` and, below `out`, the data sets of both splits made of it."""
+    """A directory with `train_questions.json` and, below `out`, the data sets of both splits prepared from it."""
     tree = tmp_path_factory.mktemp("tree")
     write_questions(tree / "train_questions.json", questions())
     for split in ("user", "time"):
@@ -40,8 +40,8 @@ def tree(tmp_path_factory) -> Path:
     return tree
 
 
-def prepare(tree: Path, output: Path, config: str, **told) -> None:
-    made = tfds.builder(f"lamp/{config}", data_dir=output, source=tree, **told)
+def prepare(tree: Path, output: Path, config: str, **more) -> None:
+    made = tfds.builder(f"lamp/{config}", data_dir=output, source=tree, **more)
     made.download_and_prepare(file_format="array_record", download_dir=output / "downloads")
 
 
@@ -64,7 +64,7 @@ def test_questions_are_read_in_any_order(source):
             source[beyond]
 
 
-def test_a_source_can_be_sent_before_and_after_it_was_read(source):
+def test_a_source_can_be_pickled_before_and_after_reading(source):
     before = pickle.loads(pickle.dumps(source))
     assert source[3] == questions()[3]
     after = pickle.loads(pickle.dumps(source))
@@ -72,22 +72,22 @@ def test_a_source_can_be_sent_before_and_after_it_was_read(source):
     assert len(pickle.dumps(source)) < 5000
 
 
-def test_grains_workers_read_the_same_questions_in_order(tree):
+def test_grain_workers_read_the_same_questions_in_order(tree):
     sources = [JsonSource(tree / "train_questions.json"), LampSource(tree / "out/lamp/lamp_3_time/1.0.0", "train")]
-    if not flags.FLAGS.is_parsed():  # grain's workers are told its flags
+    if not flags.FLAGS.is_parsed():  # grain passes its flags to its workers
         flags.FLAGS.mark_as_parsed()
     zipped = grain.experimental.ZipMapDataset([grain.MapDataset.source(source) for source in sources])
     read = list(zipped.to_iter_dataset().mp_prefetch(grain.MultiprocessingOptions(num_workers=2)))
     assert read == [(question, question) for question in questions()]
 
 
-def test_official_objects_are_read_as_lists_are(tmp_path):
+def test_official_objects_are_read_like_lists(tmp_path):
     rows = [{"id": number, "input": "x", "profile": []} for number in range(3)]
     (tmp_path / "golds.json").write_text(json.dumps({"task": "LaMP_3", "golds": rows}, indent=2))
     assert list(JsonSource(tmp_path / "golds.json")) == read_questions(tmp_path / "golds.json")
 
 
-def test_bad_files_are_named_at_once_and_bad_records_when_they_are_read(tmp_path):
+def test_bad_files_are_named_on_opening_and_bad_records_on_reading(tmp_path):
     path = tmp_path / "bad.json"
     for content, words in (("[]", "no records"), ('[{"id": 1}', "truncated JSON"), ("<html>", "neither a JSON list")):
         path.write_text(content)
@@ -105,21 +105,21 @@ def test_bad_files_are_named_at_once_and_bad_records_when_they_are_read(tmp_path
         JsonSource(path, TASK)[0]
 
 
-def test_a_file_and_a_part_of_a_data_set_are_opened_by_their_names(tree):
+def test_a_file_and_a_split_of_a_data_set_are_opened_by_name(tree):
     assert isinstance(open_source(tree / "train_questions.json", TASK), JsonSource)
     part = open_source(tree / "out/lamp/lamp_3_time/1.0.0/train", TASK)
     assert isinstance(part, LampSource)
     assert list(part) == questions()
 
 
-def test_the_only_data_set_of_a_task_is_found_by_the_directory_of_all(tree, tmp_path):
+def test_the_only_data_set_of_a_task_is_opened_by_the_parent_directory(tree, tmp_path):
     prepare(tree, tmp_path, "lamp_3_user")
     assert list(open_source(tmp_path / "train", TASK)) == questions()
     with pytest.raises(LampError, match=r"several data sets of LaMP-3; .*lamp_3_user/1.0.0, .*lamp_3_time/1.0.0"):
         open_source(tree / "out/train", TASK)
 
 
-def test_what_is_no_part_of_the_right_data_set_is_named(tree):
+def test_a_missing_split_or_wrong_data_set_is_named(tree):
     data = tree / "out/lamp/lamp_3_user/1.0.0"
     for path, task, patches, words in (
         (data / "dev", TASK, ("lamp2-dev-110",), "has no part 'dev'; there are train"),
@@ -141,7 +141,7 @@ ITEMS = st.lists(st.dictionaries(TEXT.map("x".__add__), TEXT | st.integers(-9, 9
 
 @settings(max_examples=50)
 @given(ITEMS, st.randoms(use_true_random=False), st.none() | TEXT, st.none() | TEXT | st.integers(-9, 9))
-def test_a_question_is_put_together_as_it_was_and_shares_its_profile_in_any_order(items, rng, output, user):
+def test_a_question_is_restored_unchanged_and_shares_its_profile_in_any_order(items, rng, output, user):
     first = Question("1", "x", tuple({"id": f"1{place}", **item} for place, item in enumerate(items)), user, output)
     rng.shuffle(items)
     other = Question("2", "y", tuple({"id": f"2{place}", **item} for place, item in enumerate(items)))
@@ -150,7 +150,7 @@ def test_a_question_is_put_together_as_it_was_and_shares_its_profile_in_any_orde
         assert decode_question(*encode_question(question)) == question
 
 
-def test_another_item_or_one_more_of_the_same_is_another_profile():
+def test_another_item_or_a_repeated_item_makes_another_profile():
     one, two = {"id": "1", "text": "a"}, {"id": "2", "text": "a"}
     profiles = [(), (one,), (one, two), ({"id": "1", "text": "b"},), ({"id": "1"},)]
     assert len({encode_question(Question("1", "", profile)).items for profile in profiles}) == len(profiles)

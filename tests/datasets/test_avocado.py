@@ -154,18 +154,18 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_mail_gives_its_subject_and_its_own_text(name):
+def test_subject_and_own_text_are_read_from_a_mail(name):
     mail, expected = SHAPES[name]
     assert parse_mail(mail) == expected
 
 
-# What mailers cannot carry is no text: lone surrogates, and control characters but for line ends in bodies.
+# Excluded because mailers cannot send them: lone surrogates, and control characters except line ends in bodies.
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=60)
 
 
 @given(LINE, st.lists(LINE, max_size=4), st.sampled_from(["quoted-printable", "base64", "8bit"]))
 @example("Gr\u00fc\u00dfe " * 12, ["\u20ac" * 90], "quoted-printable")
-def test_what_was_mailed_comes_back(subject, lines, encoding):
+def test_mailed_texts_are_read_unchanged(subject, lines, encoding):
     message = EmailMessage(policy=email.policy.SMTP)
     message["Subject"] = subject
     message.set_content("\n".join(lines), cte=encoding)
@@ -219,14 +219,14 @@ HTML = (
 
 
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from(HEADERS).map(str.encode)), max_size=25).map(b"".join))
-def test_any_bytes_are_a_mail(content):
+def test_any_bytes_are_read_as_a_mail(content):
     mail = parse_mail(content)
     assert "\r" not in mail.subject + mail.body
     assert mail == Mail(mail.subject.strip(), mail.body.strip())
 
 
 @given(st.lists(st.sampled_from(HTML)))
-def test_any_page_is_read(pieces):
+def test_any_html_page_is_read(pieces):
     assert "\n\n\n" not in html_text("".join(pieces))
 
 
@@ -240,5 +240,5 @@ def test_any_page_is_read(pieces):
         ("the original message was lost", "the original message was lost"),
     ],
 )
-def test_earlier_mails_are_stripped_and_nothing_else(body, own):
+def test_only_earlier_mails_are_stripped(body, own):
     assert strip_replies(body) == own

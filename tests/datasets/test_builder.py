@@ -26,8 +26,8 @@ from lamp_jax.tasks.catalog import TASKS, find_task
 TASK = find_task("LaMP-3")
 
 
-def prepare(tree: Path, output: Path, *, task=TASK, **told) -> tfds.core.DatasetBuilder:
-    made = tfds.builder(f"lamp/{builder.config_name(task, 'user')}", data_dir=output, source=tree, **told)
+def prepare(tree: Path, output: Path, *, task=TASK, **more) -> tfds.core.DatasetBuilder:
+    made = tfds.builder(f"lamp/{builder.config_name(task, 'user')}", data_dir=output, source=tree, **more)
     made.download_and_prepare(file_format="array_record", download_dir=output / "downloads")
     return made
 
@@ -39,7 +39,7 @@ def question(number, *texts, **fields) -> Question:
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """60 train questions, of which two neighbours share a profile in another order, and 20 dev questions."""
+    """60 train questions in pairs that share a profile in opposite orders, and 20 dev questions."""
     write_benchmark(TASK, tmp_path / "tree", questions=60, dev_questions=20, profile_size=6, seed=0)
     path = tmp_path / "tree/train_questions.json"
     questions = read_questions(path)
@@ -56,7 +56,7 @@ def expected(tree: Path, part: str) -> list[Question]:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_the_questions_of_every_task_come_back_as_they_were(tmp_path, task):
+def test_the_questions_of_every_task_round_trip(tmp_path, task):
     write_benchmark(task, tmp_path, questions=8, dev_questions=4, profile_size=5, seed=0)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
     made = prepare(tmp_path, tmp_path / "out", task=task)
@@ -67,7 +67,7 @@ def test_the_questions_of_every_task_come_back_as_they_were(tmp_path, task):
 
 TEXT = st.text(st.characters(exclude_categories=[])) | st.sampled_from(["", "half \ud83d", "a\0"])
 ID = st.text()
-"""Without half a surrogate pair, unlike other texts."""
+"""Without lone surrogates, unlike other texts."""
 VALUE = st.recursive(
     st.none()
     | st.booleans()
@@ -84,7 +84,7 @@ ITEM = st.fixed_dictionaries(
 
 @st.composite
 def question_lists(draw) -> list[Question]:
-    """Questions whose profiles are drawn from a few, each time in another order, with other ids, or with more items."""
+    """Questions with profiles drawn from a few profiles, each time in another order, with other ids or more items."""
     profiles = draw(st.lists(st.lists(ITEM, max_size=3), min_size=1, max_size=3))
     rows = []
     for number in range(draw(st.integers(1, 5))):
@@ -97,13 +97,13 @@ def question_lists(draw) -> list[Question]:
 
 @settings(max_examples=25)
 @given(question_lists())
-def test_any_questions_come_back_as_they_were(tmp_path_factory, questions):
+def test_any_questions_round_trip(tmp_path_factory, questions):
     tree = tmp_path_factory.mktemp("any")
     write_questions(tree / "test_questions.json", questions)
     source = LampSource(prepare(tree, tree / "out"), "test")
     read = read_questions(tree / "test_questions.json")
     assert list(source) == read == questions
-    # Equal numbers, 5 and 5.0, may be of other types.
+    # Equal numbers, such as 5 and 5.0, may have different types.
     assert [_kinds(one) for one in source] == [_kinds(one) for one in questions]
 
 
@@ -112,7 +112,7 @@ def _kinds(question: Question) -> list[str]:
     return [repr(question.user_id), repr(items)]
 
 
-def test_a_profile_is_stored_once_over_all_questions_and_parts(tmp_path):
+def test_a_profile_is_stored_once_for_all_questions_and_splits(tmp_path):
     gold = {"output": "5"}
     write_questions(tmp_path / "train_questions.json", [question(1, "a", "b", **gold), question(2, "b", "a", **gold)])
     rows = [question(3, "a", "b", "b"), question(4, "b", "a", "b"), question(5), question(6), question(7, "a", "b")]
@@ -127,7 +127,7 @@ def test_a_profile_is_stored_once_over_all_questions_and_parts(tmp_path):
     assert list(LampSource(made, "test")) == rows
 
 
-def test_no_gold_and_an_empty_gold_are_told_apart(tmp_path):
+def test_a_missing_gold_and_an_empty_gold_are_distinguished(tmp_path):
     write_questions(tmp_path / "dev_questions.json", [question(1), question(2, output="")])
     made = prepare(tmp_path, tmp_path / "out")
     assert [one["output"] for one in made.as_data_source("dev")] == [None, b""]
@@ -144,7 +144,7 @@ def test_record_i_is_question_i_in_any_number_of_shards(tree, tmp_path, monkeypa
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::ResourceWarning")
-def test_several_processes_write_what_one_writes(tree, tmp_path, monkeypatch):
+def test_several_processes_write_the_same_data_set_as_one(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "_CHUNK_BYTES", 2**11)
     monkeypatch.setattr(workers, "_BYTES_WORTH_A_PROCESS", 1)
     (tree / "dev_questions.json").unlink()
@@ -170,7 +170,7 @@ def test_every_process_writes_the_same_bytes(tree, tmp_path):
     assert len(one) > 4
 
 
-def test_defects_are_mended_and_the_files_are_recorded(tmp_path):
+def test_defects_are_corrected_and_the_files_are_recorded(tmp_path):
     task = find_task("LaMP-2")
     bare = Question("110", "A bare description.", ({"id": "1", "tag": "comedy", "description": "x"},), output="comedy")
     path = tmp_path / "dev_questions.json"
@@ -199,7 +199,7 @@ def test_defects_are_mended_and_the_files_are_recorded(tmp_path):
         ("train_outputs.json", '[{"id": "none of them", "output": "5"}]', "1 ids of .*train_outputs"),
     ],
 )
-def test_a_bad_file_is_named_and_nothing_is_left(tree, tmp_path, name, content, words):
+def test_a_bad_file_is_named_and_no_output_remains(tree, tmp_path, name, content, words):
     (tree / name).write_text(content)
     with pytest.raises(LampError, match=words) as error:
         prepare(tree, tmp_path / "out")
@@ -208,7 +208,7 @@ def test_a_bad_file_is_named_and_nothing_is_left(tree, tmp_path, name, content, 
     assert not list((tmp_path / "out").rglob("1.0.0"))
 
 
-def test_a_number_that_would_not_come_back_is_refused(tmp_path):
+def test_a_number_that_would_not_round_trip_is_refused(tmp_path):
     # With a lone surrogate the standard library reads the record, and keeps whole numbers of any length.
     item = f'{{"id": "7", "text": "a", "score": {2**64 + 1}}}'
     content = f'[{{"id": "1", "input": "\\ud83d", "profile": [{item}]}}]'
@@ -217,12 +217,12 @@ def test_a_number_that_would_not_come_back_is_refused(tmp_path):
         prepare(tmp_path, tmp_path / "out")
 
 
-def test_a_builder_without_source_names_what_to_give(tmp_path):
+def test_the_error_about_a_missing_source_names_the_argument(tmp_path):
     with pytest.raises(LampError, match=r"lamp_3_user.*give source=TREE"):
         prepare("", tmp_path)
 
 
-def test_it_needs_neither_tensorflow_nor_jax(tmp_path):
+def test_the_builder_needs_neither_tensorflow_nor_jax(tmp_path):
     write_questions(tmp_path / "dev_questions.json", [question(1, "a")])
     program = f"""
 import sys

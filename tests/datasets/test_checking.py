@@ -31,7 +31,7 @@ def check(path: Path, content: Any, **options: Any) -> FileCheck:
     return check_file(path, work=ONE, **options)
 
 
-def found(checked: FileCheck) -> dict[str, tuple[int, list[str]]]:
+def findings_of(checked: FileCheck) -> dict[str, tuple[int, list[str]]]:
     return {one["name"]: (one["count"], one["examples"]) for one in checked.findings}
 
 
@@ -52,13 +52,13 @@ def test_a_sound_file_has_facts_and_no_findings(tmp_path):
     }
 
 
-def test_golds_make_questions_merged_ones(tmp_path):
+def test_questions_with_golds_are_reported_as_merged(tmp_path):
     checked = check(tmp_path / "q.json", [question(output="4"), question("2")])
     assert (checked.form, checked.facts["with gold"], checked.findings) == ("merged questions", 1, [])
 
 
 GOOD = json.dumps(question("9")).encode()
-IN_QUESTIONS = {  # finding: a file of LaMP-3's questions with exactly that one, and its example
+IN_QUESTIONS = {  # finding: a file of LaMP-3's questions with exactly that finding, and its example
     "broken file": (b"[" + GOOD + b', {"id": "2', "{path}: truncated JSON, which ends after 1 complete records"),
     "broken record": (b"[" + GOOD + b', {"id" 2}]', "record 1, byte "),
     "nan": (b"[" + GOOD + b', {"id": NaN}]', "record 1, byte "),
@@ -92,15 +92,15 @@ def test_a_finding_in_questions_is_named_with_its_example(tmp_path, name):
     content, example = IN_QUESTIONS[name]
     checked = check(tmp_path / "q.json", content)
     assert checked.task == "LaMP-3"
-    assert list(found(checked)) == [name]
-    count, examples = found(checked)[name]
+    assert list(findings_of(checked)) == [name]
+    count, examples = findings_of(checked)[name]
     assert count == 1
     assert len(examples) == (example is not None)
     assert all(one.startswith(example.replace("{path}", str(tmp_path / "q.json"))) for one in examples)
     assert checked.errors == (FINDINGS[name].severity == "error")
 
 
-def test_every_other_finding_is_claimed_below():
+def test_every_finding_is_covered_by_a_test():
     others = {"no item ids", "unknown answer", "unknown task", "other count", "patched"}
     assert FINDINGS.keys() == IN_QUESTIONS.keys() | others
 
@@ -108,7 +108,7 @@ def test_every_other_finding_is_claimed_below():
 def test_a_bad_record_does_not_end_the_check(tmp_path):
     bad = [b'{"id": NaN}', b"[]", b'{"id": "\xe9"}', b'{"id": "3"}', b'{"a" 1}']
     checked = check(tmp_path / "q.json", b"[" + b", ".join([*bad, json.dumps(question(profile=[])).encode()]) + b"]")
-    assert {name: count for name, (count, _) in found(checked).items()} == {
+    assert {name: count for name, (count, _) in findings_of(checked).items()} == {
         **dict.fromkeys(("broken record", "nan", "encoding", "no object", "empty profile"), 1),
         "bad field": 2,  # input and profile
     }
@@ -116,16 +116,16 @@ def test_a_bad_record_does_not_end_the_check(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 2**21])
-def test_what_stands_before_a_break_is_counted(tmp_path, monkeypatch, chunk):
+def test_records_before_a_syntax_error_are_counted(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(chunks, "_CHUNK_BYTES", chunk)
     whole = json.dumps([question(str(key), []) for key in range(20)]).encode()
     checked = check(tmp_path / "q.json", whole[:-2])
     assert checked.facts["records"] == 19
-    assert found(checked)["empty profile"] == (19, ["question '0'", "question '1'", "question '2'"])
-    assert "ends after 19 complete records" in found(checked)["broken file"][1][0]
+    assert findings_of(checked)["empty profile"] == (19, ["question '0'", "question '1'", "question '2'"])
+    assert "ends after 19 complete records" in findings_of(checked)["broken file"][1][0]
 
 
-def test_the_result_does_not_depend_on_who_works(tmp_path, monkeypatch):
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     questions = [
         question(str(key % 50), [item(f"{key % 7}", f"{key}", date=f"20{key:02}"), item("x", "y")]) for key in range(60)
     ]
@@ -134,11 +134,11 @@ def test_the_result_does_not_depend_on_who_works(tmp_path, monkeypatch):
     assert check_file(tmp_path / "q.json", work=ONE) == alone
     monkeypatch.setattr(workers, "_BYTES_WORTH_A_PROCESS", 1)
     assert check_file(tmp_path / "q.json", work=Work(workers=2)) == alone
-    assert found(alone)["id twice"] == (10, ["question '0'", "question '1'", "question '2'"])
-    assert found(alone)["shared id"] == (53, [f"question '{key}', item '{key - 7}'" for key in (7, 8, 9)])
+    assert findings_of(alone)["id twice"] == (10, ["question '0'", "question '1'", "question '2'"])
+    assert findings_of(alone)["shared id"] == (53, [f"question '{key}', item '{key - 7}'" for key in (7, 8, 9)])
 
 
-def test_an_id_that_two_questions_share_with_one_content_is_no_finding(tmp_path):
+def test_equal_items_of_two_questions_may_share_an_id(tmp_path):
     assert check(tmp_path / "q.json", [question("1", [item("a")]), question("2", [item("a")])]).findings == []
 
 
@@ -148,7 +148,7 @@ def test_the_defect_of_a_published_file_is_a_note(tmp_path):
     other = {"id": "1", "input": movies.input_for("x"), "profile": profile}
     checked = check(tmp_path / "q.json", [other, {**other, "id": "110", "input": "A bare film."}])
     assert (checked.task, checked.errors) == ("LaMP-2", 0)
-    assert found(checked) == {"patched": (1, ["question '110': lamp2-dev-110"])}
+    assert findings_of(checked) == {"patched": (1, ["question '110': lamp2-dev-110"])}
 
 
 GOLDS = [{"id": "1", "output": "4"}, {"id": "2", "output": "often"}]
@@ -163,16 +163,16 @@ GOLDS = [{"id": "1", "output": "4"}, {"id": "2", "output": "often"}]
     ],
 )
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_a_prediction_may_be_anything_and_a_gold_may_not(tmp_path, wrapped, name, form, finding, errors):
+def test_predictions_may_be_any_text_but_golds_must_be_valid(tmp_path, wrapped, name, form, finding, errors):
     checked = check(tmp_path / name, {"task": "LaMP_3", "golds": GOLDS} if wrapped else GOLDS, task=TASK)
     assert (checked.form, checked.errors, checked.facts["records"]) == (form, errors, 2)
-    assert found(checked) == {finding: (1, ["question '2'"])}
+    assert findings_of(checked) == {finding: (1, ["question '2'"])}
 
 
 def test_outputs_without_an_id_or_a_text_are_named(tmp_path):
     bad = [{"output": "4"}, {"id": "1"}, {"id": "2", "output": None}, {"id": "3", "output": "4"}]
     checked = check(tmp_path / "outputs.json", {"task": "LaMP_3", "golds": bad})
-    count, examples = found(checked)["bad field"]
+    count, examples = findings_of(checked)["bad field"]
     assert count == 3
     assert examples[0].endswith("'id', found nothing")
     assert examples[1:] == ["question '1': 'output', found nothing", "question '2': 'output', found None"]
@@ -182,7 +182,7 @@ def test_rankings_are_checked(tmp_path):
     content = b'{"1": ["10", 11], "2": [], "3": ["a", "a"], "4": {"10": 1}, "1": ["10"], "5": "a"}'
     checked = check(tmp_path / "r.json", content)
     assert (checked.form, checked.task, checked.facts["records"], checked.facts["items"]) == ("ranking", None, 6, 5)
-    assert found(checked) == {
+    assert findings_of(checked) == {
         "no item ids": (2, ["question '4'", "question '5'"]),
         "id twice": (1, ["question '1'"]),
         "empty profile": (1, ["question '2'"]),
@@ -190,25 +190,25 @@ def test_rankings_are_checked(tmp_path):
     }
     assert check(tmp_path / "r.json", {"1": ["10"]}).findings == []
     for broken in (b'{"1": ["10"]', b"{}", b'{"1": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"):
-        assert list(found(check(tmp_path / "r.json", broken))) == ["broken file"]
+        assert list(findings_of(check(tmp_path / "r.json", broken))) == ["broken file"]
 
 
 @pytest.mark.parametrize(
     ("content", "words"), [(b"", "neither"), (b"[]", "contains no records"), ("[{}]".encode("utf-16"), "UTF-16")]
 )
-def test_what_is_no_such_file_is_one_error(tmp_path, content, words):
+def test_a_file_of_another_kind_is_a_single_error(tmp_path, content, words):
     checked = check(tmp_path / "q.json", content, task=TASK)
     assert checked.errors == 1
-    assert words in found(checked)["broken file"][1][0]
+    assert words in findings_of(checked)["broken file"][1][0]
 
 
-def test_a_missing_file_is_one_error(tmp_path):
+def test_a_missing_file_is_a_single_error(tmp_path):
     checked = check_file(tmp_path / "none.json", task=TASK, work=ONE)
-    assert found(checked) == {"broken file": (1, [f"{tmp_path / 'none.json'}: no such file"])}
+    assert findings_of(checked) == {"broken file": (1, [f"{tmp_path / 'none.json'}: no such file"])}
 
 
 @pytest.mark.parametrize("task", ["LaMP-1", "LaMP-2", "LaMP-2-old", "LaMP-3", "LaMP-4", "LaMP-5", "LaMP-6", "LaMP-7"])
-def test_inputs_tell_the_task(tmp_path, task):
+def test_the_task_is_inferred_from_inputs(tmp_path, task):
     fields = {"title": "t", "ref1": "r", "ref2": "s", "text": "x"}
     asked = find_task(task).template.format(**fields)
     records = [{"id": str(key), "input": asked if key else "other", "profile": []} for key in range(3)]
@@ -227,16 +227,16 @@ def test_inputs_tell_the_task(tmp_path, task):
         ("q.json", "text", None),
     ],
 )
-def test_where_inputs_do_not_tell_the_path_does(tmp_path, name, field, task):
+def test_the_task_is_inferred_from_the_path_where_inputs_are_ambiguous(tmp_path, name, field, task):
     checked = check(tmp_path / name, [{"id": "1", "input": "bare", "profile": [{"id": "10", field: "x"}]}])
     assert checked.task == task
-    assert ("unknown task" in found(checked)) == (task is None)
+    assert ("unknown task" in findings_of(checked)) == (task is None)
 
 
 @pytest.mark.parametrize(
     ("output", "task"), [("comedy", "LaMP-2"), ("politics", "LaMP-2-old"), ("neither of them", "LaMP-2")]
 )
-def test_golds_tell_which_of_the_two_tasks_named_lamp_2(tmp_path, output, task):
+def test_golds_distinguish_the_two_tasks_named_lamp_2(tmp_path, output, task):
     golds = {"golds": [{"id": "1", "output": output}], "task": "LaMP_2"}
     assert check(tmp_path / "p.json", golds).task == task
 
@@ -244,9 +244,9 @@ def test_golds_tell_which_of_the_two_tasks_named_lamp_2(tmp_path, output, task):
 @pytest.mark.parametrize(
     ("place", "published"), [("LaMP_3/dev", 2500), ("time/LaMP_4/dev", 1500), ("LaMP_4/dev", 1925), ("LaMP_3", None)]
 )
-def test_a_count_other_than_the_published_one_is_a_warning_where_the_path_tells(tmp_path, place, published):
+def test_a_count_other_than_the_published_count_is_a_warning_where_the_path_names_the_split(tmp_path, place, published):
     task = find_task("LaMP-3" if "3" in place else "LaMP-4")
     golds = {"task": task.official_name, "golds": [{"id": "1", "output": "4"}]}
     checked = check(tmp_path / place / "dev_outputs.json", golds)
     expected = {} if published is None else {"other count": (1, [f"1 records, {published} published"])}
-    assert found(checked) == expected
+    assert findings_of(checked) == expected

@@ -32,7 +32,7 @@ OFFSETS = st.integers(-14 * 4, 14 * 4).map(lambda quarters: timezone(timedelta(m
 
 
 @given(MOMENTS, st.sampled_from(list(ZONES)))
-def test_a_date_with_a_zones_name_is_that_moment(moment, zone):
+def test_a_date_with_a_time_zone_name_is_converted_to_utc(moment, zone):
     """As Sentiment140 writes dates."""
     text = f"{moment:%a %b %d %H:%M:%S} {zone} {moment:%Y}"
     found = parse_written_date(text)
@@ -41,7 +41,7 @@ def test_a_date_with_a_zones_name_is_that_moment(moment, zone):
 
 
 @given(MOMENTS, OFFSETS, st.sampled_from(["%a %b %d %H:%M:%S %z %Y", "%Y-%m-%d %H:%M:%S %z", "%d %b %Y %H:%M:%S %z"]))
-def test_a_date_with_an_offset_is_that_moment(moment, zone, form):
+def test_a_date_with_an_offset_is_converted_to_utc(moment, zone, form):
     """As Goodreads, the Twitter API, git and mails write dates."""
     moment = moment.replace(tzinfo=zone)
     for text in (moment.strftime(form), format_datetime(moment)):
@@ -69,7 +69,7 @@ FORMS = [
 
 
 @given(MOMENTS, OFFSETS | st.sampled_from(list(ZONES)), st.sampled_from(FORMS), st.booleans())
-def test_every_form_applies_every_writing_of_a_zone(moment, zone, form, lower):
+def test_every_date_form_accepts_every_notation_of_a_zone(moment, zone, form, lower):
     if isinstance(zone, str):
         moment, writings = moment.replace(tzinfo=timezone(timedelta(hours=ZONES[zone]))), [zone]
     else:
@@ -83,7 +83,7 @@ def test_every_form_applies_every_writing_of_a_zone(moment, zone, form, lower):
         text = text.lower() if lower else text
         order, day = read_date(text, form="date")
         assert order == (*expected.timetuple()[:6], 0), text
-        # What has LaMP's form is in the item as it is.
+        # A date in LaMP's form is copied into the item unchanged.
         assert day in (f"{expected:%Y-%m-%d}", text), text
 
 
@@ -100,7 +100,7 @@ def test_every_form_applies_every_writing_of_a_zone(moment, zone, form, lower):
         "2009-04-06T22:00:00PDT PDT",
     ],
 )  # fmt: skip
-def test_a_zone_that_is_not_understood_is_refused(text):
+def test_an_unknown_zone_is_refused(text):
     with pytest.raises(UnusableValue, match="unreadable date"):
         read_date(text, form="date")
 
@@ -116,7 +116,7 @@ def test_months_days_and_hours_of_one_digit_are_read(moment):
 
 
 @given(MOMENTS)
-def test_a_date_without_a_zone_is_as_it_is_written(moment):
+def test_a_date_without_a_zone_is_unchanged(moment):
     month, day, year = MONTHS[moment.month - 1], moment.day, moment.year
     for text in (
         f"{month} {day}, {year}",
@@ -130,8 +130,8 @@ def test_a_date_without_a_zone_is_as_it_is_written(moment):
 
 
 @given(st.integers(10**9, 10**10 - 1))
-@example(1512121200)  # whose milliseconds Python reads as a day of the year 1512
-def test_a_time_since_1970_is_told_by_its_digits(seconds):
+@example(1512121200)  # Python reads its milliseconds as a day of the year 1512
+def test_the_unit_of_a_time_since_1970_is_inferred_from_its_digits(seconds):
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
     for zeros in ("", "000", "000000", "000000000"):
         assert parse_written_date(f"{seconds}{zeros}") == moment
@@ -144,7 +144,7 @@ def test_a_time_since_1970_is_told_by_its_digits(seconds):
 
 
 @given(st.lists(st.tuples(MOMENTS, OFFSETS), min_size=2, max_size=8))
-def test_dates_are_ordered_by_the_moment_whatever_their_form(dates):
+def test_dates_in_any_form_are_ordered_by_time(dates):
     forms = ["%a %b %d %H:%M:%S %z %Y", "%Y-%m-%dT%H:%M:%S%z", "%d %b %Y %H:%M:%S %z"]
     moments = [moment.replace(tzinfo=zone) for moment, zone in dates]
     orders = [read_date(one.strftime(forms[place % 3]), form="date")[0] for place, one in enumerate(moments)]
@@ -154,7 +154,7 @@ def test_dates_are_ordered_by_the_moment_whatever_their_form(dates):
 
 
 @pytest.mark.parametrize("text", ["01/02/2003", "31/12/2003", "1.2.03", "12-31-2003 10:15 PM"])
-def test_a_date_whose_day_and_month_may_be_exchanged_is_refused(text):
+def test_a_date_with_ambiguous_day_and_month_is_refused(text):
     with pytest.raises(LampError, match=r"day and month are ambiguous; .* --date-format"):
         read_date(text, form="date")
 
@@ -177,7 +177,7 @@ def machine_zone(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("machine_zone")
-def test_a_format_with_a_zones_name_is_the_same_on_every_machine():
+def test_a_format_with_a_zone_name_gives_the_same_time_on_every_machine():
     for zone, hours in ZONES.items():
         moment = datetime(2009, 4, 6, 22, tzinfo=timezone(timedelta(hours=hours))).astimezone(UTC)
         expected = ((*moment.timetuple()[:6], 0), f"{moment:%Y-%m-%d}")
@@ -202,7 +202,7 @@ def test_a_format_with_a_zones_name_is_the_same_on_every_machine():
         "%Y-%m-%d %Z", "%a %b %d %H:%M:%S %Z %Y", "%Y-%m-%dT%H:%M:%S%z", " %Y年%m月%d日 ",
     ],
 )  # fmt: skip
-def test_a_format_that_can_be_used_is_accepted(format):
+def test_a_usable_format_is_accepted(format):
     check_date_format(format)
 
 
@@ -215,7 +215,7 @@ def test_a_format_that_can_be_used_is_accepted(format):
         ("%d.%m.", "has no year; give %Y"), ("today", "has no year"), ("%%Y", "has no year"),
     ],
 )  # fmt: skip
-def test_a_format_that_no_date_can_have_is_refused(format, message):
+def test_an_unusable_format_is_refused(format, message):
     with pytest.raises(LampError, match=f"--date-format .*{message}"):
         check_date_format(format)
 
@@ -224,13 +224,13 @@ def test_a_format_that_no_date_can_have_is_refused(format, message):
     "text",
     ["", "May", "Feb 30 2009", "31 April 2009", "Mon Apr 06 22:19:45 CEST 2009", "123456", "99999999999", "25:00"],
 )
-def test_what_is_no_date_or_of_an_ambiguous_zone_is_unusable(text):
+def test_invalid_dates_and_ambiguous_zones_are_unusable(text):
     with pytest.raises(UnusableValue, match="unreadable date"):
         read_date(text, form="date")
 
 
 @given(st.text(max_size=30) | st.from_regex(r"[A-Z][a-z]{2} \w{1,9} [0-9:,+-]{1,12} ?\w{0,5}"))
-def test_any_text_is_a_date_or_an_error_of_ours(text):
+def test_any_text_is_a_date_or_a_lamp_error(text):
     try:
         order, day = read_date(text, form="date")
     except (UnusableValue, LampError):

@@ -38,12 +38,12 @@ def write_parquet(path, rows, **more):
 
 
 def gather_all(tmp_path, path, **options):
-    """What is gathered from a file, and its histories."""
-    told = Build(**{"histories": path, "task": "LaMP-3", "output": "", **options})
-    source = open_history_table(told)
+    """The gathered rows of a file, and its histories."""
+    settings = Build(**{"histories": path, "task": "LaMP-3", "output": "", **options})
+    source = open_history_table(settings)
     folder = tmp_path / "buckets"
     folder.mkdir(parents=True)
-    found = gather(source.rows(), folder=folder, options=told)
+    found = gather(source.rows(), folder=folder, options=settings)
     return found, [history for bucket in found.buckets for history in bucket.histories()]
 
 
@@ -53,7 +53,7 @@ ROWS = [
 ]
 
 
-def test_csv_jsonl_and_parquet_give_the_same_rows(tmp_path):
+def test_csv_jsonl_and_parquet_have_the_same_rows(tmp_path):
     columns = list(ROWS[0])
     paths = [
         write_csv(tmp_path / "a.csv", [columns, *(row.values() for row in ROWS)]),
@@ -68,7 +68,7 @@ def test_csv_jsonl_and_parquet_give_the_same_rows(tmp_path):
         ]
 
 
-def test_byte_order_marks_and_empty_lines_are_passed_over(tmp_path):
+def test_byte_order_marks_and_empty_lines_are_skipped(tmp_path):
     (tmp_path / "a.csv").write_bytes("\ufeffuser,text\r\n\r\n1,x\r\n".encode())
     (tmp_path / "a.jsonl").write_bytes('\ufeff\n{"user": "1", "text": "x"}\n\n'.encode())
     for name in ("a.csv", "a.jsonl"):
@@ -98,7 +98,7 @@ def test_a_broken_file_is_named_with_the_row(tmp_path, name, content, message):
         list(read_rows(path, columns_of(path)))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(LampError, match="no such file"):
         columns_of(tmp_path / "a.csv")
 
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     ("value", "text"),
     [("x", "x"), (4, "4"), (4.5, "4.5"), (None, ""), (float("nan"), ""), (["a", "b"], "a, b"), ([], "")],
 )
-def test_values_are_text(value, text):
+def test_values_are_read_as_text(value, text):
     assert text_of(value) == text
 
 
@@ -137,7 +137,7 @@ def test_a_pattern_is_filled(pattern, text):
 
 
 @given(st.text(st.characters(exclude_characters="{}"), min_size=1), st.text())
-def test_any_text_around_a_column_stands_as_it_is(around, value):
+def test_text_around_a_column_is_unchanged(around, value):
     pattern = parse_pattern(f"{around}{{x}}{around}")
     assert pattern.columns == ["x"]
     assert pattern.fill({"x": value}) == (around + value + around if value.strip() else "")
@@ -173,7 +173,7 @@ def test_a_bad_map_is_refused_by_name(entry, message):
         parse_map([entry], REVIEWS)
 
 
-def test_a_field_is_mapped_once():
+def test_a_field_cannot_be_mapped_twice():
     with pytest.raises(LampError, match="mapped twice"):
         parse_map(["text=a", "text=b"], REVIEWS)
 
@@ -184,7 +184,7 @@ def test_a_bad_join_is_refused(entry):
         split_join(entry)
 
 
-def test_a_missing_column_is_named_with_those_that_there_are(tmp_path):
+def test_a_missing_column_is_named_with_the_existing_columns(tmp_path):
     path = write_csv(tmp_path / "a.csv", [["who", "text", "score", "date"], ["1", "x", "4", "2020"]])
     with pytest.raises(LampError, match=r"'user' needs a column 'user'.*--map user=COLUMN.*date, score, text, who"):
         open_history_table(Build(path, "LaMP-3", output=""))
@@ -217,7 +217,7 @@ def test_joined_tables_add_their_columns_and_rows_without_a_partner_are_dropped(
     assert dropped == {"no partner in p.jsonl": (1, [2]), "no partner in m.csv": (1, [3])}
 
 
-def test_a_user_may_stand_in_a_joined_table_and_is_else_seen_even_where_a_partner_is_missing(tmp_path):
+def test_the_user_may_be_in_a_joined_table_and_users_without_a_partner_are_counted(tmp_path):
     visits = write_csv(tmp_path / "v.csv", [["visit", "who"], ["1", "u1"], ["2", "u2"]])
     rows = [{"visit": visit, "user": f"v{visit}", "text": "x", "score": 1, "date": 2000} for visit in (3, 2, 1)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
@@ -228,7 +228,7 @@ def test_a_user_may_stand_in_a_joined_table_and_is_else_seen_even_where_a_partne
     assert [(history.user, len(history.entries)) for history in users] == [("v3", 0), ("v2", 1), ("v1", 1)]
 
 
-def test_a_join_that_tells_nothing_is_refused(tmp_path):
+def test_a_join_of_unsuitable_columns_is_refused(tmp_path):
     rows = write_jsonl(tmp_path / "a.jsonl", ROWS)
     twice = write_csv(tmp_path / "m.csv", [["user", "x"], ["u1", "1"], ["u1", "2"]])
     with pytest.raises(LampError, match=r"m\.csv, row 2: user 'u1' occurs twice"):
@@ -252,7 +252,7 @@ def test_a_join_that_tells_nothing_is_refused(tmp_path):
         ("3.4", "nearest", "3"), ("4", "up", "4"),
     ],
 )  # fmt: skip
-def test_a_number_is_the_label_that_it_means(value, rounding, label):
+def test_a_number_is_mapped_to_its_label(value, rounding, label):
     assert read_label(value, REVIEWS, rounding=rounding) == label
 
 
@@ -264,12 +264,12 @@ def test_a_number_is_the_label_that_it_means(value, rounding, label):
         ("good", "up", "not a label"),
     ],
 )  # fmt: skip
-def test_what_is_no_label_is_dropped(value, rounding, reason):
+def test_rows_with_an_invalid_label_are_dropped(value, rounding, reason):
     with pytest.raises(UnusableValue, match=reason):
         read_label(value, REVIEWS, rounding=rounding)
 
 
-def test_labels_of_words_are_found_as_they_are():
+def test_labels_that_are_words_are_matched_exactly():
     assert read_label(" true story\n", find_task("LaMP-2"), rounding="no") == "true story"
     with pytest.raises(UnusableValue, match="tag is not a label of LaMP-2"):
         read_label("3", find_task("LaMP-2"), rounding="no")
@@ -318,7 +318,7 @@ def test_every_reason_is_counted_with_its_first_rows(tmp_path):
     assert [history.user for history in users] == ["u0", "u1", "u2"]
 
 
-def test_a_file_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path):
+def test_a_file_without_usable_rows_is_refused_with_the_reasons(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{**row, "date": "May"} for row in ROWS])
     with pytest.raises(
         LampError, match=r"none of its 6 rows is usable; unreadable date .*: 6 \(first rows 1, 2, 3, 4, 5; 'May'\)"
@@ -326,7 +326,7 @@ def test_a_file_of_which_nothing_is_left_is_refused_with_the_reasons(tmp_path):
         gather_all(tmp_path, path)
 
 
-def test_a_file_of_a_header_alone_is_refused(tmp_path):
+def test_a_file_with_only_a_header_is_refused(tmp_path):
     with pytest.raises(LampError, match="contains no rows"):
         gather_all(tmp_path, write_csv(tmp_path / "a.csv", [list(ROWS[0])]))
 
@@ -347,7 +347,7 @@ def test_users_keep_their_type_and_their_order_over_many_buckets(tmp_path, monke
         assert [entry.item["text"] for entry in history.entries] == [f"{place} of {user}" for place in (0, 2, 4, 1, 3)]
 
 
-def test_a_user_is_one_as_a_text_and_as_a_number(tmp_path):
+def test_a_user_id_as_text_and_as_number_is_the_same_user(tmp_path):
     movies = write_jsonl(tmp_path / "m.jsonl", [{"id": 5, "text": "Heat"}, {"id": "6", "text": "Ali"}])
     rows = [
         {"user": user, "id": movie, "score": 1, "date": date}
@@ -362,7 +362,7 @@ def test_a_user_is_one_as_a_text_and_as_a_number(tmp_path):
     assert (found.users, found.kept) == (2, 5)
 
 
-def test_what_is_neither_text_nor_whole_number_is_no_user(tmp_path):
+def test_a_user_id_is_a_text_or_an_integer(tmp_path):
     bad = [1.0, True, 1.5, [1], False, 2**70 + 0.5]
     path = write_jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "user": user} for user in bad] + ROWS)
     found, users = gather_all(tmp_path, path)
@@ -376,7 +376,7 @@ def test_what_is_neither_text_nor_whole_number_is_no_user(tmp_path):
         gather_all(tmp_path / "1", write_jsonl(tmp_path / "b.jsonl", [{**ROWS[0], "user": 1.0}]))
 
 
-def test_whole_numbers_of_parquet_are_users_where_some_are_missing(tmp_path):
+def test_integer_users_of_parquet_are_read_where_some_are_missing(tmp_path):
     rows = [{**ROWS[0], "user": user} for user in (7.0, None, 8.0, 7.0, 1.5)]
     found, users = gather_all(tmp_path, write_parquet(tmp_path / "a.parquet", rows))
     assert [(history.user, len(history.entries)) for history in users] == [(7, 2), (8, 1)]
@@ -385,7 +385,7 @@ def test_whole_numbers_of_parquet_are_users_where_some_are_missing(tmp_path):
 
 
 @given(st.lists(st.sampled_from([f"paper {number}" for number in range(40)]), max_size=60), st.integers(1, 50))
-def test_a_reservoir_depends_on_what_is_offered_but_not_on_how(texts, size):
+def test_a_reservoir_depends_only_on_the_set_of_offered_texts(texts, size):
     drawn = []
     for offered in (texts, texts[::-1], sorted(set(texts))):
         reservoir = Reservoir(size, seed=1)

@@ -1,4 +1,4 @@
-"""Targets and profiles of each part, by time and by user: no profile has items after the target."""
+"""Targets and profiles of each split, by time and by user: no profile has items after the target."""
 
 import json
 from collections import Counter
@@ -24,48 +24,48 @@ USER = replace(TIME, split="user")
 
 
 def history(count: int, *, user="u", mute=()) -> History:
-    """Items of whom those in `mute` can be no targets."""
+    """History of a user; items in `mute` cannot be targets."""
     entries = [
         HistoryEntry((place,), {"text": f"t{place}"}, {"input": "" if place in mute else "x"}) for place in range(count)
     ]
     return History(user, entries)
 
 
-def places(targets) -> list[tuple]:
+def places_of(targets) -> list[tuple]:
     return [(target.part, target.position, list(target.profile)) for target in targets]
 
 
-def test_the_time_split_asks_about_the_last_items():
-    assert places(find_targets(history(5), replace(TIME, targets_per_user=2))) == [
+def test_the_targets_of_the_time_split_are_the_last_items():
+    assert places_of(find_targets(history(5), replace(TIME, targets_per_user=2))) == [
         ("train", 1, [0]),
         ("train", 2, [0, 1]),
         ("dev", 3, [0, 1, 2]),
         ("test", 4, [0, 1, 2, 3]),
     ]
-    assert places(find_targets(history(2), TIME)) == [("dev", 0, []), ("test", 1, [0])]
-    assert places(find_targets(history(1), TIME)) == [("test", 0, [])]
+    assert places_of(find_targets(history(2), TIME)) == [("dev", 0, []), ("test", 1, [0])]
+    assert places_of(find_targets(history(1), TIME)) == [("test", 0, [])]
     assert find_targets(history(0), TIME) == []
 
 
-def test_a_profile_is_what_stands_just_before():
+def test_a_profile_is_the_items_just_before_the_target():
     targets = find_targets(history(9), replace(TIME, max_profile=2))
-    assert places(targets) == [("train", 6, [4, 5]), ("dev", 7, [5, 6]), ("test", 8, [6, 7])]
+    assert places_of(targets) == [("train", 6, [4, 5]), ("dev", 7, [5, 6]), ("test", 8, [6, 7])]
 
 
-def test_items_that_cannot_be_asked_about_are_in_profiles_alone():
+def test_items_that_cannot_be_targets_are_only_in_profiles():
     targets = find_targets(history(6, mute={1, 3, 5}), TIME)
-    assert places(targets) == [("train", 0, []), ("dev", 2, [0, 1]), ("test", 4, [0, 1, 2, 3])]
+    assert places_of(targets) == [("train", 0, []), ("dev", 2, [0, 1]), ("test", 4, [0, 1, 2, 3])]
     assert find_targets(history(3, mute={0, 1, 2}), replace(USER, targets="random")) == []
 
 
-def test_the_user_split_asks_about_the_newest_of_a_user():
+def test_the_target_of_the_user_split_is_the_newest_item():
     one, two = find_targets(history(5), replace(USER, targets_per_user=2))
     assert (one.position, list(one.profile)) == (3, [0, 1, 2])
     assert (two.position, list(two.profile)) == (4, [0, 1, 2, 3])
     assert one.part == two.part == part_of("u", USER)
 
 
-def test_random_targets_leave_one_out():
+def test_random_targets_have_all_other_items_as_profile():
     options = replace(USER, targets="random", targets_per_user=3)
     drawn = {}
     for user in range(200):
@@ -84,7 +84,7 @@ def test_random_targets_leave_one_out():
     assert [list(target.profile) for target in newest] == [[4, 5]] * 4 + [[3, 5], [3, 4]]
 
 
-def test_the_parts_have_their_shares_of_the_users():
+def test_the_splits_have_their_shares_of_the_users():
     options = replace(USER, dev_share=0.2, test_share=0.3)
     counts = Counter(part_of(f"user {number}", options) for number in range(4000))
     assert counts["dev"] == pytest.approx(800, abs=80)
@@ -96,7 +96,7 @@ def test_the_parts_have_their_shares_of_the_users():
     ]
 
 
-def test_surveys_add_up():
+def test_surveys_can_be_summed():
     one, two = SplitCounts(), SplitCounts()
     one.sizes["dev"][3], two.sizes["dev"][3], two.sizes["test"][1] = 2, 1, 1
     one.idle_users["x"], two.dropped_targets["y"] = 1, 2
@@ -114,7 +114,7 @@ def papers(*references: str) -> History:
     return History("author", entries)
 
 
-def test_the_wrong_reference_is_one_that_the_user_never_cites():
+def test_the_wrong_reference_is_never_cited_by_the_user():
     task, author = find_task("LaMP-1"), papers("", "a", "b", "c")
     golds = Counter()
     for seed in range(200):
@@ -138,7 +138,7 @@ def test_no_wrong_reference_is_an_error_that_names_the_user():
         QuestionMaker(find_task("LaMP-1"), author, ["a", "b"], 0).ask(find_targets(author, TIME)[-1], number=0)
 
 
-def test_ids_begin_with_the_task_and_the_part():
+def test_ids_begin_with_the_task_and_the_split():
     for task in TASKS.values():
         assert int(task.id_prefix) == int(task.name.split("-")[1]) - 1
     asker = QuestionMaker(find_task("LaMP-7"), history(3), (), 0)
@@ -156,8 +156,8 @@ ROWS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(ROWS, st.integers(1, 4), st.integers(0, 3), st.integers(0, 2))
-def test_no_profile_holds_what_came_after_its_question(rows, targets, least, more):
-    """Told from the files alone: the texts are unique, so that a question's text tells its row."""
+def test_no_profile_has_items_after_its_question(rows, targets, least, more):
+    """Checked only from the files: texts are unique, so a question's text identifies its row."""
     options = replace(TIME, targets_per_user=targets, min_profile=least, max_profile=(least + more) * (more > 0))
     with TemporaryDirectory() as folder:
         path = Path(folder, "rows.jsonl")
@@ -192,7 +192,7 @@ def check_times(folder: Path, by_text: dict, options: Build) -> None:
                 assert other["user"] == row["user"] == question.user_id
                 assert (when(other), place) < (when(row), target)
     for found in asked.values():
-        # Train before dev before test, each item asked about once.
+        # Train before dev before test, and each item is a target once.
         assert [key for _, *key in found] == sorted(key for _, *key in found)
         assert len({target for *_, target in found}) == len(found)
         assert [part for part, *_ in found] == sorted((part for part, *_ in found), key=PARTS.index)

@@ -33,7 +33,7 @@ def topic_of(text):
 
 
 def bm25_scores(query, documents):
-    """Okapi BM25 with k1 = 1.5, b = 0.75, written out for words that occur once in a document."""
+    """Okapi BM25 with k1 = 1.5, b = 0.75, for words that occur once in a document."""
     lengths = [len(document) for document in documents]
     mean = sum(lengths) / len(lengths)
     frequency = Counter(word for document in documents for word in set(document))
@@ -45,7 +45,7 @@ def bm25_scores(query, documents):
 
 
 def retrieve(task, question, retriever, rng):
-    """Four items. `dense` knows what words mean: it finds the question's topic in either dialect."""
+    """Four items. `dense` knows what words mean: it matches the question's topic in both vocabularies."""
     items = rng.sample(question.profile, len(question.profile))
     query = task.query(question.input)
     if retriever == "none":
@@ -61,7 +61,7 @@ def retrieve(task, question, retriever, rng):
 
 
 def read(task, question, items, rng):
-    """The most frequent answer of the items, ties at random; without items what people in general think."""
+    """The most frequent answer of the items, ties at random; without items the majority answer of all users."""
     if not items:
         return task.labels[LEXICON.prior[topic_of(task.query(question.input))] % len(task.labels)]
     counts = Counter(item[task.target] for item in items)
@@ -94,20 +94,20 @@ def test_bm25_is_the_best_single_retriever_and_random_lies_between_it_and_none(t
     assert 0.5 < mean["bm25"] < 0.65
 
 
-def test_choosing_the_retriever_for_each_user_beats_every_single_one_by_far(table):
+def test_choosing_the_retriever_for_each_user_is_far_better_than_any_single_retriever(table):
     best_choice = np.any([table[retriever] for retriever in POOL], axis=0).mean()
     assert best_choice > 0.95
     assert max(table[retriever].mean() for retriever in POOL) < best_choice - 0.25
 
 
 @pytest.mark.parametrize("retriever", POOL)
-def test_every_retriever_alone_is_right_for_some_users(table, retriever):
+def test_every_retriever_is_the_only_right_choice_for_some_users(table, retriever):
     others = np.any([table[other] for other in POOL if other != retriever], axis=0)
     assert (table[retriever] & ~others).mean() > 0.03
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_the_oracle_names_the_retriever_that_serves_a_group_best(movies, table, group):
+def test_the_oracle_names_the_best_retriever_of_each_group(movies, table, group):
     members = np.array([known.group == group for _, known in movies])
     mean = {retriever: right[members].mean() for retriever, right in table.items()}
     best = GROUPS[group].best
@@ -127,12 +127,12 @@ def test_shuffling_profiles_between_users_destroys_the_gain(movies):
         assert hits(shuffled, retriever).mean() < chance + 0.05
 
 
-def test_the_right_items_are_those_that_carry_the_gold(movies):
+def test_the_relevant_items_contain_the_gold(movies):
     for question, known in movies:
         assert known.items == tuple(item["id"] for item in question.profile if item["tag"] == question.output)
 
 
-def test_right_items_of_hidden_users_share_no_word_with_the_question_and_others_do(movies):
+def test_only_irrelevant_items_of_hidden_users_share_words_with_the_question(movies):
     misleading = []
     for question, known in movies:
         if known.group == "hidden":
@@ -144,7 +144,7 @@ def test_right_items_of_hidden_users_share_no_word_with_the_question_and_others_
     assert np.mean(np.array(misleading) >= 4) > 0.9
 
 
-def test_right_items_of_topical_users_share_words_with_the_question(movies):
+def test_relevant_items_of_topical_users_share_words_with_the_question(movies):
     shared = []
     for question, known in movies:
         if known.group == "topical":
@@ -156,7 +156,7 @@ def test_right_items_of_topical_users_share_words_with_the_question(movies):
     assert np.mean(shared) > 2
 
 
-def test_the_newest_items_of_drifting_users_carry_the_gold(movies):
+def test_the_newest_items_of_drifting_users_contain_the_gold(movies):
     right = []
     for question, known in movies:
         if known.group == "drifting":
@@ -165,14 +165,14 @@ def test_the_newest_items_of_drifting_users_carry_the_gold(movies):
     assert np.mean(right) > 0.85
 
 
-def test_no_item_of_a_misled_user_is_right(movies):
+def test_no_item_of_a_misled_user_is_relevant(movies):
     for question, known in movies:
         if known.group == "misled":
             assert not known.items
             assert question.output == read(MOVIES, question, [], random.Random(0))
 
 
-def test_any_twenty_questions_in_a_row_hold_every_group_in_its_share(movies):
+def test_any_twenty_consecutive_questions_have_every_group_in_its_share(movies):
     groups = [known.group for _, known in movies]
     for start in (0, 7, 133):
         assert Counter(groups[start : start + 20]) == {name: group.turns for name, group in GROUPS.items()}
@@ -182,7 +182,7 @@ def test_any_twenty_questions_in_a_row_hold_every_group_in_its_share(movies):
 
 
 def accuracy_from_words(train, dev):
-    """How well naive Bayes on the question's words predicts the targets of dev; (question, target) pairs."""
+    """Accuracy on dev of naive Bayes that predicts the target from the question's words; (question, target) pairs."""
     share = Counter(target for _, target in train)
     counts = {target: Counter() for target in share}
     for question, target in train:
@@ -204,13 +204,13 @@ def small_profiles():
     return [benchmark(questions=3000, profile_size=1, split=split) for split in ("train", "dev")]
 
 
-def test_the_question_alone_does_not_tell_the_group(small_profiles):
+def test_the_group_cannot_be_predicted_from_the_question(small_profiles):
     train, dev = ([(question, known.group) for question, known in pairs] for pairs in small_profiles)
     largest = max(group.turns for group in GROUPS.values()) / 20
     assert accuracy_from_words(train, dev) < largest + 0.03
 
 
-def test_the_question_alone_does_not_tell_a_users_own_answer(small_profiles):
+def test_a_users_own_answer_cannot_be_predicted_from_the_question(small_profiles):
     train, dev = (
         [(question, question.output) for question, known in pairs if known.group != "misled"]
         for pairs in small_profiles
@@ -218,13 +218,13 @@ def test_the_question_alone_does_not_tell_a_users_own_answer(small_profiles):
     assert accuracy_from_words(train, dev) < 1 / len(MOVIES.labels) + 0.03
 
 
-def test_the_question_alone_tells_what_people_in_general_think(small_profiles):
+def test_the_majority_answer_can_be_predicted_from_the_question(small_profiles):
     train, dev = ([(question, question.output) for question, _ in pairs] for pairs in small_profiles)
     assert 0.2 < accuracy_from_words(train, dev) < 0.3
 
 
-def test_an_items_words_tell_its_answer_only_within_a_users_profile(movies):
-    """Over all users every topic goes with every tag alike."""
+def test_an_items_words_predict_its_answer_only_within_a_users_profile(movies):
+    """Over all users every topic occurs equally often with every tag."""
     counts = np.zeros((TOPICS, len(MOVIES.labels)))
     for question, _ in movies:
         for item in question.profile:
@@ -232,7 +232,7 @@ def test_an_items_words_tell_its_answer_only_within_a_users_profile(movies):
     assert (counts.max(1) / counts.sum(1)).max() < 0.2
 
 
-def test_right_items_are_recent_for_drifting_users_and_anywhere_in_the_file(movies):
+def test_relevant_items_are_recent_for_drifting_users_and_anywhere_in_the_file(movies):
     for group, moves in (("topical", False), ("drifting", True)):
         by_place, by_date = [], []
         for question, known in movies:
@@ -250,7 +250,7 @@ def test_right_items_are_recent_for_drifting_users_and_anywhere_in_the_file(movi
 
 
 @all_tasks
-def test_every_task_has_its_own_form(task):
+def test_every_task_has_its_own_format(task):
     for split, digit in (("train", "0"), ("dev", "1")):
         for index, (question, _) in enumerate(benchmark(task, questions=20, profile_size=8, split=split)):
             assert question.id == f"{int(task.official_name[-1]) - 1}{digit}{index}"
@@ -264,7 +264,7 @@ def test_every_task_has_its_own_form(task):
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS.values() if not task.labels], ids=lambda task: task.name)
-def test_texts_are_written_in_the_style_of_the_right_items(task):
+def test_texts_are_written_in_the_style_of_the_relevant_items(task):
     def style(text):
         return STYLE_OF[tuple(text.split()[:2])]
 
@@ -276,7 +276,7 @@ def test_texts_are_written_in_the_style_of_the_right_items(task):
         assert bool(known.items) == (known.group != "misled")
 
 
-def test_the_right_reference_is_the_one_whose_topic_the_user_writes_about():
+def test_the_right_reference_has_the_topic_of_the_user():
     task = TASKS["LaMP-1"]
     for question, known in benchmark(task, questions=60):
         references = [question.input.split('[1]: "')[1].split('"')[0], question.input.split('[2]: "')[1].rstrip('"')]
@@ -286,7 +286,7 @@ def test_the_right_reference_is_the_one_whose_topic_the_user_writes_about():
             assert on_topic == {item["id"] in known.items}
 
 
-def test_scores_come_nearer_with_the_items_of_the_right_retriever():
+def test_scores_are_closer_with_the_items_of_bm25_than_without():
     task = TASKS["LaMP-3"]
     rng = random.Random(0)
     error = {"none": [], "bm25": []}
@@ -300,7 +300,7 @@ def test_scores_come_nearer_with_the_items_of_the_right_retriever():
 # ------------------------------------------------------------------------------------------------------ the generator
 
 
-def test_a_question_depends_on_seed_split_and_index_alone():
+def test_a_question_depends_only_on_seed_split_and_index():
     pairs = benchmark(questions=30, profile_size=6)
     assert benchmark(questions=50, profile_size=6)[:30] == pairs
     assert all(a != b for a, b in zip(benchmark(questions=30, profile_size=6, seed=1), pairs, strict=True))
@@ -310,7 +310,7 @@ def test_a_question_depends_on_seed_split_and_index_alone():
     )
 
 
-def test_questions_are_made_one_at_a_time():
+def test_questions_are_generated_lazily():
     questions = generate(MOVIES, questions=10**15, profile_size=4, seed=0, split="train")
     assert next(questions)[0].id == "100"
 
@@ -334,7 +334,7 @@ def test_profiles_have_half_to_one_and_a_half_times_the_size(size):
     assert abs(np.mean(sizes) - size) <= max(0.5, 0.1 * size)
 
 
-def test_what_cannot_be_made_is_said_at_once():
+def test_impossible_settings_are_an_error_at_once():
     with pytest.raises(LampError, match="at least 1"):
         generate(MOVIES, questions=0, profile_size=4, seed=0, split="dev")
     with pytest.raises(LampError, match="at least 1"):
@@ -347,7 +347,7 @@ def test_what_cannot_be_made_is_said_at_once():
 
 
 @all_tasks
-def test_written_files_are_official_ones_and_hold_what_was_generated(tmp_path, task):
+def test_written_files_have_the_official_format_and_the_generated_questions(tmp_path, task):
     write_benchmark(task, tmp_path, questions=30, profile_size=4, seed=3, dev_questions=7)
     oracle = json.loads((tmp_path / "oracle.json").read_text())
     for split, count in (("train", 30), ("dev", 7)):

@@ -62,16 +62,16 @@ def test_a_table_is_the_same_in_every_file(tmp_path_factory, name, ending, encod
     path = tmp_path_factory.mktemp("tables") / f"{name}{ending}"
     path.write_bytes(gzip.compress(data) if ending else data)
     names = ("user", "text") if name == "b.csv" else ()
-    # A byte order mark is passed over without being announced.
-    for said in {encoding, "utf-8"} if encoding.startswith("utf-8") else {encoding}:
-        found = list(read_rows(path, ["user", "text"], TextFormat(said, names)))
+    # A byte order mark is skipped also where the encoding does not announce it.
+    for read_as in {encoding, "utf-8"} if encoding.startswith("utf-8") else {encoding}:
+        found = list(read_rows(path, ["user", "text"], TextFormat(read_as, names)))
         assert [(row["user"], row["text"]) for row in found] == rows
-        assert columns_of(path, TextFormat(said, names)) == ("user", "text")
+        assert columns_of(path, TextFormat(read_as, names)) == ("user", "text")
 
 
 @pytest.mark.parametrize("name", ["long.json", "long.json.gz"])
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16"])
-def test_a_long_list_is_read_in_parts(tmp_path, monkeypatch, name, encoding):
+def test_a_long_list_is_read_in_chunks(tmp_path, monkeypatch, name, encoding):
     monkeypatch.setattr(json_records, "_BLOCK", 1000)
     monkeypatch.setattr(tables, "_BLOCK", 100)
     rows = [(f"u{place}", "é" * (place % 90)) for place in range(1000)]
@@ -88,13 +88,13 @@ def test_a_long_list_is_read_in_parts(tmp_path, monkeypatch, name, encoding):
         "utf-8\0", "utf-8\ud800", "é", "../x", "raw-unicode-escape",
     ],
 )  # fmt: skip
-def test_what_is_no_encoding_of_files_is_refused(tmp_path, encoding):
+def test_an_unknown_encoding_is_refused(tmp_path, encoding):
     (tmp_path / "a.csv").write_text("user,text,score,date\nu,x,1,2020\n")
     with pytest.raises(LampError, match=r"--encoding .*; give utf-8, latin-1"):
         run(Build(str(tmp_path / "a.csv"), "LaMP-3", output=str(tmp_path / "out"), encoding=encoding))
 
 
-def test_what_cannot_be_read_is_named_with_its_place_and_remedy(tmp_path):
+def test_an_unreadable_table_is_named_with_position_and_remedy(tmp_path):
     whole = gzip.compress(b"user,text\n" + b"u,some text\n" * 100)
     for name, content, text, words in (
         ("cut.csv.gz", whole[:-20], TextFormat(), r"cut\.csv\.gz: not a complete gzip file"),
@@ -205,7 +205,7 @@ SAME_MOMENTS = [
 
 @pytest.mark.parametrize(("first", "second"), SAME_MOMENTS)
 @pytest.mark.parametrize("turned", [False, True])
-def test_rows_of_one_moment_are_equal_however_it_is_written(tmp_path, first, second, turned):
+def test_rows_with_the_same_time_in_any_notation_are_equal(tmp_path, first, second, turned):
     dates = (second, first) if turned else (first, second)
     rows = [row(1, date="2001"), *(row(2, date=date, text="the asked text") for date in dates)]
     report, questions = build(tmp_path, rows)
@@ -216,7 +216,7 @@ def test_rows_of_one_moment_are_equal_however_it_is_written(tmp_path, first, sec
 
 
 @pytest.mark.parametrize("text", ["the asked text ", "\tthe  asked\u00a0text\r\n"])
-def test_rows_are_equal_but_for_white_space_and_the_first_is_kept(tmp_path, text):
+def test_rows_that_differ_in_white_space_are_equal_and_the_first_is_kept(tmp_path, text):
     rows = [row(1), row(2, text="the asked text", score=3), row(2, text=text, score="3.0 ")]
     report, (question,) = build(tmp_path, rows)
     assert report["duplicates"]["dropped"] == 1
@@ -226,19 +226,19 @@ def test_rows_are_equal_but_for_white_space_and_the_first_is_kept(tmp_path, text
     assert report["duplicates"] == {"equal": 1, "dropped": 1, "at_another_date": 1}
 
 
-def test_rows_of_another_moment_score_or_text_are_not_equal(tmp_path):
+def test_rows_with_another_time_score_or_text_are_not_equal(tmp_path):
     other = [{"date": "2020-01-02T00:00:01"}, {"date": "2020-01-02T00:00:00+01:00"}, {"score": "4"}, {"text": "Text"}]
     report, _ = build(tmp_path, [row(1), row(2, text="text"), *(row(2, **{"text": "text", **one}) for one in other)])
     assert report["duplicates"] == {"equal": 0, "dropped": 0, "at_another_date": 2}
 
 
-def test_equal_rows_leave_those_of_one_day_in_the_order_of_the_file(tmp_path):
+def test_dropping_equal_rows_keeps_the_file_order_of_rows_of_one_day(tmp_path):
     rows = [row(1, text=text) for text in ("a", "b", "a", "c")] + [row(2)]
     _, (question,) = build(tmp_path, rows, split="user", dev_share=0.0, test_share=0.0)
     assert [item["text"] for item in question["profile"]] == ["a", "b", "c"]
 
 
-def test_dates_that_are_not_needed_are_left_out_where_one_cannot_be_read(tmp_path, capsys):
+def test_optional_dates_are_left_out_where_a_date_is_invalid(tmp_path, capsys):
     rows = [row(1), row(2, date="next May"), row(3, date="01/02/2003"), row(4), row(5)]
     rows += [row(place, user="v") for place in range(1, 4)]
     report, questions = build(tmp_path, rows, split="user", targets="random", dev_share=0.0, test_share=0.0)
@@ -250,7 +250,7 @@ def test_dates_that_are_not_needed_are_left_out_where_one_cannot_be_read(tmp_pat
         build(tmp_path, rows)
 
 
-def test_a_key_that_finds_no_partner_is_named(tmp_path):
+def test_a_key_without_a_matching_row_is_named(tmp_path):
     (tmp_path / "movies.csv").write_text("movie,title\n1.0,Film\n2.0,Other\n")
     rows = [{**row(place), "movie": 1} for place in range(1, 4)]
     with pytest.raises(LampError, match=r"no partner in movies\.csv: 3 .*movie '1', the table has '1\.0' and others"):

@@ -1,4 +1,4 @@
-"""Model whose next token depends only on the last two, so that the best sequences can be enumerated."""
+"""Model whose next token depends only on the last two tokens, so that the best sequences can be enumerated."""
 
 import itertools
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ END = 1
 
 @dataclass(frozen=True, eq=False)
 class MarkovChain:
-    """`table[source, last but one, last, next]` holds log-probabilities; a source is one token, its row of the table.
+    """`table[source, last but one, last, next]` holds log-probabilities; a source is one token, its row.
 
-    The last but one is read from the cache: a search that mixes up its hypotheses' caches gets other numbers.
+    The last token but one is read from the cache: a search that confuses its hypotheses' caches gets other numbers.
     """
 
     table: np.ndarray

@@ -24,7 +24,7 @@ def trimmed(row):
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
-def test_wide_enough_beam_search_is_exhaustive_search(end):
+def test_a_wide_enough_beam_search_equals_exhaustive_search(end):
     chain = random_chain(4, 4, seed=0, end=end)
     # At the third step there are 3^2 * 4 candidates: none is ever dropped, and all may finish.
     beams = search(chain, num_beams=36, max_new_tokens=4, length_penalty=0.0)
@@ -49,8 +49,8 @@ def test_scores_are_sums_of_log_probabilities_over_the_length(length_penalty):
         assert list(beams.scores[source]) == sorted(beams.scores[source], reverse=True)
 
 
-def on_paper(paths, length_penalty):
-    """A chain over {pad, end, a, b, c} with these probabilities; whatever is not named is impossible."""
+def chain_of(paths, length_penalty):
+    """A chain over {pad, end, a, b, c} with these probabilities; all other transitions have probability 0."""
     table = np.full((1, 5, 5, 5), 1e-30, np.float32)
     for (last, following), probability in paths.items():
         table[0, :, last, following] = probability
@@ -76,22 +76,22 @@ PATHS[C, C] = 0.1
         (3.0, (B, B, B, B, C, 1), np.log(0.7 * 0.5**3 * 0.3 * 0.9)),
     ],
 )
-def test_best_path_is_the_one_on_paper(length_penalty, tokens, log_p):
-    found, score = on_paper(PATHS, length_penalty)
+def test_best_sequences_equal_those_computed_by_hand(length_penalty, tokens, log_p):
+    found, score = chain_of(PATHS, length_penalty)
     assert found == tokens
     assert score == pytest.approx(log_p / len(tokens) ** length_penalty, rel=1e-5)
 
 
 def test_only_the_first_candidates_may_finish():
     # a </s> and b </s> are candidates 3 and 4 of the second step, beyond the beam of 2, though their sums (0.495 * 0.45
-    # and less) are above what six tokens of a, or of b, come to.
+    # and less) are above those of six tokens of a, or of b.
     paths = {(0, A): 0.51, (0, B): 0.49, (A, A): 0.55, (A, 1): 0.45, (B, B): 0.55, (B, 1): 0.45}
-    found, score = on_paper(paths, 0.0)
+    found, score = chain_of(paths, 0.0)
     assert found == (A,) * 6
     assert score == pytest.approx(np.log(0.51) + 5 * np.log(0.55), rel=1e-5)
 
 
-def test_a_source_is_searched_as_if_it_were_alone():
+def test_a_source_is_decoded_independently_of_its_batch():
     chain = random_chain(4, 6, seed=3)
     options = {"num_beams": 3, "max_new_tokens": 6}
     together = search(chain, **options)

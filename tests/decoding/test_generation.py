@@ -94,7 +94,7 @@ FURTHER = {
     }
 }
 SEVERAL = {f"several {seed}": draw_several(seed) for seed in range(6)}
-# Greedy search applies all to logits and beam search to log-probabilities: what multiplies them is another thing there.
+# Greedy search applies the processors to logits, beam search to log-probabilities: factors have other effects there.
 GREEDY = ["repetition_penalty", "encoder_repetition_penalty", "exponential_decay_length_penalty", *list(SEVERAL)[:3]]
 CASES = {
     f"{name}, {beams} beams": (values, beams)
@@ -105,7 +105,7 @@ RUN = [name for name in CASES if name.endswith("3 beams") or name.removesuffix("
 
 
 def save_model(directory):
-    """A small T5 that is surer of itself than a random one: its answers end, and repeat themselves."""
+    """A small T5 with a sharper distribution than a random T5: its answers end, and contain repetitions."""
     draw = np.random.default_rng(1)
 
     def drawn(path, leaf):
@@ -126,8 +126,8 @@ def model(tmp_path_factory):
     return directory
 
 
-def ask(model, directory, values, *, file=GENERATION_CONFIG):
-    """A copy of a model whose file asks for this."""
+def with_settings(model, directory, values, *, file=GENERATION_CONFIG):
+    """Copy of a model whose generation_config.json has these settings."""
     shutil.copytree(model, directory, dirs_exist_ok=True)
     path = directory / file
     old = json.loads(path.read_text()) if path.exists() else {}
@@ -136,16 +136,16 @@ def ask(model, directory, values, *, file=GENERATION_CONFIG):
     return directory
 
 
-def answering(num_beams=3, **options):
+def beam_answering(num_beams=3, **options):
     return Answering("beam", num_beams, LENGTH + 1, **options)
 
 
-def decode(directory, answering, sources=SOURCES):
-    """The tokens of each answer, the end included."""
+def decode(directory, beam_answering, sources=SOURCES):
+    """The tokens of each answer, including the end token."""
     graph, params = nnx.split(load_generator(directory))
-    generation = read_generation(directory, answering)
+    generation = read_generation(directory, beam_answering)
     with jax.default_matmul_precision("highest"):
-        tokens = make_decoder(graph, answering, None, generation=generation)(params, sources)
+        tokens = make_decoder(graph, beam_answering, None, generation=generation)(params, sources)
     return [[token for token in row if token >= 0] for row in np.asarray(tokens).tolist()]
 
 
@@ -156,7 +156,7 @@ def transformers_decode(directory, num_beams):
     model: Any = T5ForConditionalGeneration.from_pretrained(directory).eval()
     ends = np.atleast_1d(model.generation_config.eos_token_id).tolist()
     found = []
-    # One source after another: what pads a batch would count as a token of the source.
+    # One source after another: padding of a batch would count as a token of the source.
     for source in SOURCES:
         ids = torch.tensor(source[source != 0])[None].long()
         row = model.generate(ids, num_beams=num_beams, max_length=LENGTH + 1)[0, 1:].tolist()
@@ -173,7 +173,7 @@ def read_goldens():
 @pytest.mark.parametrize("name", RUN)
 def test_answers_are_those_of_transformers(name, model, tmp_path):
     values, num_beams = CASES[name]
-    assert decode(ask(model, tmp_path, values), answering(num_beams)) == read_goldens()[name]
+    assert decode(with_settings(model, tmp_path, values), beam_answering(num_beams)) == read_goldens()[name]
 
 
 @pytest.mark.parity
@@ -181,11 +181,11 @@ def test_answers_are_those_of_transformers(name, model, tmp_path):
 def test_goldens_are_those_of_the_installed_transformers(name, model, tmp_path):
     pytest.importorskip("torch")
     values, num_beams = CASES[name]
-    assert transformers_decode(ask(model, tmp_path, values), num_beams) == read_goldens()[name]
+    assert transformers_decode(with_settings(model, tmp_path, values), num_beams) == read_goldens()[name]
 
 
-def test_goldens_of_what_is_asked_are_not_those_of_nothing():
-    """Else a search that does nothing of it would pass. What is excepted has an effect beside something else."""
+def test_goldens_with_settings_differ_from_those_without():
+    """Otherwise a search that ignores settings would pass. The exceptions have an effect only together with others."""
     ordinary = {beams: read_goldens()[f"nothing, {beams} beams"] for beams in (1, 3)}
     same = [name for name in RUN if read_goldens()[name] == ordinary[CASES[name][1]]]
     assert {name.rpartition(",")[0] for name in same} <= {
@@ -196,55 +196,55 @@ def test_goldens_of_what_is_asked_are_not_those_of_nothing():
     }
 
 
-def test_all_that_a_search_can_be_asked_for_is_tested():
+def test_every_supported_setting_is_tested():
     asked = {name for values in ASKED.values() for name in values}
     assert asked - {"min_length"} == {name for name in vars(DEFAULT_GENERATION) if name not in ("source", "ignored")}
 
 
-def test_config_json_asks_where_there_is_no_other_file(model, tmp_path):
+def test_settings_are_read_from_config_json_where_there_is_no_other_file(model, tmp_path):
     values = SEVERAL["several 0"]
-    directory = ask(model, tmp_path, values, file="config.json")
-    assert read_generation(directory, answering()).applied
-    assert decode(directory, answering()) == read_goldens()["several 0, 3 beams"]
+    directory = with_settings(model, tmp_path, values, file="config.json")
+    assert read_generation(directory, beam_answering()).applied
+    assert decode(directory, beam_answering()) == read_goldens()["several 0, 3 beams"]
 
 
-def test_a_file_of_its_own_wins_over_config_json(model, tmp_path):
-    ask(model, tmp_path, {"no_repeat_ngram_size": 2}, file="config.json")
-    directory = ask(model, tmp_path, {"min_length": 6})
-    assert read_generation(directory, answering()) == Generation(min_new_tokens=5)
+def test_generation_config_json_overrides_config_json(model, tmp_path):
+    with_settings(model, tmp_path, {"no_repeat_ngram_size": 2}, file="config.json")
+    directory = with_settings(model, tmp_path, {"min_length": 6})
+    assert read_generation(directory, beam_answering()) == Generation(min_new_tokens=5)
 
 
-def test_the_option_none_searches_without_the_files(model, tmp_path):
-    directory = ask(model, tmp_path, ASKED["bad_words_ids"] | {"do_sample": True})
-    assert decode(directory, answering(generation_config="none")) == read_goldens()["nothing, 3 beams"]
-    facts = read_generation(directory, answering(generation_config="none")).facts
+def test_the_option_none_ignores_the_files(model, tmp_path):
+    directory = with_settings(model, tmp_path, ASKED["bad_words_ids"] | {"do_sample": True})
+    assert decode(directory, beam_answering(generation_config="none")) == read_goldens()["nothing, 3 beams"]
+    facts = read_generation(directory, beam_answering(generation_config="none")).facts
     assert facts == {"source": "", "applied": {}, "ignored": {"all": "--generation-config none"}}
 
 
-def test_labels_are_asked_for_nothing(model, tmp_path):
-    directory = ask(model, tmp_path, {"do_sample": True})
+def test_label_decoding_ignores_generation_settings(model, tmp_path):
+    directory = with_settings(model, tmp_path, {"do_sample": True})
     facts = read_generation(directory, Answering("labels")).facts
     assert facts["ignored"] == {"all": "labels are scored, nothing is generated"}
 
 
-def test_several_devices_answer_as_one(model, tmp_path):
+def test_answers_do_not_depend_on_the_number_of_devices(model, tmp_path):
     names = ("bad_words_ids", "no_repeat_ngram_size 2", "encoder_no_repeat_ngram_size 2", "repetition_penalty")
     values = {key: value for name in names for key, value in ASKED[name].items()}
-    directory, sources = ask(model, tmp_path, values), np.concatenate([SOURCES, SOURCES[:2]])
+    directory, sources = with_settings(model, tmp_path, values), np.concatenate([SOURCES, SOURCES[:2]])
     for beams in (1, 3):
-        expected = decode(directory, answering(beams), sources)
+        expected = decode(directory, beam_answering(beams), sources)
         with jax.set_mesh(make_mesh(4, 2)):
             graph, params = nnx.split(load_generator(directory, rules=FSDP_AND_TENSOR_PARALLEL))
-            generation = read_generation(directory, answering(beams))
-            run = make_decoder(graph, answering(beams), None, generation=generation)
+            generation = read_generation(directory, beam_answering(beams))
+            run = make_decoder(graph, beam_answering(beams), None, generation=generation)
             tokens = np.asarray(run(params, place_batch(sources)))
         assert [[token for token in row if token >= 0] for row in tokens.tolist()] == expected
 
 
-def test_what_has_an_effect_and_what_has_none_is_said(model, tmp_path, capsys):
+def test_applied_and_ignored_settings_are_reported(model, tmp_path, capsys):
     values = {"num_beams": 8, "max_length": 64, "temperature": 0.7, "top_k": 50, "use_cache": True, "lenght": 3}
-    directory = ask(model, tmp_path, values | {"no_repeat_ngram_size": 2, "length_penalty": 2.0})
-    beam = open_generation(directory, answering())
+    directory = with_settings(model, tmp_path, values | {"no_repeat_ngram_size": 2, "length_penalty": 2.0})
+    beam = open_generation(directory, beam_answering())
     assert beam.facts == {
         "source": GENERATION_CONFIG,
         "applied": {"no_repeat_ngram_size": 2, "length_penalty": 2.0},
@@ -255,17 +255,17 @@ def test_what_has_an_effect_and_what_has_none_is_said(model, tmp_path, capsys):
             "lenght": "not a name in transformers 5",
         },
     }
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1
-    assert all(name in said for name in (str(directory), "no_repeat_ngram_size 2", "num_beams", "lenght"))
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert all(name in printed for name in (str(directory), "no_repeat_ngram_size 2", "num_beams", "lenght"))
     greedy = read_generation(directory, Answering("greedy", generation_max_length=LENGTH))
     assert greedy.applied == {"no_repeat_ngram_size": 2}
     assert greedy.ignored["length_penalty"] == "only beam search reads it"
 
 
-def test_a_file_that_says_what_is_done_anyway_is_not_mentioned(model, tmp_path, capsys):
+def test_settings_equal_to_the_options_are_not_reported(model, tmp_path, capsys):
     values = {"num_beams": 3, "max_length": LENGTH + 1, "do_sample": False, "early_stopping": False, "top_p": None}
-    assert open_generation(ask(model, tmp_path, values), answering()).facts["ignored"] == {}
+    assert open_generation(with_settings(model, tmp_path, values), beam_answering()).facts["ignored"] == {}
     assert capsys.readouterr().out == ""
 
 
@@ -288,10 +288,10 @@ def test_a_file_that_says_what_is_done_anyway_is_not_mentioned(model, tmp_path, 
     ],
     ids=lambda values: next(iter(values)),
 )
-def test_what_no_search_here_can_do_is_refused(values, model, tmp_path):
-    directory = ask(model, tmp_path, values)
+def test_an_unsupported_setting_is_refused(values, model, tmp_path):
+    directory = with_settings(model, tmp_path, values)
     with pytest.raises(LampError, match=f"{GENERATION_CONFIG}: {next(iter(values))} is .*--generation-config none"):
-        read_generation(directory, answering())
+        read_generation(directory, beam_answering())
 
 
 @pytest.mark.parametrize(
@@ -330,37 +330,37 @@ def test_what_no_search_here_can_do_is_refused(values, model, tmp_path):
     ],
     ids=str,
 )
-def test_a_value_that_is_none_of_its_name_is_refused(values, model, tmp_path):
-    directory = ask(model, tmp_path, values)
+def test_an_invalid_value_of_a_setting_is_refused(values, model, tmp_path):
+    directory = with_settings(model, tmp_path, values)
     with pytest.raises(LampError, match=f"{GENERATION_CONFIG}: {next(iter(values))} "):
-        read_generation(directory, answering())
+        read_generation(directory, beam_answering())
 
 
 @pytest.mark.parametrize("text", ['{"min_length": 3', "[]", ""])
 def test_a_damaged_file_is_refused(text, model, tmp_path):
-    directory = ask(model, tmp_path, {})
+    directory = with_settings(model, tmp_path, {})
     (directory / GENERATION_CONFIG).write_text(text)
     with pytest.raises(LampError, match=GENERATION_CONFIG):
-        read_generation(directory, answering())
+        read_generation(directory, beam_answering())
 
 
 @pytest.mark.parametrize(("values", "start"), [({"decoder_start_token_id": [5]}, 5), ({"bos_token_id": 5}, 5)])
-def test_the_start_may_be_a_list_or_another_name(values, start, model, tmp_path):
-    directory = ask(model, tmp_path, {"decoder_start_token_id": None} | values)
-    assert read_generation(directory, answering()) == Generation(decoder_start_token_id=start)
+def test_the_start_token_may_be_a_list_or_bos_token_id(values, start, model, tmp_path):
+    directory = with_settings(model, tmp_path, {"decoder_start_token_id": None} | values)
+    assert read_generation(directory, beam_answering()) == Generation(decoder_start_token_id=start)
 
 
 @pytest.mark.parametrize("file", [GENERATION_CONFIG, "config.json"])
-def test_a_model_that_is_trained_from_another_asks_for_the_same(file, model, tmp_path):
-    source = ask(model, tmp_path / "source", ASKED["bad_words_ids"] | {"eos_token_id": [1, 21]}, file=file)
+def test_a_fine_tuned_model_keeps_the_settings(file, model, tmp_path):
+    source = with_settings(model, tmp_path / "source", ASKED["bad_words_ids"] | {"eos_token_id": [1, 21]}, file=file)
     target = tmp_path / "target"
     shutil.copytree(model, target)
     keep_generation(source, target)
-    kept = read_generation(target, answering())
+    kept = read_generation(target, beam_answering())
     assert kept == Generation(bad_words_ids=((9,), (1,), (4, 4), (0, 11), (11, 6, 7), (5,) * 20), eos_token_id=(1, 21))
 
 
-def test_a_model_that_asks_for_nothing_leaves_no_file(model, tmp_path):
+def test_a_model_without_settings_has_no_settings_file(model, tmp_path):
     keep_generation(model, tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -370,7 +370,7 @@ def write_goldens():
         save_model(Path("model"))
         found = {}
         for number, (name, (values, num_beams)) in enumerate(CASES.items()):
-            found[name] = transformers_decode(ask(Path("model"), Path(str(number)), values), num_beams)
+            found[name] = transformers_decode(with_settings(Path("model"), Path(str(number)), values), num_beams)
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(rows)}" for name, rows in found.items())
     GOLDENS.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 

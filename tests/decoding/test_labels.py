@@ -12,7 +12,7 @@ LABELS = np.array([[5, 1, 0, 0], [7, 8, 9, 1], [1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("config", [TIED, GATED], ids=["tied", "gated"])
-def test_label_scores_are_those_of_a_full_forward_per_label(config):
+def test_label_scores_equal_a_full_forward_pass_per_label(config):
     model = build(config)
     tokens, _ = make_batch()
 
@@ -30,7 +30,7 @@ def test_label_scores_are_those_of_a_full_forward_per_label(config):
 def test_probabilities_of_all_sequences_sum_to_one():
     model = build(GATED)
     tokens, _ = make_batch(rows=2)
-    # Every first token, whatever follows it: one token, without `</s>`.
+    # Every first token with any continuation: a label of one token, without `</s>`.
     labels = np.arange(1, 48)[:, None]
     # Token 0 is padding, hence no label; its probability is what is left.
     total = jnp.exp(jax.jit(score_labels)(model, tokens, labels)).sum(axis=1)

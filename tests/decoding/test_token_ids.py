@@ -28,8 +28,8 @@ MADLAD = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
 ELSEWHERE = {"pad_token_id": 31, "eos_token_id": 0, "decoder_start_token_id": 47}
 
 
-def exchanged(config: T5Config, ids: dict[str, int], seed: int = 0) -> tuple[T5, T5, np.ndarray]:
-    """A model, the same model with its vocabulary in another order, and the new number of each token."""
+def permuted(config: T5Config, ids: dict[str, int], seed: int = 0) -> tuple[T5, T5, np.ndarray]:
+    """A model, the same model with a permuted vocabulary, and the new id of each token."""
     config = replace(config, dropout_rate=0.0)
     model = build(config)
     rest = np.random.default_rng(seed).permutation([one for one in range(config.vocab_size) if one not in ids.values()])
@@ -58,14 +58,14 @@ def renumbered(tokens: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=[(TIED, MADLAD), (GATED, ELSEWHERE)], ids=["as MADLAD-400", "elsewhere"])
 def models(request):
-    return exchanged(*request.param)
+    return permuted(*request.param)
 
 
 def drawn(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     sources = [[*rng.integers(4, 48, size), 1] for size in rng.integers(1, 11, 6)]
     targets = [[*rng.integers(4, 48, size), 1] for size in rng.integers(1, 4, 6)]
-    return pad_rows(sources, 7, 12), pad_rows(targets, 7, 5)  # the last row only fills the batch
+    return pad_rows(sources, 7, 12), pad_rows(targets, 7, 5)  # the last row is batch padding
 
 
 def test_answers_and_labels_are_the_same(models):
@@ -108,7 +108,7 @@ def test_losses_and_gradients_are_the_same(models):
     np.testing.assert_allclose(theirs, ours, rtol=1e-5)
 
 
-def test_adapters_learn_from_the_same_tokens(models):
+def test_losses_of_adapters_are_the_same(models):
     model, other, new = models
     source, target = drawn(3)
     lora = Lora(rank=2, targets=("q", "v"), dropout=0.0)
@@ -116,12 +116,12 @@ def test_adapters_learn_from_the_same_tokens(models):
     shapes = adapter_shapes(model, lora)
     rows = {name: jnp.asarray(rng.normal(size=(7, *shape)), jnp.float32) for name, shape in shapes.items()}
 
-    class Part:
+    class Microbatch:
         pass
 
     @jax.jit
     def losses(model, source, target):
-        part = Part()
+        part = Microbatch()
         part.source, part.target = source, target
         return _row_losses(model, rows, lora, part, jax.random.key(0))
 
@@ -135,7 +135,7 @@ def test_any_of_several_end_tokens_ends_an_answer():
     source = jnp.asarray(drawn(5)[0][:6])
     graph, params = nnx.split(model)
     plain = np.asarray(make_decoder(graph, Answering(decode="greedy", generation_max_length=9), None)(params, source))
-    second = int(plain[0, 2])  # what the first answer says third also ends it
+    second = int(plain[0, 2])  # the third token of the first answer is also an end token
     several = build(replace(model.config, eos_token_id=(1, second)))
     graph, _ = nnx.split(several)
     found = np.asarray(make_decoder(graph, Answering(decode="greedy", generation_max_length=9), None)(params, source))
@@ -146,7 +146,7 @@ def test_any_of_several_end_tokens_ends_an_answer():
     assert (found[0] != NO_TOKEN).sum() <= 3
 
 
-def test_ids_of_a_config_are_numbers_or_lists_of_one_but_for_ends():
+def test_token_ids_are_numbers_or_lists_of_one_number_except_end_tokens():
     def read(**values):
         return T5Config.from_hf({"model_type": "t5", **values}, source="config.json")
 

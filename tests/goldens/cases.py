@@ -16,7 +16,7 @@ def read_json(path: str) -> Any:
 
 
 def read_index(folder: str) -> list[dict[str, Any]]:
-    """The cases that `goldens/FOLDER/index.json` lists; none where there is no such file."""
+    """Cases listed in `goldens/FOLDER/index.json`; empty without such a file."""
     path = f"goldens/{folder}/index.json"
     return read_json(path) if (CASES / path).exists() else []
 
@@ -55,12 +55,12 @@ def order_profile(question: dict[str, Any], item_ids: list[str]) -> list[dict[st
 
 
 def order_by_date(question: dict[str, Any]) -> list[dict[str, Any]]:
-    """The profile, newest first; of one date, the later item first."""
+    """The profile, newest first; of equal dates, the later item first."""
     return sorted(question["profile"], key=lambda item: [int(part) for part in str(item["date"]).split("-")])[::-1]
 
 
 def read_merged(source: str) -> list[dict[str, Any]]:
-    """The questions of a merged file, with their golds as `output`, profiles in the ranking's order (`none`: as is)."""
+    """Questions of a merged file, with their golds as `output`, profiles in the ranking's order (`none`: unchanged)."""
     task, split, ranking = parse_source(source)
     golds = read_outputs(task, split)
     questions = [{**question, "output": golds[question["id"]]} for question in read_questions(task, split)]

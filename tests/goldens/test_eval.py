@@ -56,14 +56,16 @@ def task_files():
 
 
 def golds_of(predictions):
-    """The golds that a summary gives these predictions, else those with the same ids in `synth`."""
+    """The golds that a summary names for these predictions, otherwise those with the same ids in `synth`."""
     for _, entry in entries():
         if located(entry["pred"]) == predictions:
             return located(entry["gold"])
-    found = read_outputs(predictions)
-    folder = CASES / "synth" / str(found.task).replace("-", "_")
+    score_with = read_outputs(predictions)
+    folder = CASES / "synth" / str(score_with.task).replace("-", "_")
     same = (
-        path for path in sorted(folder.glob("*_outputs.json")) if read_outputs(path).by_id.keys() == found.by_id.keys()
+        path
+        for path in sorted(folder.glob("*_outputs.json"))
+        if read_outputs(path).by_id.keys() == score_with.by_id.keys()
     )
     return next(same, None) or pytest.skip(f"no golds here for {predictions.name}")
 
@@ -73,7 +75,7 @@ def params(cases):
 
 
 def close(value, *, rouge=False):
-    """ROUGE there is the median of an unseeded bootstrap; MAE and RMSE pass through float32."""
+    """The public code's ROUGE is the median of an unseeded bootstrap; its MAE and RMSE pass through float32."""
     return pytest.approx(value, abs=0.02) if rouge else pytest.approx(value, abs=1e-6, rel=1e-6)
 
 
@@ -83,15 +85,15 @@ def assert_official(means, expected):
         assert means[name] == close(value, rouge=name.startswith("rouge")), name
 
 
-def compared(entry):
+def make_scorer(entry):
     golds, predictions = read_outputs(located(entry["gold"])), read_outputs(located(entry["pred"]))
     task = find_task(golds.task or predictions.task or "")
 
-    def found(compatibility):
+    def score_with(compatibility):
         extra = [name for name in extra_metrics(task) if name.startswith("rouge")]
         return score(task, predictions.by_id, golds.by_id, compatibility=compatibility, extra=extra)
 
-    return found
+    return score_with
 
 
 def by_plain_name(values):
@@ -99,19 +101,19 @@ def by_plain_name(values):
 
 
 @pytest.mark.parametrize("entry", params(entries()))
-def test_means_equal_the_official_ones(entry):
-    found = compared(entry)
-    assert_official(found(REFERENCE).mean, entry["result"])
-    plain = by_plain_name(found(CORRECT).mean)
+def test_means_equal_the_official_means(entry):
+    score_with = make_scorer(entry)
+    assert_official(score_with(REFERENCE).mean, entry["result"])
+    plain = by_plain_name(score_with(CORRECT).mean)
     for name, value in entry.get("plain_mean", {}).items():
         assert plain[name.lower()] == close(value), name
 
 
 @pytest.mark.parametrize("entry", params(case for case in entries() if "per_sample" in case[1]))
-def test_scores_by_question_equal_the_official_ones(entry):
+def test_scores_by_question_equal_the_official_scores(entry):
     expected = dict(entry["per_sample"])
     ids = expected.pop("ids")
-    by_question = by_plain_name(compared(entry)(CORRECT).per_sample)
+    by_question = by_plain_name(make_scorer(entry)(CORRECT).per_sample)
     for name, values in expected.items():
         assert by_question[name.lower()] == close(dict(zip(ids, values, strict=True))), name
 

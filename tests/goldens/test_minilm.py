@@ -27,13 +27,13 @@ def vectors():
             return embed_all(make_texts(), embed)
 
 
-def test_vectors_are_pytorchs(vectors):
+def test_vectors_equal_the_golden_vectors_of_pytorch(vectors):
     expected = np.load(GOLDEN)["vectors"]
     assert len(expected) == COUNT
     np.testing.assert_allclose(vectors, expected, atol=1e-4)
 
 
-def test_vectors_are_what_pytorch_gives_here(vectors):
+def test_vectors_equal_the_installed_pytorch(vectors):
     pytest.importorskip("torch")
     assert DIRECTORY is not None
     some = range(0, COUNT, 10)

@@ -54,7 +54,7 @@ def read_forward(name):
 
 @functools.cache
 def forward(name):
-    """Encoder output and logits of the whole batch."""
+    """Encoder output and logits of the complete batch."""
 
     @jax.jit
     def run(model, tokens, mask, target):
@@ -68,7 +68,7 @@ def forward(name):
 
 
 @pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
-def test_encoder_output_is_hf(name):
+def test_encoder_output_equals_hf(name):
     golden = read_forward(name)
     expected = golden["encoder_last_hidden"]
     tokens = golden["attention_mask"].astype(bool)[: len(expected)]
@@ -76,28 +76,28 @@ def test_encoder_output_is_hf(name):
 
 
 @pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
-def test_logits_are_hf(name):
+def test_logits_equal_hf(name):
     golden = read_forward(name)
     columns = golden.get("logits_columns", slice(None))
     np.testing.assert_allclose(forward(name)[1][..., columns], golden["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
-def test_decoder_inputs_are_hf(name):
+def test_decoder_inputs_equal_hf(name):
     golden = read_forward(name)
     ours = decoder_inputs(jnp.asarray(golden["labels"]), load(name).config)
     np.testing.assert_array_equal(ours, golden["decoder_input_ids"])
 
 
 @pytest.mark.parametrize("name", FORWARD, ids="models-{}".format)
-def test_loss_is_hf(name):
+def test_loss_equals_hf(name):
     golden = read_forward(name)
     total, count = token_cross_entropy(jnp.asarray(forward(name)[1]), golden["labels"], pad=0)
     np.testing.assert_allclose(total / count, golden["loss"], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", WITH_LOSSES, ids="models-{}".format)
-def test_loss_of_each_sample_is_hf(name):
+def test_loss_of_each_sample_equals_hf(name):
     total, count = jax.vmap(functools.partial(token_cross_entropy, pad=0))(
         jnp.asarray(forward(name)[1]), read_forward(name)["labels"]
     )
@@ -105,7 +105,7 @@ def test_loss_of_each_sample_is_hf(name):
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS, ids="models-{}".format)
-def test_gradient_norms_are_hf(name):
+def test_gradient_norms_equal_hf(name):
     golden, expected = read_forward(name), read_generated(name)["grad_norms"]
 
     @jax.jit
@@ -126,7 +126,7 @@ def test_gradient_norms_are_hf(name):
 
 @functools.cache
 def search(num_beams, max_new_tokens):
-    """The jitted search: sources -> best tokens, and their scores where there are any."""
+    """The jitted search: sources -> best tokens, and their scores if the search has scores."""
     if num_beams == 1:
         return jax.jit(lambda model, tokens: (greedy_search(model, tokens, max_new_tokens=max_new_tokens), None))
 
@@ -156,13 +156,13 @@ def check_search(name, key, sources, expected, scores):
 
 
 @pytest.mark.parametrize(("name", "key"), SEARCHES, ids="models-{}".format)
-def test_generated_batch_is_hf(name, key):
+def test_a_generated_batch_equals_hf(name, key):
     golden = read_generated(name)[key]
     check_search(name, key, read_forward(name)["input_ids"], golden["sequences"], golden.get("sequences_scores"))
 
 
 @pytest.mark.parametrize(("name", "key"), SEARCHES, ids="models-{}".format)
-def test_generated_alone_is_hf(name, key):
+def test_sequences_generated_separately_equal_hf(name, key):
     golden = read_generated(name)[key].get("sequences_batch1")
     if golden is None:
         pytest.skip("HF's outputs of single sources are not in this case")
@@ -192,7 +192,7 @@ def encode(name):
 
 
 @pytest.mark.parametrize("name", POOLED, ids="models-{}".format)
-def test_tokens_of_texts_are_hf(name):
+def test_tokens_of_texts_equal_hf(name):
     golden = read_pooled(name)
     texts, lengths = (read_texts(name)[key] for key in ("texts", "lengths"))
     rows = tokenize(texts, load_tokenizer(CASES / "tiny" / name), max_length=golden["input_ids"].shape[1])
@@ -204,9 +204,9 @@ def test_tokens_of_texts_are_hf(name):
 
 
 @pytest.mark.parametrize("name", POOLED, ids="models-{}".format)
-def test_hidden_states_are_hf(name):
+def test_hidden_states_equal_hf(name):
     golden = read_pooled(name)
-    expected = golden["last_hidden"]  # of the first texts, up to a length that holds them
+    expected = golden["last_hidden"]  # of the first texts, up to their greatest length
     texts, length = expected.shape[:2]
     mask = golden["attention_mask"][:texts]
     assert mask.sum(axis=1).max() <= length
@@ -215,7 +215,7 @@ def test_hidden_states_are_hf(name):
 
 
 @pytest.mark.parametrize("name", POOLED, ids="models-{}".format)
-def test_vectors_are_hf(name):
+def test_vectors_equal_hf(name):
     np.testing.assert_allclose(encode(name)[1], read_pooled(name)["emb"], atol=1e-4, rtol=1e-5)
 
 
@@ -239,10 +239,10 @@ LONG_CASES = [
 
 
 @pytest.mark.parametrize(("name", "number", "order"), LONG_CASES, ids="models-{}".format)
-def test_a_longformer_alone_is_hf(name, number, order):
+def test_single_texts_of_a_longformer_equal_hf(name, number, order):
     golden = json.loads((FOLDER / f"{name}_single.json").read_text(encoding="utf-8"))[number]
     first_token = {"none": "local", "first": "global"}[golden.get("global_attention", "none")]
-    # Padded to few lengths, so that few programs are compiled; what padding changes would show.
+    # Padded to few lengths, so that few programs are compiled; effects of padding would be detected.
     tokens = pad_rows([golden["input_ids"]], 1, 1 << (golden["len"] - 1).bit_length(), pad=NO_TOKEN)
     with jax.default_matmul_precision("highest"):
         hidden, pooled = jax.device_get(read_long(name, first_token)[order](tokens))
@@ -253,7 +253,7 @@ def test_a_longformer_alone_is_hf(name, number, order):
 
 
 @pytest.mark.parametrize("name", LONG_BATCH, ids="models-{}".format)
-def test_a_batch_of_a_longformer_is_hf(name):
+def test_a_batch_of_a_longformer_equals_hf(name):
     with np.load(FOLDER / f"{name}_batch.npz") as golden:
         mask = golden["attention_mask"] == 1
         tokens = np.where(mask, golden["input_ids"], NO_TOKEN).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face's peft: the same logits, losses and gradient norms as there."""
+"""Adapters of Hugging Face's peft: the same logits, losses and gradient norms as in peft."""
 
 import functools
 import json
@@ -70,18 +70,18 @@ def forward(name):
     return logits, loss, gradient
 
 
-def test_logits_are_pefts(name):
+def test_logits_equal_peft(name):
     np.testing.assert_allclose(forward(name)[0], read_forward(name)["logits"], atol=1e-4)
 
 
-def test_loss_is_pefts(name):
+def test_loss_equals_peft(name):
     np.testing.assert_allclose(forward(name)[1], read_forward(name)["loss"], atol=1e-4)
 
 
-def test_gradient_norms_are_pefts(name, tmp_path):
+def test_gradient_norms_equal_peft(name, tmp_path):
     (form, _), gradient = read_adapter(name), forward(name)[2]
     write_peft(tmp_path, gradient, read_generator_config(find_base(name)), form, base="")
-    # In memory peft names an adapter, which it leaves out of its files.
+    # In memory peft's parameter names contain the adapter's name, which its files omit.
     norms = {
         key.replace(".weight", ".default.weight"): np.linalg.norm(values)
         for key, values in load_file(tmp_path / WEIGHTS).items()
@@ -92,12 +92,12 @@ def test_gradient_norms_are_pefts(name, tmp_path):
         np.testing.assert_allclose(norms[key], norm, rtol=1e-3, err_msg=key)
 
 
-def test_as_many_values_learn(name):
+def test_the_number_of_trainable_values_equals_peft(name):
     _, adapter = read_adapter(name)
     assert sum(values.size for values in adapter.values()) == read_numbers(name)["trainable"]
 
 
-def test_what_peft_wrote_is_written_again(name, tmp_path):
+def test_adapters_of_peft_are_rewritten_unchanged(name, tmp_path):
     form, adapter = read_adapter(name)
     write_peft(tmp_path, adapter, read_generator_config(find_base(name)), form, base="tiny")
     found, expected = load_file(tmp_path / WEIGHTS), load_file(FOLDER / name / WEIGHTS)

@@ -35,7 +35,7 @@ def read_prompts(file: str) -> dict[str, str]:
 
 
 def read_items(case: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
-    """Which profile items of a question the case's prompts hold, best first."""
+    """Profile items of a question in the case's prompts, best first."""
     profile_of, count = read_profiles(case), case["num_retrieve"]
     if case["ret_type"] != "recency_contriever":
         return lambda question: profile_of(question)[:count]
@@ -48,7 +48,7 @@ def read_items(case: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str
 
 
 def read_profiles(case: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
-    """How the case orders a question's profile, best first."""
+    """Function that orders a question's profile as the case does, best first."""
     task, split, ranking = cases.parse_source(case["source"])
     retriever = case["ret_type"]
     if (retriever, case["is_ranked"]) in NOT_BUILT:
@@ -67,7 +67,7 @@ def read_profiles(case: dict[str, Any]) -> Callable[[dict[str, Any]], list[dict[
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", cases.read_index("prompts"), ids=lambda case: f"prompts-{case['file']}")
-def test_prompts_are_the_references(case):
+def test_prompts_equal_the_public_codes(case):
     items_of = read_items(case)
     task, tokenizer = find_task(case["task"]), load_tokenizer(case["tokenizer"])
     questions = {question["id"]: question for question in cases.read_questions(*cases.parse_source(case["source"])[:2])}

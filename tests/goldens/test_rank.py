@@ -76,7 +76,7 @@ def embed(texts):
 
 
 def compare(ranked, expected, path, *, score, tie):
-    """`score` and `tie` say which scores are equal: to the golden's, and among our own."""
+    """`score` and `tie` are the tolerances of equal scores: to the golden's, and among our own."""
     scores_path = path.with_name(path.name.replace("rank_", "scores_", 1))
     expected_scores = read(scores_path) if scores_path.exists() else {}
     found = list(ranked)
@@ -86,7 +86,7 @@ def compare(ranked, expected, path, *, score, tie):
         assert len(own) == len(item_ids), "items of one id: compare by place instead"
         if key in expected_scores:
             assert own == pytest.approx(expected_scores[key], **score)
-        # The expected order is ours up to ties: read through our scores, both orders fall alike.
+        # The expected order equals ours up to ties: both orders have the same sequence of our scores.
         assert sorted(expected[key]) == sorted(item_ids)
         theirs = [own[item_id] for item_id in expected[key]]
         assert theirs == pytest.approx(scores.tolist(), **tie), f"question {key}"

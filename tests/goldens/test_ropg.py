@@ -3,8 +3,8 @@
 `results.json` under goldens/ropg has an entry for each step (`kd`, `rl`; tokens in `batch_T_I.npz`, texts in
 `batch_T_I.json`) and for each short training run (`kd_train`, `rl_train`; feedback in `scores_T.json`).
 `questions_T.json` has the questions of the runs by number, where the files of `synth` are incomplete. Steps have
-separate maximum lengths of query and document (`query_max`, `doc_max` of their texts); runs without them have one for
-both.
+separate maximum lengths of query and document (`query_max`, `doc_max` of their texts); runs without them have the same
+maximum length for both.
 """
 
 import functools
@@ -123,7 +123,7 @@ def loss_of(entry, gold, sample):
 
 
 @pytest.mark.parametrize("entry", STEPS, ids=label)
-def test_policy_loss_and_gradients_are_the_public_codes(entry):
+def test_policy_loss_and_gradients_equal_the_public_codes(entry):
     scores = jnp.asarray(score(entry["task"], entry["batch"]))
     np.testing.assert_allclose(jax.nn.softmax(scores), entry["probs"], rtol=1e-4, atol=1e-5)
     loss, slopes = jax.value_and_grad(loss_of(entry, jnp.array(entry["gold"]), entry["sample_idx"]))(scores)
@@ -139,7 +139,7 @@ def test_policy_loss_and_gradients_are_the_public_codes(entry):
 
 
 def examples_of(entry, scored, **changes):
-    """As the stage makes them, padded with empty documents."""
+    """Examples as made by the stage, padded with empty documents."""
     options = options_of(entry, **changes)
     baselines = choose_baselines(options, scored, _UNUSED, _UNUSED)
     reader = TextReader(load_its_tokenizer(), choose_form(options, find_start(options.encoder)))
@@ -154,19 +154,19 @@ def lengths_of(case):
     return {"encoding": Encoding(query_length=case.get("query_max", both), document_length=case.get("doc_max", both))}
 
 
-def test_the_two_lengths_are_the_cases_and_by_default_the_public_codes():
-    def found(**changes):
+def test_the_two_lengths_are_those_of_the_case_or_the_public_codes_default():
+    def lengths(**changes):
         options = options_of({"task": 1, "kind": "kd"}, **changes)
         settings = choose_form(options, find_start(options.encoder))
         return settings.query_length, settings.document_length
 
-    assert found() == (512, 512)
-    assert found(**lengths_of({"query_max": 64, "doc_max": 96})) == (64, 96)
-    assert found(**lengths_of({"max": 128})) == (128, 128)
+    assert lengths() == (512, 512)
+    assert lengths(**lengths_of({"query_max": 64, "doc_max": 96})) == (64, 96)
+    assert lengths(**lengths_of({"max": 128})) == (128, 128)
 
 
 @pytest.mark.parametrize("entry", STEPS, ids=label)
-def test_rewards_padding_and_tokens_are_the_public_codes(entry):
+def test_rewards_padding_and_tokens_equal_the_public_codes(entry):
     texts, tokens = read_batch(entry["task"], entry["batch"])
     scored = []
     for row, gold in enumerate(texts["target_txt"]):
@@ -175,8 +175,8 @@ def test_rewards_padding_and_tokens_are_the_public_codes(entry):
         scored.append(ScoredQuestion(str(row), texts["queries"][row], documents, np.array(worth, np.float32), gold))
     for row, example in enumerate(examples_of(entry, scored, profile_size=texts["ctx"], **lengths_of(texts))):
         gains = example.rewards - example.baseline
-        found = gains if entry["sample_idx"] is None else gains[entry["sample_idx"][row]]
-        np.testing.assert_allclose(found, entry["gold"][row], atol=1e-6)
+        lengths = gains if entry["sample_idx"] is None else gains[entry["sample_idx"][row]]
+        np.testing.assert_allclose(lengths, entry["gold"][row], atol=1e-6)
         assert len(example.documents) == texts["ctx"]
         for text, expected in zip((example.query, *example.documents), tokens[row], strict=True):
             assert text.tolist() == expected[expected != NO_TOKEN].tolist()
@@ -211,7 +211,7 @@ def read_run(entry, folder):
 
 
 def optimizer_of(entry):
-    """PyTorch's. The public code gives its weight decay to AdamW only."""
+    """The optimizer with PyTorch's defaults. The public code gives its weight decay to AdamW only."""
     rates = jnp.array([step["lr"] for step in entry["steps"]])
     decay = optax.add_decayed_weights(entry["weight_decay"]) if entry["optim"] == "adamw" else optax.identity()
     return optax.chain(
@@ -228,7 +228,7 @@ def embedding():
 
 
 @pytest.mark.parametrize("entry", RUNS, ids=label)
-def test_a_short_training_is_the_public_codes(entry, tmp_path):
+def test_a_short_training_equals_the_public_codes(entry, tmp_path):
     batches = list(read_run(entry, tmp_path))
     params, optimizer = nnx.state(load()), optimizer_of(entry)
     state, change = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
@@ -250,6 +250,6 @@ def test_a_short_training_is_the_public_codes(entry, tmp_path):
             params = optax.apply_updates(params, updates)
         model = nnx.merge(nnx.graphdef(load()), params)
         queries = embedding()(model, batches[0][0][:, 0])
-    # As vectors: Adam makes full steps of gradients that are hardly more than rounding, which single axes show.
+    # Compared as vectors: Adam makes full steps of gradients near rounding error, which differ along single axes.
     expected = np.array(entry["final_query_emb"])
     assert np.linalg.norm(queries - expected) < 1e-4 * np.linalg.norm(expected)

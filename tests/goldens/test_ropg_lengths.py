@@ -1,4 +1,4 @@
-"""ROPG with separate maximum lengths of queries and documents: loss and gradients against PyTorch's."""
+"""ROPG with separate maximum lengths of queries and documents: loss and gradients equal to PyTorch's."""
 
 import random
 
@@ -78,7 +78,7 @@ def expected(scored, options, lengths):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("lengths", [(64, 96), (96, 32), (16, 16)])
 @pytest.mark.parametrize("compatibility", [CORRECT, REFERENCE], ids=["masked", "padded"])
-def test_loss_and_gradient_are_pytorchs(compatibility, lengths, pooling):
+def test_loss_and_gradient_equal_pytorch(compatibility, lengths, pooling):
     form = {"pooling": ("cls",), "normalize": True} if pooling == "cls" else {}
     options = TrainRetriever(
         task="LaMP-2",

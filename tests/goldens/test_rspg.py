@@ -27,7 +27,7 @@ from tests.goldens.cases import CASES
 pytestmark = pytest.mark.golden
 
 FOLDERS = {"rspg": "longformer", "rspg_w512": "longformer_w512"}
-"""Where cases are, and whose tokenizer they were made with."""
+"""Folders of cases, and the models whose tokenizers made them."""
 PLACES = {"body": "model.", "pooler": "model.pooler.dense", "head": "classifier"}
 
 
@@ -47,11 +47,11 @@ def title(value):
 
 @functools.cache
 def read_candidates(folder, task):
-    """The questions of `data_T.json`, whose candidates have no names there."""
+    """The questions of `data_T.json`, in which candidates have no names."""
     records = json.loads((CASES / "goldens" / folder / f"data_{task}.json").read_text(encoding="utf-8"))
     task, questions = find_task(f"LaMP-{task}"), []
     for record in records:
-        # LaMP-3's labels are absolute errors there, and rewards in its batches.
+        # LaMP-3's labels are absolute errors in the file, and rewards in the public code's batches.
         labels = [reward_of(task, {main_metric(task): label}, record["gold"]) for label in record["labels"]]
         rows = zip(record["inputs"], record["outputs"], labels, strict=True)
         candidates = {str(number): Candidate(*row) for number, row in enumerate(rows)}
@@ -100,7 +100,7 @@ def programs(folder, temperature):
 
 
 @pytest.mark.parametrize(("folder", "number"), SINGLE, ids=title)
-def test_tokens_logits_loss_and_gradients_are_the_public_codes(folder, number):
+def test_tokens_logits_loss_and_gradients_equal_the_public_codes(folder, number):
     entry = read_results(folder)[number]
     chosen = [examples(folder, entry)[index] for index in entry["indices"]]
     name = f"batch_{entry['task']}_{entry['type']}_{entry['max_length']}_{entry['batch']}.npz"
@@ -127,7 +127,7 @@ def test_tokens_logits_loss_and_gradients_are_the_public_codes(folder, number):
 
 
 @pytest.mark.parametrize(("folder", "number"), TRAINED, ids=title)
-def test_a_short_training_is_the_public_codes(folder, number):
+def test_a_short_training_equals_the_public_codes(folder, number):
     entry = read_results(folder)[number]
     rates = jnp.array([step["lr"] for step in entry["steps"]])
     optimizer = optax.chain(
@@ -142,7 +142,7 @@ def test_a_short_training_is_the_public_codes(folder, number):
         for turn, expected in enumerate(entry["steps"]):
             chosen = [examples(folder, entry)[index] for index in entry["batches"][turn % len(entry["batches"])]]
             rows = batch(chosen, entry["max_length"])
-            # Without their mean: of the head's bias, whose gradient is nothing but rounding, Adam makes full steps.
+            # Without their mean: Adam makes full steps of the head's bias, whose gradient is only rounding error.
             found, wanted = (
                 one - np.mean(one, axis=1, keepdims=True) for one in (score(params, rows[0]), expected["logits"])
             )

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.golden
 FOLDER = CASES / "goldens" / "scorers"
 FILES = sorted(FOLDER.glob("profile_*/scores_0_-1.json"))
 OURS = {"accuracy": {"accuracy"}, "mae": {"mae"}, "rouge-1": {"rouge-1", "rouge-l"}}
-"""What is compared where a file has such a metric: those that we give a single answer."""
+"""Metrics that are compared if a file has them: those that lamp computes for a single answer."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"scorers-{path.parent.name}")
-def test_metrics_of_every_pair_are_the_public_codes(path, tmp_path):
+def test_metrics_of_every_pair_equal_the_public_codes(path, tmp_path):
     task = path.parent.name.removeprefix("profile_")
     options = FeedbackItems(
         task=f"LaMP-{task}",
@@ -62,7 +62,7 @@ for path in sorted(FOLDER.glob("retr_*/scores.json")):
 
 
 @pytest.mark.parametrize("task", POOLS, ids="scorers-retr_{}".format)
-def test_prompts_answers_and_metrics_of_every_retriever_are_the_public_codes(task, tmp_path):
+def test_prompts_answers_and_metrics_of_every_retriever_equal_the_public_codes(task, tmp_path):
     files = {name: str(FOLDER / f"in_{task}_{name}.json") for name in POOLS[task]}
     options = FeedbackRetrievers(
         task=f"LaMP-{task}",

@@ -49,7 +49,7 @@ OLD = {
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """An encoder of which no file says how it pools."""
+    """An encoder without files about pooling."""
     path = tmp_path_factory.mktemp("encoder")
     save_bert(build_bert(CONFIG), path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -58,7 +58,7 @@ def plain(tmp_path_factory):
 
 
 def describe(plain, directory, pooling, *, normalize=False, **files):
-    """A copy with the files that releases 1 to 5.3 write; `files` are more of them, by their names without `.json`."""
+    """A copy with the files that releases 1 to 5.3 write; `files` are further files, by their names without `.json`."""
     shutil.copytree(plain, directory)
     kinds = {"Transformer": "", "Pooling": "1_Pooling"} | ({"Normalize": "2_Normalize"} if normalize else {})
     described = [
@@ -74,7 +74,7 @@ def describe(plain, directory, pooling, *, normalize=False, **files):
 
 
 def check(directory, *, queries=None, documents=None):
-    """Our vectors of an encoder's directory are theirs: of queries, and of documents."""
+    """Our vectors of queries and of documents equal theirs for an encoder's directory."""
     model = theirs.SentenceTransformer(str(directory), device="cpu")
     opened = open_encoder(str(directory), Devices())
     expected = model.encode_query(QUERIES) if queries is None else queries(model)
@@ -86,26 +86,26 @@ def check(directory, *, queries=None, documents=None):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_vectors_by_old_files(plain, tmp_path, mode, normalize):
+def test_vectors_with_old_files(plain, tmp_path, mode, normalize):
     pooling = {name: key == mode for key, name in OLD.items()}
     _, opened = check(describe(plain, tmp_path / "old", pooling, normalize=normalize))
     assert opened.settings.pooling == (mode,)
     assert opened.queries is opened.documents
 
 
-def test_modes_by_old_files_are_concatenated_in_their_order(plain, tmp_path):
+def test_modes_of_old_files_are_concatenated_in_their_order(plain, tmp_path):
     pooling = {OLD[mode]: mode in ("mean", "cls", "lasttoken") for mode in MODES}
     _, opened = check(describe(plain, tmp_path / "old", pooling))
     assert opened.settings.pooling == ("cls", "mean", "lasttoken")
 
 
-def test_vectors_by_files_without_modes_and_without_files(plain, tmp_path):
+def test_vectors_with_files_without_modes_and_without_files(plain, tmp_path):
     check(describe(plain, tmp_path / "old", {}))
     check(plain)
 
 
 @pytest.mark.parametrize("mode", [*MODES, ("weightedmean", "cls")])
-def test_vectors_by_the_files_of_this_release(plain, tmp_path, mode):
+def test_vectors_with_the_files_of_this_release(plain, tmp_path, mode):
     parts = [modules.Transformer(str(plain)), modules.Pooling(WIDTH, mode), modules.Normalize()]
     model = theirs.SentenceTransformer(modules=parts, prompts={"query": "query: ", "document": "a "}, device="cpu")
     model.max_seq_length = 24
@@ -116,7 +116,7 @@ def test_vectors_by_the_files_of_this_release(plain, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_prompts_that_do_not_count_and_two_lengths(plain, tmp_path, mode):
+def test_vectors_with_prompts_excluded_from_pooling_and_two_lengths(plain, tmp_path, mode):
     model = theirs.SentenceTransformer(
         modules=[
             modules.Transformer(str(plain), query_length=9, document_length=21),
@@ -130,20 +130,20 @@ def test_prompts_that_do_not_count_and_two_lengths(plain, tmp_path, mode):
     assert (opened.settings.query_length, opened.settings.document_length) == (9, 21)
 
 
-def test_a_prompt_for_passages_is_the_documents(plain, tmp_path):
-    """Where theirs is told its name: `encode_document` finds an empty prompt first, which no file has."""
+def test_the_prompt_for_passages_applies_to_documents(plain, tmp_path):
+    """Theirs is given the prompt's name: `encode_document` would use the empty default prompt, which no file has."""
     prompts = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": None}
     directory = describe(plain, tmp_path / "e5", {}, config_sentence_transformers=prompts)
     check(directory, documents=lambda model: model.encode(DOCUMENTS, prompt_name="passage"))
 
 
-def test_a_default_prompt_is_everybodys_who_has_none(plain, tmp_path):
+def test_the_default_prompt_applies_to_texts_without_a_prompt(plain, tmp_path):
     prompts = {"prompts": {"all": "the model: "}, "default_prompt_name": "all"}
     directory = describe(plain, tmp_path / "all", {}, config_sentence_transformers=prompts)
     check(directory, queries=lambda model: model.encode(QUERIES), documents=lambda model: model.encode(DOCUMENTS))
 
 
-def test_the_longest_text_and_lower_case(plain, tmp_path):
+def test_vectors_with_a_maximum_length_and_lower_case(plain, tmp_path):
     cased = tmp_path / "cased"
     shutil.copytree(plain, cased)
     tokenizer = json.loads((cased / "tokenizer_config.json").read_text())
@@ -157,7 +157,7 @@ def test_the_longest_text_and_lower_case(plain, tmp_path):
 
 
 @pytest.mark.skipif(find_directory() is None, reason="all-MiniLM-L6-v2 is not installed (see tests/goldens/minilm.py)")
-def test_a_published_encoder():
+def test_vectors_of_a_published_encoder():
     model, opened = check(find_directory())
     assert opened.settings == EncoderSettings(normalize=True, query_length=256, document_length=256)
     texts = make_texts()[::10]  # longer than 256 tokens, too
@@ -165,7 +165,7 @@ def test_a_published_encoder():
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_scores_are_their_similarity(plain, tmp_path, similarity):
+def test_scores_equal_their_similarity(plain, tmp_path, similarity):
     named = {"similarity_fn_name": similarity}
     model, opened = check(describe(plain, tmp_path / "named", {}, config_sentence_transformers=named))
     task = find_task("LaMP-7")
@@ -191,11 +191,11 @@ PLAIN = EncoderSettings(query_length=40, document_length=40)
     ],
     ids=["plain", "prompts", "lengths", "cosine"],
 )
-def test_what_lamp_writes_is_read_to_the_same_vectors(plain, tmp_path, settings):
+def test_files_written_by_lamp_give_the_same_vectors(plain, tmp_path, settings):
     shutil.copytree(plain, tmp_path / "ours")
     write_settings(tmp_path / "ours", settings, width=WIDTH)
     model, opened = check(tmp_path / "ours")
     assert opened.settings == replace(settings, use_date=bool(settings.use_date))
     assert model.similarity_fn_name == settings.similarity
-    (tmp_path / "ours" / "retriever.json").unlink()  # by their files alone
+    (tmp_path / "ours" / "retriever.json").unlink()  # with their files only
     assert open_encoder(str(tmp_path / "ours"), Devices()).settings == replace(settings, use_date=None)

@@ -31,7 +31,7 @@ def read_pairs(task: Task, questions: list[Question], golden: dict[str, Any]) ->
 
 @pytest.mark.golden
 @pytest.mark.parametrize("number", ["1", "3", "4"])
-def test_pairs_are_the_references(number):
+def test_pairs_equal_the_public_codes(number):
     task, questions, golden = read_golden(number)
     found = read_pairs(task, questions, golden)
     assert found == golden["train"]
@@ -39,7 +39,7 @@ def test_pairs_are_the_references(number):
 
 
 @pytest.mark.golden
-def test_tweets_have_the_references_form():
+def test_tweets_have_the_public_codes_form():
     task, questions, golden = read_golden("7")
     found = read_pairs(task, questions, golden)
     assert found.keys() == golden["train"].keys()
@@ -54,16 +54,18 @@ def test_tweets_have_the_references_form():
 
 
 @pytest.mark.golden
-def test_tweets_are_the_references_with_its_draws(monkeypatch):
+def test_tweets_equal_the_public_codes_for_its_random_draws(monkeypatch):
     task, questions, golden = read_golden("7")
-    draws = random.Random(golden["python_random_seed"])  # It drew from one sequence, user after user.
+    draws = random.Random(
+        golden["python_random_seed"]
+    )  # The public code drew from a single random sequence, user after user.
     monkeypatch.setattr("lamp_jax.inputs.adapters.random.Random", lambda name: draws)
     assert read_pairs(task, questions, golden) == golden["train"]
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("number", ["1", "3", "4", "7"])
-def test_several_profiles_are_not_taken_for_one(number):
+def test_several_profiles_of_a_user_are_an_error_with_profiles_single(number):
     task, questions, golden = read_golden(number)
     user, others = questions[0].user, [one for one in questions if one.user == questions[0].user][1:]
     assert user in golden["train"]

@@ -33,7 +33,7 @@ sys.exit(0)
 
 @dataclass
 class Started:
-    """Processes at work, and the directory of their notes."""
+    """Running processes, and the directory of their notes."""
 
     process: subprocess.Popen
     notes: Path
@@ -51,7 +51,7 @@ class Started:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory, process_cache) -> Callable[..., Started]:
-    """Starts the commands in so many processes, which share the devices."""
+    """Starts the commands in the given number of processes, which share the devices."""
 
     def start(number: int, *commands) -> Started:
         notes = tmp_path_factory.mktemp("notes")
@@ -93,16 +93,16 @@ def train(data: Path, output: Path, *more) -> tuple:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(data, start, tmp_path_factory) -> Path:
-    """A training by one process that nothing disturbed."""
+def uninterrupted(data, start, tmp_path_factory) -> Path:
+    """Output of an uninterrupted training by one process."""
     output = tmp_path_factory.mktemp("undisturbed") / "model"
-    statuses, said = start(1, train(data, output)).end()
-    assert statuses == [[0]], said
+    statuses, printed = start(1, train(data, output)).end()
+    assert statuses == [[0]], printed
     return output
 
 
 def losses(output: Path) -> dict[int, float]:
-    """By the update's number, as the log has them; the last where a step was made twice."""
+    """Losses in the log by update number; of an update that was made twice, the last loss."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 MODEL = Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft"
 USERS_PER_STEP, UPDATES = 4, 10
-"""Of 40 users: ten blocks."""
+"""40 users in ten cohorts."""
 
 
 def train_words(data, store) -> tuple:
@@ -32,16 +32,16 @@ def generate_words(data, store, output) -> tuple:
 
 @pytest.fixture(scope="module")
 def runs(data, start, tmp_path_factory) -> dict[int, tuple[Path, str]]:
-    """For one and for two processes the folder of their work, and what they printed."""
+    """Output folder and printed output, for one and for two processes."""
     made = {}
     for number in (1, 2):
         folder = tmp_path_factory.mktemp(f"by{number}")
         commands = [train_words(data, folder / "store"), generate_words(data, folder / "store", folder / "own.json")]
         if number == 1:
             commands.append(generate_words(data, "", folder / "base.json"))
-        statuses, said = start(number, *commands).end()
-        assert statuses == [[0] * len(commands)] * number, said
-        made[number] = folder, said
+        statuses, printed = start(number, *commands).end()
+        assert statuses == [[0] * len(commands)] * number, printed
+        made[number] = folder, printed
     return made
 
 
@@ -56,7 +56,7 @@ def test_two_processes_train_the_same_users_to_the_same_adapters(runs):
     expected, found = alone.read(users), together.read(users)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
-    # By far more than that, users differ.
+    # Users differ by far more than the tolerance.
     assert max(np.abs(values[0] - values[1]).max() for name, values in expected.items() if name.endswith(".up")) > 1e-2
 
 
@@ -68,25 +68,25 @@ def test_two_processes_give_the_same_answers(runs):
     assert record["adapted"] == 40
 
 
-def test_the_first_process_alone_says_what_was_made(runs):
-    said = runs[2][1].splitlines()
+def test_only_the_first_process_reports_results(runs):
+    printed = runs[2][1].splitlines()
     for what in ("adapters of 40 users", "40 of 40 questions have an adapter"):
-        assert [line.partition(":")[0] for line in said if what in line] == ["0"]
+        assert [line.partition(":")[0] for line in printed if what in line] == ["0"]
 
 
-def test_two_processes_that_are_preempted_go_on_to_the_same_bytes(data, start, runs, tmp_path):
+def test_two_preempted_processes_resume_to_the_same_bytes(data, start, runs, tmp_path):
     store = tmp_path / "store"
     started = start(2, train_words(data, store))
-    # jax looks for signals once a second, so not too late.
+    # jax checks for signals once a second, so the signal must come early.
     wait_for(lambda: (store / "run.json").exists(), started)
     started.kill(1, signal.SIGTERM)
-    statuses, said = started.end()
-    assert statuses == [[0], [0]], said
-    assert said.count("run the same command again") == 2
+    statuses, printed = started.end()
+    assert statuses == [[0], [0]], printed
+    assert printed.count("run the same command again") == 2
     assert not json.loads((store / "run.json").read_text())["finished"]
     assert len(open_store(store).entries) < 40
-    statuses, said = start(2, train_words(data, store)).end()
-    assert statuses == [[0], [0]], said
+    statuses, printed = start(2, train_words(data, store)).end()
+    assert statuses == [[0], [0]], printed
     assert json.loads((store / "run.json").read_text())["finished"]
     undisturbed = runs[2][0] / "store"
     names = sorted(path.name for path in undisturbed.iterdir() if path.suffix == ".safetensors")

@@ -40,7 +40,7 @@ def choosing(own):
 
 
 def assert_same(parts, batches, whole):
-    """Every process's rows stand at their places of the whole batch."""
+    """The rows of every process are at their places in the global batch."""
     for own, batch in zip(parts, batches, strict=True):
         for rows, all_rows in zip(batch, whole, strict=True):
             np.testing.assert_array_equal(rows, all_rows[own])
@@ -82,7 +82,7 @@ def test_one_process_has_all_rows():
 )
 def test_a_training_batch_that_does_not_divide_is_refused_before_work(data, tmp_path, capsys, more, message):
     assert cli.main([str(word) for word in train(data, tmp_path / "model", *more)]) == 1
-    assert_says(capsys, message)
+    assert_reported(capsys, message)
     assert not (tmp_path / "model").exists()
 
 
@@ -91,11 +91,11 @@ def test_a_batch_of_questions_that_does_not_divide_is_refused_before_work(data, 
     model = cli.__file__.replace("lamp_jax/cli.py", "tests/cases/tiny/t5_ft")
     words = [stage[0], stage[1], data / "dev.json", "--task", "LaMP-2", "--model", model, "--output", tmp_path / "out"]
     assert cli.main([str(word) for word in (*words, "--batch-size", 12)]) == 1
-    assert_says(capsys, "--batch-size 12 does not divide over 8 data shards; use 8 or 16")
+    assert_reported(capsys, "--batch-size 12 does not divide over 8 data shards; use 8 or 16")
     assert not (tmp_path / "out").exists()
 
 
-def test_where_arrays_lie_does_not_tell_commands_apart(data, tmp_path, capsys):
+def test_sharding_options_do_not_change_the_run_fingerprint(data, tmp_path, capsys):
     words = ["generate", "--task", "LaMP-2", "--questions", data / "dev.json", "--output", tmp_path / "out.json"]
     words += ["--model", cli.__file__.replace("lamp_jax/cli.py", "tests/cases/tiny/t5_ft"), "--decode", "labels"]
     words = [str(word) for word in (*words, "--max-length", 64)]
@@ -106,5 +106,5 @@ def test_where_arrays_lie_does_not_tell_commands_apart(data, tmp_path, capsys):
     assert cli.main([*words, "--dtype", "bfloat16"]) == 1
 
 
-def assert_says(capsys, message):
+def assert_reported(capsys, message):
     assert re.search(message, capsys.readouterr().err)

@@ -30,7 +30,7 @@ LEARN = (
 
 
 def commands(data: Path, folder: Path) -> dict[str, tuple]:
-    """All that several processes share, in the order of work."""
+    """All commands whose work several processes share, in pipeline order."""
     asked = ("--task", "LaMP-2", "--model", folder / "model", "--batch-size", 8)
     brief = ("--decode", "labels", "--num-retrieved", 2, "--max-length", 128)
     pool = ("none", f"file={data / 'dev.json'}")
@@ -80,8 +80,8 @@ def commands(data: Path, folder: Path) -> dict[str, tuple]:
 
 
 @pytest.fixture(scope="session")
-def runs(data, start, undisturbed, tmp_path_factory):
-    """For a number of processes the folder of their work, statuses and output; made once for each number."""
+def runs(data, start, uninterrupted, tmp_path_factory):
+    """Function from a number of processes to output folder, statuses and printed output; each number runs once."""
     made = {}
 
     def run(number: int):
@@ -91,7 +91,7 @@ def runs(data, start, undisturbed, tmp_path_factory):
             folder = tmp_path_factory.mktemp(f"by{number}")
             named = commands(data, folder)
             if number == 1:
-                shutil.copytree(undisturbed, folder / "model")
+                shutil.copytree(uninterrupted, folder / "model")
             named["select"] += ("--output", folder / "selected.json")
             left_out = {1: {"rank", "select", "another"}, 2: set(), 4: named.keys() - {"train", "generate", "items"}}
             named = {stage: words for stage, words in named.items() if stage not in left_out[number]}
@@ -103,11 +103,11 @@ def runs(data, start, undisturbed, tmp_path_factory):
 
 
 SEVERAL = pytest.mark.parametrize("number", [2, 4])
-"""Four do a part of the work: starting them takes its time."""
+"""Four processes run only some of the commands, because starting them takes long."""
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_every_stage_ends_well_in_every_process(runs, number):
+def test_every_stage_exits_with_status_0_in_every_process(runs, number):
     _, statuses, output = runs(number)
     for one in statuses:
         assert not {stage for stage, status in one.items() if status and stage != "another"}, output
@@ -139,7 +139,7 @@ def test_likelihoods_are_the_same(runs):
         assert other["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
 
 
-def test_a_trained_selector_and_encoder_are_asked_together(runs):
+def test_two_processes_use_a_trained_selector_and_encoder(runs):
     folder = runs(2)[0]
     chosen = json.loads((folder / "selected.json").read_text())["golds"]
     assert len(chosen) == len(read_candidates(folder / "pool.json").questions)
@@ -147,13 +147,13 @@ def test_a_trained_selector_and_encoder_are_asked_together(runs):
 
 
 @SEVERAL
-def test_the_first_process_alone_prints(runs, number):
+def test_only_the_first_process_prints(runs, number):
     lines = runs(number)[2].splitlines()
-    said = [line for line in lines if "best accuracy" in line]
-    assert [line.partition(":")[0] for line in said] == ["0"]
+    printed = [line for line in lines if "best accuracy" in line]
+    assert [line.partition(":")[0] for line in printed] == ["0"]
 
 
-def test_work_of_one_process_is_waited_for(runs):
+def test_a_process_that_waits_for_the_first_reports_it(runs):
     waiting = [line for line in runs(2)[2].splitlines() if "selector-data runs on the first process only" in line]
     assert [line.partition(":")[0] for line in waiting] == ["1"]
 

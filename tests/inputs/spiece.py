@@ -30,7 +30,7 @@ def data(field, value):
 
 
 def piece(text, score, kind):
-    # As sentencepiece does, a field that has its default is left out.
+    # Like sentencepiece, omits a field with its default value.
     return data(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score) + (number(3, kind) if kind != NORMAL else b"")
 
 

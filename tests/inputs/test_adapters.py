@@ -27,7 +27,7 @@ def review(number: int, text: str, score: str = "4") -> dict[str, Any]:
     return {"id": str(number), "text": text, "score": score}
 
 
-def asked(key: int, user: str | int | None, *profile: dict[str, Any]) -> Question:
+def question_of(key: int, user: str | int | None, *profile: dict[str, Any]) -> Question:
     return Question(str(key), "any input", profile, user_id=user)
 
 
@@ -50,9 +50,9 @@ def texts_of(questions: Sequence[Question], profiles: Profiles) -> dict[str, lis
 
 
 @EVERY_TASK
-def test_an_item_is_put_by_its_tasks_template_but_for_two_tasks(task):
+def test_an_item_is_formatted_by_its_tasks_template_except_for_two_tasks(task):
     item = item_of(task, 5, text="a {brace}", start="a field of another's")
-    ((pair,),) = pairs_of([asked(1, 7, item)], task).values()
+    ((pair,),) = pairs_of([question_of(1, 7, item)], task).values()
     if task.name == "LaMP-1":
         expected = ("Write an abstract for this title: a {brace} of title", "a {brace} of abstract")
     elif task.name == "LaMP-7":
@@ -63,27 +63,32 @@ def test_an_item_is_put_by_its_tasks_template_but_for_two_tasks(task):
 
 
 def test_scores_that_are_numbers_become_texts():
-    (pair,) = pairs_of([asked(1, 7, item_of(REVIEWS, 5, score=4))])["7"]
+    (pair,) = pairs_of([question_of(1, 7, item_of(REVIEWS, 5, score=4))])["7"]
     assert pair.target == "4"
 
 
-def test_a_question_without_user_id_is_another_users():
-    questions = [asked(1, None, review(5, "a")), asked(2, None, review(6, "b"))]
+def test_each_question_without_a_user_id_is_a_separate_user():
+    questions = [question_of(1, None, review(5, "a")), question_of(2, None, review(6, "b"))]
     assert [question.user for question in questions] == ["1", "2"]
     assert [pair.id for (pair,) in pairs_of(questions).values()] == ["1-1-0", "2-2-0"]
-    assert asked(1, 0).user == "0"
+    assert question_of(1, 0).user == "0"
 
 
-def test_users_stand_in_the_order_of_their_first_questions_with_or_without_items():
-    questions = [asked(1, 9, review(5, "a")), asked(2, 8), asked(3, "9", review(5, "a")), asked(4, 7, review(6, "b"))]
+def test_users_have_the_order_of_their_first_questions_with_or_without_items():
+    questions = [
+        question_of(1, 9, review(5, "a")),
+        question_of(2, 8),
+        question_of(3, "9", review(5, "a")),
+        question_of(4, 7, review(6, "b")),
+    ]
     assert texts_of(questions, "single") == {"9": ["a"], "8": [], "7": ["b"]}
 
 
-# Two questions of one user, the later with a newer item, and the older ones under other ids.
+# Two questions of one user; the later has a newer item, and the older items under other ids.
 GROWN = [
-    asked(1, 9, review(11, "a"), review(12, "b")),
-    asked(2, 8, review(13, "d")),
-    asked(3, 9, review(21, "b"), review(22, "c"), review(23, "a")),
+    question_of(1, 9, review(11, "a"), review(12, "b")),
+    question_of(2, 8, review(13, "d")),
+    question_of(3, 9, review(21, "b"), review(22, "c"), review(23, "a")),
 ]
 
 
@@ -94,33 +99,33 @@ def test_several_profiles_of_a_user_are_an_error_with_the_remedies():
         assert part in str(error.value)
 
 
-def test_an_empty_profile_beside_another_is_an_error_too():
+def test_an_empty_and_a_nonempty_profile_of_a_user_are_an_error():
     with pytest.raises(LampError, match="differ"):
-        pairs_of([asked(1, 9), asked(2, 9, review(11, "a"))])
+        pairs_of([question_of(1, 9), question_of(2, 9, review(11, "a"))])
 
 
-def test_an_item_more_of_the_same_content_makes_another_profile():
+def test_a_repeated_item_makes_another_profile():
     with pytest.raises(LampError, match="differ"):
-        pairs_of([asked(1, 9, review(11, "a")), asked(2, 9, review(11, "a"), review(12, "a"))])
+        pairs_of([question_of(1, 9, review(11, "a")), question_of(2, 9, review(11, "a"), review(12, "a"))])
 
 
 def test_equal_profiles_count_once_under_any_ids_and_in_any_order():
-    same = [asked(1, 9, review(11, "a"), review(12, "b")), asked(2, 9, review(22, "b"), review(21, "a"))]
+    same = [question_of(1, 9, review(11, "a"), review(12, "b")), question_of(2, 9, review(22, "b"), review(21, "a"))]
     assert pairs_of(same) == pairs_of(same[:1])
 
 
-def test_the_first_profile_is_the_first_questions():
+def test_the_first_profile_is_that_of_the_first_question():
     assert texts_of(GROWN, "first") == {"9": ["a", "b"], "8": ["d"]}
     assert texts_of(GROWN[::-1], "first") == {"9": ["b", "c", "a"], "8": ["d"]}
 
 
-def test_the_union_has_every_item_once_where_it_appeared_first():
+def test_the_union_has_every_item_once_at_its_first_place():
     assert texts_of(GROWN, "union") == {"9": ["a", "b", "c"], "8": ["d"]}
     assert [pair.id for pair in pairs_of(GROWN, REVIEWS, "union")["9"]] == ["9-1-0", "9-1-1", "9-3-1"]
 
 
 def test_the_union_keeps_items_that_differ_in_any_field():
-    questions = [asked(1, 9, review(11, "a", "4")), asked(2, 9, review(11, "a", "5"))]
+    questions = [question_of(1, 9, review(11, "a", "4")), question_of(2, 9, review(11, "a", "5"))]
     assert [pair.target for pair in pairs_of(questions, REVIEWS, "union")["9"]] == ["4", "5"]
 
 
@@ -130,7 +135,7 @@ def test_an_item_without_a_needed_field_is_named(task):
         item = item_of(task, 5)
         del item[missing]
         with pytest.raises(LampError, match=rf"q\.json, question '1', profile item '5': '{missing}' must be a text"):
-            pairs_of([asked(1, 7, item_of(task, 4), item)], task)
+            pairs_of([question_of(1, 7, item_of(task, 4), item)], task)
 
 
 def tweet(number: int, text: str) -> dict[str, Any]:
@@ -138,16 +143,16 @@ def tweet(number: int, text: str) -> dict[str, Any]:
 
 
 def cut(text: str, compatibility: Compatibility = CORRECT, seed: int = 0) -> tuple[str, str]:
-    ((pair,),) = pairs_of([asked(1, 7, tweet(5, text))], TWEETS, seed=seed, compatibility=compatibility).values()
+    ((pair,),) = pairs_of([question_of(1, 7, tweet(5, text))], TWEETS, seed=seed, compatibility=compatibility).values()
     return pair.source.removeprefix(START), pair.target
 
 
 @pytest.mark.parametrize("text", ["", " \t", "one"])
-def test_a_tweet_of_no_two_words_has_nothing_to_give(text):
+def test_a_tweet_of_fewer_than_two_words_gives_no_pair(text):
     assert cut(text) == cut(text, REFERENCE) == ("", text.strip())
 
 
-def test_short_tweets_give_one_word_where_the_public_code_gives_none():
+def test_short_tweets_start_with_one_word_where_the_public_code_has_none():
     assert cut("two words") == ("two", "words")
     assert cut("two words", REFERENCE) == ("", "two words")
 
@@ -160,18 +165,18 @@ def test_the_share_is_drawn_between_a_tenth_and_a_quarter():
     assert 0.16 < sum(shares) / 200 < 0.19
 
 
-def test_a_cut_depends_on_seed_user_and_item_alone():
+def test_a_cut_depends_only_on_seed_user_and_item():
     text = " ".join("abcdefghijklmnopqrstuvwxyz" * 40)
 
     def given_words(seed: int, user: int, number: int) -> int:
-        ((pair,),) = pairs_of([asked(1, user, tweet(number, text))], TWEETS, seed=seed).values()
+        ((pair,),) = pairs_of([question_of(1, user, tweet(number, text))], TWEETS, seed=seed).values()
         return len(pair.source.split())
 
     assert given_words(0, 1, 2) == given_words(0, 1, 2)
     assert len({given_words(0, 1, 2), given_words(1, 1, 2), given_words(0, 2, 2), given_words(0, 1, 3)}) == 4
 
 
-# Real texts: runs of spaces, Unicode's spaces, a zero-width one, braces, half a surrogate pair.
+# Real texts: runs of spaces, Unicode's spaces, a zero-width space, braces, a lone surrogate.
 WORDS = ["the", "news", "{text}", "{start}", "{", "\x85", "\u3000", "\u200b", "\n", "  ", "\t", "😀", "\ud83d", '"']
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=40).map(" ".join))
 ANY_TASK = st.sampled_from(list(TASKS.values()))
@@ -186,7 +191,7 @@ def files(draw: st.DrawFn) -> tuple[Task, list[Question]]:
     profiles = draw(
         st.lists(st.tuples(st.sampled_from([None, 1, 2, "three"]), st.lists(items, max_size=4)), max_size=6)
     )
-    return task, [asked(number, user, *profile) for number, (user, profile) in enumerate(profiles)]
+    return task, [question_of(number, user, *profile) for number, (user, profile) in enumerate(profiles)]
 
 
 @given(files(), st.integers(0, 3), COMPATIBILITIES)
@@ -203,7 +208,7 @@ def test_every_item_gives_one_pair_in_order(file, seed, compatibility):
 
 
 @given(files(), st.sampled_from(["first", "union"]), st.integers(0, 3), COMPATIBILITIES)
-def test_a_user_learns_the_same_whoever_else_is_there(file, profiles, seed, compatibility):
+def test_a_users_pairs_do_not_depend_on_other_users(file, profiles, seed, compatibility):
     task, questions = file
     together = pairs_of(questions, task, profiles, seed, compatibility)
     for user, pairs in together.items():
@@ -217,9 +222,9 @@ def test_the_union_has_each_content_once_and_begins_with_the_first_profiles(file
     by_id = {f"{one.user}-{one.id}-{place}": item for one in questions for place, item in enumerate(one.profile)}
     firsts = pairs_of(questions, task, "first")
     for user, pairs in pairs_of(questions, task, "union").items():
-        told = [tuple(by_id[pair.id][name] for name in task.fields) for pair in pairs]
+        item_fields = [tuple(by_id[pair.id][name] for name in task.fields) for pair in pairs]
         asked_for = [item for one in questions if one.user == user for item in one.profile]
-        assert told == list(dict.fromkeys(tuple(item[name] for name in task.fields) for item in asked_for))
+        assert item_fields == list(dict.fromkeys(tuple(item[name] for name in task.fields) for item in asked_for))
         kept = [pair for pair in firsts[user] if pair in pairs]
         assert list(pairs[: len(kept)]) == kept
 
@@ -239,7 +244,7 @@ def test_single_is_first_or_refused(file):
 
 
 @given(TEXTS, st.integers(0, 99), COMPATIBILITIES)
-def test_start_and_rest_are_the_tweets_words(text, seed, compatibility):
+def test_start_and_rest_contain_the_words_of_the_tweet(text, seed, compatibility):
     start, rest = cut(text, compatibility, seed)
     words, given_words = text.split(), len(start.split())
     assert [*start.split(), *rest.split()] == words
@@ -248,8 +253,8 @@ def test_start_and_rest_are_the_tweets_words(text, seed, compatibility):
     assert max(int(0.1 * len(words)), least) <= given_words <= max(int(0.25 * len(words)), least)
 
 
-def test_a_user_by_a_reserved_id_is_named():
-    questions = [asked(1, "a", review(1, "one")), asked(2, "all", review(2, "two"))]
+def test_a_user_with_a_reserved_id_is_named():
+    questions = [question_of(1, "a", review(1, "one")), question_of(2, "all", review(2, "two"))]
     message = r"dev\.json, user 'all' \(question '2'\): this id is reserved .*; give the user another id"
     with pytest.raises(LampError, match=message):
         read_users(questions, REVIEWS, profiles="single", seed=0, path="dev.json", reserved=("all",))

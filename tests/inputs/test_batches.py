@@ -27,7 +27,7 @@ ANY_LENGTHS = st.lists(st.integers(0, 70), min_size=1, max_size=9)
 
 
 def examples(lengths):
-    """Example n holds the number n + 1 only, so that a row tells which example it is."""
+    """Example n contains only the number n + 1, so that a row identifies its example."""
     return [Example(str(n), [n + 1] * length, [n + 1, 1]) for n, length in enumerate(lengths)]
 
 
@@ -36,7 +36,7 @@ def training(lengths, *, seed=0, batch_size=4):
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
-def test_an_epoch_holds_every_example_once_uncut(lengths, batch_size, epoch):
+def test_an_epoch_has_every_example_once_and_complete(lengths, batch_size, epoch):
     batches = training(lengths, batch_size=batch_size)
     found = Counter()
     for step in range(epoch * len(batches), (epoch + 1) * len(batches)):
@@ -63,7 +63,7 @@ def test_epochs_have_different_orders():
     assert not np.array_equal(batches[0].source, batches[len(batches)].source)
 
 
-def test_reading_ahead_begins_anywhere():
+def test_prefetching_can_begin_at_any_batch():
     batches = training([3] * 20)
     read = list(read_ahead(batches, 7, 12))
     assert len(read) == 5
@@ -87,7 +87,7 @@ def test_prediction_covers_every_example_once(lengths, sizes):
             assert (source >= 0).sum() == lengths[position]
             seen.append(position)
     assert sorted(seen) == list(range(len(lengths)))
-    assert not any(fillers[:-1])  # only the last batch has rows to spare
+    assert not any(fillers[:-1])  # only the last batch has unused rows
 
 
 def test_buckets_end_with_the_maximum():
@@ -122,7 +122,7 @@ def test_every_length_fits(lengths, count, multiple):
 
 
 @given(ANY_LENGTHS, st.sampled_from([0, 7, 30]))
-def test_each_length_but_the_longest_spares_what_it_costs(lengths, worth):
+def test_each_length_except_the_longest_saves_more_padding_than_it_costs(lengths, worth):
     found = fit_lengths(np.array(lengths), 4, multiple=1, worth=worth)
     for count in range(1, len(found)):
         coarser, finer = (
@@ -132,15 +132,15 @@ def test_each_length_but_the_longest_spares_what_it_costs(lengths, worth):
 
 
 @given(st.integers(1, 300), st.data())
-def test_buckets_of_known_prompts_are_as_few_as_any_and_pad_less(longest, data):
+def test_buckets_fitted_to_prompts_are_not_more_and_have_less_padding(longest, data):
     lengths = data.draw(st.lists(st.integers(1, longest), min_size=1, max_size=30))
     found, fixed = fit_buckets(lengths, longest), choose_buckets(longest)
     assert list(found) == sorted(set(found))
     assert len(found) <= len(fixed)
     assert max(lengths) <= found[-1] <= longest
-    spared = sum(lengths) / 20 * len(fixed)  # what is not worth one more length, for each
+    spared = sum(lengths) / 20 * len(fixed)  # padding that is not worth a further length, for each length
     assert padding_of(lengths, found) <= padding_of(lengths, fixed) + spared
 
 
-def test_no_prompts_need_no_buckets():
+def test_without_prompts_there_are_no_buckets():
     assert fit_buckets([], 512) == ()

@@ -15,12 +15,12 @@ PAD = -1
 MAX_LENGTH = 40
 BUCKETS = choose_text_buckets(MAX_LENGTH)
 LENGTHS = st.lists(st.integers(1, MAX_LENGTH), min_size=2, max_size=8)
-"""Of one question's query and documents."""
+"""Lengths of a question's query and documents."""
 PROFILES = st.lists(LENGTHS, min_size=1, max_size=30)
 
 
 def candidates(number, lengths):
-    """Question `number`: its texts hold the number and their own place, so that a row tells what it is."""
+    """Question `number`: its texts contain the number and their own place, so that a row identifies its text."""
     texts = [np.array([number, place, *[7] * length][:length], np.int32) for place, length in enumerate(lengths)]
     count = len(lengths) - 1
     rewards = 100 * number + np.arange(count, dtype=np.float32)
@@ -37,7 +37,7 @@ def real_rows(batch):
 
 
 def check_row(batch, row):
-    """A row is the question that it says, and beyond it padding. Returns the question's number."""
+    """Asserts that a row is the question that it names, followed by padding. Returns the question's number."""
     number = int(batch.baseline[row])
     count = int(batch.mask[row].sum())
     assert batch.mask[row, :count].all()
@@ -49,7 +49,7 @@ def check_row(batch, row):
 
 
 @given(PROFILES, st.integers(1, 7), st.integers(0, 2))
-def test_an_epoch_holds_every_question_once_uncut(profiles, batch_size, epoch):
+def test_an_epoch_has_every_question_once_and_complete(profiles, batch_size, epoch):
     batches = make(profiles, batch_size=batch_size)
     found = Counter()
     for step in range(epoch * len(batches), (epoch + 1) * len(batches)):
@@ -60,7 +60,7 @@ def test_an_epoch_holds_every_question_once_uncut(profiles, batch_size, epoch):
 
 
 @given(PROFILES, st.integers(1, 7))
-def test_shapes_are_few_and_rows_that_fill_hold_nothing(profiles, batch_size):
+def test_shapes_are_few_and_padding_rows_are_empty(profiles, batch_size):
     batches = make(profiles, batch_size=batch_size)
     most = max(len(lengths) - 1 for lengths in profiles)
     for step in range(len(batches)):
@@ -77,7 +77,7 @@ def test_shapes_are_few_and_rows_that_fill_hold_nothing(profiles, batch_size):
         assert not batch.baseline[filling].any()
 
 
-def test_text_stands_where_it_belongs():
+def test_queries_and_documents_are_at_their_places():
     batch = make([[3, 2, 5]], batch_size=2)[0]
     expected = np.full((2, 3, 16), PAD)
     expected[0, 0, :3], expected[0, 1, :2], expected[0, 2, :5] = (0, 0, 7), (0, 1), (0, 2, 7, 7, 7)
@@ -87,21 +87,21 @@ def test_text_stands_where_it_belongs():
     assert {batch.tokens.dtype, batch.rewards.dtype, batch.baseline.dtype} == {np.dtype("i4"), np.dtype("f4")}
 
 
-def test_a_question_with_few_short_items_costs_no_more_than_the_next_size():
-    """Beside questions of 16 long items, in another batch."""
+def test_a_question_with_few_short_items_is_padded_to_the_next_size_only():
+    """Other questions have 16 long items and are in another batch."""
     profiles = [[5] * (1 + 3)] * 4 + [[40] * (1 + 16)] * 4
     shapes = Counter(make(profiles)[step].tokens.shape for step in range(2))
     assert shapes == Counter([(4, 1 + 4, 16), (4, 1 + 16, 40)])
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 8), (9, 11), (11, 11)])
-def test_candidates_are_padded_to_the_next_power_of_two_or_to_the_most_there_are(count, size):
+def test_candidates_are_padded_to_the_next_power_of_two_or_the_maximum(count, size):
     batches = make([[3] * (1 + count), [40] * (1 + 11)], batch_size=1)
     shapes = {batches[step].tokens.shape for step in range(2)}
     assert shapes == {(1, 1 + size, 16), (1, 1 + 11, 40)}
 
 
-def test_one_candidate_each_needs_no_padding():
+def test_questions_with_one_candidate_need_no_padding():
     assert make([[3, 3]] * 3)[0].mask.shape == (4, 1)
 
 
@@ -154,7 +154,7 @@ def test_a_plan_has_every_row_once_in_full_batches_that_cover_them(sizes, batch_
 
 
 @given(SIZES, st.integers(1, 9))
-def test_at_most_one_batch_for_each_size_mixes_it_with_others(sizes, batch_size):
+def test_at_most_one_batch_per_size_contains_other_sizes(sizes, batch_size):
     sizes = np.array(sizes)
     plan = plan_epoch(sizes, batch_size=batch_size, seed=0, epoch=0)
     mixed = sum(len(np.unique(sizes[rows], axis=0)) > 1 for _, rows in plan)

@@ -23,8 +23,8 @@ LEARNINGS = st.builds(Optimization, epochs=st.sampled_from([0.3, 1.0, 1.5, 2.0, 
 TOKENS = st.sampled_from([16, 64, 200])
 
 
-def learner(user, count):
-    """Example n of user u begins with u + 1 and n + 1, so that a row tells which it is; lengths are uneven."""
+def user_examples(user, count):
+    """Examples of user u, of which example n begins with u + 1 and n + 1 to identify its rows; lengths are uneven."""
     rng = np.random.default_rng([user, count])
     return UserExamples(
         f"user {user}",
@@ -35,39 +35,39 @@ def learner(user, count):
     )
 
 
-def crowd(sizes):
-    return [learner(user, count) for user, count in enumerate(sizes)]
+def users_of(sizes):
+    return [user_examples(user, count) for user, count in enumerate(sizes)]
 
 
 def examples_of(learners):
     return [example for one in learners for example in one.examples]
 
 
-def block_of(learners, learning, *, devices=1, tokens=64, seed=0, spare=0, shared=False):
-    """A block with room for its learners, and for `spare` more on each device."""
+def cohort_of(learners, learning, *, devices=1, tokens=64, seed=0, spare=0, shared=False):
+    """A cohort with places for these users, and for `spare` more on each device."""
     size = devices if shared else devices * (ceil(len(learners) / devices) + spare)
     return Cohort(
         learners, size, fit_shapes(examples_of(learners), tokens=tokens, most=64), learning, seed, devices, shared
     )
 
 
-def whose(source):
+def user_and_example(source):
     return int(source[0]) - 1, int(source[1]) - 1
 
 
-class Found(NamedTuple):
-    """A row of a part."""
+class RowRecord(NamedTuple):
+    """A row of a microbatch."""
 
     device: int
     place: int
-    """On the device."""
+    """The user's place on the device."""
     example: int
     weight: float
-    """Of all of its target tokens."""
+    """Sum over all target tokens of the row."""
 
 
 def updates_of(block, made=()):
-    """What the parts say of each user: the rows of every update. No row is left over."""
+    """The rows of every update of each user, collected from the microbatches; every row belongs to an update."""
     updates = defaultdict(lambda: [[]])
     for part in block.microbatches(made):
         arrays = block.fill(part)
@@ -75,14 +75,14 @@ def updates_of(block, made=()):
         for row, source in enumerate(arrays.source):
             weight = float(arrays.weight[row]) * (arrays.target[row] != NO_TOKEN).sum()
             if (source != NO_TOKEN).any():
-                user, example = whose(source)
-                updates[user][-1].append(Found(row // size, int(arrays.user[row]), example, weight))
+                user, example = user_and_example(source)
+                updates[user][-1].append(RowRecord(row // size, int(arrays.user[row]), example, weight))
             else:
                 assert weight == arrays.user[row] == 0
                 assert (arrays.target[row] == NO_TOKEN).all()
-        for learner, place in zip(block.users, block.places, strict=True):
+        for user_examples, place in zip(block.users, block.places, strict=True):
             if part.ends[place]:
-                updates[int(learner.user.removeprefix("user "))].append([])
+                updates[int(user_examples.user.removeprefix("user "))].append([])
     assert not any(rows.pop() for rows in updates.values())
     return dict(updates)
 
@@ -105,8 +105,8 @@ def test_shapes_hold_every_example(sides, tokens):
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1))
 def test_each_users_examples_appear_once_an_epoch(sizes, learning, devices, tokens, spare):
-    learners = crowd(sizes)
-    updates = updates_of(block_of(learners, learning, devices=devices, tokens=tokens, spare=spare))
+    learners = users_of(sizes)
+    updates = updates_of(cohort_of(learners, learning, devices=devices, tokens=tokens, spare=spare))
     assert updates.keys() == set(range(len(learners)))
     for user, one in enumerate(learners):
         epoch, total = one.updates_an_epoch(learning), one.updates(learning)
@@ -120,11 +120,11 @@ def test_each_users_examples_appear_once_an_epoch(sizes, learning, devices, toke
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1), st.integers(0, 3))
-def test_what_a_user_learns_does_not_depend_on_the_company(sizes, learning, devices, tokens, spare, seed):
-    learners = crowd(sizes)
-    together = updates_of(block_of(learners[::-1], learning, devices=devices, tokens=tokens, spare=spare, seed=seed))
+def test_a_users_updates_do_not_depend_on_the_cohort(sizes, learning, devices, tokens, spare, seed):
+    learners = users_of(sizes)
+    together = updates_of(cohort_of(learners[::-1], learning, devices=devices, tokens=tokens, spare=spare, seed=seed))
     for user, one in enumerate(learners):
-        alone = updates_of(block_of([one], learning, seed=seed))
+        alone = updates_of(cohort_of([one], learning, seed=seed))
         assert list(map(examples_in, together[user])) == list(map(examples_in, alone[user]))
 
 
@@ -132,26 +132,26 @@ def test_the_order_is_drawn_from_the_seed_and_the_user():
     learning = Optimization(epochs=2, batch_size=1)
 
     def order(user, seed):
-        one = UserExamples(f"user {user}", learner(user, 12).examples)
-        return [examples_in(update) for update in updates_of(block_of([one], learning, seed=seed))[user]]
+        one = UserExamples(f"user {user}", user_examples(user, 12).examples)
+        return [examples_in(update) for update in updates_of(cohort_of([one], learning, seed=seed))[user]]
 
     first = order(1, 0)
     assert first == order(1, 0)
-    assert first[:12] != first[12:]  # another one each epoch
+    assert first[:12] != first[12:]  # each epoch has another order
     assert first != order(1, 1)
     assert first != order(2, 0)
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1))
-def test_each_updates_target_tokens_weigh_one_together(sizes, learning, devices, tokens, spare):
-    block = block_of(crowd(sizes), learning, devices=devices, tokens=tokens, spare=spare)
+def test_weights_of_the_target_tokens_of_an_update_sum_to_1(sizes, learning, devices, tokens, spare):
+    block = cohort_of(users_of(sizes), learning, devices=devices, tokens=tokens, spare=spare)
     for updates in updates_of(block).values():
         np.testing.assert_allclose([sum(row.weight for row in update) for update in updates], 1, rtol=1e-6)
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1))
-def test_rows_lie_on_their_users_device(sizes, learning, devices, tokens, spare):
-    block = block_of(crowd(sizes), learning, devices=devices, tokens=tokens, spare=spare)
+def test_rows_are_on_their_users_device(sizes, learning, devices, tokens, spare):
+    block = cohort_of(users_of(sizes), learning, devices=devices, tokens=tokens, spare=spare)
     room = block.size // devices
     assert len(set(block.places.tolist())) == len(sizes)
     for user, updates in updates_of(block).items():
@@ -159,20 +159,20 @@ def test_rows_lie_on_their_users_device(sizes, learning, devices, tokens, spare)
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.integers(0, 1), st.randoms(use_true_random=False))
-def test_users_go_on_from_the_updates_that_they_have_made(sizes, learning, devices, tokens, spare, random):
-    learners = crowd(sizes)
+def test_users_resume_after_their_finished_updates(sizes, learning, devices, tokens, spare, random):
+    learners = users_of(sizes)
     made = [random.randint(0, one.updates(learning)) for one in learners]
     # As on another number of devices.
-    whole = updates_of(block_of(learners, learning))
-    rest = updates_of(block_of(learners, learning, devices=devices, tokens=tokens, spare=spare), made)
+    whole = updates_of(cohort_of(learners, learning))
+    rest = updates_of(cohort_of(learners, learning, devices=devices, tokens=tokens, spare=spare), made)
     for user, count in enumerate(made):
         assert list(map(examples_in, rest.get(user, []))) == list(map(examples_in, whole[user][count:]))
 
 
 @given(SIZES, LEARNINGS, st.sampled_from([2, 4]), TOKENS, st.booleans())
-def test_processes_make_the_whole_together(sizes, learning, devices, tokens, shared):
-    learners = crowd(sizes[:1] if shared else sizes)
-    block = block_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
+def test_rows_of_all_processes_make_the_global_microbatch(sizes, learning, devices, tokens, shared):
+    learners = users_of(sizes[:1] if shared else sizes)
+    block = cohort_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
     for part in block.microbatches():
         halves = [block.fill(part, lambda size, half=half: np.arange(size).reshape(2, -1)[half]) for half in (0, 1)]
         for expected, *found in zip(block.fill(part), *halves, strict=True):
@@ -180,9 +180,9 @@ def test_processes_make_the_whole_together(sizes, learning, devices, tokens, sha
 
 
 @given(SIZES, LEARNINGS, DEVICES, TOKENS, st.booleans())
-def test_parts_have_the_shapes_of_the_block(sizes, learning, devices, tokens, shared):
-    learners = crowd(sizes[:1] if shared else sizes)
-    block = block_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
+def test_microbatches_have_the_shapes_of_the_cohort(sizes, learning, devices, tokens, shared):
+    learners = users_of(sizes[:1] if shared else sizes)
+    block = cohort_of(learners, learning, devices=devices, tokens=tokens, shared=shared)
     for part in block.microbatches():
         arrays = block.fill(part)
         assert part.shape in block.shapes
@@ -192,9 +192,9 @@ def test_parts_have_the_shapes_of_the_block(sizes, learning, devices, tokens, sh
 
 
 @given(SIZES, LEARNINGS, DEVICES, st.integers(0, 1))
-def test_parts_say_who_is_done_and_what_counts(sizes, learning, devices, spare):
-    learners = crowd(sizes)
-    block = block_of(learners, learning, devices=devices, spare=spare)
+def test_microbatches_mark_finished_updates_and_counted_losses(sizes, learning, devices, spare):
+    learners = users_of(sizes)
+    block = cohort_of(learners, learning, devices=devices, spare=spare)
     totals = np.zeros(block.size, int)
     totals[block.places] = [one.updates(learning) for one in learners]
     np.testing.assert_array_equal(block.totals, totals)
@@ -211,9 +211,9 @@ def test_parts_say_who_is_done_and_what_counts(sizes, learning, devices, spare):
 
 
 @given(st.integers(1, 9), LEARNINGS, DEVICES, TOKENS)
-def test_a_shared_adapters_rows_are_dealt_over_all_devices(count, learning, devices, tokens):
-    one = learner(0, count)
-    block, alone = (block_of([one], learning, devices=on, tokens=tokens, shared=on > 1) for on in (devices, 1))
+def test_rows_of_a_shared_adapter_are_distributed_over_all_devices(count, learning, devices, tokens):
+    one = user_examples(0, count)
+    block, alone = (cohort_of([one], learning, devices=on, tokens=tokens, shared=on > 1) for on in (devices, 1))
     found, expected = updates_of(block)[0], updates_of(alone)[0]
     assert (block.totals == len(found)).all()
     assert all(part.ends.all() == part.ends.any() for part in block.microbatches())
@@ -227,8 +227,8 @@ def test_a_shared_adapters_rows_are_dealt_over_all_devices(count, learning, devi
 
 
 @given(SIZES, LEARNINGS, st.integers(1, 4))
-def test_blocks_hold_every_user_once_the_shortest_trainings_first(sizes, learning, size):
-    learners = crowd(sizes)
+def test_cohorts_have_every_user_once_with_the_fewest_updates_first(sizes, learning, size):
+    learners = users_of(sizes)
     blocks = make_cohorts(learners, size, learning)
     assert sorted(one.user for users in blocks for one in users) == sorted(one.user for one in learners)
     assert [len(users) for users in blocks[:-1]] == [size] * (len(blocks) - 1)
@@ -237,8 +237,8 @@ def test_blocks_hold_every_user_once_the_shortest_trainings_first(sizes, learnin
     assert make_cohorts(learners[::-1], size, learning) == blocks
 
 
-def test_users_who_do_not_divide_over_the_devices_are_an_error():
-    block = block_of(crowd([2, 3]), Optimization(), devices=2)
+def test_a_cohort_not_divisible_by_the_devices_is_an_error():
+    block = cohort_of(users_of([2, 3]), Optimization(), devices=2)
     with pytest.raises(LampError, match="3 users do not divide over 2 devices"):
         replace(block, size=3)
 
@@ -246,7 +246,7 @@ def test_users_who_do_not_divide_over_the_devices_are_an_error():
 @settings(max_examples=5)
 @given(st.integers(0, 2**32), st.sampled_from([(1, 4096), (2, 4096), (2, 2048)]))
 def test_little_is_padding_where_users_are_uneven(seed, layout):
-    """Users with 4 to 149 items, prompts of 130 to 430 tokens and short answers, as LaMP-2's are."""
+    """Users with 4 to 149 items, prompts of 130 to 430 tokens and short answers, as in LaMP-2."""
     rng = np.random.default_rng(seed)
     counts = np.clip(np.exp(rng.normal(np.log(23), 0.8, 64)), 4, 149).astype(int)
     learners = [
@@ -257,7 +257,7 @@ def test_little_is_padding_where_users_are_uneven(seed, layout):
     ]
     learning, (devices, tokens) = Optimization(epochs=1, batch_size=16), layout
     (users,) = make_cohorts(learners, 64, learning)
-    block = block_of(users, learning, devices=devices, tokens=tokens)
+    block = cohort_of(users, learning, devices=devices, tokens=tokens)
     real, computed = 0, 0
     for part in block.microbatches():
         real += sum(row.tokens for rows in part.rows for row in rows)

@@ -53,7 +53,7 @@ def ids_of(text, **options):
     return tokenizer()(text, **options).input_ids
 
 
-def together(prompt, output):
+def join_texts(prompt, output):
     return f"{prompt} {tokenizer().sep_token} {output}"
 
 
@@ -61,7 +61,7 @@ def together(prompt, output):
 
 
 @given(TEXTS, TEXTS, st.integers(3, 40))
-def test_before_generation_prompts_alone_are_read_and_cut_as_the_tokenizer_cuts(prompt, output, length):
+def test_before_generation_only_prompts_are_read_and_truncated_like_by_the_tokenizer(prompt, output, length):
     assert read(prompt, output, PRE, max_length=length) == ids_of(prompt, truncation=True, max_length=length)
 
 
@@ -73,13 +73,13 @@ def test_before_generation_no_answer_is_too_long():
 
 
 @given(TEXTS, TEXTS, st.sampled_from(["prompt", "end"]))
-def test_what_fits_is_prompt_separator_answer(prompt, output, cut):
-    assert read(prompt, output, cut=cut, max_length=512) == ids_of(together(prompt, output))
+def test_an_input_that_fits_is_prompt_separator_answer(prompt, output, cut):
+    assert read(prompt, output, cut=cut, max_length=512) == ids_of(join_texts(prompt, output))
 
 
 @given(TEXTS, TEXTS, st.integers(1, 30))
-def test_of_what_is_too_long_the_end_of_the_prompt_gives_way(prompt, output, cut):
-    whole = ids_of(together(prompt, output))
+def test_an_input_that_is_too_long_loses_the_end_of_the_prompt(prompt, output, cut):
+    whole = ids_of(join_texts(prompt, output))
     answer = ids_of(f"{tokenizer().sep_token} {output}")[1:]
     kept = len(whole) - len(answer) - cut
     if kept > 1:
@@ -88,8 +88,8 @@ def test_of_what_is_too_long_the_end_of_the_prompt_gives_way(prompt, output, cut
         assert len(found) == len(whole) - cut
 
 
-def test_exactly_the_length_is_not_cut():
-    whole = ids_of(together("what is the genre", "comedy"))
+def test_an_input_of_exactly_the_maximum_length_is_not_cut():
+    whole = ids_of(join_texts("what is the genre", "comedy"))
     assert read("what is the genre", "comedy", max_length=len(whole)) == whole
     shorter = read("what is the genre", "comedy", max_length=len(whole) - 1)
     assert len(shorter) == len(whole) - 1
@@ -100,8 +100,8 @@ def test_exactly_the_length_is_not_cut():
 
 
 @given(TEXTS, TEXTS, st.integers(3, 60))
-def test_cut_at_the_end_is_the_tokenizers_truncation(prompt, output, length):
-    expected = ids_of(together(prompt, output), truncation=True, max_length=length)
+def test_cut_at_the_end_equals_the_truncation_of_the_tokenizer(prompt, output, length):
+    expected = ids_of(join_texts(prompt, output), truncation=True, max_length=length)
     assert read(prompt, output, cut="end", max_length=length) == expected
 
 
@@ -111,19 +111,19 @@ def test_cut_at_the_end_no_answer_is_too_long():
 
 def test_a_prompt_that_holds_a_separator_keeps_it():
     prompt = "a </s> b"
-    assert read(prompt, "c") == ids_of(together(prompt, "c"))
+    assert read(prompt, "c") == ids_of(join_texts(prompt, "c"))
 
 
 @given(TEXTS, TEXTS, st.sampled_from(["prompt", "end"]))
 def test_only_prompts_are_lower_case(prompt, output, cut):
-    expected = ids_of(together(prompt.lower(), output))
+    expected = ids_of(join_texts(prompt.lower(), output))
     assert read(prompt, output, cut=cut, case="lower", max_length=512) == expected
     assert read(prompt, output, PRE, case="lower", max_length=512) == ids_of(prompt.lower())
 
 
-def test_case_is_kept_unless_told():
-    assert read("What", "NO") == ids_of(together("What", "NO")) != ids_of(together("what", "NO"))
-    assert read("What", "NO", case="lower") == ids_of(together("what", "NO")) != ids_of(together("what", "no"))
+def test_case_is_kept_by_default():
+    assert read("What", "NO") == ids_of(join_texts("What", "NO")) != ids_of(join_texts("what", "NO"))
+    assert read("What", "NO", case="lower") == ids_of(join_texts("what", "NO")) != ids_of(join_texts("what", "no"))
     assert read("What", settings=PRE) == ids_of("What") != ids_of("what")
 
 
@@ -147,13 +147,13 @@ def test_the_error_shows_how_the_answer_begins():
 
 
 @pytest.mark.parametrize("settings", [PRE, POST, replace(POST, cut="end")])
-def test_candidates_are_read_in_order_each_by_itself(settings):
+def test_candidates_are_tokenized_in_order_and_separately(settings):
     candidates = [Candidate("a longer prompt than the others", "yes"), Candidate("b", "no"), Candidate("", "")]
     assert reader(settings)(candidates) == [row for one in candidates for row in reader(settings)([one])]
 
 
 @pytest.mark.parametrize("settings", [PRE, POST, replace(POST, cut="end")])
-def test_lone_surrogates_are_read_as_something(settings):
+def test_lone_surrogates_are_tokenized(settings):
     assert read("a \ud83d b", "c \udc00", settings)[0] == tokenizer().cls_token_id
 
 
@@ -173,7 +173,7 @@ def test_lone_surrogates_are_read_as_something(settings):
         st.sampled_from(["global", "local"]),
     )
 )
-def test_settings_that_are_written_are_read(tmp_path_factory, settings):
+def test_written_settings_are_read_unchanged(tmp_path_factory, settings):
     directory = tmp_path_factory.mktemp("selector")
     write_settings(directory, settings)
     assert read_settings(directory) == settings
@@ -205,7 +205,7 @@ def test_settings_of_another_form_are_an_error_with_the_file(tmp_path):
 
 
 def make_candidate_set(**rewards):
-    """Of each question the rewards by retriever."""
+    """Candidate set from each question's rewards by retriever."""
     questions = [
         QuestionCandidates(
             key, "input", "gold", {name: Candidate(f"{name} {key}", "out", worth) for name, worth in one.items()}
@@ -219,13 +219,13 @@ def test_examples_are_the_questions_candidates_and_their_rewards_in_order():
     examples = candidate_examples(make_candidate_set(q={"none": 0.25, "bm25": 1.0}, p={"bm25": 0.5}), reader(POST))
     assert [one.id for one in examples] == ["q", "p"]
     assert [[row.tolist() for row in one.documents] for one in examples] == [
-        [ids_of(together("none q", "out")), ids_of(together("bm25 q", "out"))],
-        [ids_of(together("bm25 p", "out"))],
+        [ids_of(join_texts("none q", "out")), ids_of(join_texts("bm25 q", "out"))],
+        [ids_of(join_texts("bm25 p", "out"))],
     ]
     assert [one.rewards.tolist() for one in examples] == [[0.25, 1.0], [0.5]]
 
 
-def test_an_example_has_no_query_and_rows_of_integers():
+def test_an_example_has_no_query_and_integer_rows():
     (one,) = candidate_examples(make_candidate_set(q={"none": 0.0, "bm25": 1.0}), reader(PRE))
     assert one.query is None
     assert len(one.texts) == 2

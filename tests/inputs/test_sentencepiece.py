@@ -94,7 +94,7 @@ def test_ids_of_t5s_own_vocabulary_are_those_with_its_tokenizer_json(real, text)
     assert ours(text).input_ids == theirs(text).input_ids
 
 
-def test_special_tokens_are_t5s(both):
+def test_special_tokens_are_those_of_t5(both):
     for tokenizer in both:
         assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
         assert len(tokenizer) == len(T5 + PIECES) + 100
@@ -107,7 +107,7 @@ def test_special_tokens_are_t5s(both):
         assert tokenizer.decode(text, skip_special_tokens=True) == "the good films"
 
 
-def test_what_is_saved_gives_the_same_ids(tmp_path, both):
+def test_a_saved_tokenizer_gives_the_same_ids(tmp_path, both):
     from transformers import AutoTokenizer
 
     both[0].save_pretrained(tmp_path)
@@ -126,14 +126,14 @@ def test_what_is_saved_gives_the_same_ids(tmp_path, both):
         ({"extra_ids": 3, "additional_special_tokens": [f"<extra_id_{n}>" for n in range(3)]}, 3),
     ],
 )
-def test_there_are_as_many_sentinels_as_the_settings_say(tmp_path, values, count):
+def test_the_number_of_sentinels_is_that_of_the_settings(tmp_path, values, count):
     tokenizer = load_tokenizer(make(tmp_path, model(T5 + PIECES), **values))
     assert len(tokenizer) == len(T5 + PIECES) + count
     if count:
         assert ids(tokenizer, "<extra_id_0>") == [len(tokenizer) - 1]
 
 
-def test_a_word_after_a_special_token_gets_a_space_where_the_settings_say_legacy(tmp_path):
+def test_a_word_after_a_special_token_gets_a_space_with_legacy_settings(tmp_path):
     found = {}
     for legacy in (True, None, False):
         tokenizer = load_tokenizer(make(tmp_path, model(T5 + PIECES), legacy=legacy))
@@ -143,7 +143,7 @@ def test_a_word_after_a_special_token_gets_a_space_where_the_settings_say_legacy
     assert found[False] == [["▁the", "</s>", "s"], ["▁the", "</s>", "▁", "s"]]
 
 
-def test_the_unknown_piece_and_user_defined_ones_are_the_models(tmp_path):
+def test_the_unknown_piece_and_user_defined_pieces_are_those_of_the_model(tmp_path):
     """As in MADLAD-400: <unk> 0, padding <s> 1, </s> 2, and a piece for each language."""
     pieces = MADLAD + PIECES
     directory = make(tmp_path, model(pieces, unknown=0), extra_ids=0, pad_token="<s>")
@@ -151,14 +151,14 @@ def test_the_unknown_piece_and_user_defined_ones_are_the_models(tmp_path):
     text = tokenizer("<2en>the 語").input_ids
     assert tokenizer.convert_ids_to_tokens(text) == ["<2en>", "▁the", "▁", "<unk>", "</s>"]
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
-    # transformers takes such a tokenizer.json for a T5's whose unknown piece is 2.
+    # transformers reads such a tokenizer.json as a T5's, whose unknown piece is 2.
     tokenizer.save_pretrained(tmp_path / "json")
     path = tmp_path / "json" / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "T5Tokenizer"}), encoding="utf-8")
     assert load_tokenizer(tmp_path / "json")("<2en>the 語").input_ids == text
 
 
-def test_bytes_are_tokens_where_the_model_says_so(tmp_path):
+def test_bytes_are_tokens_if_the_model_has_byte_fallback(tmp_path):
     tokenizer = load_tokenizer(make(tmp_path, model(T5 + BYTES + PIECES, byte_fallback=1), extra_ids=0))
     text = ids(tokenizer, "the 語")
     assert tokenizer.convert_ids_to_tokens(text) == ["▁the", "▁", "<0xE8>", "<0xAA>", "<0x9E>"]
@@ -173,7 +173,7 @@ def test_spaces_are_kept_where_the_model_keeps_them(tmp_path):
     assert spaces.convert_ids_to_tokens(ids(spaces, "  the   good ")) == ["▁the", "▁good"]
 
 
-def test_every_cut_is_a_named_error(tmp_path):
+def test_a_file_truncated_anywhere_is_a_named_error(tmp_path):
     content = model(T5 + PIECES[:6], characters=b"")
     assert load_tokenizer(make(tmp_path, content))
     for length in range(len(content)):
@@ -183,7 +183,7 @@ def test_every_cut_is_a_named_error(tmp_path):
 
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
 @settings(max_examples=examples(150))
-def test_any_other_byte_gives_a_tokenizer_or_a_named_error(tmp_path_factory, place, value):
+def test_any_changed_byte_gives_a_tokenizer_or_a_named_error(tmp_path_factory, place, value):
     content = bytearray(model(T5 + PIECES, characters=b""))
     content[place % len(content)] = value
     directory = make(tmp_path_factory.getbasetemp() / "changed", bytes(content))
@@ -219,7 +219,7 @@ def test_any_other_byte_gives_a_tokenizer_or_a_named_error(tmp_path_factory, pla
         ),
     ],
 )
-def test_what_cannot_be_read_is_a_named_error(tmp_path, content, values, message):
+def test_an_unreadable_model_is_a_named_error(tmp_path, content, values, message):
     with pytest.raises(LampError, match=message) as caught:
         load_tokenizer(make(tmp_path, content, **values))
     assert str(tmp_path) in str(caught.value)

@@ -13,21 +13,21 @@ def tokenizer():
     return train_tokenizer(TEXTS * 10, vocab_size=120)
 
 
-def test_special_tokens_have_t5s_ids(tokenizer):
+def test_special_tokens_have_the_ids_of_t5(tokenizer):
     assert tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>"]) == [0, 1, 2]
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
     sentinels = tokenizer.convert_tokens_to_ids([f"<extra_id_{n}>" for n in range(EXTRA_IDS)])
     assert sorted(sentinels) == list(range(len(tokenizer) - EXTRA_IDS, len(tokenizer)))
 
 
-def test_texts_end_in_eos_and_come_back(tokenizer):
+def test_texts_end_with_eos_and_round_trip(tokenizer):
     ids = tokenizer("the good film").input_ids
     assert ids[-1] == 1
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the good film"
 
 
 @pytest.mark.parametrize("cased", [True, False])
-def test_a_word_of_a_text_is_the_same_beside_punctuation(cased):
+def test_a_word_has_the_same_tokens_next_to_punctuation(cased):
     tokenizer = train_text_tokenizer(TEXTS * 10, vocab_size=120, cased=cased)
     bare, *quoted = (
         tokenizer(text, add_special_tokens=False).input_ids for text in ("good film", '"good film"', "(good, film)!")

@@ -27,8 +27,8 @@ def write(path, values):
 
 
 @pytest.fixture(scope="module")
-def byt5(tmp_path_factory):
-    """Ours and transformers'."""
+def byt5_pair(tmp_path_factory):
+    """Our tokenizer and that of transformers."""
     from transformers import ByT5Tokenizer
 
     directory = tmp_path_factory.mktemp("byt5")
@@ -40,48 +40,48 @@ def byt5(tmp_path_factory):
 SPECIAL = ("</s>", " <pad>", "<unk> ", "<extra_id_0>", "<extra_id_124> ", "  ", "\t\n", "日本", "😀", "'s", "a" * 200)
 
 
-# Python takes \x1c to \x1f for white space, Unicode does not; it is left out beside a special token of ByT5.
+# Python counts \x1c to \x1f as white space, Unicode does not; white space next to a special token of ByT5 is removed.
 CHARACTERS = st.characters(exclude_characters="\x1c\x1d\x1e\x1f", exclude_categories=["Cs"])
 
 
 @given(text=st.lists(st.sampled_from(SPECIAL) | st.text(CHARACTERS, max_size=9), max_size=9).map("".join))
 @settings(max_examples=examples(400))
-def test_byt5s_ids_are_transformers(byt5, text):
-    ours, theirs = byt5
+def test_ids_of_byt5_equal_transformers(byt5_pair, text):
+    ours, theirs = byt5_pair
     ids = theirs(text, add_special_tokens=False).input_ids
     assert ours(text, add_special_tokens=False).input_ids == ids
-    assert ours(text).input_ids == [*ids, 1]  # theirs takes </s> at the end of a text for the text's end
+    assert ours(text).input_ids == [*ids, 1]  # theirs reads </s> at the end of a text as the text's end
     assert PromptTokenizer(ours).ids(text) == [*ids, 1]
     if "\ufffd" not in text:
         assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def test_byt5_has_a_row_for_every_id(byt5):
-    ours, theirs = byt5
+def test_byt5_has_384_tokens_with_bytes_after_the_special_tokens(byt5_pair):
+    ours, theirs = byt5_pair
     assert len(ours) == len(theirs) == 384
     assert ours("é").input_ids == [0xC3 + 3, 0xA9 + 3, 1]
     assert (ours.pad_token_id, ours.eos_token_id, ours.unk_token_id) == (0, 1, 2)
-    assert ours.decode([0xC3 + 3, 0xA9 + 3, 0xF0 + 3, 0x9F + 3]) == "é"  # bytes that are no character say nothing
+    assert ours.decode([0xC3 + 3, 0xA9 + 3, 0xF0 + 3, 0x9F + 3]) == "é"  # incomplete characters are decoded to no text
 
 
-def test_a_saved_byt5_gives_the_same_ids(byt5, tmp_path):
+def test_a_saved_byt5_gives_the_same_ids(byt5_pair, tmp_path):
     from transformers import AutoTokenizer
 
-    byt5[0].save_pretrained(tmp_path)
+    byt5_pair[0].save_pretrained(tmp_path)
     for again in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(str(tmp_path))):
         for text in TEXTS:
-            assert again(text).input_ids == byt5[0](text).input_ids
+            assert again(text).input_ids == byt5_pair[0](text).input_ids
 
 
 @pytest.mark.parametrize("length", range(24, 120, 7))
-def test_prompts_of_bytes_are_cut_between_characters(byt5, length):
-    task, tokenizer = find_task("LaMP-4"), PromptTokenizer(byt5[0])
+def test_prompts_of_bytes_are_cut_between_characters(byt5_pair, length):
+    task, tokenizer = find_task("LaMP-4"), PromptTokenizer(byt5_pair[0])
     items = [{"id": "1", "title": "日本語の見出し", "text": "😀😀😀 naïve café " * 3}]
     question = "Generate a headline for the following article: 東京 — " + "é😀" * 20
     prompt = build_prompt(task, question, items, tokenizer, max_length=length)
     assert len(prompt.tokens) <= length
     assert "\ufffd" not in prompt.text
-    assert byt5[0].decode(prompt.tokens, skip_special_tokens=True) == prompt.text
+    assert byt5_pair[0].decode(prompt.tokens, skip_special_tokens=True) == prompt.text
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_prompts_of_bytes_are_cut_between_characters(byt5, length):
         ({"eos_token": "<end>"}, "eos_token is '<end>'"),
     ],
 )
-def test_other_settings_of_a_byt5_are_named_errors(tmp_path, values, message):
+def test_unsupported_settings_of_a_byt5_are_named_errors(tmp_path, values, message):
     write(tmp_path / "tokenizer_config.json", BYT5 | values)
     with pytest.raises(LampError, match=rf"tokenizer_config\.json: {message}"):
         load_tokenizer(tmp_path)
@@ -143,7 +143,7 @@ MAKERS = {"codet5": make_codet5, "longformer": make_longformer, "bert": make_ber
 @pytest.mark.parametrize(
     ("make", "source"), [(make_codet5, "longformer_w512"), (make_longformer, "longformer_w512"), (make_bert, "bert")]
 )
-def test_vocabularies_without_a_tokenizer_json_give_its_ids(tmp_path, make, source):
+def test_vocabularies_without_a_tokenizer_json_give_the_same_ids(tmp_path, make, source):
     make(tmp_path)
     ours, theirs = load_tokenizer(tmp_path), load_tokenizer(TINY / source)
     for text in TEXTS:
@@ -188,7 +188,7 @@ def test_a_damaged_file_is_named(tmp_path, kind, name, damage):
     before = path.read_bytes() if path.exists() else b"{}"
     path.write_bytes(DAMAGES[damage](before))
     settings_file = name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
-    if damage == "object" and settings_file:  # an object that says nothing is no damage, if a tokenizer can be made
+    if damage == "object" and settings_file:  # an empty object is no damage if a tokenizer can be made
         found = ids_or_error(tmp_path)
         assert found == whole("the film").input_ids or str(tmp_path) in str(found)
         return
@@ -212,7 +212,7 @@ def test_a_tokenizer_json_with_something_else_in_a_field_is_named(tmp_path, fiel
 
 
 @pytest.mark.parametrize("added", [5, [], {"x": {"content": "a"}}, {"3": "a"}, {"3": {}}, {"3": {"content": 3}}])
-def test_added_tokens_that_are_none_are_named(tmp_path, added):
+def test_invalid_added_tokens_are_named(tmp_path, added):
     make_tiny(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     write(path, json.loads(path.read_text(encoding="utf-8")) | {"added_tokens_decoder": added})
@@ -242,7 +242,7 @@ def test_a_vocabulary_without_a_special_token_is_named(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_hub_names_files_are_read_as_a_directorys(tmp_path, monkeypatch):
+def test_files_of_a_hub_name_are_read_like_those_of_a_directory(tmp_path, monkeypatch):
     import huggingface_hub
 
     make_t5(tmp_path)

@@ -15,12 +15,12 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
-# local.sh, which no machine is asked for, has tests of its own.
+# local.sh needs no other machine and has its own tests.
 PROGRAMS = sorted(path for path in LAUNCH.glob("*.sh") if path.name not in {"options.sh", "local.sh"})
 TPU = [path for path in PROGRAMS if path.name.startswith("tpu_")]
 TYPED = ("tpu_create.sh", "tpu_babysit.sh")
 
-# Installed under many names. Everything that is called is written down; the world is a directory of small files.
+# The fake program is installed under many names. It records every call; its state is a directory of small files.
 FAKE = r"""
 program=${0##*/}
 printf '%s\0' "$program" "${WORKER-}" "${LAMP_HOSTS-unset}" "$PWD" "$@" $'\036' >>"$WORLD/calls"
@@ -80,7 +80,7 @@ TOOLS += " ln setsid sleep sort tail tar tee touch tr uname xargs"
 
 
 class Call(NamedTuple):
-    """What a program was called with, where, and on which worker."""
+    """A recorded call: program, arguments, working directory and worker."""
 
     program: str
     worker: str
@@ -90,7 +90,7 @@ class Call(NamedTuple):
 
 
 class World:
-    """A checkout, a cloud and a GPU machine; nothing outside can be called from it."""
+    """A checkout, a fake cloud and a fake GPU machine; scripts cannot call any other program."""
 
     def __init__(self, place: Path):
         self.place, self.checkout = place, place / "checkout"
@@ -121,7 +121,7 @@ class World:
         self.git("add", "--all")
         self.git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message", "c")
 
-    def tell(self, **states: str):
+    def set_state(self, **states: str):
         for name, state in states.items():
             (self.place / name.replace("_", "-")).write_text(state)
 
@@ -132,12 +132,12 @@ class World:
 
     def calls(self, program: str = "") -> list[Call]:
         path = self.place / "calls"
-        told = path.read_text().split("\036\0")[:-1] if path.exists() else []
-        calls = [Call(*fields[:4], words=fields[4:-1]) for fields in (one.split("\0") for one in told)]
+        records = path.read_text().split("\036\0")[:-1] if path.exists() else []
+        calls = [Call(*fields[:4], words=fields[4:-1]) for fields in (one.split("\0") for one in records)]
         return [call for call in calls if program in ("", call.program)]
 
-    def asked(self, verb: str) -> list[list[str]]:
-        """The words of gcloud's calls with a verb, behind `compute tpus`."""
+    def gcloud_calls(self, verb: str) -> list[list[str]]:
+        """The arguments after `compute tpus` of gcloud's calls with a verb."""
         return [call.words[2:] for call in self.calls("gcloud") if call.words[3] == verb]
 
     def words(self, program: str) -> list[list[str]]:
@@ -178,7 +178,7 @@ def test_no_script_is_longer_than_forty_lines(script):
 
 
 @pytest.mark.parametrize("script", PROGRAMS, ids=lambda path: path.name)
-def test_every_script_stops_at_errors_and_says_first_what_it_is_for(script):
+def test_every_script_stops_at_errors_and_begins_with_its_purpose(script):
     shebang, purpose, *rest = script.read_text().splitlines()
     assert shebang == "#!/usr/bin/env bash"
     assert re.fullmatch(r"# [A-Z].+\.", purpose)
@@ -207,7 +207,7 @@ def test_every_script_has_help_and_dry_run(world, script):
 @pytest.mark.parametrize(
     "script", [path for path in PROGRAMS if path.name != "on_worker.sh"], ids=lambda path: path.name
 )
-def test_what_is_missing_or_unknown_is_answered_with_the_remedy(world, script):
+def test_missing_or_unknown_options_are_errors_with_the_remedy(world, script):
     unknown = world.run(script.name, "--colour", "red", *words_for(script))
     assert unknown.returncode == 2
     assert "unknown option --colour; it takes: " in unknown.stderr
@@ -233,7 +233,7 @@ def test_no_script_names_a_project_a_zone_or_a_bucket():
 
 
 def test_create_asks_for_a_spot_queued_resource_and_waits(world):
-    world.tell(coming="ACCEPTED\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE")
+    world.set_state(coming="ACCEPTED\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE")
     made = world.run("tpu_create.sh", "my-tpu", "--type", "v5litepod-8", "--spot", "--zone=z-1", "--project", "p")
     assert (made.returncode, made.stderr) == (0, "")
     assert made.stdout.splitlines() == [
@@ -241,9 +241,9 @@ def test_create_asks_for_a_spot_queued_resource_and_waits(world):
     ]
     place = ["--quiet", "--zone=z-1", "--project=p"]
     spot = ["--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite", "--spot"]
-    assert world.asked("create") == [["queued-resources", "create", "my-tpu", "--node-id=my-tpu", *spot, *place]]
+    assert world.gcloud_calls("create") == [["queued-resources", "create", "my-tpu", "--node-id=my-tpu", *spot, *place]]
     described = ["queued-resources", "describe", "my-tpu", "--format=value(state.state)", *place]
-    assert world.asked("describe") == [described] * 5
+    assert world.gcloud_calls("describe") == [described] * 5
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ def test_create_asks_for_a_spot_queued_resource_and_waits(world):
 def test_each_type_has_its_runtime_and_an_option_replaces_it(world, kind, version):
     assert world.run("tpu_create.sh", "a", "--type", kind).returncode == 0
     assert world.run("tpu_create.sh", "b", "--type", kind, "--version", "mine", "--dry-run").stdout.count("mine") == 1
-    assert f"--runtime-version={version}" in world.asked("create")[0]
-    assert "--spot" not in world.asked("create")[0]
+    assert f"--runtime-version={version}" in world.gcloud_calls("create")[0]
+    assert "--spot" not in world.gcloud_calls("create")[0]
 
 
 def test_a_type_without_a_known_runtime_is_refused(world):
@@ -282,7 +282,7 @@ def test_tpu7x_which_the_cloud_tpu_api_lacks_is_refused_with_its_machine_type(wo
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
 def test_a_request_that_ends_without_a_tpu_is_an_error(world, state):
-    world.tell(coming=f"ACCEPTED\n{state}")
+    world.set_state(coming=f"ACCEPTED\n{state}")
     made = world.run("tpu_create.sh", "my-tpu", "--type", "v6e-8")
     assert made.returncode == 3
     assert f"its request is {state}" in made.stderr
@@ -290,36 +290,38 @@ def test_a_request_that_ends_without_a_tpu_is_an_error(world, state):
 
 
 def test_a_tpu_that_is_queued_already_is_waited_for(world):
-    world.tell(queued_resources="PROVISIONING\nACTIVE")
+    world.set_state(queued_resources="PROVISIONING\nACTIVE")
     assert world.run("tpu_create.sh", "my-tpu", "--type", "v6e-8").returncode == 0
-    assert world.asked("create") == []
+    assert world.gcloud_calls("create") == []
 
 
-def test_delete_takes_the_tpu_with_its_request(world):
-    world.tell(queued_resources="ACTIVE")
+def test_delete_removes_the_tpu_with_its_request(world):
+    world.set_state(queued_resources="ACTIVE")
     assert world.run("tpu_delete.sh", "my-tpu", "--zone", "z-1").returncode == 0
-    assert world.asked("delete") == [["queued-resources", "delete", "my-tpu", "--force", "--quiet", "--zone=z-1"]]
+    assert world.gcloud_calls("delete") == [
+        ["queued-resources", "delete", "my-tpu", "--force", "--quiet", "--zone=z-1"]
+    ]
 
 
-def test_delete_of_nothing_is_no_error(world):
+def test_delete_without_a_tpu_is_no_error(world):
     deleted = world.run("tpu_delete.sh", "my-tpu")
     assert (deleted.returncode, deleted.stdout) == (0, "my-tpu: there is none\n")
-    assert world.asked("delete") == []
+    assert world.gcloud_calls("delete") == []
 
 
-def test_a_cloud_that_does_not_answer_is_not_an_absent_tpu(world):
-    world.tell(queued_resources="UNKNOWN")
+def test_a_failed_cloud_request_does_not_mean_that_the_tpu_is_absent(world):
+    world.set_state(queued_resources="UNKNOWN")
     for script, words in (("tpu_delete.sh", []), ("tpu_create.sh", ["--type", "v6e-8"])):
         silent = world.run(script, "my-tpu", *words)
         assert silent.returncode == 1
         assert "UNAVAILABLE" in silent.stderr
-    assert world.asked("create") == world.asked("delete") == []
+    assert world.gcloud_calls("create") == world.gcloud_calls("delete") == []
 
 
-def test_a_cloud_that_answers_late_is_asked_again(world):
-    world.tell(queued_resources="UNKNOWN\nUNKNOWN\nACTIVE")
+def test_a_failed_cloud_request_is_retried(world):
+    world.set_state(queued_resources="UNKNOWN\nUNKNOWN\nACTIVE")
     assert world.run("tpu_create.sh", "my-tpu", "--type", "v6e-8").returncode == 0
-    assert world.asked("create") == []
+    assert world.gcloud_calls("create") == []
 
 
 # tpu_run.sh
@@ -348,14 +350,14 @@ def test_run_reaches_all_workers_with_arguments_intact(world):
     assert [call.folder for call in runs] == [str(world.place / f"worker-{worker}" / "lamp_jax") for worker in (0, 1)]
 
 
-def test_one_worker_alone_is_not_told_of_others(world):
+def test_a_single_worker_gets_no_process_group_variables(world):
     assert world.run("tpu_run.sh", "my-tpu", "--worker", "1", "rank", LAMP_HOSTS="all").returncode == 0
     (call,) = world.calls("lamp")
     assert (call.words, call.worker, call.hosts) == (["rank"], "1", "unset")
 
 
 def test_each_worker_has_a_log_and_the_first_is_shown(world):
-    world.tell(lamp_0="echo from the first", lamp_1="echo from the second >&2")
+    world.set_state(lamp_0="echo from the first", lamp_1="echo from the second >&2")
     done = world.run("tpu_run.sh", "my-tpu", "demo")
     assert "from the first" in done.stdout
     assert "from the second" not in done.stdout + done.stderr
@@ -366,8 +368,8 @@ def test_each_worker_has_a_log_and_the_first_is_shown(world):
 
 
 @pytest.mark.parametrize(("first", "second", "worst"), [(0, 3, 3), (3, 0, 3), (2, 9, 9), (9, 2, 9)])
-def test_the_worst_exit_status_wins(world, first, second, worst):
-    world.tell(lamp_0=f"exit {first}", lamp_1=f"exit {second}")
+def test_the_exit_status_is_that_of_the_worst_worker(world, first, second, worst):
+    world.set_state(lamp_0=f"exit {first}", lamp_1=f"exit {second}")
     done = world.run("tpu_run.sh", "my-tpu", "demo")
     assert done.returncode == worst
     assert f"ended with status {worst}; see logs/my-tpu/" in done.stderr
@@ -390,8 +392,8 @@ def test_workers_see_tracked_files_with_their_changes_and_nothing_else(world):
     assert (there / "runs" / "model").read_text() == "weights"
 
 
-def test_the_environment_is_made_once_and_again_when_what_it_needs_changed(world):
-    world.tell(workers="1")
+def test_the_environment_is_made_once_and_again_when_its_requirements_change(world):
+    world.set_state(workers="1")
     for _ in range(2):
         assert world.run("tpu_run.sh", "my-tpu", "demo").returncode == 0
     assert world.words("pip") == [["install", "--quiet", "-c", "constraints.txt", "-e", ".[tpu]"]]
@@ -402,7 +404,7 @@ def test_the_environment_is_made_once_and_again_when_what_it_needs_changed(world
 
 
 def test_a_worker_with_an_old_python_gets_a_new_one(world):
-    world.tell(workers="1", old_python="1")
+    world.set_state(workers="1", old_python="1")
     assert world.run("tpu_run.sh", "my-tpu", "demo").returncode == 0
     made = world.words("python3")[1:]
     assert made == [
@@ -412,8 +414,8 @@ def test_a_worker_with_an_old_python_gets_a_new_one(world):
     assert world.words("lamp") == [["demo"]]
 
 
-def test_a_run_is_found_again_after_a_lost_connection(world):
-    world.tell(workers="1", lamp_0="echo trained; exit 4", answer_0="lost\ngood")
+def test_a_run_is_reattached_after_a_lost_connection(world):
+    world.set_state(workers="1", lamp_0="echo trained; exit 4", answer_0="lost\ngood")
     assert world.run("tpu_run.sh", "my-tpu", "train", LAMP_RUN="r").returncode == 255
     again = world.run("tpu_run.sh", "my-tpu", "train", LAMP_RUN="r")
     assert (again.returncode, "trained" in again.stdout) == (4, True)
@@ -421,7 +423,7 @@ def test_a_run_is_found_again_after_a_lost_connection(world):
 
 
 def test_a_run_outlives_the_end_of_its_session(world):
-    world.tell(workers="1", lamp_0="kill -HUP 0; sleep 2; echo trained")
+    world.set_state(workers="1", lamp_0="kill -HUP 0; sleep 2; echo trained")
     assert world.run("tpu_run.sh", "my-tpu", "train", LAMP_RUN="r").returncode != 0
     again = world.run("tpu_run.sh", "my-tpu", "train", LAMP_RUN="r")
     assert (again.returncode, "trained" in again.stdout) == (0, True)
@@ -429,7 +431,7 @@ def test_a_run_outlives_the_end_of_its_session(world):
 
 
 def test_two_runs_on_one_worker_are_refused(world):
-    world.tell(
+    world.set_state(
         workers="1", lamp_0=f"touch {world.place}/begun; while [[ ! -e {world.place}/end ]]; do sleep 0.05; done"
     )
     command = [str(world.checkout / "launch" / "tpu_run.sh"), "my-tpu", "train"]
@@ -443,7 +445,7 @@ def test_two_runs_on_one_worker_are_refused(world):
         assert (second.returncode, "another run is active here" in second.stdout) == (75, True)
         assert (world.place / "worker-0" / "lamp_jax" / "module.py").read_text() == "# module.py\n"
 
-        os.killpg(first.pid, signal.SIGINT)  # Ctrl-C here ends nothing there
+        os.killpg(first.pid, signal.SIGINT)  # Ctrl-C here ends no process on the worker
         assert first.wait(10) != 0
         third = world.run("tpu_run.sh", "my-tpu", "rank")
         assert third.returncode == 75
@@ -453,8 +455,8 @@ def test_two_runs_on_one_worker_are_refused(world):
     assert world.words("lamp") == [["train"]]
 
 
-def test_a_tpu_without_workers_is_no_success(world):
-    world.tell(workers="0")
+def test_a_tpu_without_workers_is_an_error(world):
+    world.set_state(workers="0")
     assert world.run("tpu_run.sh", "my-tpu", "demo").returncode == 255
 
 
@@ -464,12 +466,12 @@ STOPPED = "echo 'stopped by SIGTERM; the same command goes on'"
 BABYSIT = ["my-tpu", "--type", "v6e-8", "--spot", "--zone", "z-1", "--", "train", "--output", "gs://bucket/a b"]
 
 
-def test_babysit_creates_what_is_absent_runs_and_ends_with_the_run(world):
+def test_babysit_creates_an_absent_tpu_runs_and_ends_with_the_run(world):
     done = world.run("tpu_babysit.sh", *BABYSIT)
     assert done.returncode == 0, done.stderr
     assert world.words("lamp") == [["train", "--output", "gs://bucket/a b"]] * 2
-    assert len(world.asked("create")) == 1
-    assert world.asked("delete") == []
+    assert len(world.gcloud_calls("create")) == 1
+    assert world.gcloud_calls("delete") == []
     assert all("--zone=z-1" in words for words in world.words("gcloud"))
 
 
@@ -486,7 +488,7 @@ def test_babysit_creates_what_is_absent_runs_and_ends_with_the_run(world):
     ],
 )
 def test_babysit_recreates_after_preemption(world, taken):
-    world.tell(workers="1", lamp_0=f"{taken}\necho already trained")
+    world.set_state(workers="1", lamp_0=f"{taken}\necho already trained")
     done = world.run("tpu_babysit.sh", *BABYSIT)
     assert done.returncode == 0, done.stderr
     assert "already trained" in done.stdout
@@ -496,55 +498,55 @@ def test_babysit_recreates_after_preemption(world, taken):
     assert verbs == ["create", "ssh", *([] if gone_whole else ["delete"]), "create", "ssh"]
 
 
-def test_babysit_takes_a_stopped_run_for_unfinished_though_the_tpu_still_looks_well(world):
-    world.tell(workers="2", lamp_0=f"{STOPPED}\necho finished", lamp_1="true")
+def test_babysit_treats_a_stopped_run_as_unfinished_though_the_tpu_seems_healthy(world):
+    world.set_state(workers="2", lamp_0=f"{STOPPED}\necho finished", lamp_1="true")
     done = world.run("tpu_babysit.sh", *BABYSIT)
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout
-    assert len(world.asked("create")) == 1
+    assert len(world.gcloud_calls("create")) == 1
     assert [call.worker for call in world.calls("lamp")].count("0") == 2
 
 
 def test_babysit_stops_with_the_status_of_a_command_that_fails_by_itself(world):
-    world.tell(workers="1", lamp_0="exit 5\ntrue")
+    world.set_state(workers="1", lamp_0="exit 5\ntrue")
     assert world.run("tpu_babysit.sh", *BABYSIT).returncode == 5
     assert len(world.words("lamp")) == 1
-    assert world.asked("delete") == []
+    assert world.gcloud_calls("delete") == []
 
 
-def test_babysit_finds_the_run_again_when_only_the_connection_was_lost(world):
-    world.tell(workers="1", lamp_0="sleep 0.1; echo trained", answer_0="lost\ngood")
+def test_babysit_reattaches_the_run_when_only_the_connection_was_lost(world):
+    world.set_state(workers="1", lamp_0="sleep 0.1; echo trained", answer_0="lost\ngood")
     assert world.run("tpu_babysit.sh", *BABYSIT).returncode == 0
     assert len(world.words("lamp")) == 1
-    assert len(world.asked("ssh")) == 2
-    assert len(world.asked("create")) == 1
+    assert len(world.gcloud_calls("ssh")) == 2
+    assert len(world.gcloud_calls("create")) == 1
 
 
 def test_babysit_gives_up_after_its_attempts(world):
-    world.tell(workers="1", lamp_0="echo SUSPENDED >$WORLD/queued-resources; exit 1")
+    world.set_state(workers="1", lamp_0="echo SUSPENDED >$WORLD/queued-resources; exit 1")
     done = world.run("tpu_babysit.sh", "--attempts", "2", *BABYSIT)
     assert done.returncode == 1
     assert "not finished after 2 restarts" in done.stderr
-    assert len(world.asked("create")) == len(world.words("lamp")) == 3
+    assert len(world.gcloud_calls("create")) == len(world.words("lamp")) == 3
 
 
 @pytest.mark.parametrize("silent", ["queued-resources", "tpu-vm"])
 def test_babysit_deletes_nothing_when_the_cloud_does_not_answer(world, silent):
-    world.tell(workers="1", lamp_0=f"echo UNKNOWN >$WORLD/{silent}")
+    world.set_state(workers="1", lamp_0=f"echo UNKNOWN >$WORLD/{silent}")
     assert world.run("tpu_babysit.sh", *BABYSIT).returncode == 1
-    assert world.asked("delete") == []
+    assert world.gcloud_calls("delete") == []
 
 
-def test_babysit_asks_again_for_a_tpu_that_did_not_come(world):
-    world.tell(workers="1", coming="FAILED")
+def test_babysit_requests_a_tpu_again_that_was_not_created(world):
+    world.set_state(workers="1", coming="FAILED")
     assert world.run("tpu_babysit.sh", "--attempts", "1", *BABYSIT).returncode == 1
-    assert [len(world.asked(verb)) for verb in ("create", "delete", "ssh")] == [2, 1, 0]
+    assert [len(world.gcloud_calls(verb)) for verb in ("create", "delete", "ssh")] == [2, 1, 0]
 
 
 # gpu_run.sh
 
 
-def test_gpu_run_installs_for_cuda_once_looks_for_a_gpu_and_runs(world):
+def test_gpu_run_installs_for_cuda_once_checks_for_a_gpu_and_runs(world):
     for _ in range(2):
         assert world.run("gpu_run.sh", "demo", *HARD).returncode == 0
     assert world.words("lamp") == [["demo", *HARD]] * 2
@@ -554,7 +556,7 @@ def test_gpu_run_installs_for_cuda_once_looks_for_a_gpu_and_runs(world):
 
 @pytest.mark.parametrize(("seen", "remedy"), [("0", "needs driver 580 or newer"), ("9", "install the driver")])
 def test_without_a_gpu_nothing_runs_and_the_remedy_is_named(world, seen, remedy):
-    world.tell(python="1", nvidia_smi=seen)
+    world.set_state(python="1", nvidia_smi=seen)
     refused = world.run("gpu_run.sh", "demo")
     assert refused.returncode == 1
     assert "jax sees no GPU" in refused.stderr
@@ -563,7 +565,7 @@ def test_without_a_gpu_nothing_runs_and_the_remedy_is_named(world, seen, remedy)
 
 
 def test_gpu_run_ends_with_the_status_of_the_command(world):
-    world.tell(lamp_="exit 6")
+    world.set_state(lamp_="exit 6")
     assert world.run("gpu_run.sh", "demo").returncode == 6
 
 

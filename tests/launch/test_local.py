@@ -1,4 +1,4 @@
-"""`launch/local.sh`: several processes of one command, which end together."""
+"""`launch/local.sh`: several processes of a command, which end together."""
 
 import signal
 import subprocess
@@ -10,12 +10,12 @@ import pytest
 LOCAL = str(Path(__file__).parents[2] / "launch" / "local.sh")
 
 
-def local(*words: str) -> subprocess.CompletedProcess:
+def run_local(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([LOCAL, *words], capture_output=True, text=True, timeout=60)
 
 
-def test_every_process_has_its_number_and_says_it():
-    found = local("3", "bash", "-c", "echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS")
+def test_every_process_has_its_number_and_prefixes_its_output():
+    found = run_local("3", "bash", "-c", "echo $JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS")
     lines = sorted(found.stdout.splitlines())
     assert [line.partition(" at 127.0.0.1:")[0] for line in lines] == ["0: 0 of 3", "1: 1 of 3", "2: 2 of 3"]
     assert len({line.rpartition(":")[2] for line in lines}) == 1
@@ -23,7 +23,7 @@ def test_every_process_has_its_number_and_says_it():
 
 
 def test_a_dry_run_starts_nothing(tmp_path):
-    found = local("--dry-run", "2", "touch", str(tmp_path / "made"))
+    found = run_local("--dry-run", "2", "touch", str(tmp_path / "made"))
     assert [line.split()[-3:] for line in found.stdout.splitlines()] == [
         [f"JAX_PROCESS_ID={index}", "touch", str(tmp_path / "made")] for index in (0, 1)
     ]
@@ -31,19 +31,19 @@ def test_a_dry_run_starts_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "status"), [(("--help",), 0), ((), 2), (("0", "true"), 2), (("2",), 2)])
-def test_it_says_how_it_is_used(words, status):
-    found = local(*words)
+def test_usage_is_printed(words, status):
+    found = run_local(*words)
     assert found.returncode == status
     assert "usage: launch/local.sh" in found.stdout + found.stderr
 
 
-def test_where_one_fails_the_others_are_ended():
+def test_when_a_process_fails_the_others_are_ended():
     begun = time.monotonic()
-    assert local("2", "bash", "-c", "[[ $JAX_PROCESS_ID == 1 ]] && exit 3; exec sleep 50").returncode == 3
+    assert run_local("2", "bash", "-c", "[[ $JAX_PROCESS_ID == 1 ]] && exit 3; exec sleep 50").returncode == 3
     assert time.monotonic() - begun < 40
 
 
-def test_sigterm_goes_to_all():
+def test_sigterm_is_sent_to_all_processes():
     program = "trap 'echo told; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
     process = subprocess.Popen([LOCAL, "2", "bash", "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout

@@ -35,7 +35,7 @@ def bucket_by_hand(distance, direction, buckets, max_distance):
     buckets=st.sampled_from([8, 32]),
     max_distance=st.sampled_from([100, 128]),
 )
-def test_bucket_is_the_papers(distance, direction, buckets, max_distance):
+def test_bucket_equals_the_formula_of_the_paper(distance, direction, buckets, max_distance):
     found = relative_position_bucket(
         jnp.array([distance]), direction=direction, buckets=buckets, max_distance=max_distance
     )
@@ -84,8 +84,8 @@ def attention_by_rows(*inputs):
 
 
 @pytest.mark.parametrize("ours", [attend, attention_by_rows])
-def test_attention_and_its_gradients_are_those_of_the_formula(ours, monkeypatch):
-    # Two rows at a time, and one that is left over.
+def test_attention_and_its_gradients_equal_the_formula(ours, monkeypatch):
+    # Two rows at a time, and one remaining row.
     monkeypatch.setattr("lamp_jax.models.kernels._SCORES_AT_ONCE", 2 * 2 * 6 * 7)
     inputs = attention_inputs()
 
@@ -103,6 +103,6 @@ def test_attention_and_its_gradients_are_those_of_the_formula(ours, monkeypatch)
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_a_row_of_padding_alone_gives_numbers():
+def test_a_row_of_only_padding_gives_finite_values():
     query, key, value, position, padding = attention_inputs()
     assert jnp.isfinite(attend(query, key, value, position, jnp.full_like(padding, -1e9))).all()

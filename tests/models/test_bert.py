@@ -46,7 +46,7 @@ def hide(tokens):
 
 
 def value(model, tokens):
-    """A number that every element of every vector changes."""
+    """A scalar that depends on every element of every vector."""
     vectors = model.embed(tokens)
     weights = jnp.sin(jnp.arange(vectors.size, dtype=jnp.float32)).reshape(vectors.shape)
     return jnp.sum(jnp.tanh(vectors) * weights)
@@ -79,7 +79,7 @@ def test_padding_does_not_change_a_vector():
     np.testing.assert_allclose(embed(longer), embed(TEXTS), atol=1e-6)
 
 
-def test_batch_mates_do_not_change_a_vector():
+def test_other_rows_of_the_batch_do_not_change_a_vector():
     order = np.array([3, 1, 4, 0, 5, 7, 2, 6])
     np.testing.assert_allclose(embed(TEXTS[order]), embed(TEXTS)[order], atol=1e-6)
     others = np.where(np.arange(8)[:, None] == 2, TEXTS, make_texts(seed=1))
@@ -98,11 +98,11 @@ def test_the_order_of_tokens_matters():
     assert np.abs(embed(TEXTS[:, ::-1].copy()) - embed(TEXTS))[[0, 3]].max() > 0.01
 
 
-def test_attention_by_rows_is_attention_to_the_whole():
+def test_attention_by_rows_equals_attention_of_the_complete_batch():
     np.testing.assert_allclose(embed(TEXTS, attention="rows"), embed(TEXTS), atol=1e-5)
 
 
-def test_computing_layers_again_changes_no_gradient():
+def test_rematerialization_changes_no_gradient():
     check(*value_and_gradients(remat="full"))
 
 
@@ -122,7 +122,7 @@ def test_a_row_of_only_padding_gives_zeros_and_finite_gradients():
 def test_every_parameter_has_a_gradient():
     gradients = value_and_gradients()[1]
     for path, gradient in jax.tree.leaves_with_path(gradients):
-        # Softmax does not see what all keys share.
+        # Softmax is invariant to a bias shared by all keys.
         assert gradient.any() or "key_bias" in jax.tree_util.keystr(path), path
 
 
@@ -192,7 +192,7 @@ def spec_of(parameter):
     return sharding.spec
 
 
-def test_parameters_lie_as_the_rules_say():
+def test_parameters_are_sharded_by_the_rules():
     with jax.set_mesh(make_mesh(4, 2)):
         model = build_bert(rules=FSDP_AND_TENSOR_PARALLEL)
     assert spec_of(model.words) == P("model", "data")
@@ -223,7 +223,7 @@ def test_a_size_that_does_not_divide_is_an_error_with_the_remedy(values, mesh, r
 
 def test_the_default_is_bert_base():
     model = jax.eval_shape(lambda: Bert(BertConfig(), rngs=nnx.Rngs(0)))
-    # The published size less the pooler (768 * 768 + 768).
+    # The published size without the pooler (768 * 768 + 768).
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) == 109_482_240 - 590_592
 
 
@@ -232,7 +232,7 @@ def test_config_survives_hf_json(config):
     assert BertConfig.from_hf(json.loads(json.dumps(config.to_hf())), source="config.json") == config
 
 
-def test_what_a_config_leaves_out_is_hfs_default():
+def test_values_missing_in_a_config_are_the_defaults_of_hf():
     assert BertConfig.from_hf({"model_type": "bert", "hidden_size": 384}, source="") == BertConfig(hidden_size=384)
 
 
@@ -270,11 +270,11 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_what_is_saved_is_loaded(directory):
+def test_a_saved_model_is_loaded_unchanged(directory):
     assert_same(load_bert(directory), build_bert())
 
 
-def test_every_parameter_has_one_place():
+def test_every_parameter_is_mapped_to_hf_tensors_exactly_once():
     model, places = build_bert(), bert_places(BERT)
     assert sum(tensor.size for tensor in hf_tensors(model, places).values()) == sum(
         leaf.size for leaf in jax.tree.leaves(model)
@@ -304,7 +304,7 @@ def with_position_ids(tensors):
 
 
 @pytest.mark.parametrize("change", [with_heads, within_a_larger_model, with_position_ids])
-def test_what_stands_beside_the_encoder_is_not_read(directory, change):
+def test_tensors_outside_the_encoder_are_ignored(directory, change):
     change_tensors(directory, change)
     assert_same(load_bert(directory), build_bert())
 
@@ -336,28 +336,28 @@ def hidden_of_transformers(model, tokens):
         return model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy()
 
 
-def assert_same_hidden(ours, theirs):
+def assert_same_hidden_states(ours, theirs):
     tokens = TEXTS != NO_TOKEN
     np.testing.assert_allclose(np.asarray(hidden_states(ours, TEXTS))[tokens], theirs[tokens], atol=1e-4)
 
 
 @pytest.mark.parity
-def test_transformers_loads_what_is_saved_and_says_the_same(directory):
+def test_transformers_loads_a_saved_model_with_the_same_outputs(directory):
     pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     theirs, report = transformers.AutoModel.from_pretrained(directory, output_loading_info=True)
     assert {name.split(".")[0] for name in report.pop("missing_keys")} == {"pooler"}
     assert not any(report.values())
-    assert_same_hidden(build_bert(), hidden_of_transformers(theirs, TEXTS))
+    assert_same_hidden_states(build_bert(), hidden_of_transformers(theirs, TEXTS))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM"])
-def test_what_transformers_saves_is_loaded_and_says_the_same(tmp_path, kind):
+def test_a_model_saved_by_transformers_has_the_same_outputs(tmp_path, kind):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     values = {name: value for name, value in BERT.to_hf().items() if name not in ("architectures", "model_type")}
     theirs = getattr(transformers, kind)(transformers.BertConfig(**values)).eval()
     theirs.save_pretrained(tmp_path)
-    assert_same_hidden(load_bert(tmp_path), hidden_of_transformers(getattr(theirs, "bert", theirs), TEXTS))
+    assert_same_hidden_states(load_bert(tmp_path), hidden_of_transformers(getattr(theirs, "bert", theirs), TEXTS))

@@ -41,7 +41,7 @@ def refuse(kind, match, **values):
 
 @pytest.mark.parametrize("value", ["8", None, True, 8.0, [], {}, 0, -1, 10**30], ids=_shown)
 @pytest.mark.parametrize(("kind", "name"), EACH_SIZE)
-def test_a_size_is_a_whole_number_within_reason(kind, name, value):
+def test_a_size_must_be_a_positive_integer_below_a_limit(kind, name, value):
     if (name, value) == ("num_decoder_layers", None):  # as HF writes "as many as the encoder"
         assert T5Config.from_hf({"model_type": "t5", "num_layers": 3, name: None}, source="").num_decoder_layers == 3
     else:
@@ -52,18 +52,18 @@ def test_a_size_is_a_whole_number_within_reason(kind, name, value):
     "value", ["0.1", None, True, [], -0.5, float("nan"), float("inf"), 10**400], ids=lambda value: repr(value)[:8]
 )
 @pytest.mark.parametrize(("kind", "name"), EACH_REAL)
-def test_a_rate_is_a_number_in_its_range(kind, name, value):
+def test_a_rate_must_be_a_number_in_its_range(kind, name, value):
     refuse(kind, f"{name} is", **{name: value})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["pad_token_id", "eos_token_id", "bos_token_id", "sep_token_id", "cls_token_id"])
 @pytest.mark.parametrize("value", ["0", True, -1, 1.0, 60000, [1, 60000]], ids=repr)
-def test_a_special_token_has_a_row(kind, name, value):
+def test_a_special_token_must_have_an_embedding(kind, name, value):
     refuse(kind, f"{name} ", **{name: value})
 
 
-def test_the_start_token_has_a_row():
+def test_the_start_token_must_have_an_embedding():
     refuse(
         "t5", "decoder_start_token_id 32128 has no row in the embedding, which has 32128", decoder_start_token_id=32128
     )
@@ -88,11 +88,11 @@ def test_the_start_token_has_a_row():
         ("longformer", {"attention_window": [8] * 5}, "attention_window has 5 entries for 12 layers"),
     ],
 )
-def test_values_that_do_not_fit_each_other_are_an_error(kind, values, match):
+def test_inconsistent_values_are_an_error(kind, values, match):
     refuse(kind, match, **values)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_read(kind):
+def test_a_config_round_trips(kind):
     config = KINDS[kind]()
     assert KINDS[kind].from_hf(json.loads(json.dumps(config.to_hf())), source="") == config

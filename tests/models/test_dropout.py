@@ -10,7 +10,7 @@ from lamp_jax.sharding import make_mesh
 KEY = jax.random.key(5)
 
 
-def test_keys_are_split_as_by_jax():
+def test_keys_are_split_as_in_jax():
     expected = jax.random.key_data(jax.random.split(KEY, 7))
     np.testing.assert_array_equal(jax.random.key_data(layer_keys(KEY, 7)), expected)
     np.testing.assert_array_equal([jax.random.key_data(key) for key in split_key(KEY, 7)], expected)
@@ -18,7 +18,7 @@ def test_keys_are_split_as_by_jax():
 
 
 @pytest.mark.parametrize("layout", [P("data", None, None), P(None, None, "model"), P("data", None, "model")])
-def test_each_device_draws_its_part_of_the_same_numbers(layout):
+def test_each_device_draws_its_shard_of_the_same_numbers(layout):
     shape = (8, 3, 4)
     expected = random_words(KEY, shape)
     with jax.set_mesh(make_mesh(4, 2)):

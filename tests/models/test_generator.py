@@ -52,7 +52,7 @@ LABELS = [[2, 0, END], [END], [0, 0, 2, END]]
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """A vocabulary in which padding is the last and a prompt's last token starts its answer."""
+    """A config in which padding is the last token id and a prompt's last token starts its answer."""
 
     vocab_size: int = 4
     width: int = 6
@@ -114,7 +114,7 @@ class Toy(nnx.Module):
         return self.logits(self.read_target(target, self.read_source(tokens)))
 
     def read_source(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The state after all tokens of a prompt but its last, and that."""
+        """The state after all tokens of a prompt except the last, and the last token."""
         before = jnp.sum(self.source_mask(tokens), axis=1, keepdims=True) - 1
         nothing = jnp.zeros((self.config.layers, len(tokens), self.config.width))
         state, _ = self._read(tokens, jnp.arange(tokens.shape[1]) < before, nothing)
@@ -149,7 +149,7 @@ class Toy(nnx.Module):
         return self.logits(x), cache
 
     def _read(self, tokens: jax.Array, counts: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The state after those tokens [B, T] that count, and the last layer's after each of them [B, T, D]."""
+        """The state after the unmasked tokens [B, T], and the last layer's state after each token [B, T, D]."""
 
         def read(state, xs):
             token, counts = xs
@@ -192,14 +192,14 @@ def model() -> Generator:
 
 
 class Oracle:
-    """The model of these parameters, one token after the other."""
+    """The model with these parameters, evaluated one token at a time in numpy."""
 
     def __init__(self, model: Any, addition: Any = 0.0):
         self.embedding, self.head = np.asarray(model.embedding[...]), np.asarray(model.head[...])
         self.mix = np.asarray(model.cells.mix[...]) + addition
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """[V]: of the token after these."""
+        """Logits [V] of the token after these."""
         states = np.zeros(self.mix.shape[:2])
         for token in tokens:
             x = self.embedding[token]
@@ -231,7 +231,7 @@ def test_greedy_search_takes_the_most_probable_token(model):
     found = np.asarray(jax.jit(lambda model: greedy_search(model, SOURCES, max_new_tokens=6))(model))
     oracle = Oracle(model)
     assert [trimmed(row) for row in found] == [oracle.search(prompt, 6) for prompt in PROMPTS]
-    assert len({tuple(row) for row in found.tolist()}) > 1  # prompts count
+    assert len({tuple(row) for row in found.tolist()}) > 1  # answers depend on the prompt
 
 
 def test_a_wide_beam_search_is_exhaustive(model):
@@ -260,7 +260,7 @@ def test_labels_have_their_log_probabilities(model):
 
 
 def change_scores(scores: np.ndarray, tokens: list[int]) -> np.ndarray:
-    """As transformers does with a repetition penalty of 2 and no n-gram of 2 tokens twice."""
+    """Scores as changed by transformers with a repetition penalty of 2 and no repeated n-gram of 2 tokens."""
     scores = np.where(np.isin(np.arange(4), tokens), np.where(scores < 0, scores * 2, scores / 2), scores)
     followed = [after for before, after in itertools.pairwise(tokens) if before == tokens[-1]]
     return np.where(np.isin(np.arange(4), followed), -np.inf, scores)
@@ -335,14 +335,14 @@ def test_directories_are_read_by_their_model_type(model, tmp_path):
         check_generator_tokenizer(Tokenizer(), tmp_path)
 
 
-def test_a_start_token_in_the_files_of_a_decoder_only_model_is_not_applied(model, tmp_path):
+def test_a_start_token_in_the_files_of_a_decoder_only_model_is_ignored(model, tmp_path):
     save_generator(model, tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"bos_token_id": 2, "repetition_penalty": 1.5}))
     assert read_generation(tmp_path, Answering("greedy")).applied == {"repetition_penalty": 1.5}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", None, ["t5"]])
-def test_a_model_of_no_family_is_an_error_that_names_file_type_and_families(tmp_path, kind):
+def test_an_unknown_model_type_is_an_error_that_names_file_type_and_families(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     for read in (load_generator, read_generator_config, fingerprint_generator):
         with pytest.raises(LampError) as error:

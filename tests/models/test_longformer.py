@@ -38,7 +38,7 @@ LENGTHS = [40, 37, 1, 9, 24, 5, 12, 33]
 
 @functools.cache
 def values():
-    """Biases and norms are random too: what is 0 or 1 everywhere would hide that it is left out."""
+    """Biases and norms are random too: if they were 0 or 1 everywhere, omitting them would not be detected."""
     random = np.random.default_rng(0)
     drawn = jax.device_get(nnx.state(Longformer(CONFIG, rngs=nnx.Rngs(0))))
     return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), drawn)
@@ -84,7 +84,7 @@ def banded(query, keys, values, padding, reach, first):
     first=st.sampled_from(["seen by all", "like others"]),
 )
 @settings(max_examples=25)
-def test_attention_in_blocks_is_attention_with_a_band(order, length, reach, real, first):
+def test_attention_in_blocks_equals_attention_with_a_band_mask(order, length, reach, real, first):
     random = np.random.default_rng(length * reach)
     query, keys, values = random.standard_normal((3, 2, length, 3, 4)).astype(np.float32)
     padding = np.where(np.arange(length) < real, 0, -1e9).astype(np.float32)[None, None, None].repeat(2, axis=0)
@@ -94,12 +94,12 @@ def test_attention_in_blocks_is_attention_with_a_band(order, length, reach, real
     np.testing.assert_allclose(found[:, :real], expected[:, :real], atol=1e-5)
 
 
-def test_the_orders_of_attention_agree():
+def test_attention_by_rows_equals_attention_of_the_complete_batch():
     np.testing.assert_allclose(scores(attention="rows"), scores(), atol=1e-5)
 
 
 @pytest.mark.parametrize("first_token", ["global", "local"])
-def test_padding_and_batch_mates_change_no_score(first_token):
+def test_padding_and_other_rows_of_the_batch_change_no_score(first_token):
     run = jax.jit(lambda model, tokens: model.score(tokens))
     model = build(first_token=first_token)
     longer = np.pad(TEXTS[::-1], ((0, 0), (0, 9)), constant_values=NO_TOKEN)
@@ -121,18 +121,18 @@ def test_only_a_global_first_token_sees_the_end_of_a_long_text():
 def test_every_parameter_has_a_gradient():
     gradients = jax.jit(jax.grad(lambda model: model.score(TEXTS).sum()))(build())
     for path, gradient in jax.tree.leaves_with_path(gradients):
-        # Softmax does not see what all keys share.
+        # Softmax is invariant to a bias shared by all keys.
         assert np.any(gradient) or (jax.tree_util.keystr(path).count("key") and "bias" in jax.tree_util.keystr(path)), (
             path
         )
 
 
-def test_new_tokens_read_those_that_are_equal_to_them():
+def test_tokens_of_a_new_model_attend_to_equal_tokens():
     config = dataclasses.replace(CONFIG, hidden_size=64, num_attention_heads=8, initializer_range=64**-0.5)
     model = Longformer(config, rngs=nnx.Rngs(0))
     model.start_alike()
     random = np.random.default_rng(0)
-    text = random.permutation(np.repeat(random.permutation(48)[:16], 2))  # 16 tokens, each of them twice
+    text = random.permutation(np.repeat(random.permutation(48)[:16], 2))  # 16 tokens, each of them occurs twice
     x = model.first_norm(model.words[...][text] + model.positions[...][2 : 2 + len(text)])
     query, key = (np.einsum("sd,dhk->hsk", x, w[...][0]) for w in (model.layers.query, model.layers.key))
     scores = np.einsum("hsk,htk->st", query, key) - 1e9 * np.eye(len(text))
@@ -187,17 +187,17 @@ def test_no_array_of_a_forward_pass_grows_faster_than_the_text(order):
     short, *longer = (elements(length, window=64) for length in (512, 1024, 2048, 4096))
     for doublings, found in enumerate(longer, start=1):
         assert found <= 1.1 * 2**doublings * short
-    assert elements(4096, window=8192) > 7 * elements(4096, window=64)  # what attention to all would need
+    assert elements(4096, window=8192) > 7 * elements(4096, window=64)  # size of complete attention
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_model_is_loaded_unchanged(tmp_path):
     save_longformer(build(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["attention_window"] == [8, 8]
     jax.tree.map(np.testing.assert_array_equal, load_longformer(tmp_path), build())
 
 
 @pytest.mark.parametrize("first_token", ["global", "local"])
-def test_what_is_saved_scores_alike_in_hugging_face(tmp_path, first_token):
+def test_a_saved_model_has_the_same_scores_in_hugging_face(tmp_path, first_token):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForSequenceClassification
 
@@ -206,7 +206,7 @@ def test_what_is_saved_scores_alike_in_hugging_face(tmp_path, first_token):
     tokens, mask = torch.tensor(np.maximum(TEXTS, 0)).long(), torch.tensor(TEXTS != NO_TOKEN).long()
     tokens[mask == 0] = CONFIG.pad_token_id
     everywhere_local = {"global_attention_mask": torch.zeros_like(mask)} if first_token == "local" else {}
-    # Their positions are counted by token: one that is [PAD]'s id inside a text has none.
+    # In Hugging Face positions count tokens by id: a [PAD] id inside a text has no position.
     tokens[(tokens == CONFIG.pad_token_id) & (mask == 1)] = 7
     ours = np.where(mask.numpy() == 1, tokens.numpy(), NO_TOKEN).astype(np.int32)
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_a_base_model_gets_a_head_from_the_seed(tmp_path, body):
     assert np.any(one.pooler[...] != other.pooler[...])
 
 
-def test_a_base_models_own_pooler_is_read_and_other_heads_are_not(tmp_path):
+def test_the_pooler_of_a_base_model_is_read_and_other_heads_are_ignored(tmp_path):
     save_longformer(build(), tmp_path)
     names = {"classifier.dense": "longformer.pooler.dense", "classifier.out_proj": "lm_head.dense"}
     rename(tmp_path, lambda name: next((name.replace(a, b) for a, b in names.items() if name.startswith(a)), name))
@@ -249,7 +249,7 @@ def test_a_file_that_lacks_a_layer_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("windows", [[8, 16], 7, 0])
-def test_windows_that_cannot_be_are_an_error(windows):
+def test_invalid_windows_are_an_error(windows):
     with pytest.raises(LampError, match=r"config: attention_window .* all layers need one even window"):
         LongformerConfig.from_hf({"model_type": "longformer", "attention_window": windows}, source="config")
 

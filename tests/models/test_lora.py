@@ -37,7 +37,7 @@ def lora_of(kind, **changes):
 
 
 def draw(model, lora, rows=ROWS, seed=0):
-    """Adapters [rows, ...] that change what a model says by much."""
+    """Adapters [rows, ...] that change a model's outputs considerably."""
     rng = np.random.default_rng(seed)
     return {
         name: 0.15 * rng.standard_normal((rows, *shape), np.float32)
@@ -70,15 +70,15 @@ def test_a_new_adapter_changes_nothing(kind):
     np.testing.assert_array_equal(logits_of(model, rows, lora), logits_of(model))
 
 
-def test_new_adapters_are_drawn_as_pefts():
-    """A from U(-1, 1) / sqrt(in), what Kaiming's draw with a = sqrt(5) comes to; B of zeros."""
+def test_new_adapters_are_initialized_like_in_peft():
+    """A from U(-1, 1) / sqrt(in), which equals Kaiming initialization with a = sqrt(5); B is zero."""
     found = draw_adapter(np.random.default_rng(0), {"o.down": (2, 4, 16, 50), "o.up": (2, 50, 64)})
     assert not found["o.up"].any()
     assert 0.99 / 8 < np.abs(found["o.down"]).max() <= 1 / 8
     assert found["o.down"].std() == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
 
 
-def test_each_row_is_read_with_its_own_adapter(kind):
+def test_each_row_uses_its_own_adapter(kind):
     model, lora = build(CONFIGS[kind]), lora_of(kind)
     adapters = draw(model, lora)
     found = logits_of(model, adapters, lora)
@@ -103,7 +103,7 @@ def merge(model, adapter, lora):
     return model
 
 
-def test_an_adapter_is_an_addition_to_the_weights(kind):
+def test_an_adapter_equals_an_addition_to_the_weights(kind):
     model, lora = build(CONFIGS[kind]), lora_of(kind)
     adapter = {name: values[0] for name, values in draw(model, lora, rows=1).items()}
     found = logits_of(model, {name: np.stack([values] * ROWS) for name, values in adapter.items()}, lora)
@@ -111,8 +111,8 @@ def test_an_adapter_is_an_addition_to_the_weights(kind):
 
 
 @pytest.mark.parametrize("decode", ["greedy", "beam", "labels"])
-def test_answers_are_those_of_each_adapter_alone(decode):
-    """Alone is a batch of one row again and again, so that there is one program."""
+def test_answers_equal_those_with_each_adapter_separately(decode):
+    """The separate batch repeats the same row, so that there is only one program."""
     model, lora = build(replace(GATED, num_layers=1, num_decoder_layers=1)), lora_of("gated")
     adapters = draw(model, lora)
     labels = np.array([[7, 1, 0], [9, 4, 1]], np.int32) if decode == "labels" else None
@@ -135,7 +135,7 @@ def test_answers_are_those_of_each_adapter_alone(decode):
         assert (found != base).any(axis=1).sum() > ROWS / 2
 
 
-def test_without_adapters_the_model_answers_as_it_is():
+def test_without_adapters_the_answers_are_those_of_the_base_model():
     graph, params = nnx.split(build(replace(GATED, num_layers=1, num_decoder_layers=1)))
     tokens, _ = make_batch(ROWS)
     answering = Answering("greedy", generation_max_length=5)
@@ -156,7 +156,7 @@ def test_dropout_needs_a_key():
     np.testing.assert_allclose(still, dry, atol=1e-5)
 
 
-def test_projections_of_one_x_drop_the_same_of_it():
+def test_projections_of_the_same_input_share_a_dropout_mask():
     model, lora = build(GATED), lora_of("gated")
     attach(model, draw(model, lora), lora, key=jax.random.key(0))
     sites = find_sites(model.config, lora.targets)
@@ -199,13 +199,13 @@ def test_targets_that_no_weight_has_are_an_error(kind, targets, message):
 
 
 @pytest.mark.parametrize("rank", [-1, 0, 17, 1000])
-def test_a_rank_that_is_no_low_rank_is_an_error(rank):
-    """GATED's narrowest side is its hidden one, 16."""
+def test_a_rank_out_of_range_is_an_error(rank):
+    """The smallest dimension of GATED's matrices is the hidden size, 16."""
     with pytest.raises(LampError, match=f"--rank {rank}: must be from 1 to 16"):
         adapter_shapes(build(GATED), Lora(rank))
 
 
-def test_the_widest_rank_that_fits_is_taken():
+def test_the_largest_valid_rank_is_accepted():
     assert adapter_shapes(build(GATED), Lora(16))["encoder.attention.query.down"] == (2, 16, 16)
 
 
@@ -231,7 +231,7 @@ def test_logits_agree_on_all_meshes(data, parts, sharding):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_adapters_lie_as_batches_and_weights_do():
+def test_adapters_are_sharded_like_batches_and_weights():
     with jax.set_mesh(make_mesh(4, 2)):
         model = build(GATED, rules=RULES["fsdp+tensor"])
         specs = adapter_specs(model, lora_of("gated"))
@@ -244,7 +244,7 @@ def test_adapters_lie_as_batches_and_weights_do():
 
 
 def test_a_store_of_the_largest_models_adapters_has_the_computed_size(tmp_path):
-    """FLAN-T5-XXL, rank 8, q, k and v: 14.16 million numbers a user."""
+    """FLAN-T5-XXL, rank 8, q, k and v: 14.16 million numbers per user."""
     lora = Lora()
     shapes = adapter_shapes(abstract_generator(SIZES["flan-t5-xxl"]), lora)
     numbers = sum(math.prod(shape) for shape in shapes.values())

@@ -18,7 +18,7 @@ RULES = Generation(min_new_tokens=1, no_repeat_ngram_size=2, forced_bos_token_id
 
 
 def without_and_on_a_mesh(function):
-    """What the function returns without a mesh, and on one of one device."""
+    """The function's results without a mesh, and on a mesh of one device."""
     alone = function()
     with jax.set_mesh(make_mesh(1, 1, devices=jax.devices()[:1])):
         return alone, function()
@@ -27,7 +27,7 @@ def without_and_on_a_mesh(function):
 @pytest.mark.parametrize("length", [2, 5])
 @pytest.mark.parametrize("generation", [DEFAULT_GENERATION, RULES], ids=["plain", "rules"])
 @pytest.mark.parametrize("decode", ["beam", "greedy"])
-def test_one_source_is_answered(decode, generation, length):
+def test_a_single_source_can_be_decoded(decode, generation, length):
     answering = Answering(decode, num_beams=2, generation_max_length=length)
 
     def answer():
@@ -39,7 +39,7 @@ def test_one_source_is_answered(decode, generation, length):
 
 
 @pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.slow), 3])
-def test_one_example_has_a_loss(length):
+def test_a_single_example_has_a_loss(length):
     target = np.arange(4, 4 + length, dtype=np.int32)[None]
 
     def loss():
@@ -51,7 +51,7 @@ def test_one_example_has_a_loss(length):
     np.testing.assert_allclose(found, alone, rtol=1e-6)
 
 
-def test_one_text_has_a_score():
+def test_a_single_text_has_a_score():
     def score():
         text = place_batch(test_longformer.TEXTS[:1])
         return jax.jit(lambda model: model.score(text))(test_longformer.build(first_token="global"))

@@ -54,7 +54,7 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_what_is_written_is_read(tmp_path, kind):
+def test_a_written_adapter_is_read_unchanged(tmp_path, kind):
     adapter, lora = draw(kind), replace(LORAS[kind], dropout=0.0)
     write_peft(tmp_path / "new", adapter, CONFIGS[kind], lora, base="some/base")
     form = read_form(tmp_path / "new", CONFIGS[kind])
@@ -63,13 +63,13 @@ def test_what_is_written_is_read(tmp_path, kind):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [CONFIG, WEIGHTS]
 
 
-def test_what_is_written_again_replaces_what_was_there(directory):
+def test_writing_again_replaces_the_old_adapter(directory):
     other = jax.tree.map(lambda values: values + 1, draw("gated"))
     write_peft(directory, other, GATED, LORAS["gated"], base="")
     assert_same(read_peft(directory, GATED, shapes_of("gated")), other)
 
 
-def test_tensors_are_named_and_laid_out_as_pefts(directory):
+def test_tensors_have_the_names_and_shapes_of_peft(directory):
     """lora_A [r, in], lora_B [out, r], one pair for each layer."""
     tensors, adapter = load_file(directory / WEIGHTS), draw("gated")
     assert {name: values.shape for name, values in tensors.items()} == tensor_shapes(GATED, shapes_of("gated"))
@@ -105,7 +105,7 @@ def read_gated(directory):
     return read_peft(directory, GATED, shapes_of("gated"))
 
 
-def test_all_that_does_not_fit_is_told_together(directory):
+def test_all_mismatches_are_reported_together(directory):
     def spoil(tensors):
         del tensors[QUERY.format("A")]
         tensors[QUERY.format("B")] = np.zeros((31, 2), np.float32)
@@ -159,7 +159,7 @@ def test_an_adapter_that_was_made_with_another_base_is_an_error(directory, start
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "Gaussian", "orthogonal", "eva", "mica"])
-def test_how_an_adapter_of_the_same_base_began_makes_no_difference(directory, start):
+def test_an_initialization_that_keeps_the_base_is_accepted(directory, start):
     change(directory, init_lora_weights=start)
     assert read_form(directory, GATED).rank == LORAS["gated"].rank
 
@@ -170,7 +170,7 @@ def test_other_kinds_of_adapters_are_an_error(directory):
         read_form(directory, GATED)
 
 
-# What peft 0.21.2 chooses of a gated T5's modules is asked of it below, where it is installed.
+# Where peft 0.21.2 is installed, a test below compares these with its choice of a gated T5's modules.
 CHOICES = {
     "regex": {"target_modules": r".*\.(q|v)"},
     "regex-decoder": {"target_modules": r"decoder\..*EncDecAttention\.(q|k)"},
@@ -209,7 +209,7 @@ CHOICES = {
     ],
 )
 def test_modules_are_chosen_by_names_and_patterns(directory, choice, count, targets):
-    """Of two layers of 1 + 2 attentions of four projections and 1 + 1 perceptrons of three."""
+    """The model has two layers with 1 + 2 attentions of four projections and 1 + 1 perceptrons of three."""
     assert (GATED.num_layers, GATED.num_decoder_layers) == (2, 2)
     change(directory, **CHOICES[choice])
     lora, additions = read_peft_form(directory, GATED)
@@ -242,14 +242,14 @@ def test_modules_are_chosen_by_names_and_patterns(directory, choice, count, targ
         ({"lora_dropout": "0.1"}, "not a complete configuration .*lora_dropout '0.1'"),
     ],
 )
-def test_a_configuration_that_cannot_be_followed_is_a_named_error(directory, values, message):
+def test_an_unsupported_configuration_is_a_named_error(directory, values, message):
     change(directory, **values)
     with pytest.raises(LampError, match=f"{CONFIG}: {message}") as caught:
         read_form(directory, GATED)
     assert str(directory) in str(caught.value)
 
 
-def draw_theirs(torch, model):
+def draw_adapter_of_peft(torch, model):
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, values in model.named_parameters():
@@ -258,18 +258,18 @@ def draw_theirs(torch, model):
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls transformers in this way
 @pytest.mark.parametrize("choice", CHOICES)
-def test_pefts_choice_of_modules_is_ours(tmp_path, choice):
+def test_modules_are_those_chosen_by_peft(tmp_path, choice):
     """The same modules as peft, and the same logits, whether the file has peft's resolved names or the user's."""
     torch, peft, base = open_theirs(tmp_path, "gated")
-    before = theirs(torch, base)
+    before = logits_of_peft(torch, base)
     settings = {"r": 2, "lora_alpha": 12, "lora_dropout": 0.25} | CHOICES[choice]
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", **settings))
-    draw_theirs(torch, model)
+    draw_adapter_of_peft(torch, model)
     model.save_pretrained(tmp_path / "theirs")
     modules = {name.removeprefix("base_model.model.") for name, one in model.named_modules() if hasattr(one, "lora_A")}
-    expected = theirs(torch, model)
+    expected = logits_of_peft(torch, model)
     assert np.abs(expected - before).max() > 0.03
     read = []
     for rewritten in ({}, CHOICES[choice]):
@@ -283,7 +283,7 @@ def test_pefts_choice_of_modules_is_ours(tmp_path, choice):
     np.testing.assert_allclose(logits_of("gated", adapter, form), expected, atol=1e-4)
 
 
-def test_a_pytorch_file_is_read_where_torch_is(directory):
+def test_a_pytorch_file_is_read_if_torch_is_installed(directory):
     torch = pytest.importorskip("torch")
     adapter = read_gated(directory)
     tensors = {name: torch.tensor(values) for name, values in load_file(directory / WEIGHTS).items()}
@@ -323,7 +323,7 @@ def test_a_pointer_of_git_lfs_is_named(directory):
         read_gated(directory)
 
 
-def test_whole_numbers_are_no_weights(directory):
+def test_integer_weights_are_an_error(directory):
     def spoil(tensors):
         tensors[QUERY.format("B")] = tensors[QUERY.format("B")].astype(np.int8)
 
@@ -389,20 +389,20 @@ def name_no_rank(directory):
         (name_no_rank, f"{CONFIG}: not a complete configuration"),
     ],
 )
-def test_a_directory_that_is_no_adapter_is_a_named_error(directory, spoil, message):
+def test_a_directory_without_an_adapter_is_a_named_error(directory, spoil, message):
     spoil(directory)
     with pytest.raises(LampError, match=message) as caught:
         read_both(directory)
     assert str(directory) in str(caught.value)
 
 
-def test_a_directory_that_is_not_there_is_a_named_error(tmp_path):
+def test_a_missing_directory_is_a_named_error(tmp_path):
     with pytest.raises(LampError, match=f"has no {CONFIG}"):
         read_form(tmp_path / "missing", GATED)
 
 
 def logits_of(kind, adapter, lora):
-    """What the model says with one adapter for all rows."""
+    """The model's logits with the same adapter for all rows."""
     tokens, labels = make_batch()
     graph, params = nnx.split(build(CONFIGS[kind]))
 
@@ -414,7 +414,7 @@ def logits_of(kind, adapter, lora):
     return np.asarray(run(params, {name: np.stack([values] * len(tokens)) for name, values in adapter.items()}))
 
 
-def theirs(torch, model):
+def logits_of_peft(torch, model):
     tokens, labels = make_batch()
     mask, target = torch.tensor(tokens != 0).long(), torch.tensor(np.asarray(decoder_inputs(labels, TIED)))
     with torch.no_grad():
@@ -424,8 +424,8 @@ def theirs(torch, model):
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
-def test_pefts_adapter_says_the_same_here(tmp_path, kind):
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls transformers in this way
+def test_an_adapter_of_peft_gives_the_same_logits_here(tmp_path, kind):
     torch, peft, base = open_theirs(tmp_path, kind)
     lora = LORAS[kind]
     config = peft.LoraConfig(
@@ -435,7 +435,7 @@ def test_pefts_adapter_says_the_same_here(tmp_path, kind):
         target_modules=list(lora.targets),
         lora_dropout=0.25,
     )
-    before = theirs(torch, base)
+    before = logits_of_peft(torch, base)
     model = peft.get_peft_model(base, config)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -446,21 +446,21 @@ def test_pefts_adapter_says_the_same_here(tmp_path, kind):
     form = read_form(tmp_path / "theirs", CONFIGS[kind])
     assert (form.rank, form.alpha, sorted(form.targets)) == (lora.rank, lora.alpha, sorted(lora.targets))
     adapter = read_peft(tmp_path / "theirs", CONFIGS[kind], shapes_of(kind, form))
-    expected = theirs(torch, model)
+    expected = logits_of_peft(torch, model)
     assert np.abs(expected - before).max() > 0.1
     np.testing.assert_allclose(logits_of(kind, adapter, form), expected, atol=1e-4)
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls transformers in this way
 @pytest.mark.filterwarnings("ignore:.*changes the base weights of the model:UserWarning")
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_an_adapter_of_another_base_says_the_same_here_once_peft_has_converted_it(tmp_path, kind, start):
+def test_an_adapter_that_changes_the_base_gives_the_same_logits_once_peft_has_converted_it(tmp_path, kind, start):
     torch, peft, base = open_theirs(tmp_path, kind)
     targets = list(LORAS[kind].targets)
     config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=targets, init_lora_weights=start)
     model = peft.get_peft_model(base, config)
-    model.peft_config["default"].init_lora_weights = True  # as peft says that it is done
+    model.peft_config["default"].init_lora_weights = True  # as peft's documentation recommends
     model.save_pretrained(tmp_path / "before")
     model.peft_config["default"].init_lora_weights = start
     with torch.no_grad():
@@ -473,16 +473,16 @@ def test_an_adapter_of_another_base_says_the_same_here_once_peft_has_converted_i
     model.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
     form = read_form(tmp_path / "converted", CONFIGS[kind])
     adapter = read_peft(tmp_path / "converted", CONFIGS[kind], shapes_of(kind, form))
-    np.testing.assert_allclose(logits_of(kind, adapter, form), theirs(torch, model), atol=1e-4)
+    np.testing.assert_allclose(logits_of(kind, adapter, form), logits_of_peft(torch, model), atol=1e-4)
 
 
 @pytest.mark.parity
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks transformers so
-def test_our_adapter_says_the_same_there(tmp_path, kind):
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft calls transformers in this way
+def test_our_adapter_gives_the_same_logits_in_peft(tmp_path, kind):
     torch, peft, base = open_theirs(tmp_path, kind)
-    adapter, before = draw(kind), theirs(torch, base)
+    adapter, before = draw(kind), logits_of_peft(torch, base)
     write_peft(tmp_path / "ours", adapter, CONFIGS[kind], LORAS[kind], base=str(tmp_path))
-    found = theirs(torch, peft.PeftModel.from_pretrained(base, tmp_path / "ours"))
+    found = logits_of_peft(torch, peft.PeftModel.from_pretrained(base, tmp_path / "ours"))
     assert np.abs(found - before).max() > 0.1
     np.testing.assert_allclose(found, logits_of(kind, adapter, LORAS[kind]), atol=1e-4)
 

@@ -21,8 +21,8 @@ DEFINITIONS = {
 MODES = [*DEFINITIONS, "weightedmean"]
 
 
-def define(rows, mode, skip=0):
-    """Of a text's hidden states [S, D]; weights by position count what is skipped."""
+def pool_by_definition(rows, mode, skip=0):
+    """Pooled vector of a text's hidden states [S, D]; weights by position count skipped tokens too."""
     rows = rows.astype(np.float64)
     if mode != "weightedmean":
         return DEFINITIONS[mode](rows[skip:])
@@ -31,22 +31,24 @@ def define(rows, mode, skip=0):
 
 
 def draw():
-    """Hidden states [8, 7, 6], and which are those of a text."""
+    """Hidden states [8, 7, 6], and the mask of those that belong to a text."""
     hidden = np.random.default_rng(0).standard_normal((8, 7, 6)).astype(np.float32)
     return hidden, np.arange(7) < np.array(LENGTHS)[:, None]
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_vector_is_the_modes_by_its_definition(mode):
+def test_a_vector_equals_the_definition_of_its_mode(mode):
     hidden, counted = draw()
-    expected = [define(hidden[row, :length], mode) for row, length in enumerate(LENGTHS)]
+    expected = [pool_by_definition(hidden[row, :length], mode) for row, length in enumerate(LENGTHS)]
     np.testing.assert_allclose(pool(hidden, counted, [mode]), expected, atol=1e-6)
 
 
 def test_several_modes_are_concatenated_in_their_order():
     hidden, counted = draw()
     modes = ("max", "cls", "mean")
-    expected = [np.concatenate([define(hidden[row, :n], mode) for mode in modes]) for row, n in enumerate(LENGTHS)]
+    expected = [
+        np.concatenate([pool_by_definition(hidden[row, :n], mode) for mode in modes]) for row, n in enumerate(LENGTHS)
+    ]
     np.testing.assert_allclose(pool(hidden, counted, modes), expected, atol=1e-6)
 
 
@@ -66,7 +68,7 @@ def test_a_row_without_tokens_gives_zeros_and_finite_gradients(mode):
 
 
 @pytest.mark.parametrize("mode", ["cls", "lasttoken"])
-def test_one_tokens_pooling_has_that_tokens_gradient_alone(mode):
+def test_pooling_of_one_token_has_a_gradient_for_that_token_only(mode):
     hidden, counted = draw()
     slopes = np.asarray(jax.grad(lambda hidden: jnp.sum(pool(hidden, counted, [mode])))(hidden))
     place = 0 if mode == "cls" else np.array(LENGTHS) - 1
@@ -89,13 +91,13 @@ def make_texts():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_tokens_that_are_skipped_do_not_count_but_are_read(mode):
+def test_skipped_tokens_are_encoded_but_not_pooled(mode):
     tokens = make_texts()
     model = build_bert()
     skip = np.array([3, 0, 1, 2, 1, 0, 2, 5])
     hidden = np.asarray(jax.jit(lambda model: model(tokens))(model))
     found = jax.jit(lambda model: model.embed(tokens, pooling=[mode], skip=jnp.asarray(skip)))(model)
-    expected = [define(hidden[row, :length], mode, skip[row]) for row, length in enumerate(LENGTHS)]
+    expected = [pool_by_definition(hidden[row, :length], mode, skip[row]) for row, length in enumerate(LENGTHS)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     alone = jax.jit(lambda model: model.embed(tokens, pooling=[mode], normalize=True))(model)
     np.testing.assert_allclose(np.linalg.norm(alone, axis=-1), 1, atol=1e-5)

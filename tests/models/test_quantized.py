@@ -33,7 +33,7 @@ STORAGES = ("int8", "bfloat16")
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def saved(request, tmp_path_factory):
-    """The config of a T5, and the directory where it lies."""
+    """The config of a T5, and the directory of the saved model."""
     directory = tmp_path_factory.mktemp(request.param)
     save_generator(build(CONFIGS[request.param]), directory)
     return CONFIGS[request.param], directory
@@ -53,18 +53,18 @@ WEIGHTS = arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-(2.0**100), 2.0**
 
 
 @given(WEIGHTS, st.integers(1, 2))
-def test_a_weight_is_off_by_half_a_step_at_most(weights, inputs):
+def test_the_error_of_a_weight_is_at_most_half_a_step(weights, inputs):
     steps, scale = quantize(weights, inputs=inputs)
     assert (steps.dtype, scale.dtype) == (np.int8, np.float32)
     assert scale.shape == (2, *weights.shape[1 + inputs :])
     wide = np.expand_dims(scale, tuple(range(1, 1 + inputs))).astype(np.float64)
-    # Beyond the half there is float32's rounding of the quotient and the scale: of at most 127 steps.
+    # The margin above one half is float32's rounding of the quotient and the scale, of at most 127 steps.
     allowed = 0.5 * wide * (1 + 2 * 127 * np.finfo(np.float32).eps) + np.finfo(np.float32).tiny
     assert (np.abs(steps * wide - weights) <= allowed).all()
 
 
 @pytest.mark.parametrize("size", [1.75e-38, 1e-40, 1e-43, 1e-45, 0])
-def test_the_smallest_weights_are_not_lost(size):
+def test_the_smallest_weights_are_represented(size):
     weights = np.full((2, 3, 4), size, np.float32)
     steps, scale = quantize(weights, inputs=1)
     assert np.abs(steps * scale[:, None].astype(np.float64) - weights).max() <= max(0.01 * size, 1e-43)
@@ -84,10 +84,11 @@ def test_an_output_without_weights_stays_zero():
 
 
 @pytest.mark.parametrize(("storage", "bound"), [("int8", 0.03), ("bfloat16", 0.01)])
-def test_what_is_stored_small_says_nearly_the_same(saved, storage, bound):
-    """By some percent: weights are off by up to 1/254 of their output's largest, or 1/512 of themselves.
+def test_quantized_models_give_nearly_the_same_logits(saved, storage, bound):
+    """The difference is a few percent.
 
-    Each product is off by about as much of its size, and a logit stands behind some tens of them.
+    Errors of weights are up to 1/254 of their output's largest weight (int8), or 1/512 of the weight (bfloat16). Each
+    product has about the same relative error, and a logit is computed by some tens of products.
     """
     _, directory = saved
     expected = logits_of(load_generator(directory))
@@ -97,7 +98,7 @@ def test_what_is_stored_small_says_nearly_the_same(saved, storage, bound):
 
 
 def dequantized(config, directory) -> T5:
-    """The T5 with float32 matrices that are what those in 8 bits stand for, and embeddings as in bfloat16."""
+    """The T5 with dequantized 8-bit matrices in float32, and embeddings rounded to bfloat16."""
     model = load_generator(directory)
     for place in {place.path: place for place in t5_places(config).values()}.values():
         *parents, last = place.path
@@ -112,12 +113,12 @@ def dequantized(config, directory) -> T5:
     return model
 
 
-def test_the_model_is_that_of_the_dequantized_matrices(saved):
+def test_a_quantized_model_equals_the_model_with_dequantized_matrices(saved):
     found, expected = logits_of(load_generator(saved[1], storage="int8")), logits_of(dequantized(*saved))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_adapters_are_additions_to_small_matrices_too(saved):
+def test_adapters_are_additions_to_quantized_matrices_too(saved):
     config, _ = saved
     lora = Lora(rank=2, alpha=4.0, targets=("q", "o", "wo"))
     rng = np.random.default_rng(0)
@@ -141,7 +142,7 @@ def test_adapters_are_additions_to_small_matrices_too(saved):
     [pytest.param("fsdp", marks=pytest.mark.slow), pytest.param("tensor", marks=pytest.mark.slow), "fsdp+tensor"],
 )
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_mesh_says_the_same_as_one_device(tmp_path, storage, sharding):
+def test_outputs_on_a_mesh_equal_those_of_one_device(tmp_path, storage, sharding):
     save_generator(build(replace(GATED, num_layers=1, num_decoder_layers=1)), tmp_path)
     expected = logits_of(load_generator(tmp_path, storage=storage))
     with jax.set_mesh(make_mesh(4, 2)):
@@ -149,7 +150,7 @@ def test_a_mesh_says_the_same_as_one_device(tmp_path, storage, sharding):
         np.testing.assert_allclose(logits_of(model), expected, atol=1e-5)
 
 
-def test_what_is_stored_small_lies_as_the_rules_say(tmp_path):
+def test_quantized_matrices_are_sharded_by_the_rules(tmp_path):
     save_generator(build(GATED), tmp_path)
     with jax.set_mesh(make_mesh(4, 2)):
         model = load_generator(tmp_path, storage="int8", rules=RULES["fsdp+tensor"])
@@ -162,7 +163,7 @@ def test_what_is_stored_small_lies_as_the_rules_say(tmp_path):
 
 
 @pytest.mark.parametrize("storage", ["float32", *STORAGES])
-def test_types_in_memory_are_those_asked_for(saved, storage):
+def test_types_in_memory_are_those_of_the_storage(saved, storage):
     config, directory = saved
     found = types_of(load_generator(directory, storage=storage))
     assert found == types_of(abstract_generator(config, storage=storage))
@@ -188,7 +189,7 @@ def test_no_float32_copy_of_a_matrix_is_kept(saved):
     assert model.encoder.attention.query.shape == load_generator(saved[1]).encoder.attention.query.shape
 
 
-def test_layers_that_are_read_one_by_one_are_those_of_a_whole_weight(saved):
+def test_layers_quantized_one_by_one_equal_those_of_the_stacked_weight(saved):
     config, directory = saved
     wide, small = load_generator(directory), load_generator(directory, storage="int8")
     for place in t5_places(config).values():
@@ -199,7 +200,7 @@ def test_layers_that_are_read_one_by_one_are_those_of_a_whole_weight(saved):
             np.testing.assert_array_equal(found.scale[...], scale)
 
 
-def test_no_weight_is_a_float32_of_all_its_layers_on_the_way_to_8_bits(tmp_path):
+def test_loading_8_bit_weights_never_holds_a_float32_array_of_all_layers(tmp_path):
     config = replace(GATED, num_layers=32, num_decoder_layers=1, d_ff=4096)
     save_generator(build(config), tmp_path)
     abstract = abstract_generator(config, storage="int8")
@@ -223,7 +224,7 @@ def split_file(directory):
     (directory / "model.safetensors").unlink()
 
 
-def test_the_fingerprint_is_that_of_the_weights_not_of_their_files(tmp_path):
+def test_the_fingerprint_depends_on_the_weights_and_not_on_their_files(tmp_path):
     save_generator(build(GATED), tmp_path)
     whole = fingerprint_generator(tmp_path)
     assert whole == fingerprint_generator(tmp_path)
@@ -232,8 +233,8 @@ def test_the_fingerprint_is_that_of_the_weights_not_of_their_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["decoder.block.1.layer.2.DenseReluDense.wo.weight", "shared.weight"])
-def test_the_fingerprint_of_a_trained_model_is_another(tmp_path, name):
-    """One matrix is enough, as training changes it: everywhere."""
+def test_the_fingerprint_changes_when_a_matrix_is_trained(tmp_path, name):
+    """A change of all elements of a single matrix, as in training, is enough."""
     save_generator(build(GATED), tmp_path)
     before = fingerprint_generator(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -244,7 +245,7 @@ def test_the_fingerprint_of_a_trained_model_is_another(tmp_path, name):
 
 
 def test_models_of_other_sizes_have_other_fingerprints(tmp_path):
-    """Also where all weights that both have are equal."""
+    """Also if all weights that both models have are equal."""
     save_generator(build(GATED), tmp_path)
     before = fingerprint_generator(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

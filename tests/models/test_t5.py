@@ -48,7 +48,7 @@ def test_cached_decoding_equals_full_decoding(config):
     np.testing.assert_allclose(at_once, full, atol=1e-5)
 
 
-def test_what_the_mask_hides_changes_nothing():
+def test_masked_tokens_change_nothing():
     model = build(GATED)
     tokens, labels = make_batch()
     mask = tokens != 0
@@ -74,7 +74,7 @@ KEY = jax.random.key(3)
 
 @functools.cache
 def loss_and_gradients(**options):
-    """With dropout, so that what is claimed of both is claimed of its masks too."""
+    """Loss and gradients with dropout, so that dropout masks are compared too."""
     model = build(GATED, **options)
     return jax.device_get(jax.jit(jax.value_and_grad(mean_loss))(model, *make_batch(), KEY))
 
@@ -85,7 +85,7 @@ def check_gradients(gradients):
 
 
 @pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots", "attention": "rows"}], ids=str)
-def test_options_of_memory_and_speed_change_no_gradient(options):
+def test_remat_and_attention_options_change_no_gradient(options):
     loss, gradients = loss_and_gradients(**options)
     np.testing.assert_allclose(loss, loss_and_gradients()[0], rtol=1e-6)
     check_gradients(gradients)
@@ -149,7 +149,7 @@ def test_initial_parameters_do_not_depend_on_the_mesh():
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_parameters_lie_as_the_rules_say():
+def test_parameters_are_sharded_by_the_rules():
     with jax.set_mesh(make_mesh(4, 2)):
         model = build(GATED, rules=FSDP_AND_TENSOR_PARALLEL)
     assert model.embedding[...].sharding.spec == P("model", "data")
@@ -203,7 +203,7 @@ def test_old_configs_without_the_newer_names_are_v1_0():
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_newer_configs_say_in_another_place_whether_the_output_is_scaled(scaled):
+def test_scale_decoder_outputs_of_newer_configs_is_read(scaled):
     values = {"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": scaled}
     config = T5Config.from_hf(values, source="config.json")
     assert (config.tie_word_embeddings, config.scales_outputs) == (True, scaled)
@@ -218,6 +218,6 @@ def test_newer_configs_say_in_another_place_whether_the_output_is_scaled(scaled)
         ({"model_type": "t5", "pad_token_id": [1, 2]}, r"pad_token_id \[1, 2\]"),
     ],
 )
-def test_what_is_not_supported_is_a_named_error(values, message):
+def test_unsupported_values_are_a_named_error(values, message):
     with pytest.raises(LampError, match=rf"dir/config\.json: .*{message}"):
         T5Config.from_hf(values, source="dir/config.json")

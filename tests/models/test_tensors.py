@@ -82,7 +82,7 @@ def test_a_weight_that_is_not_finite_is_an_error_that_names_the_tensor(kind, dir
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
-def test_quantized_and_sharded_weights_are_checked_alike(tmp_path, storage):
+def test_quantized_and_sharded_weights_are_checked_too(tmp_path, storage):
     save_generator(build(GATED), tmp_path)
     tensors = weights_of(tmp_path)
     tensors[A_MATRIX["t5"]][3, 2] = np.nan
@@ -97,7 +97,7 @@ def test_quantized_and_sharded_weights_are_checked_alike(tmp_path, storage):
         load_generator(tmp_path, storage=storage)
 
 
-def test_what_the_fingerprint_reads_is_checked_too(tmp_path):
+def test_weights_read_for_the_fingerprint_are_checked_too(tmp_path):
     save_generator(build(GATED), tmp_path)
     tensors = weights_of(tmp_path)
     tensors["shared.weight"][0] = np.nan
@@ -116,7 +116,7 @@ def test_large_finite_values_are_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
-def test_a_weight_of_whole_numbers_is_an_error(kind, directory, dtype):
+def test_an_integer_weight_is_an_error(kind, directory, dtype):
     tensors = weights_of(directory)
     tensors[A_MATRIX[kind]] = np.ones(tensors[A_MATRIX[kind]].shape, dtype)
     rewrite(directory, tensors)
@@ -137,7 +137,7 @@ def test_a_cut_off_file_of_weights_is_an_error(kind, directory, left):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "3", "{", '{"a": ' * 100_000, "\ufffe"])
-def test_a_config_that_is_no_object_is_an_error(kind, directory, content):
+def test_a_config_that_is_not_an_object_is_an_error(kind, directory, content):
     (directory / "config.json").write_text(content, encoding="utf-16" if content == "\ufffe" else "utf-8")
     refuse(kind, directory, r"config\.json: (invalid JSON|contains a)")
 
@@ -168,34 +168,34 @@ def test_an_index_without_its_map_is_an_error(kind, directory, content):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", POINTER.decode()])
-def test_an_index_that_is_no_object_is_an_error(kind, directory, content):
+def test_an_index_that_is_not_an_object_is_an_error(kind, directory, content):
     shard(directory)
     (directory / "model.safetensors.index.json").write_text(content)
     refuse(kind, directory, r"model\.safetensors\.index\.json: (invalid JSON|contains a|a git-lfs pointer)")
 
 
 @pytest.mark.parametrize("name", ["../model-0.safetensors", "/tmp/model-0.safetensors", "", "..", "a/b", "."])
-def test_a_shard_beyond_the_directory_is_an_error(kind, directory, name):
+def test_a_shard_outside_the_directory_is_an_error(kind, directory, name):
     names = shard(directory)
     write_index(directory, {"weight_map": {**names, A_MATRIX[kind]: name}})
     refuse(kind, directory, r"index\.json: refers to .*, which is not a file in its directory")
 
 
-def test_a_shard_that_is_not_there_is_an_error(kind, directory):
+def test_a_missing_shard_is_an_error(kind, directory):
     names = shard(directory)
     write_index(directory, {"weight_map": names})
     (directory / "model-1.safetensors").unlink()
     refuse(kind, directory, r"model-1\.safetensors: listed in model\.safetensors\.index\.json but missing")
 
 
-def test_a_shard_without_a_tensor_that_the_index_gives_it_is_an_error(kind, directory):
+def test_a_shard_without_a_tensor_of_the_index_is_an_error(kind, directory):
     names = shard(directory)
     other = {"model-0.safetensors": "model-1.safetensors", "model-1.safetensors": "model-0.safetensors"}
     write_index(directory, {"weight_map": {**names, A_MATRIX[kind]: other[names[A_MATRIX[kind]]]}})
     refuse(kind, directory, f"lists {A_MATRIX[kind]} in model-.*, which lacks it")
 
 
-def test_of_two_shards_with_a_tensor_the_index_chooses(tmp_path):
+def test_the_index_chooses_between_two_shards_with_the_same_tensor(tmp_path):
     save_generator(build(TIED), tmp_path)
     names = shard(tmp_path)
     write_index(tmp_path, {"weight_map": names})
@@ -207,7 +207,7 @@ def test_of_two_shards_with_a_tensor_the_index_chooses(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model, build(TIED))
 
 
-def test_many_mismatches_are_counted_and_the_first_listed(tmp_path):
+def test_many_mismatches_are_counted_and_the_first_are_listed(tmp_path):
     save_generator(build(GATED), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_layers": 1000}))
@@ -273,7 +273,7 @@ def test_a_pytorch_weight_that_is_not_finite_or_no_float_is_an_error(tmp_path):
         load_generator(tmp_path)
 
 
-def test_only_where_torch_is_missing_one_is_sent_to_install_it(tmp_path, monkeypatch):
+def test_installing_torch_is_recommended_only_where_it_is_missing(tmp_path, monkeypatch):
     save_generator(build(GATED), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "training_args.bin").write_bytes(b"x")

@@ -40,7 +40,7 @@ def kind(request):
 
 
 def directory_of(kind: str, directory, *, version: int = 5):
-    """A model with random weights, its files as this version of transformers writes them."""
+    """Saves a model with random weights in the files of this version of transformers."""
     tied, scaled = KINDS[kind]
     save_generator(build(GATED), directory)
     random = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def directory_of(kind: str, directory, *, version: int = 5):
         del tensors["lm_head.weight"]
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     values = json.loads((directory / "config.json").read_text())
-    if version == 4:  # which has no other two
+    if version == 4:  # which supports only two combinations
         assert tied == scaled
         del values["scale_decoder_outputs"]
         values["tie_word_embeddings"] = tied
@@ -75,25 +75,25 @@ def logits_of(model):
     )
 
 
-def form_of(config):
+def tying_of(config):
     return config.tie_word_embeddings, config.scales_outputs
 
 
-def test_each_combination_is_read_as_transformers_5_writes_it(tmp_path, kind):
+def test_each_combination_written_by_transformers_5_is_read(tmp_path, kind):
     model = load_generator(directory_of(kind, tmp_path))
-    assert form_of(model.config) == form_of(read_generator_config(tmp_path)) == KINDS[kind]
+    assert tying_of(model.config) == tying_of(read_generator_config(tmp_path)) == KINDS[kind]
     assert (model.head is None) == KINDS[kind][0]
     np.testing.assert_allclose(logits_of(model)[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["tied, scaled", "untied, unscaled"])
-def test_both_that_transformers_4_knows_are_read_as_it_writes_them(tmp_path, kind):
+def test_both_combinations_written_by_transformers_4_are_read(tmp_path, kind):
     model = load_generator(directory_of(kind, tmp_path, version=4))
-    assert form_of(model.config) == KINDS[kind]
+    assert tying_of(model.config) == KINDS[kind]
     np.testing.assert_allclose(logits_of(model)[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
 
 
-def test_each_combination_is_written_and_read_again(tmp_path, kind):
+def test_each_combination_round_trips(tmp_path, kind):
     model = load_generator(directory_of(kind, tmp_path / "one"))
     save_generator(model, tmp_path / "other")
     again = load_generator(tmp_path / "other")
@@ -103,15 +103,15 @@ def test_each_combination_is_written_and_read_again(tmp_path, kind):
     assert fingerprint_generator(tmp_path / "other") == fingerprint_generator(tmp_path / "one")
 
 
-def test_storage_and_adapters_follow(tmp_path, kind):
+def test_storage_and_adapters_have_the_same_tying(tmp_path, kind):
     directory = directory_of(kind, tmp_path)
     wide, small = load_generator(directory), load_generator(directory, storage="bfloat16")
-    assert form_of(small.config) == KINDS[kind]
+    assert tying_of(small.config) == KINDS[kind]
     np.testing.assert_allclose(logits_of(small), logits_of(wide), atol=0.15 * np.abs(logits_of(wide)).max())
     assert adapter_shapes(abstract_generator(read_generator_config(directory)), Lora()) == adapter_shapes(wide, Lora())
 
 
-def test_the_head_of_a_copy_of_the_embedding_is_tied(tmp_path):
+def test_a_head_that_equals_the_embedding_is_tied(tmp_path):
     directory = directory_of("tied, unscaled", tmp_path)
     expected = logits_of(load_generator(directory))
     change_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["shared.weight"].copy()}))
@@ -120,7 +120,7 @@ def test_the_head_of_a_copy_of_the_embedding_is_tied(tmp_path):
     np.testing.assert_array_equal(logits_of(model), expected)
 
 
-def test_a_head_that_differs_late_is_no_copy(tmp_path):
+def test_a_head_that_differs_in_the_last_element_is_not_tied(tmp_path):
     directory = directory_of("tied, unscaled", tmp_path)
 
     def add_head(tensors):
@@ -128,22 +128,22 @@ def test_a_head_that_differs_late_is_no_copy(tmp_path):
         tensors["lm_head.weight"][-1, -1] += 1
 
     change_tensors(directory, add_head)
-    assert form_of(load_generator(directory).config) == (False, False)
+    assert tying_of(load_generator(directory).config) == (False, False)
 
 
 @pytest.mark.parametrize("kind", ["tied, scaled", "tied, unscaled"])
-def test_a_matrix_that_is_stored_as_the_head_alone_is_both(tmp_path, kind):
+def test_a_matrix_stored_only_as_the_head_is_also_the_embedding(tmp_path, kind):
     directory = directory_of(kind, tmp_path)
     before = fingerprint_generator(directory)
     change_tensors(directory, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("shared.weight")}))
     model = load_generator(directory)
-    assert form_of(model.config) == form_of(read_generator_config(directory)) == KINDS[kind]
+    assert tying_of(model.config) == tying_of(read_generator_config(directory)) == KINDS[kind]
     np.testing.assert_allclose(logits_of(model)[0, 0, :4], FACTS[kind], rtol=1e-4, atol=1e-4)
     assert fingerprint_generator(directory) == before
 
 
 @pytest.mark.parametrize("missing", ["lm_head.weight", "shared.weight"])
-def test_a_config_that_says_untied_wants_both_matrices(tmp_path, missing):
+def test_an_untied_config_requires_both_matrices(tmp_path, missing):
     directory = directory_of("untied, unscaled", tmp_path, version=4)
     change_tensors(directory, lambda tensors: tensors.pop(missing))
     with pytest.raises(LampError, match=f"missing: {missing}"):
@@ -152,7 +152,7 @@ def test_a_config_that_says_untied_wants_both_matrices(tmp_path, missing):
         fingerprint_generator(directory)
 
 
-def test_an_embedding_unlike_its_copy_is_an_error(tmp_path):
+def test_an_embedding_that_differs_from_its_copy_is_an_error(tmp_path):
     directory = directory_of("tied, scaled", tmp_path)
 
     def add_copy(tensors):
@@ -163,16 +163,16 @@ def test_an_embedding_unlike_its_copy_is_an_error(tmp_path):
         load_generator(directory)
 
 
-def test_equal_configurations_are_written_alike():
+def test_equivalent_configurations_are_equal():
     tied = replace(GATED, tie_word_embeddings=True, scale_decoder_outputs=True)
     assert tied == replace(GATED, tie_word_embeddings=True)
     assert replace(tied, scale_decoder_outputs=False) != tied
-    assert form_of(replace(GATED, tie_word_embeddings=True, scale_decoder_outputs=False)) == (True, False)
+    assert tying_of(replace(GATED, tie_word_embeddings=True, scale_decoder_outputs=False)) == (True, False)
 
 
 @pytest.mark.parity
-def test_transformers_says_the_same_before_and_after(tmp_path, kind):
-    """Theirs, saved by them, loaded and saved by us, loaded by them; its facts are those above."""
+def test_transformers_gives_the_same_logits_before_and_after(tmp_path, kind):
+    """A model of transformers is saved by it, loaded and saved by lamp, and loaded by it; it has the logits above."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     tokens, labels = make_batch()
@@ -199,7 +199,7 @@ def test_transformers_says_the_same_before_and_after(tmp_path, kind):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_transformers_makes_anew_is_read(tmp_path, tied):
+def test_a_new_model_of_transformers_is_read(tmp_path, tied):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

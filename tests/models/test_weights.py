@@ -47,11 +47,11 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_what_is_saved_is_loaded(directory, config):
+def test_a_saved_model_is_loaded_unchanged(directory, config):
     assert_same(load_generator(directory), build(config))
 
 
-def test_every_parameter_has_one_place(config):
+def test_every_parameter_is_mapped_to_hf_tensors_exactly_once(config):
     model = build(config)
     places = t5_places(config)
     assert sum(tensor.size for tensor in hf_tensors(model, places).values()) == sum(
@@ -191,7 +191,7 @@ def cut_weights(directory):
         (cut_weights, "model.safetensors: not a complete safetensors file .*again"),
     ],
 )
-def test_a_directory_that_is_no_model_is_a_named_error(tmp_path, monkeypatch, spoil, message):
+def test_a_directory_without_a_model_is_a_named_error(tmp_path, monkeypatch, spoil, message):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # a machine without torch
     save_generator(build(GATED), tmp_path)
     spoil(tmp_path)
@@ -200,7 +200,7 @@ def test_a_directory_that_is_no_model_is_a_named_error(tmp_path, monkeypatch, sp
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_pytorch_file_is_read_where_torch_is(tmp_path):
+def test_a_pytorch_file_is_read_if_torch_is_installed(tmp_path):
     torch = pytest.importorskip("torch")
     save_generator(build(GATED), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -213,7 +213,7 @@ def test_a_pytorch_file_is_read_where_torch_is(tmp_path):
         load_generator(tmp_path)
 
 
-def test_a_hub_model_without_safetensors_is_asked_for_its_pytorch_file(tmp_path, monkeypatch):
+def test_the_pytorch_file_of_a_hub_model_without_safetensors_is_downloaded(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     save_generator(build(GATED), tmp_path)
     leave_torch_weights(tmp_path)
@@ -227,7 +227,7 @@ def test_a_hub_model_without_safetensors_is_asked_for_its_pytorch_file(tmp_path,
     assert asked == [False, True]
 
 
-def test_a_hub_name_is_loaded_from_the_hubs_copy(tmp_path, monkeypatch):
+def test_a_hub_name_is_loaded_from_its_snapshot(tmp_path, monkeypatch):
     save_generator(build(GATED), tmp_path)
     asked = []
     monkeypatch.setattr(
@@ -237,7 +237,7 @@ def test_a_hub_name_is_loaded_from_the_hubs_copy(tmp_path, monkeypatch):
     assert asked == ["google/flan-t5-base"]
 
 
-def test_a_name_that_nobody_knows_is_a_named_error(monkeypatch):
+def test_an_unknown_name_is_a_named_error(monkeypatch):
     def refuse(name, **_):
         raise LocalEntryNotFoundError("offline")
 
@@ -246,7 +246,7 @@ def test_a_name_that_nobody_knows_is_a_named_error(monkeypatch):
         load_generator("runs/missing")
 
 
-def test_a_path_that_is_no_name_is_a_named_error():
+def test_a_missing_path_is_a_named_error():
     with pytest.raises(LampError, match="/no/such/directory: neither a directory"):
         load_generator("/no/such/directory")
 
@@ -265,7 +265,7 @@ def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parity
-def test_transformers_loads_what_is_saved_and_says_the_same(directory, config):
+def test_transformers_loads_a_saved_model_with_the_same_outputs(directory, config):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     theirs, report = transformers.T5ForConditionalGeneration.from_pretrained(directory, output_loading_info=True)

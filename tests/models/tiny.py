@@ -46,20 +46,20 @@ BERT = BertConfig(
 
 @functools.cache
 def _draw(config: T5Config) -> nnx.State:
-    # In host memory: what is cached must not lie on the mesh of the test that came first.
+    # In host memory: cached values must not be on the mesh of the first test that used them.
     return jax.device_get(nnx.state(T5(config, rngs=nnx.Rngs(0))))
 
 
 @functools.cache
 def _draw_bert(config: BertConfig) -> nnx.State:
-    # Biases and norms too: what is 0 or 1 everywhere would hide that it is left out or put elsewhere.
+    # Biases and norms are random too: if they were 0 or 1, omitting or misplacing them would not be detected.
     random = np.random.default_rng(0)
     drawn = jax.device_get(nnx.state(Bert(config, rngs=nnx.Rngs(0))))
     return jax.tree.map(lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), drawn)
 
 
 def build(config: T5Config, **options) -> T5:
-    """A model with the parameters of seed 0, on the current mesh by the rules among the options."""
+    """A model with the parameters of seed 0, sharded on the current mesh by the rules in the options."""
     return place_values(jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0), **options)), _draw(config))
 
 

@@ -99,7 +99,7 @@ def test_nothing_to_match_gives_zeros_in_the_original_order(variant, documents, 
     assert ranked.item_ids == [f"7{place}" for place in range(len(documents))]
 
 
-def test_words_are_case_sensitive_and_keep_their_punctuation():
+def test_words_are_case_sensitive_and_include_punctuation():
     scores = okapi_scores(["Cat", "cat.", "cat", "dog", "dog", "dog"], ["cat"])[0]
     assert np.flatnonzero(scores).tolist() == [2]
 
@@ -148,12 +148,12 @@ def test_the_result_does_not_depend_on_the_number_of_workers(monkeypatch, varian
         assert one.scores.tolist() == other.scores.tolist()
 
 
-def test_little_work_starts_no_process(monkeypatch):
+def test_a_small_input_starts_no_process(monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", None)
     assert len(list(rank_bm25(many_questions(), TWEETS, workers=2))) == 60
 
 
-def test_documents_carry_their_date_only_if_asked():
+def test_documents_include_their_date_only_with_use_date():
     items = tuple({"id": str(n), "text": "x", "date": 2000 + n} for n in range(4))
     question = Question("7", TWEETS.input_for("2002"), items)
     assert next(rank_bm25([question], TWEETS, use_date=True)).item_ids == ["2", "0", "1", "3"]
@@ -163,7 +163,7 @@ def test_documents_carry_their_date_only_if_asked():
         rank_bm25([undated], TWEETS, use_date=True)
 
 
-def test_lamp1_queries_are_read_as_the_compatibility_says():
+def test_lamp1_queries_depend_on_the_compatibility():
     text = TITLES.template.format(title='A "b', ref1="one", ref2="two")
     items = tuple({"id": str(n), "title": t, "abstract": ""} for n, t in enumerate(["one", "which", "x", "y", "z"]))
     question = Question("0", text, items)
@@ -171,7 +171,7 @@ def test_lamp1_queries_are_read_as_the_compatibility_says():
     assert next(rank_bm25([question], TITLES, compatibility=REFERENCE)).item_ids[0] == "1"
 
 
-def test_a_bad_text_is_named_before_anything_is_scored(monkeypatch):
+def test_a_bad_text_is_named_before_scoring(monkeypatch):
     monkeypatch.setitem(SCORERS, "okapi", None)
     with pytest.raises(MissingMarker, match=r"question '110'.*'description:'.*remove the question"):
         rank_bm25([Question("110", "A bare film.", ())], find_task("LaMP-2"))

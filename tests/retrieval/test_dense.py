@@ -30,7 +30,7 @@ def vector(text):
 
 
 class FakeEncoder:
-    """Batches of three texts, the last ones first; remembers the texts of every call."""
+    """Encoder in batches of three texts, the last texts first; records the texts of every call."""
 
     def __init__(self, vector=vector):
         self.vector, self.texts = vector, []
@@ -64,7 +64,7 @@ def brute_force(question, query):
 
 
 @given(questions)
-def test_a_ranking_is_by_product_then_by_position(questions):
+def test_a_ranking_is_by_dot_product_then_by_position(questions):
     ranked = list(rank_dense(iter(questions), TWEETS, FakeEncoder()))
     assert [one.question_id for one in ranked] == [question.id for question in questions]
     for question, one in zip(questions, ranked, strict=True):
@@ -99,7 +99,7 @@ def test_equal_documents_have_equal_scores_and_keep_their_order(size):
     assert [own[f"q{n}"] for n in range(50)] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_an_empty_profile_is_ranked_empty():
+def test_an_empty_profile_has_an_empty_ranking():
     empty, other = rank_dense([tweet("a", "x", []), tweet("b", "x", ["y"])], TWEETS, FakeEncoder())
     assert (empty.question_id, empty.item_ids, empty.scores.tolist()) == ("a", [], [])
     assert other.item_ids == ["b0"]
@@ -110,13 +110,13 @@ def test_no_questions_have_no_rankings():
     assert list(rank_dense([], TWEETS, FakeEncoder())) == []
 
 
-def test_dates_are_read_where_asked_for():
+def test_dates_are_part_of_documents_with_use_date():
     encoder = FakeEncoder()
     list(rank_dense([tweet("q", "x", ["a", "a"])], TWEETS, encoder, use_date=True))
     assert encoder.texts == ["x", "a date: 2000", "a date: 2001"]
 
 
-def test_compatibility_reaches_the_query():
+def test_the_query_depends_on_the_compatibility():
     task = find_task("LaMP-1")
     asked = [Question("q", task.template.format(title="t", ref1='one "and" two', ref2="three"), ())]
     plain, public = FakeEncoder(), FakeEncoder()
@@ -126,7 +126,7 @@ def test_compatibility_reaches_the_query():
     assert public.texts == [task.query(asked[0].input, reference=True)] != plain.texts
 
 
-def test_errors_in_texts_come_before_the_first_is_embedded():
+def test_errors_in_texts_are_reported_before_embedding():
     encoder, right = FakeEncoder(), tweet("a", "x", ["a"])
     wrong = Question("b", TWEETS.input_for("x"), ({"id": "b0", "title": "t"},))
     with pytest.raises(LampError, match="question 'b', profile item 'b0': no 'text'"):
@@ -141,7 +141,7 @@ FIRST, SECOND = [f"first {n}" for n in range(5)], [f"second {n}" for n in range(
 
 
 def check_cached(directory, texts, *, embedded=None):
-    """The texts' vectors through a cache that is opened again are right; just `embedded`, if given, had to be made."""
+    """Asserts that a reopened cache gives the texts' vectors, and that exactly `embedded`, if given, was computed."""
     encoder = FakeEncoder()
     found = embed_all(texts, EmbeddingCache(directory, ENCODER).wrap(encoder))
     np.testing.assert_array_equal(found, np.stack([vector(text) for text in texts]))
@@ -155,13 +155,13 @@ def test_a_second_run_embeds_nothing(tmp_path):
     check_cached(tmp_path / "new" / "cache", FIRST[::-2], embedded=[])
 
 
-def test_what_is_new_is_added(tmp_path):
+def test_new_texts_are_added_to_the_cache(tmp_path):
     check_cached(tmp_path, FIRST[:2], embedded=FIRST[:2])
     check_cached(tmp_path, [SECOND[0], *FIRST, SECOND[1]], embedded=[*FIRST[2:], *SECOND[:2]])
     check_cached(tmp_path, FIRST + SECOND, embedded=SECOND[2:])
 
 
-def test_cached_vectors_are_the_encoders_to_the_last_bit(tmp_path):
+def test_cached_vectors_equal_the_encoders_to_the_last_bit(tmp_path):
     def draw(text):
         return np.random.default_rng(list(text.encode())).standard_normal(7, np.float32)
 
@@ -182,7 +182,7 @@ def test_one_cache_serves_several_runs(tmp_path):
     assert sorted(encoder.texts) == sorted(FIRST + SECOND)
 
 
-def test_a_text_that_stands_twice_has_its_vector_twice(tmp_path):
+def test_a_repeated_text_has_its_vector_at_each_place(tmp_path):
     twice = ["a", "b", "a", "c"]
     embed = EmbeddingCache(tmp_path, ENCODER).wrap(FakeEncoder())
     for texts in (twice, FIRST, twice + FIRST):
@@ -214,7 +214,7 @@ def test_rankings_do_not_depend_on_the_cache(tmp_path):
         ({**ENCODER, "dtype": "bfloat16"}, "dtype differ"),
     ],
 )
-def test_another_encoders_cache_is_an_error_that_names_what_differs(tmp_path, encoder, differing):
+def test_the_cache_of_another_encoder_is_an_error_that_names_the_difference(tmp_path, encoder, differing):
     check_cached(tmp_path, FIRST, embedded=FIRST)
     with pytest.raises(
         LampError, match=rf"another encoder's embeddings \({differing}.*cache\.json.*of its own"
@@ -231,7 +231,7 @@ def test_a_directory_of_other_files_is_an_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_run_killed_while_it_wrote_is_taken_up(tmp_path):
+def test_a_cache_of_a_run_killed_while_writing_is_continued(tmp_path):
     whole = tmp_path / "whole"
     check_cached(whole, FIRST + SECOND, embedded=FIRST + SECOND)
     content = (whole / "vectors").read_bytes()
@@ -242,10 +242,10 @@ def test_a_run_killed_while_it_wrote_is_taken_up(tmp_path):
         shutil.copy(whole / "cache.json", tmp_path / "cut" / "cache.json")
         (tmp_path / "cut" / "vectors").write_bytes(content[:end])
         check_cached(tmp_path / "cut", FIRST + SECOND, embedded=order[end // row :])
-        # What was added behind the remains is right too.
+        # Vectors appended after the remaining bytes are correct too.
         check_cached(tmp_path / "cut", FIRST + SECOND, embedded=[])
 
 
-def test_a_description_that_was_cut_short_is_no_other_file(tmp_path):
+def test_a_truncated_temporary_description_is_ignored(tmp_path):
     (tmp_path / ".cache.json.77.unfinished").write_text('{"enc')
     check_cached(tmp_path, FIRST, embedded=FIRST)

@@ -23,7 +23,7 @@ CLS = {"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_m
 
 
 def write(folder, modules=MODULES, pooling=CLS, **files):
-    """An encoder's files; the others by their names without `.json`."""
+    """Writes an encoder's files; further files are given by their names without `.json`."""
     (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
     named = {"modules": modules, "1_Pooling/config": pooling, **files}
     for name, values in named.items():
@@ -40,12 +40,12 @@ def choose(folder, options=Encoding(), **given):  # noqa: B008 (frozen)
     return choose_settings(find(folder), options, **{"max_length": None, "longest": 512, "positions": 512} | given)
 
 
-def test_a_directory_that_says_nothing_has_means(tmp_path):
+def test_mean_pooling_is_the_default(tmp_path):
     assert find(tmp_path) == FoundEncoder(str(tmp_path), {})
     assert choose(tmp_path) == EncoderSettings()
 
 
-def test_a_hub_name_stays_the_name(tmp_path):
+def test_a_hub_name_is_kept(tmp_path):
     assert find_encoder("some/encoder", write(tmp_path)).source == "some/encoder"
 
 
@@ -53,14 +53,14 @@ def test_a_hub_name_stays_the_name(tmp_path):
     "pooling",
     [CLS, {"embedding_dimension": 8, "pooling_mode": "cls", "include_prompt": True}, {"pooling_mode": ["cls"]}],
 )
-def test_pooling_is_read_by_both_forms(tmp_path, pooling):
+def test_pooling_is_read_in_both_formats(tmp_path, pooling):
     new = [{"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}]
     new += [{"path": "1_Pooling", "type": f"{NEW}Pooling"}, NORMALIZE]
     assert choose(write(tmp_path, new, pooling)) == EncoderSettings(pooling=("cls",), normalize=True)
     assert choose(write(tmp_path, MODULES, pooling)) == EncoderSettings(pooling=("cls",))
 
 
-def test_the_first_modules_folder_holds_the_encoder(tmp_path):
+def test_the_encoder_is_read_from_the_folder_of_the_first_module(tmp_path):
     modules = [{**MODULES[0], "path": "0_Transformer"}, MODULES[1]]
     (tmp_path / "0_Transformer").mkdir()
     write(tmp_path, modules, **{"0_Transformer/sentence_bert_config": {"max_seq_length": 99}})
@@ -86,7 +86,7 @@ PROMPTS = "config_sentence_transformers"
         ({"prompts": {"query": "", "document": None, "o": "o: "}, "default_prompt_name": "o"}, ("", "")),
     ],
 )
-def test_prompts_are_found_by_their_names(tmp_path, values, expected):
+def test_prompts_are_read_by_name(tmp_path, values, expected):
     settings = choose(write(tmp_path, **{PROMPTS: values}))
     assert (settings.query_prompt, settings.document_prompt) == expected
 
@@ -130,17 +130,17 @@ def test_options_override_files(tmp_path):
         (Encoding(), {"max_length": 0}, "--max-length 0: leaves no room"),
     ],
 )
-def test_lengths_that_do_not_fit_are_refused(tmp_path, options, given, message):
+def test_invalid_lengths_are_refused(tmp_path, options, given, message):
     with pytest.raises(LampError, match=message):
         choose(tmp_path, options, **given)
 
 
-def test_a_length_of_the_files_beyond_the_positions_is_refused(tmp_path):
+def test_a_length_in_the_files_beyond_the_positions_is_refused(tmp_path):
     with pytest.raises(LampError, match="at most 512 tokens, not 1024"):
         choose(write(tmp_path, **{LENGTHS: {"max_seq_length": 1024}}))
 
 
-def test_a_text_is_as_long_as_tokenizer_and_positions_allow(tmp_path):
+def test_the_maximum_length_is_that_of_tokenizer_and_positions(tmp_path):
     assert choose(tmp_path, longest=10**30).longest == 512
     assert choose(tmp_path, longest=128).longest == 128
     check_length(32, 32, "some/encoder")
@@ -235,14 +235,14 @@ TRAINED = EncoderSettings(("cls", "mean"), True, "q: ", "d: ", False, 64, 96, "c
 
 
 @pytest.mark.parametrize("settings", [TRAINED, replace(TRAINED, pooling=("mean", "cls"), use_date=False)])
-def test_settings_are_read_as_they_were_written(tmp_path, settings):
+def test_settings_round_trip(tmp_path, settings):
     write_settings(tmp_path / "new", settings, width=8)
     assert choose(tmp_path / "new", longest=7) == settings
     (tmp_path / "new" / "retriever.json").unlink()
     assert choose(tmp_path / "new", longest=7) == replace(settings, use_date=None)
 
 
-def test_an_encoder_of_an_earlier_lamp_has_means(tmp_path):
+def test_an_encoder_of_an_earlier_version_has_mean_pooling(tmp_path):
     (tmp_path / "retriever.json").write_text('{"use_date": false}')
     assert choose(tmp_path) == EncoderSettings(use_date=False)
 

@@ -16,7 +16,7 @@ def question(key, *item_ids):
 
 
 def brute_force(item_ids, rankings, k):
-    """Items and scores in exact numbers; of several items of one id, the first in the profile is the first ranked."""
+    """Items and scores in exact arithmetic; of items with equal ids, the first in the profile is ranked first."""
     scores = []
     for place, item_id in enumerate(item_ids):
         occurrence = item_ids[:place].count(item_id)
@@ -62,7 +62,7 @@ def test_the_order_of_the_rankings_changes_nothing():
 
 
 @pytest.mark.parametrize("k", [0, 1, 60])
-def test_items_of_the_same_ranks_tie_whichever_ranking_gave_them(k):
+def test_items_with_the_same_ranks_in_any_rankings_tie(k):
     item_ids = list("abcdefghijkl")
     # Every item has every rank once.
     turns = [item_ids[n:] + item_ids[:n] for n in range(12)]
@@ -80,7 +80,7 @@ def test_questions_keep_their_order():
     assert fused[0].scores.tolist() == pytest.approx([2 / 61, 2 / 62])
 
 
-def test_k_says_how_much_the_first_ranks_count():
+def test_k_determines_the_weight_of_the_first_ranks():
     rankings = {"x": {"q": ["a", "b", "c"]}, "y": {"q": ["c", "b", "a"]}}
 
     def first(k):
@@ -89,7 +89,7 @@ def test_k_says_how_much_the_first_ranks_count():
 
     # 1 + 1/3 against 2 * 1/2.
     assert first(0) == "a"
-    # The sums of a and c are only just the larger.
+    # The sums of a and c are only slightly larger.
     (one,) = fuse_rankings([question("q", "b", "a", "c")], rankings)
     assert one.scores.max() / one.scores.min() < 1.001
 

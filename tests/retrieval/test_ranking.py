@@ -35,7 +35,7 @@ def embed_lengths(texts):
 
 
 @pytest.mark.parametrize("name", RANKERS)
-def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(name):
+def test_every_ranker_ranks_all_items_of_each_profile_in_the_order_of_the_questions(name):
     questions = [question("b", "1", "2", "3"), question("a"), question("c", "1", "1", "2")]
     order = {one.id: [item["id"] for item in one.profile] for one in questions}
     options = RankOptions(workers=1, embed=embed_lengths, rankings={"one": order, "other": order})
@@ -56,7 +56,7 @@ def test_every_ranker_ranks_every_whole_profile_in_the_order_of_the_questions(na
         ("bm25", "text", RankOptions(variant="okapi", workers=1), RankOptions(variant="lucene", workers=1)),
     ],
 )
-def test_options_reach_the_rankers(name, query, left, right):
+def test_options_are_passed_to_the_rankers(name, query, left, right):
     items = tuple({"id": str(n), "text": "text " * n, "date": 2000 + n} for n in range(1, 6))
     asked = [Question("q", TASK.input_for(query), items)]
     (one,), (other,) = (RANKERS[name].rank(asked, TASK, options) for options in (left, right))
@@ -65,7 +65,7 @@ def test_options_reach_the_rankers(name, query, left, right):
 
 @pytest.mark.parametrize("name", RETRIEVERS)
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_every_retriever_takes_items_of_the_profile_for_every_question(name, count):
+def test_every_retriever_returns_items_of_the_profile_for_every_question(name, count):
     questions = [question("b", "1", "2", "3"), question("a"), question("c", "1", "1", "2")]
     found = list(RETRIEVERS[name].retrieve(questions, TASK, RankOptions(workers=1), count))
     wanted = [0 if name == "none" else min(count, len(one.profile)) for one in questions]
@@ -73,14 +73,14 @@ def test_every_retriever_takes_items_of_the_profile_for_every_question(name, cou
     assert all(item in one.profile for one, items in zip(questions, found, strict=True) for item in items)
 
 
-def test_a_ranker_lacks_what_it_needs():
+def test_a_ranker_without_its_inputs_is_an_error():
     with pytest.raises(LampError, match=r"dense: ranks by an encoder's vectors"):
         RANKERS["dense"].rank([question("a")], TASK, RankOptions())
     with pytest.raises(LampError, match=r"rrf: 0 rankings; give two or more"):
         RANKERS["rrf"].rank([question("a")], TASK, RankOptions())
 
 
-def test_unknown_names_are_answered_with_all_names():
+def test_the_error_about_an_unknown_name_lists_all_names():
     with pytest.raises(LampError, match=r"unknown ranker 'bm52': choose one of bm25, recency, random, dense, rrf"):
         find_ranker("bm52")
     with pytest.raises(LampError, match=r"'dense': choose one of file, none, bm25, recency, random, recency\+dense"):
@@ -94,7 +94,7 @@ def test_a_profile_is_reordered():
 
 
 @given(st.lists(st.sampled_from("ab"), max_size=6).flatmap(lambda ids: st.tuples(st.just(ids), st.permutations(ids))))
-def test_items_of_one_id_are_all_kept_in_their_order(ids_and_ranking):
+def test_items_with_equal_ids_are_all_kept_in_their_order(ids_and_ranking):
     ids, ranking = ids_and_ranking
     ordered = apply_ranking(question("q", *ids), ranking).profile
     assert [item["id"] for item in ordered] == ranking
@@ -129,7 +129,7 @@ def by_rank(rankings):
 
 
 @given(rankings=st.dictionaries(st.text(), st.lists(st.text(), max_size=4), max_size=4))
-def test_a_ranking_file_reads_as_it_was_written(tmp_path_factory, rankings):
+def test_a_ranking_file_round_trips(tmp_path_factory, rankings):
     path = tmp_path_factory.getbasetemp() / "ranking.json"
     assert write_rankings(path, map(encode_ranking, by_rank(rankings.items()))) == len(rankings)
     assert dict(RankingFile(path)) == rankings
@@ -149,7 +149,7 @@ def test_a_failed_ranking_leaves_the_old_file(tmp_path):
 
 
 @given(st.dictionaries(st.text(), st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4), max_size=4))
-def test_a_file_of_scores_reads_as_it_was_written(tmp_path_factory, scores):
+def test_a_file_of_scores_round_trips(tmp_path_factory, scores):
     folder = tmp_path_factory.getbasetemp()
     scores = {key: sorted(values, reverse=True) for key, values in scores.items()}
     ranked = [Ranked(key, [str(n) for n in range(len(values))], np.array(values)) for key, values in scores.items()]
@@ -158,7 +158,7 @@ def test_a_file_of_scores_reads_as_it_was_written(tmp_path_factory, scores):
 
 
 @pytest.mark.parametrize("content", ['{"q": [1, 2]}', '{"q": ["1"]}', '{"q": [true]}', '{"q": 1}', "[]"])
-def test_a_file_that_holds_no_scores_is_named(tmp_path, content):
+def test_a_file_without_scores_is_named(tmp_path, content):
     path = tmp_path / "S.json"
     path.write_text(content)
     with pytest.raises(LampError, match=r"S\.json.*lamp rank --scores"):
@@ -177,7 +177,7 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path, content):
         ('{"q": [%s]}' % ("9" * 5000), "question 'q': invalid JSON .*5000 digits"),
     ],
 )
-def test_a_file_that_is_no_ranking_is_named(tmp_path, content, problem):
+def test_a_file_that_is_not_a_ranking_is_named(tmp_path, content, problem):
     path = tmp_path / "R.json"
     path.write_text(content)
     with pytest.raises(LampError, match=rf"R\.json.*{problem}"):

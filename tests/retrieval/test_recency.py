@@ -19,19 +19,19 @@ def order(*dates):
     return [int(item_id) for item_id in ranked.item_ids]
 
 
-def test_the_newest_comes_first_and_of_equal_dates_the_later_item():
+def test_the_newest_item_is_first_and_of_equal_dates_the_later_item():
     assert order("2007-05-03", "2010-01-01", "2007-05-03", "2009-12-31") == [1, 3, 2, 0]
 
 
 @given(st.lists(st.dates(), max_size=12))
-def test_any_dates_are_ordered_as_the_calendar_orders_them(dates):
+def test_any_dates_are_in_calendar_order(dates):
     expected = sorted(range(len(dates)), key=lambda place: (dates[place], place))[::-1]
     assert order(*[f"{date.year}-{date.month}-{date.day}" for date in dates]) == expected
     assert order(*[date.isoformat() for date in dates]) == expected
 
 
 @given(st.lists(st.datetimes(timezones=st.timezones()), max_size=8))
-def test_time_stamps_are_ordered_as_moments(moments):
+def test_time_stamps_are_ordered_by_time(moments):
     read = []
     for moment in moments:
         try:
@@ -41,7 +41,7 @@ def test_time_stamps_are_ordered_as_moments(moments):
     assert [date for date, _ in sorted(read)] == [date for date, _ in sorted(read, key=lambda pair: pair[1])]
 
 
-def test_years_months_days_numbers_and_time_stamps_compare():
+def test_years_months_days_numbers_and_time_stamps_can_be_compared():
     forms = [2006, "2007", "2007-05", "2007-5-3", "2007-05-03T00:00:01", "2007-05-03 23:59:59.5+01:00"]
     forms += ["2007-05-03T23:30:00Z", " 2008 "]
     assert [parse_date(form) for form in forms] == sorted(parse_date(form) for form in forms)

@@ -27,7 +27,7 @@ from lamp_jax.tasks.catalog import find_task
 # --- predictions
 
 
-def test_wig_is_the_lead_of_the_first_items_over_the_root_of_the_querys_words():
+def test_wig_is_the_excess_of_the_first_items_over_the_mean_divided_by_the_root_of_query_words():
     # (9 + 5) / 2 - (9 + 5 + 3 + 3) / 4 = 2.
     assert wig([9, 5, 3, 3], words=1, items=2) == 2
     assert wig([9, 5, 3, 3], words=16, items=2) == 0.5
@@ -35,14 +35,14 @@ def test_wig_is_the_lead_of_the_first_items_over_the_root_of_the_querys_words():
     assert wig([-1, -3, -5], words=4, items=1) == 1
 
 
-def test_nqc_is_the_deviation_of_the_first_items_over_the_size_of_the_mean():
+def test_nqc_is_the_deviation_of_the_first_items_divided_by_the_absolute_mean():
     assert nqc([9, 5, 3, 3], items=2) == pytest.approx(2 / 5)
     assert nqc([9, 5, 3, 3], items=4) == pytest.approx(math.sqrt(6) / 5)
     assert nqc([-3, -5, -5, -7], items=2) == pytest.approx(1 / 5)
     assert nqc([9, 5, 3, 3], items=1) == 0
 
 
-def test_sigma_max_is_the_largest_deviation_of_any_beginning():
+def test_sigma_max_is_the_largest_deviation_of_any_prefix():
     # Deviations 0, 5, 5 * sqrt(8) / 3 < 5, ...
     assert sigma_max([10, 0, 0, 0]) == 5
     assert sigma_max([10, 10, 0, 0]) == 5
@@ -50,29 +50,29 @@ def test_sigma_max_is_the_largest_deviation_of_any_beginning():
     assert sigma_max([-1, -3]) == 1
 
 
-def test_sigma_half_is_the_deviation_of_the_scores_from_half_the_best_on():
+def test_sigma_half_is_the_deviation_of_the_scores_of_at_least_half_the_best():
     assert sigma_half([10, 6, 5, 4.9, 0]) == pytest.approx(math.sqrt(14 / 3))
     assert sigma_half([10, 4, 3]) == 0
     assert sigma_half([0, -1, -7]) == 0
 
 
-def test_no_score_is_half_of_a_negative_best():
+def test_sigma_half_of_a_negative_best_has_no_scores():
     assert sigma_half([-1, -2]) == 0
     assert sigma_half([-4, -4]) == 0
 
 
-def test_half_of_the_best_is_enough():
+def test_a_score_of_exactly_half_the_best_is_included():
     assert sigma_half([8, 4]) == 2
     assert sigma_half([8, np.nextafter(4, 0)]) == 0
 
 
 @pytest.mark.parametrize("scores", [[], [0.0], [3.0], [-3.0], [5.0] * 4, [0.0] * 3])
 @pytest.mark.parametrize("items", [1, 3, 9])
-def test_none_one_or_equal_scores_predict_nothing(scores, items):
+def test_predictions_of_no_single_or_equal_scores_are_0(scores, items):
     assert predict_success(scores, words=3, items=items) == {"wig": 0, "nqc": 0, "sigma-max": 0, "sigma-50": 0}
 
 
-def test_a_mean_of_0_has_no_commitment():
+def test_nqc_of_a_mean_of_0_is_0():
     assert nqc([1, -1], items=2) == 0
 
 
@@ -80,7 +80,7 @@ def test_a_query_without_words_counts_as_one_word():
     assert wig([3, 1], words=0, items=1) == wig([3, 1], words=1, items=1) == 1
 
 
-def test_more_items_than_scores_are_all():
+def test_more_items_than_scores_means_all_scores():
     scores = [7, 2, 1]
     for items in (3, 4, 100):
         assert wig(scores, words=2, items=items) == 0
@@ -112,9 +112,9 @@ def brute_force(scores, words, items):
     st.integers(1, 50),
     st.integers(1, 15),
 )
-def test_predictions_are_by_their_formulas(scores, words, items):
+def test_predictions_equal_their_formulas(scores, words, items):
     size = max(map(abs, scores))
-    # The mean of opposite numbers is nothing but rounding.
+    # The mean of opposite numbers is only rounding error.
     if abs(np.mean(scores)) > 1e-6 * size:
         expected = brute_force(scores, words, items)
         found = predict_success(scores, words=words, items=items)
@@ -123,7 +123,7 @@ def test_predictions_are_by_their_formulas(scores, words, items):
 
 
 @given(rankings(st.integers(-1000, 1000)), st.sampled_from([2**30, -(2**30)]), st.integers(1, 9))
-def test_a_small_deviation_of_large_numbers_is_found(scores, far, items):
+def test_a_small_deviation_of_large_numbers_is_computed_accurately(scores, far, items):
     moved = [score + far for score in scores]
     assert sigma_max(moved) == pytest.approx(sigma_max(scores), rel=1e-9)
     assert wig(moved, words=1, items=items) == pytest.approx(wig(scores, words=1, items=items), abs=1e-5)
@@ -154,7 +154,7 @@ NAMES = ("none", "bm25", "dense")
 
 
 def make_candidate_set(*questions, names=NAMES, predictor=None):
-    """Questions are numbers by retriever: rewards, or with a name those predictions; None is no prediction."""
+    """Candidate set from each question's numbers by retriever: rewards or, with `predictor`, predictions (or None)."""
 
     def candidate(value):
         if predictor is None:
@@ -169,7 +169,7 @@ def make_candidate_set(*questions, names=NAMES, predictor=None):
 
 
 def questions(values):
-    """Of each question one value for some of the retrievers, in the pool's order."""
+    """Lists of questions, each with a value for some of the retrievers in the set's order."""
     there = st.dictionaries(st.sampled_from(NAMES), values, min_size=1)
     ordered = there.map(lambda one: {name: one[name] for name in NAMES if name in one})
     return st.lists(ordered, min_size=1, max_size=5)
@@ -185,7 +185,7 @@ def test_the_oracle_takes_the_best_or_the_worst():
     assert mean_reward(pool, choose_by_reward(pool)) == pytest.approx((1 - 1 + 0.25) / 3)
 
 
-def test_of_equal_candidates_the_first_of_the_pool_is_chosen():
+def test_the_first_of_equal_candidates_is_chosen():
     equal = {"bm25": 1.0, "dense": 1.0}
     pool = make_candidate_set({"none": 0.0, **equal}, equal)
     assert choose_by_reward(pool) == {"q0": "bm25", "q1": "bm25"}
@@ -203,13 +203,13 @@ def test_ties_with_the_best_are_successes():
     assert success_rate(pool, {"q0": "dense", "q1": "bm25"}) == 0
 
 
-def test_a_win_is_shared_by_those_that_tie():
+def test_a_win_is_shared_between_ties():
     pool = make_candidate_set(dict.fromkeys(NAMES, 0.0), {"none": 1.0, "bm25": 0.0, "dense": 1.0}, {"bm25": -5.0})
     expected = {"none": (1 / 3 + 1 / 2) / 3, "bm25": (1 / 3 + 1) / 3, "dense": (1 / 3 + 1 / 2) / 3}
     assert winning_rates(pool) == pytest.approx(expected)
 
 
-def test_who_never_wins_has_a_rate_of_0():
+def test_a_retriever_that_never_wins_has_a_rate_of_0():
     assert winning_rates(make_candidate_set({"none": 1.0, "bm25": 0.0})) == {"none": 1, "bm25": 0, "dense": 0}
 
 
@@ -247,7 +247,7 @@ def test_choices_by_rewards_need_rewards(use):
 
 
 @pytest.mark.parametrize("use", [success_rate, mean_reward])
-def test_how_good_choices_are_needs_rewards(use):
+def test_measures_of_choices_need_rewards(use):
     with pytest.raises(LampError, match="--golds"):
         use(make_candidate_set(REWARDED, {"dense": None}), {"q0": "none", "q1": "dense"})
 
@@ -264,7 +264,7 @@ def test_a_candidate_without_predictions_counts_as_0():
     above = {"none": None, "bm25": -1.0, "dense": 0.5}
     pool = make_candidate_set(below, above, predictor="wig")
     assert choose_by_predictor(pool, "wig") == {"q0": "none", "q1": "dense"}
-    # Without any deviation, it stays 0.
+    # Without any deviation, it remains 0.
     train = make_candidate_set(
         {"none": None, "bm25": -3.0, "dense": 1.0}, {"none": None, "bm25": -1.0}, predictor="wig"
     )
@@ -287,7 +287,7 @@ def test_missing_predictions_of_train_questions_count_as_0_and_missing_candidate
     assert choose_by_predictor(pool, "wig", train=train) == {"q0": "bm25", "q1": "dense"}
 
 
-def test_large_predictions_win_until_they_are_standardised():
+def test_large_predictions_win_unless_they_are_standardised():
     train = make_candidate_set({"bm25": 100.0, "dense": 1.0}, {"bm25": 300.0, "dense": 3.0}, predictor="wig")
     pool = make_candidate_set({"bm25": 150.0, "dense": 2.5}, {"bm25": 250.0, "dense": 1.5}, predictor="wig")
     assert choose_by_predictor(pool, "wig") == {"q0": "bm25", "q1": "bm25"}
@@ -332,7 +332,7 @@ def test_a_prediction_that_no_candidate_has_is_an_error():
         choose_by_predictor(pool, "nqc")
 
 
-def test_choices_by_value_are_among_the_candidates_that_are_there():
+def test_choices_by_value_are_among_the_existing_candidates():
     pool = make_candidate_set({"none": None, "bm25": None}, {"dense": None, "bm25": None})
     values = {("q0", "none"): -2.0, ("q0", "bm25"): -1.0, ("q0", "dense"): 9.0, ("q1", "bm25"): 0.0, ("q1", "dense"): 1}
     assert choose_by_value(pool, values) == {"q0": "bm25", "q1": "dense"}

@@ -8,7 +8,7 @@ from tests.bucket import let_orbax_write
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Moves to a machine that has nothing but the bucket."""
+    """Function that switches to a machine that has only the bucket: another cache."""
 
     def move(name: str):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))

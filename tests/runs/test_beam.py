@@ -9,7 +9,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.runs.workers import parallel_map
 
 pytest.importorskip("apache_beam")
-# Beam's own, which are its business.
+# Warnings of Beam's own code.
 pytestmark = pytest.mark.filterwarnings(
     "default::DeprecationWarning",
     "default::FutureWarning",
@@ -37,7 +37,7 @@ def test_results_come_in_order_from_other_processes():
     assert os.getpid() not in {process for _, process in results}
 
 
-def test_an_error_in_the_pipeline_is_that_error_here():
+def test_an_error_in_the_pipeline_is_raised_unchanged():
     with pytest.raises(LampError, match="question '3': no good"):
         list(parallel_map(refuse_the_third, range(9), Work(beam_runner="DirectRunner"), size=0))
 
@@ -48,7 +48,7 @@ def test_an_option_that_beam_does_not_know_is_named():
         list(parallel_map(square, range(3), work, size=0))
 
 
-def test_results_on_their_way_are_removed(tmp_path):
+def test_intermediate_results_are_removed(tmp_path):
     work = Work(beam_runner="DirectRunner", beam_staging=str(tmp_path))
     assert len(list(parallel_map(square, range(3), work, size=0))) == 3
     assert not list(tmp_path.iterdir())

@@ -29,7 +29,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Reading:
-    """Options of which one is read and one is written."""
+    """Options with an input and an output."""
 
     questions: str
     output: str
@@ -41,7 +41,7 @@ class Writing:
     pool: tuple[str, ...] = ()
 
 
-def bring(output: str, pool: tuple[str, ...] = ()) -> Writing:
+def fetch_copies(output: str, pool: tuple[str, ...] = ()) -> Writing:
     return remote.fetch_urls(Writing(output, pool))
 
 
@@ -56,7 +56,7 @@ TREES = st.lists(st.lists(NAMES, min_size=1, max_size=3), min_size=1, max_size=6
 
 
 def make_tree(directory: Path, tree: list[list[str]]) -> None:
-    """A file at each path, but for those that would be in a file, or where a directory is."""
+    """Creates a file at each path, except inside a file or in place of a directory."""
     for number, parts in enumerate(tree):
         path = directory.joinpath(*parts)
         if not path.exists() and not any(above.is_file() for above in path.parents):
@@ -69,7 +69,7 @@ FUNCTION_SCOPE = settings(max_examples=40, deadline=None, suppress_health_check=
 
 @FUNCTION_SCOPE
 @given(tree=TREES, place=st.lists(NAMES, min_size=1, max_size=2), data=st.data())
-def test_what_is_read_stays_and_is_the_same_here(machine, tmp_path_factory, tree, place, data):
+def test_inputs_stay_unchanged_and_their_copies_are_equal(machine, tmp_path_factory, tree, place, data):
     folder = tmp_path_factory.mktemp("b")
     make_tree(folder, [*tree, *([*place, *parts] for parts in tree)])
     before = contents(folder)
@@ -81,21 +81,21 @@ def test_what_is_read_stays_and_is_the_same_here(machine, tmp_path_factory, tree
         known = {name: held for name, held in contents(source).items() if "checkpoints" not in name.split("/")[:-1]}
         assert contents(read) == known
     if read.is_dir():
-        shutil.rmtree(read)  # whatever becomes of the copy
+        shutil.rmtree(read)  # the copy is then removed
     remote.send_and_forget()
     assert contents(folder) == before
 
 
 @FUNCTION_SCOPE
 @given(tree=TREES, place=st.lists(NAMES, min_size=1, max_size=2), directory=st.booleans(), written=TREES)
-def test_what_is_written_arrives_and_the_rest_stays(machine, tmp_path_factory, tree, place, directory, written):
+def test_outputs_are_sent_and_other_files_stay(machine, tmp_path_factory, tree, place, directory, written):
     folder = tmp_path_factory.mktemp("b")
     output = folder.joinpath(*place)
     make_tree(folder, tree)
     if output.exists() or any(above.is_file() for above in output.parents):
         return
     before = contents(folder)
-    local = Path(bring(url(output)).output)
+    local = Path(fetch_copies(url(output)).output)
     if directory:
         reserved = (".lock", "checkpoints")  # lamp's own names in an output
         make_tree(local, [[name for name in parts if name not in reserved] or ["x"] for parts in written])
@@ -108,8 +108,8 @@ def test_what_is_written_arrives_and_the_rest_stays(machine, tmp_path_factory, t
     assert contents(folder) == before | made
 
 
-def test_of_what_is_only_read_nothing_is_sent_or_removed(machine, bucket):
-    """Whatever becomes of the copy: changed, grown, removed, all of it gone."""
+def test_copies_of_inputs_are_never_sent_or_removed(machine, bucket):
+    """Also if files of the copy are changed, added or removed, or the complete copy is removed."""
     make_tree(bucket, [["m", ".git", "config"], ["m", "a"], ["m", "b"], [".hq.json"], ["m.run.json"]])
     before = contents(bucket)
     for name in ("m", ".hq.json", "none"):
@@ -125,7 +125,7 @@ def test_of_what_is_only_read_nothing_is_sent_or_removed(machine, bucket):
         assert contents(bucket) == before
 
 
-def test_the_copy_of_an_input_is_what_is_there_now(machine, bucket):
+def test_the_copy_of_an_input_follows_its_changes(machine, bucket):
     def read(name):
         found = Path(remote.fetch_urls(Reading(url(bucket / name), url(bucket / "out"))).questions)
         remote.send_and_forget()
@@ -145,30 +145,30 @@ def test_the_copy_of_an_input_is_what_is_there_now(machine, bucket):
     assert not read("m").exists()
 
 
-def test_a_copy_that_was_removed_meanwhile_removes_nothing(machine, bucket):
+def test_a_removed_copy_removes_nothing_at_the_url(machine, bucket):
     make_tree(bucket, [["run", "a"], ["run", "b"]])
-    before, out = contents(bucket), Path(bring(url(bucket / "run")).output)
+    before, out = contents(bucket), Path(fetch_copies(url(bucket / "run")).output)
     shutil.rmtree(out.parent)
     with pytest.raises(LampError, match=f"{url(bucket / 'run')}: its copy in .* was removed while the command ran"):
         remote.send_and_forget()
     assert contents(bucket) == before
-    assert contents(Path(bring(url(bucket / "run")).output)) == contents(bucket / "run")
+    assert contents(Path(fetch_copies(url(bucket / "run")).output)) == contents(bucket / "run")
 
 
-def test_what_is_missing_in_the_copy_at_the_start_is_brought_again(machine, bucket):
-    """A file that something else removed from the cache between two commands."""
+def test_files_missing_in_the_copy_are_fetched_again(machine, bucket):
+    """Another program removed a file from the cache between two commands."""
     make_tree(bucket, [["run", "a"], ["run", "b"]])
-    out = Path(bring(url(bucket / "run")).output)
+    out = Path(fetch_copies(url(bucket / "run")).output)
     remote.send_and_forget()
     (out / "a").unlink()
-    bring(url(bucket / "run"))
+    fetch_copies(url(bucket / "run"))
     remote.send_and_forget()
     assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}
 
 
-def test_checkpoints_of_one_run_alone_are_moved_and_removed(machine, bucket):
+def test_only_checkpoints_of_the_same_run_are_moved_and_removed(machine, bucket):
     """Brackets are no pattern: r[1] is not r1."""
-    runs = {"r[1]": Path(bring(url(bucket / "r[1]")).output)}
+    runs = {"r[1]": Path(fetch_copies(url(bucket / "r[1]")).output)}
     tree = [[run, *folder, "checkpoints", "5", "x"] for run in ("r[1]", "r1") for folder in ([], ["run.unfinished"])]
     make_tree(bucket, tree)
     before = contents(bucket / "r1")
@@ -193,7 +193,7 @@ def test_checkpoints_of_one_run_alone_are_moved_and_removed(machine, bucket):
         ("data/q.json", "data/r.json", None),
     ],
 )
-def test_an_output_at_a_url_is_apart_from_every_input(machine, bucket, read, written, said):
+def test_an_output_at_a_url_is_separate_from_every_input(machine, bucket, read, written, said):
     options = remote.fetch_urls(Reading(f"{url(bucket)}/{read}", f"{url(bucket)}/{written}"))
     places = [Path(options.output), Path(options.output).with_suffix(".scores.json")]
     if said is None:
@@ -202,13 +202,13 @@ def test_an_output_at_a_url_is_apart_from_every_input(machine, bucket, read, wri
         check_apart(places, [options.questions])
 
 
-def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
-    """Another would take away what the first has not sent yet; reading is free, and shards have copies of their own."""
+def test_only_one_command_of_a_machine_writes_to_a_url(machine, bucket):
+    """A second command would remove unsent files of the first; reading is allowed, and shards have separate copies."""
     first = LocalCopy(url(bucket / "p.json"), "written")
     first.fetch()
     first.local.write_text("not sent yet")
     with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: another lamp command of this machine is writing"):
-        bring(url(bucket / "p.json"))
+        fetch_copies(url(bucket / "p.json"))
     remote.fetch_urls(Reading(url(bucket / "p.json"), url(bucket / "p")))
     assert first.local.read_text() == "not sent yet"
     first.release()
@@ -220,7 +220,7 @@ def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
         shards: int = 2
 
     outputs = [Path(remote.fetch_urls(Shard(url(bucket / "run"), 0)).output)]
-    copies, remote._copies[:] = remote._copies[:], []  # of another process
+    copies, remote._copies[:] = remote._copies[:], []  # as in another process
     outputs.append(Path(remote.fetch_urls(Shard(url(bucket / "run"), 1)).output))
     for number, output in enumerate(outputs):
         make_tree(output, [[f"items-{number}"]])
@@ -230,14 +230,16 @@ def test_one_command_of_a_machine_writes_to_a_url(machine, bucket):
     assert contents(bucket / "run").keys() == {"items-0", "items-1"}
 
 
-def test_what_cannot_be_sent_is_an_error_and_is_sent_later(machine, bucket, monkeypatch):
-    out = Path(bring(url(bucket / "p.json"), pool=(url(bucket / "q"),)).output)
+def test_a_failed_upload_is_an_error_and_is_repeated_later(machine, bucket, monkeypatch):
+    out = Path(fetch_copies(url(bucket / "p.json"), pool=(url(bucket / "q"),)).output)
     out.write_text("answers")
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFileSystem, "put_file", lambda *arguments, **more: None)  # says nothing, does nothing
+        patch.setattr(
+            LocalFileSystem, "put_file", lambda *arguments, **more: None
+        )  # an upload that does nothing and reports no error
         with pytest.raises(LampError, match=f"^{url(bucket)}/p.json: cannot be written .*FileNotFoundError"):
             remote.send_and_forget()
-    bring(url(bucket / "p.json"))
+    fetch_copies(url(bucket / "p.json"))
     with monkeypatch.context() as patch:
         out.write_text("answers")
         patch.setattr(LocalFileSystem, "put_file", lambda self, path, there, **more: Path(there).write_text("ans"))
@@ -245,20 +247,20 @@ def test_what_cannot_be_sent_is_an_error_and_is_sent_later(machine, bucket, monk
             remote.send_and_forget()
 
 
-def test_a_place_that_cannot_be_looked_at_is_no_empty_place(machine, bucket, monkeypatch):
-    """Or a network that fails would have an output made anew over the one that is there."""
+def test_an_unreadable_url_is_an_error_and_not_an_empty_directory(machine, bucket, monkeypatch):
+    """Otherwise a network failure would let a command overwrite the existing output."""
 
     def fail(self, path, **more):
         raise PermissionError(f"no access to {path}")
 
     monkeypatch.setattr(LocalFileSystem, "info", fail)
     with pytest.raises(LampError, match=f"^{url(bucket)}/run: cannot be read .PermissionError: no access"):
-        bring(url(bucket / "run"))
+        fetch_copies(url(bucket / "run"))
 
 
 @pytest.mark.parametrize("directory", [True, False])
 def test_locks_and_temporary_files_are_not_sent(machine, bucket, directory):
-    out = Path(bring(url(bucket / "run")).output)
+    out = Path(fetch_copies(url(bucket / "run")).output)
     kept = out / "a" if directory else out
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("kept")
@@ -271,15 +273,15 @@ def test_locks_and_temporary_files_are_not_sent(machine, bucket, directory):
     assert contents(bucket) == {"run/a" if directory else "run": b"kept"}
 
 
-def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monkeypatch):
-    """A kill between two files of a forced run leaves no record of the old one with files of the new one."""
+def test_a_finished_record_is_never_stored_with_files_of_another_run(machine, bucket, monkeypatch):
+    """A kill between two files of a forced run leaves no record of the old run with files of the new run."""
     finished = '{"finished": true}'
-    out = Path(bring(url(bucket / "run")).output)
+    out = Path(fetch_copies(url(bucket / "run")).output)
     make_tree(out, [["a"], ["b"]])
     (out / "run.json").write_text(finished)
     remote.send_and_forget()
     assert contents(bucket / "run").keys() == {"a", "b", "run.json"}
-    bring(url(bucket / "run"))
+    fetch_copies(url(bucket / "run"))
     (out / "a").write_text("new")
     (out / "run.json").write_text(finished + " ")
     put = LocalFileSystem.put_file
@@ -297,13 +299,13 @@ def test_a_finished_record_does_not_outlive_what_it_is_of(machine, bucket, monke
     assert not json.loads(left.pop("run.json"))["finished"]
     assert left == {"a": b"new", "b": b"x"}
     kill()
-    bring(url(bucket / "run"))
+    fetch_copies(url(bucket / "run"))
     remote.send_and_forget()
     assert contents(bucket / "run") == {"a": b"new", "b": b"x", "run.json": f"{finished} ".encode()}
 
 
 @pytest.mark.parametrize("above", [["ds"], ["lamp", "lamp_3_user", "1.0.0"]])
-def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above):
+def test_a_split_of_a_data_set_is_read_with_its_directory(machine, bucket, above):
     make_tree(bucket, [[*above, "dataset_info.json"], [*above, "lamp-train.array_record-0"], ["other", "x"]])
     directory = bucket / "ds" if above == ["ds"] else bucket
     read = Path(remote.fetch_urls(Reading(url(directory / "train"), url(bucket / "out"))).questions)
@@ -318,11 +320,11 @@ def test_a_part_of_a_data_set_is_read_with_its_directory(machine, bucket, above)
     assert digest(str(read.parent)) == before
 
 
-def test_a_command_that_is_stopped_while_it_sends_is_no_error(machine, bucket, monkeypatch):
+def test_a_command_stopped_while_sending_is_no_error(machine, bucket, monkeypatch):
     def stop(self, path, there, **more):
         raise Preempted
 
-    out = Path(bring(url(bucket / "p.json")).output)
+    out = Path(fetch_copies(url(bucket / "p.json")).output)
     out.write_text("answers")
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "put_file", stop)
@@ -333,10 +335,10 @@ def test_a_command_that_is_stopped_while_it_sends_is_no_error(machine, bucket, m
 
 
 def test_an_object_store_without_directories(machine):
-    """Objects have names alone; one may stand for a directory, and checkpoints are moved and removed by their names."""
+    """Objects only have names; an object may represent a directory, and checkpoints are moved and removed by name."""
     fs = fsspec.filesystem("memory")
     fs.store.clear()
-    out = Path(bring("memory://b/r[1]").output)
+    out = Path(fetch_copies("memory://b/r[1]").output)
     make_tree(out, [["a b"], [".git", "config"]])
     remote.send_and_forget()
     for name in ("r[1]/run.unfinished/checkpoints/5/x", "r1/checkpoints/5/x", "r[1]/checkpoints/4/x"):
@@ -346,7 +348,7 @@ def test_an_object_store_without_directories(machine):
     assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", *sent, "/b/r[1]/checkpoints/5/x"]
     remote.remove_checkpoints(out)
     assert contents(Path(remote.fetch_urls(Reading("memory://b/r[1]/", "memory://b/x")).questions)) == contents(out)
-    bring("memory://b/r[1]")
+    fetch_copies("memory://b/r[1]")
     (out / "a b").unlink()
     remote.send_and_forget()
     assert sorted(fs.store) == ["/b/r1/checkpoints/5/x", "/b/r[1]/.git/config"]
@@ -354,7 +356,7 @@ def test_an_object_store_without_directories(machine):
 
 
 class Listed(Bucket):
-    """As an object store: a listing tells other things of a file than a look at it alone, until it is forgotten."""
+    """Like an object store: after a listing, `info` returns other fields of a file until the cache is invalidated."""
 
     protocol = "listed"
     listed = False
@@ -380,15 +382,15 @@ fsspec.register_implementation("listed", Listed, clobber=True)
 
 @pytest.mark.parametrize("at", [url, lambda path: f"listed:/{path}"])
 @pytest.mark.parametrize("sent", [True, False])
-def test_what_a_killed_command_had_not_sent_is_still_here(machine, bucket, at, sent):
-    out = Path(bring(at(bucket / "run")).output)
+def test_unsent_files_of_a_killed_command_are_kept(machine, bucket, at, sent):
+    out = Path(fetch_copies(at(bucket / "run")).output)
     make_tree(out, [["a"], ["b"]])
     if sent:
         remote.publish()
     make_tree(out, [["c"], ["d"]])
     made = contents(out)
     kill()
-    bring(at(bucket / "run"))
+    fetch_copies(at(bucket / "run"))
     assert contents(out) == made
     remote.send_and_forget()
     assert contents(bucket / "run") == made
@@ -406,11 +408,11 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("behind", [True, False])
-def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, monkeypatch, behind):
-    """Or the results of a forced run, which are complete, would be made again from what is left at the URL."""
+def test_a_kill_at_any_change_of_the_url_loses_no_local_file(machine, bucket, monkeypatch, behind):
+    """Otherwise the complete results of a forced run would be replaced by the remaining files at the URL."""
     for number in itertools.count():
         place = bucket / str(number)
-        out, calls = Path(bring(url(place)).output), itertools.count()
+        out, calls = Path(fetch_copies(url(place)).output), itertools.count()
         make_tree(out, [["a"], ["b"], ["run.unfinished", "b"], ["run.unfinished", "c"], ["p.journal.jsonl"]])
         (out / "run.json").write_text('{"finished": true}')
         remote.publish()
@@ -439,7 +441,7 @@ def test_a_kill_at_any_change_of_the_url_loses_nothing_here(machine, bucket, mon
                 break
             except Killed:
                 kill()
-        bring(url(place))
+        fetch_copies(url(place))
         assert contents(out) == made, number
         remote.send_and_forget()
         assert contents(place) == made, number
@@ -466,10 +468,8 @@ def train(options: Train, *, directory: bool) -> None:
 
 @pytest.mark.parametrize("directory", [True, False])
 @pytest.mark.parametrize("force", [True, False])
-def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
-    machine, bucket, monkeypatch, directory, force
-):
-    """The same command goes on. Where there was another run, no other takes the mixture for its own work."""
+def test_another_machine_resumes_when_a_machine_is_lost_while_sending(machine, bucket, monkeypatch, directory, force):
+    """The same command resumes. If there was another run, no other command accepts the mixture as its own output."""
 
     def run(number, *, force=False):
         train(remote.fetch_urls(Train(url(place), number, force)), directory=directory)
@@ -509,10 +509,10 @@ def test_a_machine_that_is_lost_while_results_are_sent_is_followed_by_another(
     assert lost_at == (3 if directory else 2)
 
 
-def test_notes_that_a_machine_which_went_down_left_empty_are_no_notes(machine, bucket):
-    out = Path(bring(url(bucket / "run")).output)
+def test_empty_notes_of_a_crashed_machine_are_ignored(machine, bucket):
+    out = Path(fetch_copies(url(bucket / "run")).output)
     make_tree(out, [["a"], ["b"]])
     remote.send_and_forget()
     private_path(out.parent, "fetched.json").write_text("")
-    bring(url(bucket / "run"))
+    fetch_copies(url(bucket / "run"))
     assert contents(out) == contents(bucket / "run") == {"a": b"", "b": b"x"}

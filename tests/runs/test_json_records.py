@@ -27,7 +27,7 @@ def encoded(value, *, ascii_only: bool) -> bytes:
 
 
 @given(RECORDS, st.booleans(), st.booleans(), SPACING, st.integers(1, 40))
-def test_records_are_found_wherever_blocks_end(tmp_path_factory, records, wrapped, ascii_only, space, block):
+def test_records_are_the_same_for_any_block_size(tmp_path_factory, records, wrapped, ascii_only, space, block):
     gap = (space + "," + space).encode()
     body = gap.join(encoded(record, ascii_only=ascii_only) for record in records)
     whole = space.encode() + b"[" + space.encode() + body + space.encode() + b"]" + space.encode()
@@ -46,7 +46,7 @@ def test_records_are_found_wherever_blocks_end(tmp_path_factory, records, wrappe
 
 
 @given(RECORDS.filter(bool), st.data())
-def test_a_file_cut_off_at_any_byte_names_itself(tmp_path_factory, records, data):
+def test_a_file_truncated_at_any_byte_is_named(tmp_path_factory, records, data):
     whole = encoded(records, ascii_only=False)
     path = tmp_path_factory.mktemp("cut") / "cut.json"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -55,7 +55,7 @@ def test_a_file_cut_off_at_any_byte_names_itself(tmp_path_factory, records, data
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_records_or_the_projects_own_error(tmp_path_factory, junk):
+def test_any_bytes_are_records_or_a_lamp_error(tmp_path_factory, junk):
     path = tmp_path_factory.mktemp("junk") / "junk.json"
     path.write_bytes(b"[{" + junk)
     with contextlib.suppress(LampError):  # and no other
@@ -81,14 +81,14 @@ def test_any_bytes_are_records_or_the_projects_own_error(tmp_path_factory, junk)
         (b"<!DOCTYPE html>", "neither a JSON list nor an object"),
     ],
 )
-def test_what_is_no_list_of_records_is_named(tmp_path, content, words):
+def test_a_file_without_a_list_of_records_is_named(tmp_path, content, words):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(LampError, match=re.escape(str(path)) + ".*" + words):
         list(RecordScanner(path))
 
 
-def test_a_byte_order_mark_is_no_content(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     path = tmp_path / "bom.json"
     path.write_bytes(b'\xef\xbb\xbf\n[{"a": 1}]')
     assert list(RecordScanner(path)) == [(0, 5, b'{"a": 1}')]
@@ -106,14 +106,14 @@ def test_a_byte_order_mark_is_no_content(tmp_path):
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )
-def test_what_is_no_json_is_named(raw, words):
+def test_invalid_json_is_named(raw, words):
     with pytest.raises(ValueError, match=words):
         parse_record(raw)
 
 
 @pytest.mark.parametrize(("depth", "fits"), [(98, True), (99, False), (1000, False), (100_000, False)])
 @pytest.mark.parametrize("block", [50, 2**22])
-def test_what_is_too_deep_to_be_written_again_is_named(tmp_path, monkeypatch, depth, fits, block):
+def test_a_record_nested_too_deeply_to_be_written_is_named(tmp_path, monkeypatch, depth, fits, block):
     monkeypatch.setattr(json_records, "_BLOCK", block)
     path = tmp_path / "deep.json"
     path.write_bytes(b'[{"a": 1}, {"a": ' + b"[" * depth + b"]" * depth + b'}, {"a": 2}]')

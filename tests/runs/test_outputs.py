@@ -28,7 +28,7 @@ class Options:
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it runs."""
+    """Stands for SIGKILL: no later code runs."""
 
 
 @guard_outputs
@@ -66,7 +66,7 @@ def texts(output):
 
 
 @pytest.mark.parametrize("directory", [True, False])
-def test_a_failed_forced_run_leaves_the_old_output_and_a_further_one_replaces_it(tmp_path, directory):
+def test_a_failed_forced_run_keeps_the_old_output_and_the_next_run_replaces_it(tmp_path, directory):
     output, beside = tmp_path / "out", tmp_path / "scores.txt"
     options = Options(str(output))
     assert write(options, directory=directory, text="old", beside=beside) == "new"
@@ -139,7 +139,7 @@ def test_a_kill_between_output_and_record_is_resumed(tmp_path, force):
     assert (tmp_path / "out.json").read_text() == "second"
 
 
-def test_force_keeps_what_no_record_names(tmp_path):
+def test_force_removes_no_file_that_no_record_names(tmp_path):
     output = tmp_path / "out"
     options = Options(str(output))
     write(options, directory=True, text="old")
@@ -167,7 +167,7 @@ def test_force_keeps_what_no_record_names(tmp_path):
 )
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("directory", [True, False])
-def test_a_record_of_another_program_is_left_alone(tmp_path, record, force, directory):
+def test_a_record_of_another_program_is_unchanged(tmp_path, record, force, directory):
     output = tmp_path / "out"
     if directory:
         output.mkdir()
@@ -184,7 +184,7 @@ def test_a_record_of_another_program_is_left_alone(tmp_path, record, force, dire
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_further_output_that_no_record_names_is_left_alone(tmp_path, force):
+def test_a_further_output_that_no_record_names_is_unchanged(tmp_path, force):
     beside = tmp_path / "scores.txt"
     beside.write_text("mine")
     options = Options(str(tmp_path / "out.json"), force=force)
@@ -240,7 +240,7 @@ def test_a_forced_run_that_writes_no_further_output_removes_the_old_one(tmp_path
     assert not beside.exists()
 
 
-def test_a_further_output_that_was_lost_is_made_again_and_one_that_was_changed_is_refused(tmp_path):
+def test_a_missing_further_output_is_made_again_and_a_changed_further_output_is_refused(tmp_path):
     beside = tmp_path / "scores.txt"
     options = Options(str(tmp_path / "out.txt"))
     write(options, directory=False, text="old", beside=beside)
@@ -255,7 +255,7 @@ def test_a_further_output_that_was_lost_is_made_again_and_one_that_was_changed_i
 
 
 @pytest.mark.parametrize("directory", [True, False])
-def test_outputs_are_known_by_all_their_names_and_after_a_move(tmp_path, monkeypatch, directory):
+def test_outputs_are_recognized_by_any_path_and_after_a_move(tmp_path, monkeypatch, directory):
     home = tmp_path / "home"
     (home / "sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to(home)
@@ -291,7 +291,7 @@ def test_the_working_directory_can_be_an_output(tmp_path, monkeypatch):
     "beside",
     ["a.txt", "./a.txt", "a.txt.run.json", "a.txt.unfinished", "a.txt.journal.jsonl", "a.txt.unfinished.run.json"],
 )
-def test_two_outputs_at_one_place_are_refused(tmp_path, beside):
+def test_two_outputs_at_the_same_path_are_refused(tmp_path, beside):
     with pytest.raises(LampError, match="would write two files to this path"):
         write(Options(str(tmp_path / "a.txt")), directory=False, text="new", beside=tmp_path / beside)
     assert not list(tmp_path.iterdir())
@@ -303,7 +303,7 @@ def test_a_further_output_inside_an_output_directory_is_refused(tmp_path):
             write(Options(str(tmp_path / "out")), directory=True, text="new", beside=tmp_path / beside)
 
 
-def test_a_further_output_is_one_commands_at_a_time(tmp_path):
+def test_a_further_output_is_written_by_one_command_at_a_time(tmp_path):
     beside = tmp_path / "scores.txt"
     code = "import sys; from tests.runs.test_outputs import *; " + (
         "write(Options(sys.argv[1]), directory=False, text='other', beside=Path(sys.argv[2]))"
@@ -321,7 +321,7 @@ def test_a_further_output_is_one_commands_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("directory", [True, False])
-def test_force_keeps_what_is_where_it_would_write(tmp_path, directory):
+def test_force_does_not_overwrite_foreign_files_at_its_temporary_paths(tmp_path, directory):
     output, beside = tmp_path / "out", tmp_path / "scores.txt"
     write(Options(str(output)), directory=directory, text="old", beside=beside)
     foreign = [output / "run.unfinished" / "notes.txt", output / "run.replaced" / "notes.txt"]
@@ -351,7 +351,7 @@ def test_a_file_is_not_written_over_a_directory_nor_the_other_way_round(tmp_path
 
 
 @pytest.mark.parametrize("directory", [True, False])
-def test_a_link_is_written_through(tmp_path, directory):
+def test_the_target_of_a_link_is_written(tmp_path, directory):
     real, link = tmp_path / "scratch" / "out", tmp_path / "link"
     real.parent.mkdir()
     if directory:
@@ -365,7 +365,7 @@ def test_a_link_is_written_through(tmp_path, directory):
     assert write(Options(str(link), number=2), directory=directory, text="never") == "done"
 
 
-def test_a_second_process_is_told_who_writes(tmp_path):
+def test_the_error_of_a_second_process_names_the_writing_process(tmp_path):
     holds = """
 import sys
 from dataclasses import dataclass
@@ -393,8 +393,8 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize(("held", "wanted"), [("-0", ""), ("", "-0"), ("-0", "-1")])
-def test_a_directory_is_filled_by_one_command_or_by_its_parts(tmp_path, held, wanted):
-    """`--force` of one shard alone would take away what the others write."""
+def test_a_directory_is_written_by_one_command_or_by_its_shards(tmp_path, held, wanted):
+    """`--force` of a single shard would otherwise remove the files that other shards write."""
     holds = """
 import sys
 from pathlib import Path
@@ -426,8 +426,8 @@ def test_an_abandoned_temporary_file_is_removed_by_the_next_write(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.123.unfinished", "a.json"]
 
 
-def test_a_way_up_through_a_link_leads_to_the_links_target(tmp_path, monkeypatch):
-    """And not beside the link, where another output is."""
+def test_a_parent_path_through_a_link_is_that_of_the_links_target(tmp_path, monkeypatch):
+    """And not the parent of the link, which contains another output."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scratch" / "runs").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "scratch" / "runs")
@@ -441,7 +441,7 @@ def test_a_way_up_through_a_link_leads_to_the_links_target(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("directory", [True, False])
-def test_a_command_that_failed_behind_its_further_output_goes_on(tmp_path, directory, force):
+def test_a_command_that_failed_after_its_further_output_can_be_repeated(tmp_path, directory, force):
     output, beside = tmp_path / "out", tmp_path / "scores.txt"
     if force:
         write(Options(str(output)), directory=directory, text="old", beside=beside)
@@ -462,7 +462,7 @@ def test_a_command_that_failed_behind_its_further_output_goes_on(tmp_path, direc
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_kill_before_the_record_is_there_is_no_foreign_output(tmp_path, force):
+def test_an_output_killed_before_its_record_exists_is_not_foreign(tmp_path, force):
     output = tmp_path / "out"
     if force:
         write(Options(str(output)), directory=True, text="old")
@@ -475,7 +475,7 @@ def test_a_kill_before_the_record_is_there_is_no_foreign_output(tmp_path, force)
 
 
 def test_a_kill_of_a_forced_run_in_a_temporary_directory_is_completed(tmp_path):
-    """That of a tokenizer, or of a data set."""
+    """The temporary directory of a tokenizer or of a data set."""
     output = tmp_path / "out"
     options = Options(str(output), number=2, force=True)
     write(Options(str(output)), directory=True, text="old")
@@ -490,7 +490,7 @@ def test_a_kill_of_a_forced_run_in_a_temporary_directory_is_completed(tmp_path):
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_failure_in_a_temporary_directory_is_gone_on_from(tmp_path, force):
+def test_a_command_that_failed_in_a_temporary_directory_can_be_repeated(tmp_path, force):
     output = tmp_path / "out"
     if force:
         write(Options(str(output)), directory=True, text="old")
@@ -511,7 +511,7 @@ def test_a_failure_in_a_temporary_directory_is_gone_on_from(tmp_path, force):
 
 
 def test_a_kill_while_old_files_are_removed_is_completed_by_the_next_command(tmp_path, monkeypatch):
-    """Those of an unfinished forced run, and of an output that gave way."""
+    """Old files of an unfinished forced run and of a replaced output."""
     kinds, seen = (os.unlink, os.rmdir), 0
     for number in itertools.count():
         output = tmp_path / f"out{number}"
@@ -566,7 +566,7 @@ def test_a_kill_while_a_lost_further_output_is_made_again_is_resumed(tmp_path):
     assert beside.read_text() == "on another"
 
 
-def test_a_further_output_that_is_wanted_elsewhere_is_made_there(tmp_path, monkeypatch):
+def test_a_further_output_at_another_path_is_made_again(tmp_path, monkeypatch):
     """`--scores s.txt` in another working directory."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -576,7 +576,7 @@ def test_a_further_output_that_is_wanted_elsewhere_is_made_there(tmp_path, monke
         assert write(Options(str(tmp_path / "out.txt")), directory=False, text="never", beside=Path("s.txt")) == "done"
 
 
-def test_a_claim_that_fails_holds_nothing(tmp_path, monkeypatch):
+def test_a_failed_reservation_leaves_no_lock(tmp_path, monkeypatch):
     def fail(output, *, directory):
         raise PermissionError(13, "Permission denied", str(output.parent))
 
@@ -594,8 +594,8 @@ def test_a_link_to_itself_is_a_named_error(tmp_path):
 
 
 @pytest.mark.parametrize("at", [".run.json", ".journal.jsonl", ".unfinished", "/x"])
-def test_outputs_at_urls_are_apart_from_each_other(machine, bucket, at):
-    """Each has a copy of its own, so that their paths here differ."""
+def test_outputs_at_urls_are_separate_from_each_other(machine, bucket, at):
+    """Each has a separate copy, so their local paths differ."""
 
     @dataclass(frozen=True)
     class Rank:
@@ -607,7 +607,7 @@ def test_outputs_at_urls_are_apart_from_each_other(machine, bucket, at):
         write(Options(options.output), directory=at == "/x", text="new", beside=Path(options.scores))
 
 
-# --- outputs apart from inputs, against a model of the file system
+# --- outputs separate from inputs, against a model of the file system
 
 NAMES = st.sampled_from(["a", "b"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(lambda parts: "/".join(parts))
@@ -624,10 +624,10 @@ def trees(draw):
 
 @given(trees())
 @example(({"a": None, "b/a": "a", "a/a": "b/a"}, "a", "b"))  # a link whose target is a link
-@example(({"a": None, "b/a": "c", "c/x": "d", "a/a": "b/a/x"}, "a", "c"))  # and one on the way to a target
+@example(({"a": None, "b/a": "c", "c/x": "d", "a/a": "b/a/x"}, "a", "c"))  # and a link within the path of a target
 @settings(max_examples=examples(400), deadline=None)
 def test_replacing_an_allowed_output_leaves_every_input_readable(tmp_path_factory, tree):
-    """The oracle: really remove what is at the output, and see whether the input reads as before."""
+    """The oracle removes the output and compares the content of the input before and after."""
     made, source, output = tree
     root = tmp_path_factory.mktemp("tree")
     for path, target in made.items():
@@ -660,7 +660,7 @@ def test_replacing_an_allowed_output_leaves_every_input_readable(tmp_path_factor
 
 
 def snapshot(path):
-    """Contents by name, through links; None where there is nothing."""
+    """Contents by name, through links; None for a missing path."""
     if path.is_file():
         return path.read_text()
     if not path.is_dir():
@@ -674,7 +674,7 @@ def snapshot(path):
 
 
 @pytest.mark.parametrize("directory", [True, False])
-def test_an_input_is_never_at_above_or_below_an_output(tmp_path, directory):
+def test_an_input_cannot_be_at_above_or_below_an_output(tmp_path, directory):
     source = tmp_path / "in"
     if directory:
         source.mkdir()

@@ -14,7 +14,7 @@ from lamp_jax.runs.processes import GroupDeclaration, assert_equal, on_first, on
 WHOLE = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 
 
-def test_three_variables_or_one_declare_several_processes():
+def test_three_variables_or_lamp_hosts_declare_several_processes():
     assert read_declaration(WHOLE) == GroupDeclaration("10.0.0.1:1234", 4, 3)
     assert read_declaration({"LAMP_HOSTS": "all"}) == GroupDeclaration()
     assert read_declaration({}) is None
@@ -35,13 +35,13 @@ def test_three_variables_or_one_declare_several_processes():
         ({"LAMP_HOSTS": "2"}, "LAMP_HOSTS=2: set LAMP_HOSTS=all"),
     ],
 )
-def test_half_a_declaration_is_an_error_that_names_the_variables(said, message):
+def test_an_incomplete_declaration_is_an_error_that_names_the_variables(said, message):
     with pytest.raises(LampError, match=message):
         read_declaration({**WHOLE, **said})
 
 
-def test_one_process_agrees_with_itself():
-    value = object()  # nothing is written down, so it need not be JSON's
+def test_a_single_process_runs_on_first_and_assert_equal_directly():
+    value = object()  # no value is serialized, so it need not be JSON
     assert on_first(lambda: value) is value
     assert assert_equal("anything", lambda: "x") == "x"
 
@@ -71,7 +71,7 @@ print(said, len(asked), file=sys.stderr)
 
 
 @pytest.mark.parametrize(("case", "said"), [("value", "{'state': 'new', 'nested': 7}"), ("error", "no such place")])
-def test_the_first_alone_asks_and_all_have_its_answer_or_its_error(case, said):
+def test_only_the_first_process_runs_and_all_get_its_result_or_error(case, said):
     def run(index, heard):
         words = [sys.executable, "-c", PROGRAM, str(index), case]
         return subprocess.run(words, input=heard, capture_output=True, text=True, check=True)
@@ -81,7 +81,7 @@ def test_the_first_alone_asks_and_all_have_its_answer_or_its_error(case, said):
     assert run(1, first.stdout).stderr.strip() == f"{said} 0"
 
 
-def test_sigterm_acts_within_the_block_only():
+def test_sigterm_is_handled_only_within_the_context():
     before, asked = signal.getsignal(signal.SIGTERM), threading.Event()
     with on_sigterm(asked.set):
         signal.raise_signal(signal.SIGTERM)
@@ -89,6 +89,6 @@ def test_sigterm_acts_within_the_block_only():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_process_alone_is_the_first():
+def test_a_single_process_is_the_first():
     assert processes.is_first()
     assert processes.process_count() == 1

@@ -26,7 +26,7 @@ sys.stdin.read()
 
 @contextmanager
 def another_command(path):
-    """A process that appends to this journal meanwhile."""
+    """Another process that has this journal open within the `with` block."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -64,7 +64,7 @@ def make(options, text="made"):
     record.finish(count=1)
 
 
-def test_a_new_output_is_new_and_a_finished_one_is_done(options):
+def test_the_state_of_a_new_output_is_new_and_of_a_finished_output_done(options):
     assert reserved(options).state == "new"
     make(options)
     assert reserved(options).state == "done"
@@ -77,7 +77,7 @@ def test_a_moved_input_is_the_same_input(options, tmp_path):
     assert reserved(replace(options, questions=str(moved))).state == "done"
 
 
-def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
+def test_exchanged_inputs_are_other_inputs(options, tmp_path):
     @dataclass(frozen=True)
     class Train:
         train: str
@@ -97,8 +97,8 @@ def test_inputs_that_change_places_are_other_inputs(options, tmp_path):
         reserve(options.output, Train(*names[::-1], options.output), inputs=names[::-1])
 
 
-def test_a_directory_is_the_same_input_without_what_no_command_reads(tmp_path):
-    """A clone's `.git`, and the checkpoints of a training: of what lies at a URL they are no part either."""
+def test_files_that_no_command_reads_do_not_change_an_input_directory(tmp_path):
+    """A clone's `.git`, and the checkpoints of a training; both are also excluded from inputs at a URL."""
     model = tmp_path / "model"
     (model / "1_Pooling").mkdir(parents=True)
     for name in ("config.json", "1_Pooling/config.json"):
@@ -112,7 +112,7 @@ def test_a_directory_is_the_same_input_without_what_no_command_reads(tmp_path):
     assert digest(str(model)) != before
 
 
-def test_options_that_change_nothing_do_not_count(options):
+def test_execution_only_options_do_not_change_the_fingerprint(options):
     make(options)
     assert reserved(replace(options, workers=8)).state == "done"
 
@@ -129,7 +129,7 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     assert (tmp_path / "out.json").read_text() == "made"  # until the command's checks have passed
     forced.begin()
     forced.target.write_text("half")
-    assert (tmp_path / "out.json").read_text() == "made"  # until the new one is complete
+    assert (tmp_path / "out.json").read_text() == "made"  # until the new output is complete
     forced.finish()
     assert (tmp_path / "out.json").read_text() == "half"
     assert reserved(options).state == "done"
@@ -138,13 +138,13 @@ def test_other_settings_or_inputs_are_refused_and_force_starts_over(options, tmp
     ]
 
 
-def test_a_command_that_failed_before_its_work_leaves_the_output_free(options):
+def test_a_command_that_failed_before_its_work_does_not_reserve_the_output(options):
     reserved(options).begin()
     assert reserved(options).state == "new"
     assert reserved(replace(options, number=5)).state == "new"
 
 
-def test_a_begun_journal_is_resumed_by_the_same_command_alone(options):
+def test_a_journal_is_resumed_only_by_the_same_command(options):
     record = reserved(options)
     record.begin()
     journal = Journal(record.journal)
@@ -162,7 +162,7 @@ def test_a_changed_output_is_refused(options, tmp_path):
         reserved(options)
 
 
-def test_a_file_of_somebody_else_is_refused(options, tmp_path):
+def test_a_file_without_a_record_is_refused(options, tmp_path):
     (tmp_path / "out.json").write_text("precious")
     with pytest.raises(LampError, match="exists without a run record"):
         reserved(options)
@@ -184,7 +184,7 @@ def test_an_unfinished_directory_is_resumed(options, tmp_path):
     assert reserve(mine.output, mine, inputs=[], directory=True).state == "unfinished"
 
 
-def test_a_journal_keeps_whole_lines_and_drops_the_broken_one(tmp_path):
+def test_a_journal_keeps_complete_lines_and_drops_an_incomplete_line(tmp_path):
     path = tmp_path / "out.journal.jsonl"
     journal = Journal(path)
     journal.append([["1", "a\u2028b"], ["2", "b"]])
@@ -206,7 +206,7 @@ def make_journal(path, *batches):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
-def test_a_journal_keeps_its_first_entries_and_goes_on_behind_them(tmp_path, count):
+def test_a_journal_keeps_its_first_entries_and_appends_after_them(tmp_path, count):
     path = tmp_path / "out.journal.jsonl"
     journal = make_journal(path, ["a\u2028", ["b", 1]], [{"c": 2.5}])
     journal.keep(count)
@@ -219,7 +219,7 @@ def test_a_journal_keeps_its_first_entries_and_goes_on_behind_them(tmp_path, cou
     assert path.read_bytes() == (tmp_path / "straight").read_bytes()
 
 
-def test_a_journal_that_was_cut_keeps_whole_entries_only(tmp_path):
+def test_a_truncated_journal_keeps_only_complete_entries(tmp_path):
     path = tmp_path / "out.journal.jsonl"
     make_journal(path, ["first", "second"]).close()
     path.write_bytes(path.read_bytes()[:-3])
@@ -237,7 +237,7 @@ def test_a_line_of_a_journal_that_is_broken_is_named(tmp_path):
         list(read_journal(path))
 
 
-def test_a_journal_is_one_commands_at_a_time(tmp_path):
+def test_a_journal_is_written_by_one_command_at_a_time(tmp_path):
     path = tmp_path / "out.journal.jsonl"
     with another_command(path):
         path.write_bytes(path.read_bytes() + b'"hal')
@@ -261,7 +261,7 @@ def test_a_file_system_without_locks_has_journals_too(tmp_path, monkeypatch):
     assert list(read_journal(tmp_path / "out.jsonl")) == ["a"]
 
 
-def test_opening_a_journal_changes_nothing_and_a_broken_one_can_be_opened_again(tmp_path):
+def test_opening_a_journal_changes_nothing_and_a_damaged_journal_can_be_opened_again(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'"a"\n{\n"hal')
     for _ in range(2):
@@ -272,7 +272,7 @@ def test_opening_a_journal_changes_nothing_and_a_broken_one_can_be_opened_again(
     assert path.read_bytes() == b'"a"\n"hal'
 
 
-def test_files_whose_checksums_are_beside_them_are_left_out_of_a_directory(tmp_path):
+def test_files_with_stored_checksums_are_excluded_from_the_digest_of_a_directory(tmp_path):
     for name in ("list.json", "rows-0.bin", "rows-1.bin"):
         (tmp_path / name).write_text(name)
     before, whole = digest(str(tmp_path), checked=["rows-*.bin"]), digest(str(tmp_path))

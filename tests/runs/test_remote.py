@@ -32,13 +32,13 @@ def kill():
     remote._copies.clear()
 
 
-def bring(url, **more):
+def fetch_copies(url, **more):
     return remote.fetch_urls(Options(url, **more))
 
 
 def test_a_url_becomes_a_local_copy_and_other_options_stay(machine, bucket):
     (bucket / "bm25.json").write_text("[1]")
-    options = bring(f"bucket:/{bucket}/run", pool=("none", f"bm25=bucket:/{bucket}/bm25.json"))
+    options = fetch_copies(f"bucket:/{bucket}/run", pool=("none", f"bm25=bucket:/{bucket}/bm25.json"))
     assert options.page == "https://example.org/page"
     assert options.pool[0] == "none"
     name, _, path = options.pool[1].partition("=")
@@ -46,8 +46,8 @@ def test_a_url_becomes_a_local_copy_and_other_options_stay(machine, bucket):
     assert json.loads(Path(path).read_text()) == [1]
 
 
-def test_what_is_written_is_sent_and_what_is_removed_goes_there_too(machine, bucket, tmp_path):
-    out = Path(bring(f"bucket:/{bucket}/run/dev.json").output)
+def test_written_files_are_sent_and_removed_files_are_removed_at_the_url(machine, bucket, tmp_path):
+    out = Path(fetch_copies(f"bucket:/{bucket}/run/dev.json").output)
     out.write_text("answers")
     (out.parent / "dev.json.journal.jsonl").write_text("line\n")
     (out.parent / ".dev.json.7.unfinished").write_text("half")
@@ -58,19 +58,19 @@ def test_what_is_written_is_sent_and_what_is_removed_goes_there_too(machine, buc
     assert [path.name for path in (bucket / "run").iterdir()] == ["dev.json"]
 
 
-def test_another_machine_finds_what_was_sent_and_nothing_older(machine, bucket):
-    out = Path(bring(f"bucket:/{bucket}/run").output)
+def test_another_machine_gets_the_latest_files(machine, bucket):
+    out = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "a.txt").write_text("one")
     remote.send_and_forget()
     machine("second")
-    again = Path(bring(f"bucket:/{bucket}/run").output)
+    again = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     assert again != out
     (again / "deep" / "a.txt").write_text("two, longer")
     (again / "b.txt").write_text("new")
     remote.send_and_forget()
     machine("first")
-    bring(f"bucket:/{bucket}/run")
+    fetch_copies(f"bucket:/{bucket}/run")
     assert (out / "deep" / "a.txt").read_text() == "two, longer"
     assert (out / "b.txt").read_text() == "new"
     shutil.rmtree(bucket / "run")
@@ -78,31 +78,31 @@ def test_another_machine_finds_what_was_sent_and_nothing_older(machine, bucket):
 
 
 def test_checkpoints_belong_to_the_url_and_are_not_copied(machine, bucket):
-    out = Path(bring(f"bucket:/{bucket}/run").output)
+    out = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     assert remote.checkpoint_location(out / "checkpoints") == f"{bucket}/run/checkpoints"
     (bucket / "run" / "checkpoints").mkdir(parents=True)
     (bucket / "run" / "checkpoints" / "large").write_text("x")
     remote.send_and_forget()
-    bring(f"bucket:/{bucket}/run")
+    fetch_copies(f"bucket:/{bucket}/run")
     assert not (out / "checkpoints").exists()
     assert remote.checkpoint_location(Path("/elsewhere/checkpoints")) == "/elsewhere/checkpoints"
 
 
-def test_checkpoints_in_a_place_that_orbax_does_not_know_are_refused(machine):
-    out = Path(bring("memory://run").output)
+def test_checkpoints_at_a_url_that_orbax_does_not_support_are_refused(machine):
+    out = Path(fetch_copies("memory://run").output)
     with pytest.raises(LampError, match="memory://run/checkpoints: checkpoints can be written to gs://"):
         remote.checkpoint_location(out / "checkpoints")
 
 
 @pytest.mark.parametrize(("url", "said"), [("gs://b/x", r"\[gcs\]"), ("nothing://b/x", "such as gs://")])
-def test_a_place_that_cannot_be_reached_is_an_error_with_the_remedy(machine, url, said):
+def test_an_unreachable_url_is_an_error_with_the_remedy(machine, url, said):
     with pytest.raises(LampError, match=said):
-        bring(url)
+        fetch_copies(url)
 
 
-def test_a_journal_is_sent_now_and_then(machine, bucket, monkeypatch):
+def test_a_journal_is_sent_periodically(machine, bucket, monkeypatch):
     monkeypatch.setattr(remote, "_PAUSE", 0.0)
-    out = Path(bring(f"bucket:/{bucket}/run/dev.json").output)
+    out = Path(fetch_copies(f"bucket:/{bucket}/run/dev.json").output)
     journal = Journal(out.with_name("dev.json.journal.jsonl"))
     journal.append([{"id": 1}])
     assert (bucket / "run" / "dev.json.journal.jsonl").read_text() == '{"id": 1}\n'
@@ -118,14 +118,14 @@ def append(store, user):
 
 @pytest.fixture
 def sent(monkeypatch):
-    """At once, and however little there is; what is sent, as (name, bytes)."""
+    """Sends files at once, however small; the list of sent files as (name, bytes)."""
     found, put = [], LocalFileSystem.put_file
 
-    def put_and_tell(self, path, there, **more):
+    def put_and_record(self, path, there, **more):
         put(self, path, there, **more)
         found.append((Path(path).name, Path(path).stat().st_size))
 
-    monkeypatch.setattr(LocalFileSystem, "put_file", put_and_tell)
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_and_record)
     monkeypatch.setattr(remote, "_PAUSE", 0.0)
     monkeypatch.setattr(copies, "_ALWAYS_SENT", 0)
     return found
@@ -135,10 +135,10 @@ def store_files(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.endswith(".lock")}
 
 
-def test_a_store_that_grows_is_sent_as_it_grows_and_can_be_opened_whenever(machine, bucket, sent, monkeypatch):
-    """Segments arrive before the list that names them, and those that were merged go after it."""
+def test_a_growing_store_is_sent_incrementally_and_can_be_opened_at_any_time(machine, bucket, sent, monkeypatch):
+    """Segments are sent before the list that names them, and merged segments are removed after it."""
     monkeypatch.setattr(adapters, "SHARDS", segments.SHARDS._replace(fan_in=10))
-    out = Path(bring(f"bucket:/{bucket}/run").output)
+    out = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     put, remove = LocalFileSystem.put_file, LocalFileSystem.rm_file
 
     def look():
@@ -168,9 +168,9 @@ def test_a_store_that_grows_is_sent_as_it_grows_and_can_be_opened_whenever(machi
     assert {name for name, _ in sent} > {"adapters.json"}
 
 
-def test_what_is_not_only_growth_is_sent_at_once(machine, bucket, sent):
-    """A model, say, that is replaced by a better one while a log grows."""
-    out = Path(bring(f"bucket:/{bucket}/run").output)
+def test_changed_files_are_sent_at_once(machine, bucket, sent):
+    """For example, a model is replaced by a better model while a log grows."""
+    out = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     out.mkdir(parents=True)
     for name in ("model", "log"):
         (out / name).write_text(100 * "a")
@@ -187,26 +187,26 @@ def test_what_is_not_only_growth_is_sent_at_once(machine, bucket, sent):
     assert not (bucket / "run" / "model").exists()
 
 
-def test_what_was_not_sent_before_a_kill_goes_on_from_the_copy(machine, bucket, sent, monkeypatch):
-    out = Path(bring(f"bucket:/{bucket}/run").output)
+def test_adapters_not_sent_before_a_kill_are_sent_from_the_copy(machine, bucket, sent, monkeypatch):
+    out = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     with closing(create_store(out, FORM)) as store:
         for number in range(8):
             monkeypatch.setattr(remote, "_PAUSE", 0.0 if number < 4 else 1e9)
             append(store, f"u{number}")
     assert len(open_store(bucket / "run").entries) == 4
     kill()
-    bring(f"bucket:/{bucket}/run")
+    fetch_copies(f"bucket:/{bucket}/run")
     assert len(open_store(out).entries) == 8
     remote.send_and_forget()
     assert len(open_store(bucket / "run").entries) == 8
     del sent[:]
-    bring(f"bucket:/{bucket}/run")
+    fetch_copies(f"bucket:/{bucket}/run")
     remote.send_and_forget()
     assert not sent
 
 
-def test_checkpoints_are_removed_where_they_are(machine, bucket, tmp_path):
-    out = Path(bring(f"bucket:/{bucket}/run").output)
+def test_checkpoints_are_removed_at_the_url(machine, bucket, tmp_path):
+    out = Path(fetch_copies(f"bucket:/{bucket}/run").output)
     for directory in (bucket / "run", tmp_path / "here"):
         (directory / "checkpoints" / "5").mkdir(parents=True)
         (directory / "run.json").write_text("{}")
@@ -219,7 +219,7 @@ def test_checkpoints_are_removed_where_they_are(machine, bucket, tmp_path):
 
 
 @pytest.mark.slow
-def test_stages_work_at_urls_and_go_on_from_another_machine(machine, bucket, capsys):
+def test_stages_work_at_urls_and_resume_on_another_machine(machine, bucket, capsys):
     data = f"bucket:/{bucket}/data"
     size = ["--questions", "40", "--dev-questions", "16", "--profile-size", "4"]
     assert cli.main(["synth", "--task", "LaMP-2", "--output", data, *size]) == 0

@@ -11,7 +11,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.runs import remote
 from lamp_jax.runs.urls import READ, WRITTEN, copy_path, split_url, url_of, with_urls
 
-NO_PLACES = {
+NO_PATHS = {
     "beam_options",
     "beam_staging",
     "columns",
@@ -26,7 +26,7 @@ NO_PLACES = {
     "topology",
     "user",
 }
-"""Options with texts that name no file or directory, or one that is not the stage's own to read."""
+"""Options with texts that name no file or directory, or a file that the stage does not read itself."""
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_a_url_has_one_spelling(given, expected):
         *("bm25=file://.", "memory://", "memory:///", "memory://.", "zip://y.json::/d/x.zip", "gs://b/a::b"),
     ],
 )
-def test_a_url_of_no_one_place_is_refused(url):
+def test_a_url_without_a_unique_location_is_refused(url):
     with pytest.raises(LampError, match=rf"^{url.removeprefix('bm25=')}: .*(; |give )"):
         split_url(url)
 
 
 @pytest.mark.parametrize("url", ["gs://b/run", "gs://b/runs/.r[1] x/p.json", "memory://run"])
 @pytest.mark.parametrize("kind", [READ, WRITTEN])
-def test_the_path_of_a_copy_says_its_url(url, kind, tmp_path, monkeypatch):
+def test_the_url_is_derived_from_the_path_of_a_copy(url, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path, above = copy_path(url, kind), url.rpartition("/")[0]
     assert url_of(path) == url
@@ -87,14 +87,14 @@ def test_the_path_of_a_copy_says_its_url(url, kind, tmp_path, monkeypatch):
     assert with_urls({str(path): [f"no {path} and {path}.x, line 3", 1]}) == {url: [f"no {url} and {url}.x, line 3", 1]}
 
 
-def test_every_option_with_a_text_is_known_as_a_place_or_as_none():
+def test_every_option_with_a_text_is_classified_as_path_or_not():
     for stage in cli.STAGES.values():
         hints = typing.get_type_hints(stage)
         for field in dataclasses.fields(stage):
             if "str" in str(hints[field.name]) and "Literal" not in str(hints[field.name]):
                 named = {field.name, f"{stage.__name__}.{field.name}"}
-                assert named & (remote.INPUTS | remote.OUTPUTS | NO_PLACES), f"{stage.__name__}.{field.name}"
-    assert not NO_PLACES & (remote.INPUTS | remote.OUTPUTS)
+                assert named & (remote.INPUTS | remote.OUTPUTS | NO_PATHS), f"{stage.__name__}.{field.name}"
+    assert not NO_PATHS & (remote.INPUTS | remote.OUTPUTS)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lamp_jax.runs.workers import count_processes, map_in_processes
 
 @pytest.fixture
 def long_file(tmp_path, monkeypatch):
-    """500 records in chunks of a few."""
+    """500 records in chunks of a few records."""
     monkeypatch.setattr(chunks, "_CHUNK_BYTES", 200)
     path = tmp_path / "long.json"
     path.write_text(json.dumps([{"id": str(number), "text": "é" * (number % 50)} for number in range(500)]))
@@ -28,14 +28,14 @@ def records_of(chunk: Chunk) -> list[tuple]:
     return list(chunk.read())
 
 
-def test_chunks_hold_every_record_once_with_its_number_and_place(long_file):
+def test_chunks_have_every_record_once_with_its_number_and_position(long_file):
     chunks = list(cut_chunks(long_file))
     assert len(chunks) > 20
     assert [record for chunk in chunks for record in chunk.read()] == list(RecordScanner(long_file))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_results_come_in_order_whoever_works(long_file, processes):
+def test_results_are_in_order_for_any_number_of_workers(long_file, processes):
     chunks = list(cut_chunks(long_file))
     results = list(map_in_processes(records_of, iter(chunks), processes=processes))
     assert results == [records_of(chunk) for chunk in chunks]
@@ -54,7 +54,7 @@ def die_in_a_worker(piece: int) -> int:
     return piece
 
 
-def test_a_worker_that_dies_is_an_error_and_no_endless_wait():
+def test_a_worker_that_dies_is_an_error():
     with pytest.raises(LampError, match="worker process died"):
         list(map_in_processes(die_in_a_worker, range(20), processes=2))
 
@@ -66,7 +66,7 @@ def refuse_the_third(piece: int) -> int:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_error_in_a_worker_is_that_error_here(processes):
+def test_an_error_in_a_worker_is_raised_unchanged(processes):
     with pytest.raises(LampError, match="question '3': no good"):
         list(map_in_processes(refuse_the_third, range(20), processes=processes))
 

@@ -28,7 +28,7 @@ from tests.bucket import let_orbax_write, url
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
 FIRST_BLOCK, UPDATES = 8, 2
-"""Users who learn at the same time, and how many updates the first of them make."""
+"""Size of the first cohort, and the number of updates of each of its users."""
 
 
 def lamp(*words) -> int:
@@ -60,7 +60,7 @@ def write(path: Path, records) -> Path:
 
 
 def train_words(questions, output, *more) -> tuple:
-    """Two blocks of users, of two and of four updates."""
+    """Command line of a training of two cohorts, with two and with four updates."""
     size = ("--users-per-step", FIRST_BLOCK, "--tokens-per-device", 64, "--max-length", 32, "--target-length", 8)
     learning = ("--epochs", 2, "--batch-size", 4, "--learning-rate", 0.05, "--rank", 2, "--alpha", 8)
     files = ("--task", "LaMP-3", "--questions", questions, "--model", MODEL, "--output", output)
@@ -80,15 +80,15 @@ def answers(*given) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(questions, tmp_path_factory) -> Path:
-    """A store whose training nothing disturbed. Not to be changed."""
+def trained_store(questions, tmp_path_factory) -> Path:
+    """Store of an uninterrupted training. Not to be changed."""
     output = tmp_path_factory.mktemp("whole") / "store"
     assert lamp(*train_words(questions, output)) == 0
     return output
 
 
 @pytest.fixture(scope="module")
-def parts_of_the_first_block(questions, tmp_path_factory) -> int:
+def microbatches_of_the_first_cohort(questions, tmp_path_factory) -> int:
     compute, places = adapting.AdapterCohorts.compute, []
 
     def count(self, state, block, part, where):
@@ -103,13 +103,13 @@ def parts_of_the_first_block(questions, tmp_path_factory) -> int:
 
 
 @pytest.fixture
-def copied(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "store"))
+def store_copy(trained_store, tmp_path) -> Path:
+    return Path(shutil.copytree(trained_store, tmp_path / "store"))
 
 
 @pytest.fixture(scope="module")
 def another_base(tmp_path_factory) -> Path:
-    """The same form, other weights."""
+    """A base model of the same form with other weights."""
     path = tmp_path_factory.mktemp("base") / "model"
     shutil.copytree(MODEL, path)
     tensors = load_file(path / "model.safetensors")
@@ -118,8 +118,8 @@ def another_base(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_store_has_an_adapter_of_every_user_with_items(questions, whole):
-    store = open_store(whole)
+def test_a_store_has_an_adapter_of_every_user_with_items(questions, trained_store):
+    store = open_store(trained_store)
     profiles = {one["user_id"]: one["profile"] for one in json.loads(questions.read_text())}
     assert {user: one.items for user, one in store.entries.items()} == {
         user: len(items) for user, items in profiles.items() if items
@@ -127,20 +127,22 @@ def test_a_store_has_an_adapter_of_every_user_with_items(questions, whole):
     assert all(one.updates == 2 * -(-one.items // 4) for one in store.entries.values())
     assert [one.updates for one in store.entries.values()][:FIRST_BLOCK] == [UPDATES] * FIRST_BLOCK
     assert all(one.loss is not None and one.loss > 0 for one in store.entries.values())
-    record = json.loads((whole / "run.json").read_text())
+    record = json.loads((trained_store / "run.json").read_text())
     assert record["finished"]
     assert (record["users"], record["users_without_items"]) == (TRAINED, len(WITHOUT))
     assert record["items"] == sum(len(items) for items in profiles.values())
-    assert all(0 < json.loads(line)["padding"] < 1 for line in (whole / "metrics.jsonl").read_text().splitlines())
-    assert not (whole / "checkpoints").exists()
+    assert all(
+        0 < json.loads(line)["padding"] < 1 for line in (trained_store / "metrics.jsonl").read_text().splitlines()
+    )
+    assert not (trained_store / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(("decode", "items"), [("beam", 2), ("greedy", 0), ("labels", 0), ("labels", 2)])
-def test_every_question_is_answered_with_its_users_adapter(questions, whole, tmp_path, capsys, decode, items):
+def test_every_question_is_answered_with_its_users_adapter(questions, trained_store, tmp_path, capsys, decode, items):
     how = ("--decode", decode, "--num-retrieved", items)
     base = answers(questions, tmp_path / "base.json", *how)
     capsys.readouterr()
-    own = answers(questions, tmp_path / "own.json", *how, "--adapters", whole)
+    own = answers(questions, tmp_path / "own.json", *how, "--adapters", trained_store)
     assert "12 of 14 questions have an adapter; the model alone answers the others" in capsys.readouterr().out
     record = json.loads((tmp_path / "own.json.run.json").read_text())
     assert (record["adapted"], record["bare_inputs"]) == (12, 0)
@@ -150,49 +152,54 @@ def test_every_question_is_answered_with_its_users_adapter(questions, whole, tmp
     assert "adapted" not in json.loads((tmp_path / "base.json.run.json").read_text())
 
 
-def test_what_has_an_adapter_is_told_before_the_long_work(questions, whole, tmp_path, monkeypatch, capsys):
+def test_the_number_of_questions_with_an_adapter_is_reported_before_decoding(
+    questions, trained_store, tmp_path, monkeypatch, capsys
+):
     def stop(*given, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stages_generate, "make_prompts", stop)
-    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", whole)) == 130
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", trained_store)) == 130
     assert "12 of 14 questions have an adapter; the model alone answers the others" in capsys.readouterr().out
 
 
-def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(questions, whole, tmp_path, monkeypatch, capsys):
+def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(
+    questions, trained_store, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(stages_generate, "load_generator", None)
     records = json.loads(questions.read_text())
     for number, record in enumerate(records):
         record["user_id"] = f"stranger-{number}"
     strangers = write(tmp_path / "strangers.json", records)
-    assert lamp(*generate_words(strangers, tmp_path / "own.json", "--adapters", whole)) == 1
+    assert lamp(*generate_words(strangers, tmp_path / "own.json", "--adapters", trained_store)) == 1
     error = capsys.readouterr().err
     assert (
-        f"{whole}: has adapters of 11 users (u0, u3, u6, u1, u4, ...), of none of the 14 users (stranger-0, " in error
+        f"{trained_store}: has adapters of 11 users (u0, u3, u6, u1, u4, ...), of none of the 14 users (stranger-0, "
+        in error
     )
     assert f"of {strangers}; give the store of these users, or leave --adapters out" in error
     assert [path.name for path in tmp_path.iterdir()] == ["strangers.json"]
 
 
-def test_a_store_of_nobody_is_refused_too(questions, whole, tmp_path, capsys):
-    create_store(tmp_path / "empty", open_store(whole).form).close()
+def test_a_store_without_users_is_refused_too(questions, trained_store, tmp_path, capsys):
+    create_store(tmp_path / "empty", open_store(trained_store).form).close()
     assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", tmp_path / "empty")) == 1
     assert f"{tmp_path / 'empty'}: has adapters of 0 users, of none of the 13 users (u0, " in capsys.readouterr().err
 
 
-def test_answers_do_not_depend_on_the_company_that_a_question_has(questions, whole, tmp_path):
-    together = answers(questions, tmp_path / "together.json", "--adapters", whole)
+def test_answers_do_not_depend_on_the_other_questions_of_a_batch(questions, trained_store, tmp_path):
+    together = answers(questions, tmp_path / "together.json", "--adapters", trained_store)
     backwards = write(tmp_path / "backwards.json", json.loads(questions.read_text())[::-1])
-    assert answers(backwards, tmp_path / "other.json", "--adapters", whole) == together
+    assert answers(backwards, tmp_path / "other.json", "--adapters", trained_store) == together
 
 
-def test_the_same_command_again_is_done_and_another_is_refused(questions, whole, capsys):
-    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
-    assert lamp(*train_words(questions, whole)) == 0
+def test_the_same_command_again_does_nothing_and_another_is_refused(questions, trained_store, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in trained_store.iterdir()}
+    assert lamp(*train_words(questions, trained_store)) == 0
     assert "already trained" in capsys.readouterr().out
-    assert lamp(*train_words(questions, whole, "--rank", 3)) == 1
+    assert lamp(*train_words(questions, trained_store, "--rank", 3)) == 1
     assert "other settings or inputs" in capsys.readouterr().err
-    assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in trained_store.iterdir()} == before
 
 
 def store_files(store: Path) -> dict[str, bytes]:
@@ -207,7 +214,7 @@ def assert_same_store(found: Path, expected: Path) -> None:
     assert not (found / "checkpoints").exists()
 
 
-def kill_behind_block(monkeypatch, words, number: int, size: int = FIRST_BLOCK) -> None:
+def kill_after_append(monkeypatch, words, number: int, size: int = FIRST_BLOCK) -> None:
     append, made = AdapterStore.append, []
 
     def append_and_die(self, entries, adapters):
@@ -222,8 +229,8 @@ def kill_behind_block(monkeypatch, words, number: int, size: int = FIRST_BLOCK) 
     assert made[0] == size
 
 
-def cut(kind: str, size: int) -> Callable[[Path], None]:
-    """Cuts off the last bytes of the first file of a kind."""
+def truncate(kind: str, size: int) -> Callable[[Path], None]:
+    """Function that truncates the first file of a kind by `size` bytes."""
 
     def work(store: Path) -> None:
         path = min(store.glob(f"{kind}-*.safetensors"))
@@ -233,7 +240,7 @@ def cut(kind: str, size: int) -> Callable[[Path], None]:
 
 
 def leave_files(store: Path) -> None:
-    """What a killed append leaves that was not listed yet."""
+    """Adds files as left by a killed append before they are listed."""
     shard = min(store.glob("adapters-*.safetensors")).read_bytes()
     (store / "adapters-000000000008-000000000011.safetensors").write_bytes(shard)
     (store / ".index-000000000008-000000000011.safetensors.1.unfinished").write_bytes(shard[:9])
@@ -242,34 +249,36 @@ def leave_files(store: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [lambda store: None, leave_files], ids=["nothing", "files"])
-def test_a_run_that_is_killed_in_an_append_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch, leave):
+def test_a_run_killed_during_an_append_resumes_to_the_same_bytes(
+    questions, trained_store, tmp_path, monkeypatch, leave
+):
     output = tmp_path / "store"
-    kill_behind_block(monkeypatch, train_words(questions, output), 1)
+    kill_after_append(monkeypatch, train_words(questions, output), 1)
     leave(output)
     assert not json.loads((output / "run.json").read_text())["finished"]
     assert lamp(*train_words(questions, output)) == 0
-    assert_same_store(output, whole)
+    assert_same_store(output, trained_store)
     assert not list(output.glob(".*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapters", "index"])
-def test_a_store_that_lost_bytes_is_left_alone_until_force_makes_it_again(
-    questions, whole, tmp_path, monkeypatch, capsys, kind
+def test_a_truncated_store_is_unchanged_until_force_makes_it_again(
+    questions, trained_store, tmp_path, monkeypatch, capsys, kind
 ):
     output = tmp_path / "store"
-    kill_behind_block(monkeypatch, train_words(questions, output), 1)
-    cut(kind, 9)(output)
+    kill_after_append(monkeypatch, train_words(questions, output), 1)
+    truncate(kind, 9)(output)
     before = store_files(output)
     assert lamp(*train_words(questions, output)) == 1
     assert re.search(rf"{output}/{kind}-.*: has \d+ of \d+ bytes; copy the store again", capsys.readouterr().err)
     assert store_files(output) == before
     assert lamp(*train_words(questions, output, "--force")) == 0
-    assert_same_store(output, whole)
+    assert_same_store(output, trained_store)
 
 
 def as_old_store(store: Path) -> None:
-    """Makes a store one of the first version."""
+    """Converts a store to the format of the first version."""
     opened = open_store(store)
     users = list(opened.entries)
     adapters = opened.read(users)
@@ -286,41 +295,41 @@ def as_old_store(store: Path) -> None:
 OURS = ("version", "segments", "crc32")
 
 
-def test_an_old_store_answers_once_it_is_converted(questions, whole, copied, tmp_path, capsys):
-    as_old_store(copied)
-    words = generate_words(questions, tmp_path / "own.json", "--adapters", copied)
+def test_an_old_store_answers_once_it_is_converted(questions, trained_store, store_copy, tmp_path, capsys):
+    as_old_store(store_copy)
+    words = generate_words(questions, tmp_path / "own.json", "--adapters", store_copy)
     assert lamp(*words) == 1
-    assert f"lamp convert-store --store {copied} --output NEW" in capsys.readouterr().err
-    assert lamp("export-adapter", copied, "--user", "u3", "--output", tmp_path / "peft") == 1
-    assert f"lamp convert-store --store {copied} --output NEW" in capsys.readouterr().err
-    assert lamp("convert-store", "--store", copied, "--output", tmp_path / "new") == 0
+    assert f"lamp convert-store --store {store_copy} --output NEW" in capsys.readouterr().err
+    assert lamp("export-adapter", store_copy, "--user", "u3", "--output", tmp_path / "peft") == 1
+    assert f"lamp convert-store --store {store_copy} --output NEW" in capsys.readouterr().err
+    assert lamp("convert-store", "--store", store_copy, "--output", tmp_path / "new") == 0
     capsys.readouterr()
     found = answers(questions, tmp_path / "own.json", "--adapters", tmp_path / "new")
-    assert found == answers(questions, tmp_path / "whole.json", "--adapters", whole)
+    assert found == answers(questions, tmp_path / "whole.json", "--adapters", trained_store)
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_force_removes_no_imported_adapter(questions, whole, copied, tmp_path, capsys, old):
-    with contextlib.closing(create_store(copied, open_store(whole).form)) as store:
-        store.append([AdapterEntry("imported", 1, 0, None)], open_store(whole).read(["u3"]))
+def test_force_removes_no_imported_adapter(questions, trained_store, store_copy, tmp_path, capsys, old):
+    with contextlib.closing(create_store(store_copy, open_store(trained_store).form)) as store:
+        store.append([AdapterEntry("imported", 1, 0, None)], open_store(trained_store).read(["u3"]))
     if old:
-        as_old_store(copied)
-    assert lamp(*train_words(questions, copied, "--force")) == 1
+        as_old_store(store_copy)
+    assert lamp(*train_words(questions, store_copy, "--force")) == 1
     assert "--force would remove adapters that were imported, those of 1 users (imported)" in capsys.readouterr().err
 
 
-def test_a_run_that_is_killed_behind_the_last_block_has_nothing_left_to_learn(
-    questions, whole, tmp_path, monkeypatch, capsys
+def test_a_run_killed_after_the_last_cohort_trains_nothing_more(
+    questions, trained_store, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "store"
-    kill_behind_block(monkeypatch, train_words(questions, output), 2)
+    kill_after_append(monkeypatch, train_words(questions, output), 2)
     assert lamp(*train_words(questions, output)) == 0
-    assert_same_store(output, whole)
+    assert_same_store(output, trained_store)
     assert "adapters of" in capsys.readouterr().out
 
 
-def stop_behind(monkeypatch, words, *steps: int) -> None:
-    """As several processes are told: at one step, and not again."""
+def stop_after(monkeypatch, words, *steps: int) -> None:
+    """Runs a command that is asked to stop at exactly these steps and not later, as in a process group."""
 
     @contextlib.contextmanager
     def watch():
@@ -332,49 +341,49 @@ def stop_behind(monkeypatch, words, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("behind_block", [-3, -2, -1, 0, 1, 4])
-def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(
-    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch, capsys, behind_block
+def test_a_stopped_run_resumes_to_the_same_bytes(
+    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, behind_block
 ):
     output = tmp_path / "store"
-    stop_behind(monkeypatch, train_words(questions, output), parts_of_the_first_block + behind_block)
+    stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + behind_block)
     assert "run the same command again" in capsys.readouterr().err
     assert len(open_store(output).entries) == (0 if behind_block < 0 else FIRST_BLOCK)
     assert lamp(*train_words(questions, output)) == 0
-    assert_same_store(output, whole)
+    assert_same_store(output, trained_store)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_bytes(questions, whole, tmp_path, monkeypatch):
+def test_a_repeatedly_stopped_run_resumes_to_the_same_bytes(questions, trained_store, tmp_path, monkeypatch):
     output, times = tmp_path / "store", 0
     while not (output / "run.json").exists() or not json.loads((output / "run.json").read_text())["finished"]:
-        stop_behind(monkeypatch, train_words(questions, output), 3)
+        stop_after(monkeypatch, train_words(questions, output), 3)
         times += 1
         assert times < 60
     assert times > 3
-    assert_same_store(output, whole)
+    assert_same_store(output, trained_store)
 
 
 @pytest.mark.slow
-def test_a_store_that_is_older_than_a_checkpoint_goes_on_to_the_same_bytes(
-    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch
+def test_a_run_with_a_store_older_than_its_checkpoint_resumes_to_the_same_bytes(
+    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch
 ):
-    """As at a URL, where a large store is not sent before every checkpoint."""
+    """This happens at a URL, where a large store is not sent before every checkpoint."""
     output = tmp_path / "store"
-    stop_behind(monkeypatch, train_words(questions, output), parts_of_the_first_block + 2)
+    stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + 2)
     assert len(open_store(output).entries) == FIRST_BLOCK
     form = open_store(output).form
     for path in (output / FORM, *output.glob("*.safetensors")):
         path.unlink()
     create_store(output, form).close()
-    stop_behind(monkeypatch, train_words(questions, output), 1)
+    stop_after(monkeypatch, train_words(questions, output), 1)
     assert not open_store(output).entries
     assert lamp(*train_words(questions, output)) == 0
-    assert_same_store(output, whole)
+    assert_same_store(output, trained_store)
 
 
 @pytest.mark.slow
-def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
-    questions, whole, tmp_path, monkeypatch, capsys
+def test_users_whose_training_fails_have_no_adapter_and_others_do(
+    questions, trained_store, tmp_path, monkeypatch, capsys
 ):
     finish, output = adapting.AdapterCohorts.finish, tmp_path / "store"
 
@@ -387,13 +396,13 @@ def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
         return learned
 
     monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish_without_two)
-    kill_behind_block(monkeypatch, train_words(questions, output), 1, FIRST_BLOCK - 2)
-    assert not (output / FAILED).read_text()  # so the block is trained again
-    kill_behind_block(monkeypatch, train_words(questions, output), 2, 0)
+    kill_after_append(monkeypatch, train_words(questions, output), 1, FIRST_BLOCK - 2)
+    assert not (output / FAILED).read_text()  # so the cohort is trained again
+    kill_after_append(monkeypatch, train_words(questions, output), 2, 0)
     monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish)
     assert lamp(*train_words(questions, output)) == 0
     assert "training failed for 2 users, who have no adapter (u3, u5; " in capsys.readouterr().out
-    found, expected = open_store(output), open_store(whole)
+    found, expected = open_store(output), open_store(trained_store)
     assert expected.entries.keys() - found.entries.keys() == {"u3", "u5"}
     for user in found.entries:
         for name, values in expected.read([user]).items():
@@ -405,7 +414,7 @@ def test_whose_training_fails_has_no_adapter_and_the_others_have_theirs(
 
 
 @pytest.mark.slow
-def test_a_training_in_which_everybody_diverges_is_an_error(questions, tmp_path, capsys):
+def test_a_training_in_which_all_users_diverge_is_an_error(questions, tmp_path, capsys):
     words = train_words(questions, tmp_path / "store", "--learning-rate", 1e30)
     for _ in range(2):
         assert lamp(*words) == 1
@@ -416,19 +425,19 @@ def test_a_training_in_which_everybody_diverges_is_an_error(questions, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("behind_block", [-1, 2])
-def test_users_keep_what_is_theirs_where_a_run_goes_on_on_another_mesh(
-    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch, capsys, behind_block
+def test_users_keep_their_adapters_when_a_run_resumes_on_another_mesh(
+    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, behind_block
 ):
-    """Whose an adapter is can be told by its first values, which it keeps to some extent.
+    """The user of an adapter is identified by its initial values, with which it remains correlated.
 
-    The second block has fewer users than devices.
+    The second cohort has fewer users than devices.
     """
     store = tmp_path / "store"
-    stop_behind(monkeypatch, train_words(questions, store), parts_of_the_first_block + behind_block)
+    stop_after(monkeypatch, train_words(questions, store), microbatches_of_the_first_cohort + behind_block)
     capsys.readouterr()
     assert lamp(*train_words(questions, store, "--model-parallel", 2)) == 0
     assert f"resuming cohort {1 if behind_block < 0 else 2} of 2" in capsys.readouterr().out
-    found, expected = open_store(store), open_store(whole)
+    found, expected = open_store(store), open_store(trained_store)
     assert list(found.entries) == list(expected.entries)
     for one, other in zip(found.entries.values(), expected.entries.values(), strict=True):
         assert (one.items, one.updates) == (other.items, other.updates)
@@ -444,15 +453,15 @@ def first_values(seed: int, user: str) -> np.random.Generator:
 
 
 @pytest.mark.slow
-def test_one_adapter_of_everybody_goes_on_on_another_mesh(questions, tmp_path, monkeypatch):
+def test_training_of_a_shared_adapter_resumes_on_another_mesh(questions, tmp_path, monkeypatch):
     words = (questions, tmp_path / "store", "--shared", "profiles")
-    stop_behind(monkeypatch, train_words(*words), 12)
+    stop_after(monkeypatch, train_words(*words), 12)
     assert lamp(*train_words(*words, "--model-parallel", 2)) == 0
     assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
 
 
 @pytest.mark.parametrize("shared", [pytest.param("profiles", marks=pytest.mark.slow), "questions"])
-def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, capsys, shared):
+def test_a_shared_adapter_answers_all_questions(questions, tmp_path, capsys, shared):
     records = json.loads(questions.read_text())
     for record in records:
         record["output"] = "5"
@@ -476,9 +485,9 @@ def test_one_adapter_of_everybody_answers_all_questions(questions, tmp_path, cap
     [("--storage", "bfloat16"), ("--storage", "int8", "--keep", "bfloat16")],
     ids=" ".join,
 )
-def test_adapters_go_with_every_storage_and_type(questions, whole, tmp_path, more):
+def test_adapters_work_with_every_storage_and_type(questions, trained_store, tmp_path, more):
     assert lamp(*train_words(questions, tmp_path / "store", *more)) == 0
-    store, expected = open_store(tmp_path / "store"), open_store(whole)
+    store, expected = open_store(tmp_path / "store"), open_store(trained_store)
     assert store.entries.keys() == expected.entries.keys()
     if "--keep" in more:
         assert store.form.bytes_per_user * 2 == expected.form.bytes_per_user
@@ -488,19 +497,19 @@ def test_adapters_go_with_every_storage_and_type(questions, whole, tmp_path, mor
 
 
 @pytest.mark.parametrize("kind", ["adapters", "index"])
-def test_a_store_that_lost_bytes_is_refused(questions, copied, tmp_path, capsys, kind):
-    cut(kind, 9)(copied)
-    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
-    assert re.search(rf"{copied}/{kind}-.*: has \d+ of \d+ bytes; copy the store again", capsys.readouterr().err)
+def test_a_truncated_store_is_refused(questions, store_copy, tmp_path, capsys, kind):
+    truncate(kind, 9)(store_copy)
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", store_copy)) == 1
+    assert re.search(rf"{store_copy}/{kind}-.*: has \d+ of \d+ bytes; copy the store again", capsys.readouterr().err)
     assert not (tmp_path / "own.json").exists()
 
 
-def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path, capsys):
-    form = open_store(copied).form
-    for path in (copied / FORM, *copied.glob("*.safetensors")):
+def test_a_finished_store_without_some_users_is_refused(questions, store_copy, tmp_path, capsys):
+    form = open_store(store_copy).form
+    for path in (store_copy / FORM, *store_copy.glob("*.safetensors")):
         path.unlink()
-    create_store(copied, form).close()
-    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
+    create_store(store_copy, form).close()
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", store_copy)) == 1
     assert "its training finished with adapters of 11 users, but it has adapters of 0" in capsys.readouterr().err
     assert not (tmp_path / "own.json").exists()
 
@@ -515,21 +524,21 @@ def test_a_finished_store_that_lost_users_is_refused(questions, copied, tmp_path
         (lambda form: form.update(rank=0), "'rank' cannot be 0"),
     ],
 )
-def test_a_form_that_is_none_of_the_model_is_refused(questions, copied, tmp_path, capsys, change, message):
-    form = json.loads((copied / FORM).read_text())
+def test_a_form_that_does_not_match_the_model_is_refused(questions, store_copy, tmp_path, capsys, change, message):
+    form = json.loads((store_copy / FORM).read_text())
     change(form)
-    (copied / FORM).write_text(json.dumps(form))
-    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", copied)) == 1
-    assert re.search(rf"{copied}.*({message})", capsys.readouterr().err)
+    (store_copy / FORM).write_text(json.dumps(form))
+    assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", store_copy)) == 1
+    assert re.search(rf"{store_copy}.*({message})", capsys.readouterr().err)
     assert not (tmp_path / "own.json").exists()
 
 
 @pytest.mark.slow
-def test_a_store_whose_training_was_killed_answers_with_the_users_of_whole_blocks(
-    questions, whole, tmp_path, monkeypatch, capsys
+def test_an_unfinished_store_answers_for_users_of_complete_cohorts(
+    questions, trained_store, tmp_path, monkeypatch, capsys
 ):
     store = tmp_path / "store"
-    kill_behind_block(monkeypatch, train_words(questions, store), 1)
+    kill_after_append(monkeypatch, train_words(questions, store), 1)
     capsys.readouterr()
     found = answers(questions, tmp_path / "own.json", "--adapters", store)
     assert f"{store}: its training is not finished; adapters of {FIRST_BLOCK} users so far" in capsys.readouterr().out
@@ -537,23 +546,23 @@ def test_a_store_whose_training_was_killed_answers_with_the_users_of_whole_block
     done = open_store(store).known(list(users.values()))
     assert len(done) == FIRST_BLOCK
     base = answers(questions, tmp_path / "base.json")
-    expected = answers(questions, tmp_path / "whole.json", "--adapters", whole)
+    expected = answers(questions, tmp_path / "whole.json", "--adapters", trained_store)
     assert found == {key: (expected if users[key] in done else base)[key] for key in users}
 
 
 @pytest.mark.slow
-def test_a_run_at_a_url_leaves_its_store_and_no_checkpoints_there(
-    questions, whole, parts_of_the_first_block, tmp_path, monkeypatch
+def test_a_run_at_a_url_stores_adapters_and_no_checkpoints_there(
+    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "bucket").mkdir()
     let_orbax_write(monkeypatch)
     words = train_words(questions, url(tmp_path / "bucket" / "store"))
-    stop_behind(monkeypatch, words, parts_of_the_first_block + 2)
+    stop_after(monkeypatch, words, microbatches_of_the_first_cohort + 2)
     assert (tmp_path / "bucket" / "store" / "checkpoints").exists()
     shutil.rmtree(tmp_path / "cache")
     assert lamp(*words) == 0
-    assert_same_store(tmp_path / "bucket" / "store", whole)
+    assert_same_store(tmp_path / "bucket" / "store", trained_store)
 
 
 def export(store, folder, *more, user="u3") -> Path:
@@ -565,26 +574,26 @@ def import_words(directory, store, *more, user="u3", model=MODEL) -> tuple:
     return ("import-adapter", directory, "--store", store, "--user", user, "--model", model, *more)
 
 
-def test_what_is_exported_and_imported_is_the_same_adapter(questions, whole, tmp_path, capsys):
-    directory = export(whole, tmp_path)
-    assert lamp("export-adapter", whole, "--user", "u3", "--output", directory) == 0
+def test_an_exported_and_imported_adapter_is_unchanged(questions, trained_store, tmp_path, capsys):
+    directory = export(trained_store, tmp_path)
+    assert lamp("export-adapter", trained_store, "--user", "u3", "--output", directory) == 0
     assert "already exported" in capsys.readouterr().out
     assert lamp(*import_words(directory, tmp_path / "new", "--items", 5)) == 0
     assert lamp(*import_words(directory, tmp_path / "new", user="u12")) == 0
-    new, old = open_store(tmp_path / "new"), open_store(whole)
+    new, old = open_store(tmp_path / "new"), open_store(trained_store)
     assert new.form == old.form
     assert {user: (one.items, one.loss) for user, one in new.entries.items()} == {"u3": (5, None), "u12": (0, None)}
     for name, values in old.read(["u3"]).items():
         np.testing.assert_array_equal(new.read(["u12"])[name], values)
         np.testing.assert_array_equal(new.read(["u3"])[name], values)
     found = answers(questions, tmp_path / "new.json", "--adapters", tmp_path / "new")
-    expected = answers(questions, tmp_path / "old.json", "--adapters", whole)
+    expected = answers(questions, tmp_path / "old.json", "--adapters", trained_store)
     keys = [one["id"] for one in json.loads(questions.read_text()) if one["user_id"] == "u3"]
     assert [found[key] for key in keys] == [expected[key] for key in keys]
 
 
-def test_a_store_names_its_base_by_url_and_another_machine_finds_it(whole, tmp_path, monkeypatch):
-    directory, base = export(whole, tmp_path), tmp_path / "base"
+def test_a_store_names_its_base_by_url_for_other_machines(trained_store, tmp_path, monkeypatch):
+    directory, base = export(trained_store, tmp_path), tmp_path / "base"
     shutil.copytree(MODEL, base)
     before = {path: path.read_bytes() for path in [*base.iterdir(), *directory.iterdir()]}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
@@ -598,8 +607,8 @@ def test_a_store_names_its_base_by_url_and_another_machine_finds_it(whole, tmp_p
 
 
 @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
-def test_an_import_keeps_to_the_type_of_the_store(whole, tmp_path, capsys, kept):
-    directory = export(whole, tmp_path)
+def test_an_import_keeps_the_type_of_the_store(trained_store, tmp_path, capsys, kept):
+    directory = export(trained_store, tmp_path)
     assert lamp(*import_words(directory, tmp_path / "new", "--keep", kept)) == 0
     assert lamp(*import_words(directory, tmp_path / "new", user="other")) == 0
     assert open_store(tmp_path / "new").form.dtype == kept
@@ -610,19 +619,19 @@ def test_an_import_keeps_to_the_type_of_the_store(whole, tmp_path, capsys, kept)
     assert f"dtype {kept} in the store, {other} requested" in capsys.readouterr().err
 
 
-def test_an_export_of_another_store_at_the_same_place_is_not_done_already(whole, copied, tmp_path):
-    directory = export(copied, tmp_path, user="u3")
-    shutil.rmtree(copied)
-    adapter = {name: 2 * values for name, values in open_store(whole).read(["u3"]).items()}
-    with contextlib.closing(create_store(copied, open_store(whole).form)) as store:
-        store.append([open_store(whole).entries["u3"]], adapter)
+def test_an_export_of_another_store_at_the_same_path_is_not_skipped(trained_store, store_copy, tmp_path):
+    directory = export(store_copy, tmp_path, user="u3")
+    shutil.rmtree(store_copy)
+    adapter = {name: 2 * values for name, values in open_store(trained_store).read(["u3"]).items()}
+    with contextlib.closing(create_store(store_copy, open_store(trained_store).form)) as store:
+        store.append([open_store(trained_store).entries["u3"]], adapter)
     before = (directory / WEIGHTS).read_bytes()
-    words = ("export-adapter", copied, "--user", "u3", "--output", directory)
+    words = ("export-adapter", store_copy, "--user", "u3", "--output", directory)
     assert lamp(*words) == 1 or (directory / WEIGHTS).read_bytes() != before
 
 
-def test_an_import_of_an_adapter_without_effect_makes_no_store(whole, tmp_path, capsys):
-    directory = export(whole, tmp_path)
+def test_an_import_of_an_adapter_without_effect_makes_no_store(trained_store, tmp_path, capsys):
+    directory = export(trained_store, tmp_path)
     tensors = load_file(directory / WEIGHTS)
     save_file({name: 0 * values for name, values in tensors.items()}, directory / WEIGHTS)
     assert lamp(*import_words(directory, tmp_path / "new")) == 1
@@ -649,7 +658,7 @@ def test_an_import_of_an_adapter_without_effect_makes_no_store(whole, tmp_path, 
     ],
     ids=lambda one: " ".join(map(str, one)) if isinstance(one, tuple) else "",
 )
-def test_numbers_that_do_not_fit_are_named_before_anything_is_written(questions, tmp_path, capsys, more, message):
+def test_invalid_numbers_are_named_before_writing(questions, tmp_path, capsys, more, message):
     assert lamp(*train_words(questions, tmp_path / "store", *more)) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -666,7 +675,7 @@ def no_profiles(records):
         record["profile"] = []
 
 
-def everybody(records):
+def reserved_user(records):
     records[2]["user_id"] = EVERYBODY
 
 
@@ -680,10 +689,14 @@ def no_gold(records):
         (other_profile, (), "user 'u10': the profiles of the questions {10} and {11} differ; `--profiles first`"),
         (no_profiles, (), "no user has a profile item, so there is nothing to train on"),
         (no_gold, ("--shared", "questions"), "{3}"),
-        (everybody, (), "user 'everybody' (question {2}): this id is reserved for the adapter of all users without"),
+        (
+            reserved_user,
+            (),
+            "user 'everybody' (question {2}): this id is reserved for the adapter of all users without",
+        ),
     ],
 )
-def test_questions_that_teach_nothing_are_named(questions, tmp_path, capsys, spoil, more, message):
+def test_questions_without_training_examples_are_named(questions, tmp_path, capsys, spoil, more, message):
     records = json.loads(questions.read_text())
     spoil(records)
     path = write(tmp_path / "spoiled.json", records)
@@ -694,50 +707,52 @@ def test_questions_that_teach_nothing_are_named(questions, tmp_path, capsys, spo
     assert not (tmp_path / "store").exists()
 
 
-def test_profiles_settles_a_user_of_two_profiles_and_users_without_are_told(questions, tmp_path, capsys):
+def test_profiles_union_joins_two_profiles_and_users_without_items_are_reported(questions, tmp_path, capsys):
     records = json.loads(questions.read_text())
     other_profile(records)
     path = write(tmp_path / "spoiled.json", records[9:])
     assert lamp(*train_words(path, tmp_path / "store", "--profiles", "union")) == 0
-    said = capsys.readouterr().out
-    assert f"{tmp_path / 'store'}: adapters of 2 users" in said
-    assert "2 users have no profile items, and so no adapter" in said
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'store'}: adapters of 2 users" in printed
+    assert "2 users have no profile items, and so no adapter" in printed
     sizes = [len(records[number]["profile"]) for number in (10, 11)]
     assert open_store(tmp_path / "store").entries["u10"].items == sum(sizes)
 
 
 @pytest.mark.slow
-def test_an_import_waits_for_the_end_of_the_command_that_trains(
-    questions, whole, copied, tmp_path, monkeypatch, capsys
+def test_an_import_is_refused_until_the_training_command_ends(
+    questions, trained_store, store_copy, tmp_path, monkeypatch, capsys
 ):
-    directory, output, said = export(whole, tmp_path), tmp_path / "new", []
+    directory, output, printed = export(trained_store, tmp_path), tmp_path / "new", []
     append = AdapterStore.append
 
-    def append_beside_others(self, entries, adapters):
+    def append_during_other_commands(self, entries, adapters):
         assert lamp(*import_words(directory, output, user="other")) == 1
         assert lamp(*train_words(questions, output, "--force")) == 1
-        said.append(capsys.readouterr().err)
+        printed.append(capsys.readouterr().err)
         append(self, entries, adapters)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdapterStore, "append", append_beside_others)
+        patch.setattr(AdapterStore, "append", append_during_other_commands)
         assert lamp(*train_words(questions, output)) == 0
-    assert all(f"{output}: another lamp command is writing to it; wait until that command ends" in one for one in said)
-    assert {one.count("is writing to it") for one in said} == {2}
-    assert_same_store(output, whole)
+    assert all(
+        f"{output}: another lamp command is writing to it; wait until that command ends" in one for one in printed
+    )
+    assert {one.count("is writing to it") for one in printed} == {2}
+    assert_same_store(output, trained_store)
     assert lamp(*import_words(directory, output, user="other")) == 0
 
 
-def test_a_store_of_another_base_is_refused(questions, whole, another_base, tmp_path, capsys):
-    words = generate_words(questions, tmp_path / "p.json", "--adapters", whole, "--model", another_base)
+def test_a_store_of_another_base_is_refused(questions, trained_store, another_base, tmp_path, capsys):
+    words = generate_words(questions, tmp_path / "p.json", "--adapters", trained_store, "--model", another_base)
     assert lamp(*words) == 1
     error = capsys.readouterr().err
-    assert f"{whole}: its base model is {MODEL}, not {another_base} (their weights differ)" in error
+    assert f"{trained_store}: its base model is {MODEL}, not {another_base} (their weights differ)" in error
     assert "give the model that it was made with, or another store" in error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_store_that_is_not_there_is_named(questions, tmp_path, capsys):
+def test_a_missing_store_is_named(questions, tmp_path, capsys):
     assert lamp(*generate_words(questions, tmp_path / "p.json", "--adapters", tmp_path / "none")) == 1
     assert str(tmp_path / "none") in capsys.readouterr().err
     assert lamp("export-adapter", tmp_path / "none", "--user", "u3", "--output", tmp_path / "peft") == 1
@@ -745,32 +760,32 @@ def test_a_store_that_is_not_there_is_named(questions, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_that_cannot_be_is_named(whole, another_base, tmp_path, capsys):
-    words = ("export-adapter", whole, "--output", tmp_path / "peft")
+def test_an_impossible_export_is_a_named_error(trained_store, another_base, tmp_path, capsys):
+    words = ("export-adapter", trained_store, "--output", tmp_path / "peft")
     assert lamp(*words, "--user", "u12") == 1
     error = capsys.readouterr().err
-    assert f"{whole}: no adapters for" in error
+    assert f"{trained_store}: no adapters for" in error
     assert "u12" in error
     assert lamp(*words, "--user", "u3", "--model", another_base) == 1
     assert "(their weights differ)" in capsys.readouterr().err
     assert not (tmp_path / "peft").exists()
 
 
-def test_an_import_that_cannot_be_leaves_a_store_as_it_is(whole, copied, another_base, tmp_path, capsys):
-    directory = export(whole, tmp_path)
-    before = store_files(copied)
+def test_a_failed_import_leaves_a_store_unchanged(trained_store, store_copy, another_base, tmp_path, capsys):
+    directory = export(trained_store, tmp_path)
+    before = store_files(store_copy)
     with contextlib.closing(create_store(tmp_path / "other", make_form(MODEL, Lora(3, 8.0), "float32"))):
         pass
     for words, message in (
-        (import_words(directory, copied), "user 'u3' has an adapter already"),
-        (import_words(directory, copied, user="new", model=another_base), "(their weights differ)"),
-        (import_words(directory, copied, "--keep", "bfloat16", user="new"), "dtype float32 in the store, bfloat16"),
+        (import_words(directory, store_copy), "user 'u3' has an adapter already"),
+        (import_words(directory, store_copy, user="new", model=another_base), "(their weights differ)"),
+        (import_words(directory, store_copy, "--keep", "bfloat16", user="new"), "dtype float32 in the store, bfloat16"),
         (import_words(directory, tmp_path / "other"), "rank 3 in the store, 2 requested"),
-        (import_words(tmp_path / "nothing", copied, user="new"), str(tmp_path / "nothing")),
+        (import_words(tmp_path / "nothing", store_copy, user="new"), str(tmp_path / "nothing")),
     ):
         assert lamp(*words) == 1
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
-    assert store_files(copied) == before
+    assert store_files(store_copy) == before
     assert not open_store(tmp_path / "other").entries

@@ -46,7 +46,7 @@ PARTS = {
 
 @pytest.fixture
 def place(tmp_path):
-    """Archives of two custodians and id files in folders; a function that runs the stage on them."""
+    """Folder with archives of two custodians and id files."""
     archive(
         tmp_path / "text/001.zip", {"001/001-1-EM.txt": mail("a"), "001/001-2-EM.txt": mail("b"), "001/x.txt": b"no"}
     )
@@ -71,7 +71,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def test_the_files_have_the_form_of_every_lamp_task(place, capsys):
+def test_the_files_have_the_format_of_the_lamp_tasks(place, capsys):
     run(options(place))
     train = read_questions(place / "out/train_questions.json", task=TASK)
     assert train[0].input == "Generate a subject for the following email: body of a"
@@ -100,20 +100,20 @@ def test_dates_and_users_of_the_time_based_split_are_kept(place):
         assert found.profile == ({"id": "50", "text": "body of c", "title": "about c", "date": "2001-05-01"},)
 
 
-def test_processes_change_no_byte_and_nothing_but_the_output_is_written(place):
+def test_workers_change_no_byte_and_only_the_output_is_written(place):
     before = contents(place)
     run(options(place))
     run(options(place, output=str(place / "two"), work=Work(workers=2)))
     serial, parallel = contents(place / "out"), contents(place / "two")
     assert len(serial) == 6
     for made in (serial, parallel):
-        del made["run.json"]  # has the output's settings
+        del made["run.json"]  # contains the output's settings
     assert serial == parallel
     assert {name: content for name, content in contents(place).items() if name in before} == before
     assert {path.name for path in place.iterdir()} == {"text", "ids", "out", "two"}
 
 
-def test_the_same_command_finds_its_work_done(place, capsys):
+def test_the_same_command_again_does_nothing(place, capsys):
     run(options(place))
     made = contents(place / "out")
     run(options(place, work=Work(workers=2)))
@@ -121,7 +121,7 @@ def test_the_same_command_finds_its_work_done(place, capsys):
     assert contents(place / "out") == made
 
 
-def test_replies_are_stripped_where_it_is_asked(place):
+def test_replies_are_stripped_by_option(place):
     archive(place / "text/001.zip", {"001-1-EM.txt": b"Subject: s\n\nI agree.\n> quoted\n", "001-2-EM.txt": mail("b")})
     run(options(place))
     run(options(place, output=str(place / "own"), replies="strip"))
@@ -130,7 +130,7 @@ def test_replies_are_stripped_where_it_is_asked(place):
     assert own == TASK.input_for("I agree.")
 
 
-def test_of_copies_the_first_archive_counts(place, capsys):
+def test_of_duplicate_mails_the_first_archive_counts(place, capsys):
     archive(place / "text/003.zip", {"003/001-1-EM.txt": mail("other")})
     run(options(place))
     assert read_outputs(place / "out/train_outputs.json").by_id["1"] == "about a"
@@ -163,7 +163,7 @@ def test_every_missing_mail_is_listed_and_the_remedies_work(place, capsys):
 
     with pytest.raises(LampError, match="25 of 29"):
         run(options(place, missing="stop", force=True))
-    assert read_questions(place / "out/train_questions.json", task=TASK) == train  # what stood there stands
+    assert read_questions(place / "out/train_questions.json", task=TASK) == train  # the old output remains
 
     archive(place / "text/009.zip", {f"009/{one}.txt": mail(one) for one in missing})
     run(options(place, missing="stop", force=True))
@@ -171,7 +171,7 @@ def test_every_missing_mail_is_listed_and_the_remedies_work(place, capsys):
     assert not (place / "out/missing.txt").exists()
 
 
-def test_archives_that_are_completed_satisfy_the_command_that_had_stopped(place):
+def test_the_same_command_succeeds_once_archives_are_complete(place):
     (place / "text/002.zip").rename(place / "002.zip")
     with pytest.raises(LampError, match="2 of 4 mails"):
         run(options(place))
@@ -180,7 +180,7 @@ def test_archives_that_are_completed_satisfy_the_command_that_had_stopped(place)
     assert not (place / "out/missing.txt").exists()
 
 
-def test_a_part_is_never_dropped_whole(place):
+def test_a_split_is_never_dropped_completely(place):
     (place / "text/002.zip").unlink()
     with pytest.raises(LampError, match="dev: no archive has the mail of any of its 1 questions"):
         run(options(place, missing="drop"))
@@ -223,7 +223,7 @@ def encrypt(path: Path) -> None:
 )
 @pytest.mark.parametrize("workers", [1, 2])
 def test_archives_that_cannot_be_read_are_named(place, damage, words, workers):
-    with zipfile.ZipFile(place / "text/002.zip", "w") as file:  # stored, so that its bytes can be found
+    with zipfile.ZipFile(place / "text/002.zip", "w") as file:  # stored uncompressed, so that its bytes can be located
         for name, content in (("deep/er/002-1-EM.txt", mail("c")), ("002-2-EM.txt", mail("d"))):
             file.writestr(name, content)
     damage(place / "text/002.zip")
@@ -244,13 +244,13 @@ def test_archives_that_cannot_be_read_are_named(place, damage, words, workers):
         ),
     ],
 )
-def test_files_that_hold_no_ids_are_named(place, train, words):
+def test_files_without_ids_are_named(place, train, words):
     write_ids(place, {"train": train})
     with pytest.raises(LampError, match=rf"train_questions\.json, {words}"):
         run(options(place))
 
 
-def test_options_that_cannot_be_met_are_refused(place):
+def test_invalid_options_are_refused(place):
     (place / "empty").mkdir()
     for changed, words in (
         ({"work": Work(beam_runner="DirectRunner")}, "runs on one machine"),
@@ -266,7 +266,7 @@ def test_options_that_cannot_be_met_are_refused(place):
             run(Avocado(archives=str(place / archives), ids=str(place / "ids"), output=str(place / "out")))
 
 
-def test_what_lamp_did_not_make_is_never_removed(place):
+def test_files_not_made_by_lamp_are_never_removed(place):
     (place / "out").mkdir()
     (place / "out/missing.txt").write_text("mine")
     for force in (False, True):

@@ -31,8 +31,8 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
 
 
-def read_parts(folder: Path, task: str = "LaMP-3") -> dict[str, list]:
-    """Each part's questions, with the golds of its outputs file."""
+def read_splits(folder: Path, task: str = "LaMP-3") -> dict[str, list]:
+    """Each split's questions, with the golds of its outputs file."""
     parts = {}
     for part, (questions, outputs) in find_parts(folder, find_task(task), "time").items():
         golds = read_outputs(outputs)
@@ -76,7 +76,7 @@ def write_parquet(path: Path, rows: list[dict]) -> str:
 
 @pytest.fixture
 def movielens(tmp_path):
-    """Options to build of ratings and movies in MovieLens' form; of a few movies nothing is known."""
+    """Build options for ratings and movies in MovieLens' format; a few movies are missing in the movie table."""
     rng = random.Random(5)
     movies = [
         {"movieId": 7 * n, "title": f'"Film, The" {n} (19{n:02})', "genres": "|".join(rng.sample("ABCD", 1 + n % 3))}
@@ -109,7 +109,7 @@ def movielens(tmp_path):
 
 
 def movielens_oracle(options: Build) -> dict[str, list[dict]]:
-    """The questions of each part, with their golds: said once more, in few words."""
+    """The questions of each split, with their golds, by an independent short implementation."""
     with open(options.join[0].rpartition(":")[0], newline="") as file:
         movies = {row["movieId"]: row for row in csv.DictReader(file)}
     users = defaultdict(list)
@@ -145,9 +145,9 @@ def movielens_oracle(options: Build) -> dict[str, list[dict]]:
     return parts
 
 
-def test_movielens_is_what_its_readme_says(movielens, capsys):
+def test_movielens_is_built_by_the_rules_of_the_readme(movielens, capsys):
     run(movielens)
-    found, expected = read_parts(Path(movielens.output)), movielens_oracle(movielens)
+    found, expected = read_splits(Path(movielens.output)), movielens_oracle(movielens)
     assert len(expected["train"]) > 100
     assert len(expected["dev"]) > 10
     assert len({question[0] for part in expected.values() for question in part}) == sum(map(len, expected.values()))
@@ -181,14 +181,14 @@ def test_the_report_accounts_for_every_row_user_and_target(movielens):
     assert "work" not in report["settings"]
 
 
-def test_sizes_are_described_by_their_middle():
+def test_sizes_are_described_by_minimum_median_mean_and_maximum():
     assert describe_sizes(Counter([1, 1, 2, 9])) == {"min": 1, "median": 1.5, "mean": 3.25, "max": 9}
     assert describe_sizes(Counter([5, 3, 4]))["median"] == 4
 
 
 @pytest.fixture
 def reviews(tmp_path):
-    """Options to build of reviews by 40 users, and their rows."""
+    """Build options for reviews by 40 users, and their rows."""
     rows = rows_of(40)
     return Build(
         write_jsonl(tmp_path / "rows.jsonl", rows), "LaMP-3", output=str(tmp_path / "out"), targets_per_user=2
@@ -199,9 +199,9 @@ def test_csv_jsonl_and_parquet_give_the_same_files(reviews, tmp_path):
     options, rows = reviews
     made = []
     for write, name in ((write_csv, "a.csv"), (write_jsonl, "a.jsonl"), (write_parquet, "a.parquet")):
-        told = replace(options, histories=write(tmp_path / name, rows), output=str(tmp_path / f"of {name}"))
-        run(told)
-        made.append(read_files(Path(told.output)))
+        changed = replace(options, histories=write(tmp_path / name, rows), output=str(tmp_path / f"of {name}"))
+        run(changed)
+        made.append(read_files(Path(changed.output)))
         del made[-1]["report.json"]  # which names the file
     assert made[0] == made[1] == made[2]
     assert len(made[0]) == 6
@@ -217,9 +217,9 @@ def test_several_workers_and_small_buckets_give_the_same_bytes(reviews, tmp_path
     for number, who in enumerate((Work(workers=1), Work(workers=3), Work(beam_runner="DirectRunner"))):
         if who.beam_runner != "none":
             pytest.importorskip("apache_beam")
-        told = replace(options, output=str(tmp_path / f"by {number}"), work=who)
-        run(told)
-        assert read_files(Path(told.output)) == read_files(Path(options.output))
+        changed = replace(options, output=str(tmp_path / f"by {number}"), work=who)
+        run(changed)
+        assert read_files(Path(changed.output)) == read_files(Path(options.output))
 
 
 def by_user(parts: dict[str, list]) -> dict:
@@ -240,8 +240,8 @@ def test_the_order_of_the_rows_does_not_matter(reviews, tmp_path, settings):
         random.Random(seed).shuffle(rows)
         path = write_jsonl(tmp_path / f"{seed}.jsonl", rows)
         run(replace(options, histories=path, output=f"{path}.out", **settings))
-        again = read_parts(Path(f"{path}.out"))
-        assert by_user(again) == by_user(read_parts(Path(options.output)))
+        again = read_splits(Path(f"{path}.out"))
+        assert by_user(again) == by_user(read_splits(Path(options.output)))
         users = list(dict.fromkeys(row["user"] for row in rows))
         for questions in again.values():
             order = [users.index(question.user_id) for question in questions]
@@ -249,10 +249,10 @@ def test_the_order_of_the_rows_does_not_matter(reviews, tmp_path, settings):
 
 
 @pytest.mark.parametrize("targets", ["last", "random"])
-def test_the_user_split_keeps_each_user_in_one_part(reviews, targets):
+def test_the_user_split_has_each_user_in_one_split_only(reviews, targets):
     options, rows = reviews
     run(replace(options, split="user", targets=targets, dev_share=0.3, test_share=0.3))
-    parts = read_parts(Path(options.output))
+    parts = read_splits(Path(options.output))
     users = [{question.user_id for question in questions} for questions in parts.values()]
     assert len(parts) == 3
     assert sum(map(len, users)) == len(set().union(*users)) > 30
@@ -266,7 +266,7 @@ def test_the_user_split_keeps_each_user_in_one_part(reviews, targets):
         assert question.output == asked["score"]
 
 
-def test_a_part_without_questions_has_no_files(reviews, capsys):
+def test_a_split_without_questions_has_no_files(reviews, capsys):
     options, _ = reviews
     run(replace(options, split="user", dev_share=0, test_share=0))
     assert {path.name for path in Path(options.output).iterdir()} == {
@@ -275,7 +275,7 @@ def test_a_part_without_questions_has_no_files(reviews, capsys):
     assert "dev      0 questions; profiles: no files" in capsys.readouterr().out
 
 
-def test_lamp1_asks_which_of_two_papers_an_author_cites(tmp_path):
+def test_lamp1_questions_have_two_papers_of_which_the_author_cites_one(tmp_path):
     rows = [
         {
             "author": a,
@@ -296,7 +296,7 @@ def test_lamp1_asks_which_of_two_papers_an_author_cites(tmp_path):
     )
     run(options)
     golds = []
-    for part, questions in read_parts(Path(options.output), "LaMP-1").items():
+    for part, questions in read_splits(Path(options.output), "LaMP-1").items():
         assert len(questions) == (40 if part == "train" else 20)
         for question in questions:
             title, first, second = question.input.split('"')[1::2]
@@ -311,7 +311,7 @@ def test_lamp1_asks_which_of_two_papers_an_author_cites(tmp_path):
     assert 20 < golds.count("[1]") < 60
 
 
-def test_lamp7_asks_to_put_a_paraphrase_as_the_user_wrote_it(tmp_path):
+def test_lamp7_questions_have_a_paraphrase_of_the_users_text(tmp_path):
     rows = [
         {"user": 1, "tweet": f"gr8 {n}", "plain": f"great {n}" if n != 3 else "", "date": f"2020-01-0{n}"}
         for n in range(1, 6)
@@ -319,7 +319,7 @@ def test_lamp7_asks_to_put_a_paraphrase_as_the_user_wrote_it(tmp_path):
     path = write_csv(tmp_path / "a.csv", rows)
     options = Build(path, "LaMP-7", output=str(tmp_path / "out"), map=("text=tweet", "input=plain"))
     run(options)
-    parts = read_parts(tmp_path / "out", "LaMP-7")
+    parts = read_splits(tmp_path / "out", "LaMP-7")
     assert {part: [(q.input.rpartition(": ")[2], q.output) for q in found] for part, found in parts.items()} == {
         "train": [("great 2", "gr8 2")],
         "dev": [("great 4", "gr8 4")],
@@ -330,13 +330,13 @@ def test_lamp7_asks_to_put_a_paraphrase_as_the_user_wrote_it(tmp_path):
         run(replace(options, map=("text=tweet",), output=str(tmp_path / "other")))
 
 
-def test_another_text_may_stand_in_the_question(tmp_path):
+def test_the_question_may_use_another_column(tmp_path):
     rows = [{"user": 1, "text": "long", "title": f"short {n}", "score": 1, "date": 2000 + n} for n in range(3)]
     options = Build(
         write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", output=str(tmp_path / "out"), map=("input=title",)
     )
     run(options)
-    assert read_parts(tmp_path / "out")["test"][0].input == REVIEWS.input_for("short 2")
+    assert read_splits(tmp_path / "out")["test"][0].input == REVIEWS.input_for("short 2")
 
 
 def test_a_finished_benchmark_is_not_made_again(reviews, capsys, monkeypatch):
@@ -350,7 +350,7 @@ def test_a_finished_benchmark_is_not_made_again(reviews, capsys, monkeypatch):
         run(replace(options, seed=1))
 
 
-def test_nothing_appears_where_the_work_fails(reviews, tmp_path, monkeypatch):
+def test_a_failed_build_leaves_no_output(reviews, tmp_path, monkeypatch):
     options, _ = reviews
     monkeypatch.setattr(histories, "_BUCKET_USERS", 5)
     appended = []
@@ -366,7 +366,7 @@ def test_nothing_appears_where_the_work_fails(reviews, tmp_path, monkeypatch):
             run(options)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl"}
     run(options)
-    assert len(read_parts(Path(options.output))) == 3
+    assert len(read_splits(Path(options.output))) == 3
 
 
 def test_too_few_items_are_an_error_before_anything_is_written(tmp_path):
@@ -402,7 +402,7 @@ def test_bad_options_are_refused_before_anything_is_read(reviews, tmp_path, sett
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_no_profile_holds_a_later_item_however_the_zone_is_written(tmp_path):
+def test_no_profile_has_later_items_for_any_notation_of_the_zone(tmp_path):
     forms = ["2009/04/06 {}:00:00-07:00", "Mon, 06 Apr 2009 {}:00:00 -07:00", "2009-04-06 {}:00 PDT"]
     rows = [
         {"user": form, "text": str(hour), "score": 1, "date": form.format(hour)}
@@ -416,7 +416,7 @@ def test_no_profile_holds_a_later_item_however_the_zone_is_written(tmp_path):
         for hour in (28, 26)
     ]
     run(Build(write_jsonl(tmp_path / "a.jsonl", rows), "LaMP-3", output=str(tmp_path / "out")))
-    for question in read_parts(tmp_path / "out")["test"]:
+    for question in read_splits(tmp_path / "out")["test"]:
         assert question.input.endswith("22")
         assert [item["text"] for item in question.profile] == ["18", "19", "20", "21"]
 

@@ -21,7 +21,7 @@ def questions(path: Path, *profiles: list) -> str:
     return str(path)
 
 
-def test_a_sound_file_is_status_0_and_its_facts(tmp_path, capsys):
+def test_a_valid_file_gives_status_0_and_facts(tmp_path, capsys):
     file = questions(tmp_path / "q.json", [ITEM], [ITEM])
     assert main(["check", file]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -31,14 +31,14 @@ def test_a_sound_file_is_status_0_and_its_facts(tmp_path, capsys):
     assert ["nothing", "wrong"] in rows
 
 
-def test_warnings_are_status_0(tmp_path, capsys):
+def test_warnings_give_status_0(tmp_path, capsys):
     assert main(["check", questions(tmp_path / "q.json", [])]) == 0
     out = capsys.readouterr().out
     assert "warning  empty profile: 1; nothing to personalize from" in out
     assert "question '0'" in out
 
 
-def test_errors_are_status_1_after_the_tables_of_all_files(tmp_path, capsys):
+def test_errors_give_status_1_after_the_tables_of_all_files(tmp_path, capsys):
     bad = questions(tmp_path / "bad.json", [{**ITEM, "score": None}], [{**ITEM, "date": "?"}])
     good = questions(tmp_path / "good.json", [ITEM])
     assert main(["check", bad, str(tmp_path / "none.json"), good]) == 1
@@ -51,7 +51,7 @@ def test_errors_are_status_1_after_the_tables_of_all_files(tmp_path, capsys):
     )
 
 
-def test_everything_is_written_as_json_too(tmp_path):
+def test_all_results_are_written_as_json_too(tmp_path):
     bad = questions(tmp_path / "bad.json", [{**ITEM, "date": "\ud83d"}])
     output = tmp_path / "found" / "all.json"
     assert main(["check", bad, "--output", str(output), "--task", "LaMP_3"]) == 1
@@ -63,7 +63,7 @@ def test_everything_is_written_as_json_too(tmp_path):
     assert (warning["name"], warning["severity"]) == ("surrogate", "warning")
 
 
-def test_a_file_to_check_is_not_written_over(tmp_path, capsys):
+def test_a_checked_file_is_not_overwritten(tmp_path, capsys):
     file = questions(tmp_path / "q.json", [ITEM])
     before = Path(file).read_bytes()
     assert main(["check", file, "--output", file]) == 1

@@ -38,8 +38,8 @@ MODEL, ENCODER = CASES / "tiny" / "t5_ft", CASES / "tiny" / "bert"
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]
 LENGTH = 128
 BUCKETS = choose_buckets(LENGTH)
-SHAPES_OF_PARTS = 6 * 2
-"""Lengths of the longer side of adapters' examples, and of the other one."""
+SHAPES_OF_MICROBATCHES = 6 * 2
+"""Number of lengths of the longer side of adapters' examples times that of the shorter side."""
 SHORT = ("--generation-max-length", 8, "--num-beams", 2)
 ENCODER_SIZE = ("--dropout", 0, "--hidden-size", 16, "--intermediate-size", 32, "--num-layers", 1, "--num-heads", 2)
 
@@ -50,7 +50,7 @@ def lamp(*words) -> int:
 
 @contextmanager
 def compilations():
-    """The names of the programs that are compiled meanwhile, each as often as it is."""
+    """Counter of the names of programs that are compiled within the `with` block."""
     found: Counter[str] = Counter()
 
     def listen(event: str, seconds: float, **facts) -> None:
@@ -69,7 +69,7 @@ def text(draw: random.Random, longest: int) -> str:
 
 
 def make_questions(seed: int, count: int, *, longest_gold: int = 3) -> list[dict]:
-    """Of many lengths; 1 to 4 items each."""
+    """Questions of many lengths with 1 to 4 items each."""
     draw = random.Random(seed)
 
     def make(number: int, longest: int) -> dict:
@@ -101,12 +101,12 @@ def questions_of(records):
 
 
 def assert_compiled_as_often(first: Counter, again: Counter) -> None:
-    """What is jitted for a run is compiled for it; the small operations beside it were compiled in the first."""
+    """The second run compiles only what it jits itself; other small operations were compiled in the first run."""
     assert not again - first
 
 
-def test_a_compilation_is_noticed():
-    """Else nothing here could fail."""
+def test_compilations_are_counted():
+    """Otherwise the tests of this file could not fail."""
 
     def brand_new(x):
         return x + 1
@@ -123,11 +123,11 @@ def test_a_compilation_is_noticed():
 def test_more_questions_of_the_same_lengths_compile_nothing(decode):
     task = find_task("LaMP-2") if decode == "labels" else TASK
     tokenizer = load_tokenizer(MODEL)
-    told = Prompts("", "", "", "", prompting=Prompting(num_retrieved=1, max_length=LENGTH))
+    settings = Prompts("", "", "", "", prompting=Prompting(num_retrieved=1, max_length=LENGTH))
 
-    def ask(records):
+    def answer_questions(records):
         questions = questions_of(records)
-        prompts = make_prompts(questions, TASK, tokenizer, told, retriever="file")
+        prompts = make_prompts(questions, TASK, tokenizer, settings, retriever="file")
         examples = prompt_examples(questions, prompts)
         with compilations() as found:
             answer(examples, answerer, params, batch_size=8, max_length=LENGTH)
@@ -137,9 +137,9 @@ def test_more_questions_of_the_same_lengths_compile_nothing(decode):
         graph, params = nnx.split(load_generator(str(MODEL), **model_options(Devices())))
         answerer = Answerer(graph, tokenizer, task, Answering(decode, num_beams=2, generation_max_length=8))
         records = make_questions(0, 48)
-        cold, met = ask(records)
-        warm, met_again = ask(under_other_ids(records, "more", "others"))
-        others, met_by_others = ask(make_questions(1, 59))
+        cold, met = answer_questions(records)
+        warm, met_again = answer_questions(under_other_ids(records, "more", "others"))
+        others, met_by_others = answer_questions(make_questions(1, 59))
     assert met == met_again
     assert not others - Counter(decode=len({*met_by_others} - {*met}))
     assert 1 < cold["decode"] == len(met) <= len(BUCKETS)
@@ -175,20 +175,20 @@ def train(folder, name, *more):
     return found
 
 
-def shapes_told(capsys) -> int:
+def reported_shapes(capsys) -> int:
     return int(re.search(r"compiled for (\d+) shapes", capsys.readouterr().out)[1])
 
 
 def test_further_epochs_of_a_generator_and_their_evaluations_compile_nothing_more(tmp_path, capsys):
     first = train(tmp_path, "one", "--epochs", 1)
-    assert 1 < first["update"] == shapes_told(capsys) <= len(BUCKETS)
+    assert 1 < first["update"] == reported_shapes(capsys) <= len(BUCKETS)
     again = train(tmp_path, "three", "--epochs", 3)
-    assert again["update"] == shapes_told(capsys)
+    assert again["update"] == reported_shapes(capsys)
     assert_compiled_as_often(first, again)
 
 
 def train_adapters(folder, name, records, *more):
-    """Every question is another user's, who has an adapter in the store of this name."""
+    """Trains adapters in the store of this name; every question belongs to another user."""
     questions = write(folder / f"{name}.json", records)
     given = ("--task", "LaMP-4", "--questions", questions, "--model", MODEL, "--max-length", LENGTH)
     learning = ("--users-per-step", 8, "--tokens-per-device", 128, "--batch-size", 4, "--rank", 2, "--dropout", 0)
@@ -199,18 +199,18 @@ def train_adapters(folder, name, records, *more):
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """Where the `store` of a block of eight users lies, their questions, and what training compiled."""
+    """Folder with the `store` of a cohort of eight users, their questions, and the programs compiled by training."""
     folder = tmp_path_factory.mktemp("adapted")
     users = [one for one in make_questions(9, 40) if len(one["profile"]) == 4][:8]
     return folder, users, train_adapters(folder, "store", users, "--epochs", 1)
 
 
-def test_further_blocks_and_epochs_of_adapters_compile_nothing_more(adapted, tmp_path):
-    """But for shapes of parts that did not occur before: which rows stand together in a part decides on its shape."""
+def test_further_cohorts_and_epochs_of_adapters_compile_only_new_shapes(adapted, tmp_path):
+    """Except for new shapes of microbatches: the shape of a microbatch depends on the rows that it combines."""
     _, users, first = adapted
     again = train_adapters(tmp_path, "store", under_other_ids(users, "a", "b"), "--epochs", 2)
-    assert all(1 < found["update"] <= SHAPES_OF_PARTS for found in (first, again))
-    assert_compiled_as_often(first, again - Counter(update=SHAPES_OF_PARTS))
+    assert all(1 < found["update"] <= SHAPES_OF_MICROBATCHES for found in (first, again))
+    assert_compiled_as_often(first, again - Counter(update=SHAPES_OF_MICROBATCHES))
 
 
 def test_answers_with_other_users_adapters_compile_nothing_more(adapted, tmp_path):
@@ -229,7 +229,7 @@ def test_answers_with_other_users_adapters_compile_nothing_more(adapted, tmp_pat
             assert lamp("generate", *files, *given, *how) == 0
         return found
 
-    # So many of each length that none are left over.
+    # The number of questions of each length fills complete batches.
     some = [*under_other_ids(users, *"abcdefg"), *users]
     first = generate("some", some)
     assert 1 <= first["decode"] <= len(BUCKETS)
@@ -255,9 +255,9 @@ def train_retriever(folder, name, *more):
 @pytest.mark.parametrize("method", ["kd", "rl"])
 def test_further_epochs_of_a_retriever_compile_nothing_more(method, tmp_path, capsys):
     first = train_retriever(tmp_path, "one", "--method", method, "--epochs", 1)
-    assert 1 < first["update"] == shapes_told(capsys) <= 2 * len(choose_text_buckets(32))  # 2 or 4 candidates
+    assert 1 < first["update"] == reported_shapes(capsys) <= 2 * len(choose_text_buckets(32))  # 2 or 4 candidates
     again = train_retriever(tmp_path, "three", "--method", method, "--epochs", 3)
-    assert again["update"] == shapes_told(capsys)
+    assert again["update"] == reported_shapes(capsys)
     assert_compiled_as_often(first, again)
 
 
@@ -287,9 +287,9 @@ def train_selector(folder, name, *more):
 
 def test_further_epochs_of_a_selector_compile_nothing_more(tmp_path, capsys):
     first = train_selector(tmp_path, "one", "--epochs", 1)
-    assert 1 < first["update"] == shapes_told(capsys) <= 2 * len(choose_text_buckets(32))  # 2 or 3 candidates
+    assert 1 < first["update"] == reported_shapes(capsys) <= 2 * len(choose_text_buckets(32))  # 2 or 3 candidates
     again = train_selector(tmp_path, "three", "--epochs", 3)
-    assert again["update"] == shapes_told(capsys)
+    assert again["update"] == reported_shapes(capsys)
     assert_compiled_as_often(first, again)
 
 

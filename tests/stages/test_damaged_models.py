@@ -117,7 +117,7 @@ def test_a_selector_that_reads_longer_texts_than_it_has_positions_for_is_refused
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_length", "64"), ("pool", None), ("mode", 3), ("cut", "middle")])
-def test_selector_settings_that_cannot_be_are_refused(files, capsys, name, value):
+def test_invalid_selector_settings_are_refused(files, capsys, name, value):
     model = copy("longformer", files)
     settings = json.loads((model / "selector.json").read_text())
     (model / "selector.json").write_text(json.dumps(settings | {name: value}))

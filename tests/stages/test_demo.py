@@ -26,20 +26,20 @@ def folder(words):
 
 @pytest.fixture(scope="module")
 def adapted(words, folder):
-    """The same demo, which an asked-for part goes on with."""
+    """Folder of the adapters stage, run in the existing demo."""
     assert cli.main([*words, "--stages", "adapters"]) == 0
     return folder / "adapters"
 
 
-def right(folder, predictions):
-    """The share of the dev questions that a file answers rightly."""
+def share_correct(folder, predictions):
+    """Share of the dev questions that a predictions file answers correctly."""
     golds = read_outputs(folder / "data" / "dev_outputs.json").by_id
     answers = read_outputs(predictions).by_id
     assert answers.keys() == golds.keys()
     return sum(answers[key] == gold for key, gold in golds.items()) / len(golds)
 
 
-def test_the_table_is_what_the_predictions_are(folder):
+def test_the_table_equals_the_scores_of_the_predictions(folder):
     results = json.loads((folder / "results.json").read_text())
     assert results["direction"] == "higher is better"
     assert [row["retriever"] for row in results["rows"]] == ["none", "random", "recency", "bm25"]
@@ -47,16 +47,16 @@ def test_the_table_is_what_the_predictions_are(folder):
         assert row["metric"] == "accuracy"
         assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
         assert row["n"] == 20
-        assert row["mean"] == right(folder, folder / "predictions" / f"{row['retriever']}.json")
+        assert row["mean"] == share_correct(folder, folder / "predictions" / f"{row['retriever']}.json")
 
 
-def test_the_selectors_table_is_what_was_chosen(folder):
+def test_the_selectors_table_equals_its_choices(folder):
     rows = {row["retriever"]: row for row in json.loads((folder / "selector" / "results.json").read_text())["rows"]}
     singles, choosers = ["none", "recency", "bm25"], ["wig", "nqc", "sigma-max", "sigma-50", "rspg-pre", "rspg-post"]
     assert list(rows) == [*singles, "rrf", *choosers, "worst", "best"]
     for name in (*choosers, "worst", "best"):
         path = folder / "selector" / "predictions" / f"{name}.json"
-        assert rows[name]["mean"] == right(folder, path)
+        assert rows[name]["mean"] == share_correct(folder, path)
         assert {one["retriever"] for one in json.loads(path.read_text())["golds"]} <= set(singles)
         assert rows["worst"]["mean"] <= rows[name]["mean"] <= rows["best"]["mean"]
     for name in singles:  # the same model and prompts as in the first table
@@ -66,7 +66,7 @@ def test_the_selectors_table_is_what_was_chosen(folder):
     assert rows["rrf"]["success"] is None
 
 
-def test_no_question_of_the_comparison_is_learned_from(folder):
+def test_training_and_comparison_have_no_question_in_common(folder):
     def ids(name):
         return {one["id"] for one in json.loads((folder / "selector" / name).read_text())["questions"]}
 
@@ -75,16 +75,16 @@ def test_no_question_of_the_comparison_is_learned_from(folder):
     assert len(learned | held_out | asked) == 60
 
 
-def test_the_adapters_table_is_what_the_predictions_are(adapted):
+def test_the_adapters_table_equals_the_scores_of_the_predictions(adapted):
     rows = json.loads((adapted / "results.json").read_text())["rows"]
     assert [row["retriever"] for row in rows] == ["none", "rag", "peft", "rag+peft"]
     for row in rows:
         assert row["n"] == 16
-        assert row["mean"] == right(adapted, adapted / "predictions" / f"{row['retriever']}.json")
+        assert row["mean"] == share_correct(adapted, adapted / "predictions" / f"{row['retriever']}.json")
         assert set(row["tests"]) == {"p vs none", "p vs rag"}
 
 
-def test_what_adapters_gain_is_compared_with_the_number_of_items(adapted):
+def test_the_gain_of_adapters_is_correlated_with_the_number_of_items(adapted):
     found = json.loads((adapted / "correlation.json").read_text())
     assert found.keys() == {"rho", "p", "users"}
     assert found["users"] == 16
@@ -92,7 +92,7 @@ def test_what_adapters_gain_is_compared_with_the_number_of_items(adapted):
     assert 2 <= min(sizes) < max(sizes) <= 8
 
 
-def test_every_user_of_the_comparison_has_an_adapter_and_the_model_knows_none_of_them(folder, adapted):
+def test_every_compared_user_has_an_adapter_and_is_unseen_by_the_model(folder, adapted):
     def read(*path):
         return json.loads(folder.joinpath(*path).read_text())
 

@@ -27,7 +27,7 @@ sys.exit(cli.main(sys.argv[2:]))
 
 @pytest.fixture(scope="module")
 def limited(compiled) -> Callable[..., str]:
-    """The error of a command that may write files of so many bytes, and must fail."""
+    """The error of a command that must fail because files are limited to this number of bytes."""
 
     def limited(limit: int, *words) -> str:
         command = [sys.executable, "-c", LIMITED, str(limit), *map(str, words)]
@@ -51,7 +51,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_files_of_questions_are_named_and_made_by_the_same_command(data, limited, tmp_path):
+def test_files_without_room_are_named_and_completed_by_the_same_command(data, limited, tmp_path):
     commands = {
         "m.json": ("merge", "--questions", data / "s/train_questions.json", "--output", tmp_path / "m.json"),
         "r.json": ("rank", "--task", "LaMP-3", "--questions", data / "train.json", "--output", tmp_path / "r.json"),
@@ -64,7 +64,7 @@ def test_files_of_questions_are_named_and_made_by_the_same_command(data, limited
         assert cli.main([str(word) for word in words]) == 0
 
 
-def test_a_forced_run_without_room_leaves_the_old_output(data, limited, tmp_path):
+def test_a_forced_run_on_a_full_disk_keeps_the_old_output(data, limited, tmp_path):
     words = ("merge", "--questions", data / "s/train_questions.json", "--output", tmp_path / "m.json")
     assert cli.main([str(word) for word in words]) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -75,7 +75,7 @@ def test_a_forced_run_without_room_leaves_the_old_output(data, limited, tmp_path
 @pytest.mark.parametrize(
     ("limit", "named"), [(100_000, "model.safetensors: cannot be written"), (2_000_000, "checkpoints: a checkpoint")]
 )
-def test_a_training_without_room_names_the_file_and_goes_on(data, limited, tmp_path, limit, named):
+def test_a_training_on_a_full_disk_names_the_file_and_resumes(data, limited, tmp_path, limit, named):
     size = ("--d-model", 64, "--d-ff", 128, "--vocab-size", 600, "--max-length", 64, "--num-retrieved", 1)
     files = ("--train", data / "train.json", "--validation", data / "dev.json", "--output", tmp_path / "m")
     words = ("train", "--task", "LaMP-3", *files, "--model", "scratch", *size)

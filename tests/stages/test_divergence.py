@@ -10,13 +10,13 @@ from safetensors.numpy import load_file
 from lamp_jax import cli
 from lamp_jax.artifacts.selector import write_candidates
 from lamp_jax.training.divergence import DIVERGED
-from tests.stages.test_selector import MODEL, SMALL, telling_pool
+from tests.stages.test_selector import MODEL, SMALL, informative_candidates
 from tests.stages.test_train_retriever import make_feedback, make_questions
 from tests.stages.test_train_retriever import words as retriever_words
 
 pytestmark = pytest.mark.slow
 
-# The first update's rate is 0; the second's is so large that no number stays finite.
+# The first update's learning rate is 0; the second's is so large that no parameter remains finite.
 DIVERGING = ("--epochs", 4, "--learning-rate", "1e30", "--warmup-ratio", 0.5, "--log-every", "1e9")
 DIVERGING += ("--batch-size", 8, "--accumulation", 1)
 EVERY_UPDATE = ("--evaluate-every", "1e-9")
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "questions.json").write_text(json.dumps(list(make_questions())))
     (folder / "feedback.json").write_text(json.dumps(make_feedback()))
-    write_candidates(folder / "pool.json", telling_pool(16, seed=0, shuffled=False))
+    write_candidates(folder / "pool.json", informative_candidates(16, seed=0, shuffled=False))
     return folder
 
 
@@ -54,7 +54,7 @@ def words(kind, data, output, *more):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_good_is_kept_and_the_same_command_says_what_to_do(kind, data, tmp_path, capsys):
+def test_good_checkpoints_are_kept_and_the_same_command_names_the_remedy(kind, data, tmp_path, capsys):
     output = tmp_path / "run"
     assert lamp(*words(kind, data, output, *EVERY_UPDATE)) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -81,7 +81,7 @@ def test_the_first_loss_that_is_not_finite_is_named_long_before_an_evaluation(ki
     assert not any(path.name.isdigit() for path in (output / "checkpoints").iterdir())
 
 
-def test_force_and_a_lower_rate_make_it_again(data, tmp_path):
+def test_force_and_a_lower_learning_rate_repeat_the_training(data, tmp_path):
     output = tmp_path / "run"
     assert lamp(*words("kd", data, output)) == 1
     assert (output / DIVERGED).exists()
@@ -90,20 +90,20 @@ def test_force_and_a_lower_rate_make_it_again(data, tmp_path):
     assert json.loads((output / "run.json").read_text())["finished"]
 
 
-def test_a_forced_run_that_diverged_says_so_again_and_is_not_resumed(data, tmp_path, capsys):
+def test_a_diverged_forced_run_is_reported_again_and_not_resumed(data, tmp_path, capsys):
     output = tmp_path / "run"
     assert lamp(*words("kd", data, output, "--learning-rate", "1e-3")) == 0
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     assert lamp(*words("kd", data, output, *EVERY_UPDATE, "--force")) == 1
     first = capsys.readouterr().err.splitlines()[-1]
     assert lamp(*words("kd", data, output, *EVERY_UPDATE, "--force")) == 1
-    said = capsys.readouterr()
-    assert first.removeprefix("lamp: ") in said.err
-    assert "resuming after" not in said.out
+    printed = capsys.readouterr()
+    assert first.removeprefix("lamp: ") in printed.err
+    assert "resuming after" not in printed.out
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_without_the_note_the_same_is_tried_again(data, tmp_path, capsys):
+def test_the_training_is_repeated_if_the_divergence_note_is_removed(data, tmp_path, capsys):
     output = tmp_path / "run"
     assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
     first = capsys.readouterr().err.splitlines()[-1]
@@ -112,6 +112,6 @@ def test_without_the_note_the_same_is_tried_again(data, tmp_path, capsys):
     assert f"to try the same again, remove {output / DIVERGED}" in capsys.readouterr().err
     (output / DIVERGED).unlink()
     assert lamp(*words("kd", data, output, *EVERY_UPDATE)) == 1
-    said = capsys.readouterr()
-    assert "resuming after step 1" in said.out
-    assert said.err.splitlines()[-1] == first
+    printed = capsys.readouterr()
+    assert "resuming after step 1" in printed.out
+    assert printed.err.splitlines()[-1] == first

@@ -17,7 +17,7 @@ from tests.goldens.cases import CASES
 from tests.models.tiny import build_bert
 from tests.stages.test_train_retriever import TASK, data, lamp, read_record, words
 
-_ = data  # a fixture of this file too
+_ = data  # also used as a fixture of this file
 
 CONFIG = BertConfig(
     vocab_size=3000,
@@ -43,7 +43,7 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bge(plain, tmp_path_factory):
-    """The same weights; sentence-transformers' files say first token, unit length, a prompt for queries."""
+    """The same weights, with sentence-transformers' files for first-token pooling, unit length and a query prompt."""
     path = tmp_path_factory.mktemp("bge") / "bge"
     shutil.copytree(plain, path)
     described = [{"path": folder, "type": f"sentence_transformers.models.{kind}"} for kind, folder in KINDS.items()]
@@ -66,7 +66,7 @@ def read_scores(output):
 
 
 def expected_scores(data, encoder, *, use_date=False, **encoding):
-    """By product, from the vectors of texts that are embedded each by itself."""
+    """Scores by dot product, from vectors of separately embedded texts."""
     opened = open_encoder(str(encoder), Devices(), Encoding(**encoding), batch_tokens=1)
     for question in read_questions(data / "questions.json", task=TASK):
         (query,) = embed_all([query_of(question, TASK)], opened.queries).astype(np.float64)
@@ -80,7 +80,7 @@ def assert_scores(found, expected):
         np.testing.assert_allclose(found[key], values, atol=1e-4)
 
 
-def test_a_ranking_is_by_the_files_pooling_and_says_so(data, plain, bge, tmp_path, capsys):
+def test_a_ranking_uses_and_records_the_pooling_of_the_files(data, plain, bge, tmp_path, capsys):
     assert rank(data, bge, tmp_path / "bge.json") == 0
     assert "by dense (cls pooling, normalized, query prompt 'search: ')" in capsys.readouterr().out
     assert rank(data, plain, tmp_path / "plain.json") == 0
@@ -105,7 +105,7 @@ def test_a_ranking_is_by_the_files_pooling_and_says_so(data, plain, bge, tmp_pat
     }
 
 
-def test_options_make_a_plain_encoder_rank_alike_and_the_other_way_round(data, plain, bge, tmp_path):
+def test_options_replace_the_files_of_an_encoder_and_override_them(data, plain, bge, tmp_path):
     given = ("--pooling", "cls", "--normalize", "True", "--query-prompt", "search: ", "--max-length", 24)
     assert rank(data, plain, tmp_path / "given.json", *given) == rank(data, bge, tmp_path / "bge.json") == 0
     assert read_scores(tmp_path / "given.json") == read_scores(tmp_path / "bge.json")
@@ -114,7 +114,7 @@ def test_options_make_a_plain_encoder_rank_alike_and_the_other_way_round(data, p
     assert read_scores(tmp_path / "means.json") == read_scores(tmp_path / "plain.json")
 
 
-def test_queries_and_documents_have_lengths_of_their_own(data, plain, tmp_path):
+def test_queries_and_documents_have_separate_lengths(data, plain, tmp_path):
     assert rank(data, plain, tmp_path / "r.json", "--query-length", 3, "--document-length", 4) == 0
     found = read_scores(tmp_path / "r.json")
     assert_scores(found, dict(expected_scores(data, plain, query_length=3, document_length=4)))
@@ -133,7 +133,7 @@ def test_a_cache_of_another_form_is_never_used(data, plain, bge, tmp_path, capsy
     cache = ("--embeddings-cache", tmp_path / "cache")
     assert rank(data, plain, tmp_path / "first.json", *cache) == 0
     size = (tmp_path / "cache" / "vectors").stat().st_size
-    assert rank(data, plain, tmp_path / "again.json", *cache, "--similarity", "cosine") == 0  # of the same vectors
+    assert rank(data, plain, tmp_path / "again.json", *cache, "--similarity", "cosine") == 0  # with the same vectors
     assert (tmp_path / "cache" / "vectors").stat().st_size == size
     for more, name in (
         (("--pooling", "cls"), "pooling"),
@@ -150,7 +150,7 @@ def test_a_cache_of_another_form_is_never_used(data, plain, bge, tmp_path, capsy
     assert all(name in error for name in ("encoder", "normalize", "pooling", "query_prompt"))
 
 
-def test_a_cache_keeps_queries_and_documents_apart(data, plain, tmp_path):
+def test_a_cache_keeps_queries_and_documents_separate(data, plain, tmp_path):
     form = ("--query-prompt", "search: ", "--document-length", 4)
     for number in (1, 2):
         cache = ("--embeddings-cache", tmp_path / "cache")
@@ -168,7 +168,7 @@ def test_a_cache_keeps_queries_and_documents_apart(data, plain, tmp_path):
         (("--query-prompt", "search for the story of: ", "--query-length", 6), "leaves no room for text in 6 tokens"),
     ],
 )
-def test_what_the_encoder_cannot_read_is_refused(data, plain, tmp_path, capsys, more, message):
+def test_lengths_beyond_the_encoder_are_refused(data, plain, tmp_path, capsys, more, message):
     assert rank(data, plain, tmp_path / "r.json", *more) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()
@@ -177,7 +177,7 @@ def test_what_the_encoder_cannot_read_is_refused(data, plain, tmp_path, capsys, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_module_is_refused_before_anything_is_done(data, bge, tmp_path, capsys):
+def test_an_unknown_module_is_refused_before_work(data, bge, tmp_path, capsys):
     shutil.copytree(bge, tmp_path / "dense")
     described = json.loads((bge / "modules.json").read_text())
     described.insert(2, {"path": "2_Dense", "type": "sentence_transformers.models.Dense"})
@@ -216,7 +216,7 @@ def trained(data, bge, tmp_path_factory):
     return output
 
 
-def test_a_trained_encoder_is_of_the_form_that_it_was_trained_in(data, bge, trained, tmp_path):
+def test_a_trained_encoder_records_the_settings_of_its_training(data, bge, trained, tmp_path):
     assert read_record(trained)["encoder"] == FORM
     assert json.loads((trained / "retriever.json").read_text()) == FORM
     assert rank(data, trained, tmp_path / "r.json") == 0
@@ -229,7 +229,7 @@ def test_a_trained_encoder_is_of_the_form_that_it_was_trained_in(data, bge, trai
 
 
 def test_a_trained_encoders_score_is_that_of_its_vectors(data, trained, tmp_path):
-    """The validation reward in the record is that of rankings by the encoder that was written."""
+    """The validation reward in the run record equals that of rankings by the written encoder."""
     assert 0 <= read_record(trained)["best"] <= 1
     again = tmp_path / "again"
     assert lamp(*words(data, again, "--encoder", trained, "--learning-rate", 0, "--epochs", 1)) == 0

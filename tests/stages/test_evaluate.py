@@ -90,7 +90,7 @@ def test_plain_lists_are_read_where_the_task_is_given(evaluate):
         evaluate(golds, predictions)
 
 
-def test_the_output_records_what_made_it(evaluate):
+def test_the_output_records_its_provenance(evaluate):
     files = answers("LaMP_4", {"1": "a b"}), answers("LaMP_4", {"1": "a b"})
     found = evaluate(*files, metrics=("rouge-2", "bleu"), compatibility=REFERENCE)
     assert found["compatibility"]["rouge"] == "bootstrap"
@@ -107,7 +107,7 @@ def test_the_table_shows_every_metric(evaluate, capsys):
     assert "1  answers are no label" in printed
 
 
-def test_the_deprecated_news_task_is_known_by_its_labels(evaluate):
+def test_the_deprecated_news_task_is_recognized_by_its_labels(evaluate):
     files = answers("LaMP_2", NEWS), answers("LaMP-2-old", NEWS)
     for options in ({}, {"task": "LaMP-2-old"}):
         assert evaluate(*files, **options)["tasks"]["LaMP_2"]["task"] == "LaMP-2-old"
@@ -115,7 +115,7 @@ def test_the_deprecated_news_task_is_known_by_its_labels(evaluate):
         evaluate(*files, task="LaMP-2")
 
 
-def test_the_same_command_again_is_done_and_another_is_refused(tmp_path, capsys):
+def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, capsys):
     paths = {"golds": tmp_path / "G.json", "predictions": tmp_path / "P.json", "output": tmp_path / "E.json"}
     options = Evaluate(**{name: str(path) for name, path in paths.items()})
     write(paths["golds"], answers("LaMP_3", {"350": "4"}))
@@ -190,7 +190,7 @@ def test_bad_input_is_named_and_nothing_is_written(evaluate, tmp_path, golds, pr
 @pytest.mark.parametrize(
     "options", [{}, {"golds": "G"}, {"golds_zip": "G"}, {"golds": "G", "predictions_zip": "P"}, {"predictions": "P"}]
 )
-def test_files_or_zips_but_not_half_of_each(options, tmp_path):
+def test_golds_and_predictions_are_both_files_or_both_zips(options, tmp_path):
     with pytest.raises(LampError, match="either --golds and --predictions, or --golds-zip and --predictions-zip"):
         run(Evaluate(output=str(tmp_path / "E.json"), **options))
 
@@ -198,7 +198,7 @@ def test_files_or_zips_but_not_half_of_each(options, tmp_path):
 # Zips.
 
 
-def test_the_tasks_that_are_there_are_evaluated_and_the_others_named(evaluate_zips, capsys):
+def test_existing_tasks_are_evaluated_and_missing_tasks_are_named(evaluate_zips, capsys):
     found = evaluate_zips(
         {"golds/LaMP_1_dev_outputs.json": answers("LaMP_1", {"1": "[1]"}), "x/y.json": answers("LaMP_4", {"4": "a b"})},
         {"3.json": answers("LaMP-3", {"1": "5"}), "deep/er/a.json": answers("LaMP-1", {"1": "[1]"})},
@@ -211,7 +211,7 @@ def test_the_tasks_that_are_there_are_evaluated_and_the_others_named(evaluate_zi
     assert "not evaluated: LaMP_4: no predictions in" in capsys.readouterr().out
 
 
-def test_what_a_zip_holds_beside_answers_is_left_alone(evaluate_zips):
+def test_other_members_of_a_zip_are_ignored(evaluate_zips):
     golds = {
         "readme.txt": "hello",
         "__MACOSX/._a.json": "\x00",
@@ -221,7 +221,7 @@ def test_what_a_zip_holds_beside_answers_is_left_alone(evaluate_zips):
     assert evaluate_zips(golds, {"P.json": answers("LaMP_4", {"4": "a"})})["tasks"]["LaMP_4"]["mean"]["rouge-1"] == 1
 
 
-def test_nothing_but_the_output_is_touched(evaluate_zips, tmp_path, monkeypatch):
+def test_only_the_output_is_written(evaluate_zips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tmp").mkdir()
     kept = tmp_path / "tmp" / "mine.json"
@@ -238,7 +238,7 @@ def test_extra_metrics_go_to_the_tasks_that_generate_text(evaluate_zips):
     assert found["LaMP_4"]["mean"]["rouge-LSum"] == 1
 
 
-def test_the_news_task_in_zips_is_known_by_its_labels(evaluate_zips):
+def test_the_news_task_in_zips_is_recognized_by_its_labels(evaluate_zips):
     files = {"a.json": answers("LaMP_2", NEWS)}
     assert evaluate_zips(files, files)["tasks"]["LaMP_2"]["task"] == "LaMP-2-old"
 
@@ -265,7 +265,7 @@ def test_a_bad_file_in_a_zip_is_named(evaluate_zips, predictions, message):
         evaluate_zips(GOOD, predictions)
 
 
-def test_a_zip_that_is_cut_off_is_named(tmp_path):
+def test_a_truncated_zip_is_named(tmp_path):
     golds = pack(tmp_path / "G.zip", GOOD)
     whole = (tmp_path / "G.zip").read_bytes()
     for name, content in (("cut.zip", whole[:-30]), ("bad.zip", whole.replace(b'"output"', b'"OUTPUT"', 1))):

@@ -39,7 +39,7 @@ def lamp(*words) -> int:
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory):
-    """Questions with golds. One profile holds an id twice."""
+    """Questions with golds. One profile contains an id twice."""
     golds = cases.read_outputs("4", "dev")
     questions = [{**one, "output": golds[one["id"]]} for one in cases.read_questions("4", "dev")]
     questions[3]["profile"][1]["id"] = questions[3]["profile"][0]["id"]
@@ -55,8 +55,8 @@ def words(merged, output, *more, batch_size=8):
 
 
 @pytest.fixture(scope="module")
-def whole(merged, tmp_path_factory):
-    """An undisturbed run, and the public code's file of it."""
+def complete_run(merged, tmp_path_factory):
+    """Output of an uninterrupted run, and its feedback in the public code's format."""
     folder = tmp_path_factory.mktemp("whole")
     assert lamp(*words(merged, folder / "feedback", "--export-reference", folder / "scores.json")) == 0
     return folder
@@ -70,23 +70,25 @@ def pairs(merged):
     return list(first_pairs(read_questions(merged, task=TASK), SIZE))
 
 
-def test_every_pair_has_one_record(merged, whole):
+def test_every_pair_has_one_record(merged, complete_run):
     expected = {(pair.question.id, pair.item_id, pair.rank) for pair in pairs(merged)}
-    found = Counter((one["question"], one["item"], one["rank"]) for one in records(whole / "feedback"))
+    found = Counter((one["question"], one["item"], one["rank"]) for one in records(complete_run / "feedback"))
     assert found == Counter(expected)
     assert len(expected) == sum(min(SIZE, len(one.profile)) for one in read_questions(merged)) - 1
-    for one in records(whole / "feedback"):
+    for one in records(complete_run / "feedback"):
         assert isinstance(one["output"], str)
         assert {"rouge-1", "rouge-L"} <= one["metrics"].keys()
-    assert json.loads((whole / "feedback" / "run.json").read_text())["finished"]
-    # An answer depends on its item: else nothing here could be told from anything.
-    assert len({one["output"] for one in records(whole / "feedback")}) > 5
+    assert json.loads((complete_run / "feedback" / "run.json").read_text())["finished"]
+    # Answers depend on their items; otherwise these tests could not detect exchanged records.
+    assert len({one["output"] for one in records(complete_run / "feedback")}) > 5
 
 
-def test_the_same_command_elsewhere_writes_the_same_bytes_and_again_is_done(merged, whole, tmp_path, capsys):
+def test_the_same_command_at_another_path_writes_the_same_bytes_and_again_does_nothing(
+    merged, complete_run, tmp_path, capsys
+):
     assert lamp(*words(merged, tmp_path / "again")) == 0
     written = tmp_path / "again" / FILE
-    assert written.read_bytes() == (whole / "feedback" / FILE).read_bytes()
+    assert written.read_bytes() == (complete_run / "feedback" / FILE).read_bytes()
     first = written.stat().st_mtime_ns
     capsys.readouterr()
     assert lamp(*words(merged, tmp_path / "again")) == 0
@@ -95,23 +97,23 @@ def test_the_same_command_elsewhere_writes_the_same_bytes_and_again_is_done(merg
 
 
 @pytest.mark.parametrize("more", [("--reward", "likelihood"), ("--decode", "greedy"), ("--shards", "2")])
-def test_other_settings_at_the_same_place_are_refused(merged, whole, capsys, more):
-    before = (whole / "feedback" / FILE).read_bytes()
-    assert lamp(*words(merged, whole / "feedback", *more)) == 1
+def test_other_settings_at_the_same_place_are_refused(merged, complete_run, capsys, more):
+    before = (complete_run / "feedback" / FILE).read_bytes()
+    assert lamp(*words(merged, complete_run / "feedback", *more)) == 1
     assert "other settings or inputs" in capsys.readouterr().err
-    assert (whole / "feedback" / FILE).read_bytes() == before
+    assert (complete_run / "feedback" / FILE).read_bytes() == before
 
 
-def test_the_exported_file_is_the_public_codes_and_is_read_as_the_directory_is(merged, whole, tmp_path):
-    written = json.loads((whole / "scores.json").read_text())
-    assert written == {f"{one['question']}-{one['item']}": one["metrics"] for one in records(whole / "feedback")}
+def test_the_exported_file_has_the_public_codes_format_and_the_same_feedback(merged, complete_run, tmp_path):
+    written = json.loads((complete_run / "scores.json").read_text())
+    assert written == {f"{one['question']}-{one['item']}": one["metrics"] for one in records(complete_run / "feedback")}
     questions = read_questions(merged, task=TASK)
-    sources = (whole / "feedback", whole / "scores.json")
+    sources = (complete_run / "feedback", complete_run / "scores.json")
     found = [read_feedback([source], TASK, questions, profile_size=SIZE) for source in sources]
     assert found[0] == found[1]
-    # Also from a directory that stands there whole.
-    assert lamp(*words(merged, whole / "feedback", "--export-reference", tmp_path / "later.json")) == 0
-    assert (tmp_path / "later.json").read_bytes() == (whole / "scores.json").read_bytes()
+    # Also from a directory that is already complete.
+    assert lamp(*words(merged, complete_run / "feedback", "--export-reference", tmp_path / "later.json")) == 0
+    assert (tmp_path / "later.json").read_bytes() == (complete_run / "scores.json").read_bytes()
 
 
 def lines(path):
@@ -138,20 +140,20 @@ def run_and_kill(given, path, cache):
     assert lines(path) > wanted
 
 
-def cut_in_a_line(path):
+def truncate_in_a_line(path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def cut_in_a_batch(path):
-    """As if the disk had kept a part of the last batches only."""
+def truncate_in_a_batch(path):
+    """Truncates the file as if the disk had lost some of the last batches."""
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-5]))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole, compiled, tmp_path):
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, complete_run, compiled, tmp_path):
     given, path = words(merged, tmp_path / "killed"), tmp_path / "killed" / FILE
-    expected = (whole / "feedback" / FILE).read_bytes()
-    for cut in (cut_in_a_line, cut_in_a_batch, lambda path: None):
+    expected = (complete_run / "feedback" / FILE).read_bytes()
+    for cut in (truncate_in_a_line, truncate_in_a_batch, lambda path: None):
         run_and_kill(given, path, compiled)
         cut(path)
         assert 0 < lines(path) < expected.count(b"\n")
@@ -162,24 +164,25 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, whole
     assert sorted(one.name for one in path.parent.iterdir()) == sorted([FILE, "run.json"])
 
 
-def test_shards_that_are_read_as_one_are_the_whole_set(merged, whole, tmp_path, capsys):
+def test_the_shards_together_are_the_complete_set(merged, complete_run, tmp_path, capsys):
     output = tmp_path / "shared"
     assert lamp(*words(merged, output, "--shards", 2, "--shard", 1)) == 0
     assert "shard 1 of 2 is done, others are not" in capsys.readouterr().out
     questions = read_questions(merged, task=TASK)
     assert lamp(*words(merged, output, "--shards", 2, "--shard", 0, "--export-reference", tmp_path / "s.json")) == 0
     found, expected = (
-        read_feedback([directory], TASK, questions, profile_size=SIZE) for directory in (output, whole / "feedback")
+        read_feedback([directory], TASK, questions, profile_size=SIZE)
+        for directory in (output, complete_run / "feedback")
     )
     assert found == expected
-    assert json.loads((tmp_path / "s.json").read_text()) == json.loads((whole / "scores.json").read_text())
+    assert json.loads((tmp_path / "s.json").read_text()) == json.loads((complete_run / "scores.json").read_text())
     each = [{one["question"] for one in records(output, f"items-{shard}-of-2.jsonl")} for shard in range(2)]
     assert not each[0] & each[1]
     assert each[0] | each[1] == {question.id for question in questions}
 
 
 def test_an_unfinished_shard_is_not_read(merged, tmp_path, capsys):
-    """One that its command has not even begun."""
+    """Also if its command has not begun."""
     (tmp_path / "one.json").write_text(json.dumps(json.loads(merged.read_text())[:2]))
     given = words(tmp_path / "one.json", tmp_path / "half", "--shards", 2)
     assert lamp(*given, "--export-reference", tmp_path / "scores.json") == 0
@@ -196,11 +199,11 @@ def test_an_unfinished_shard_is_not_read(merged, tmp_path, capsys):
         (("--shard", -1), "numbered from 0 to 0"),
     ],
 )
-def test_shards_that_cannot_be_are_refused(merged, whole, capsys, more, message):
-    before = (whole / "feedback" / FILE).read_bytes()
-    assert lamp(*words(merged, whole / "feedback", *more)) == 1
+def test_invalid_shards_are_refused(merged, complete_run, capsys, more, message):
+    before = (complete_run / "feedback" / FILE).read_bytes()
+    assert lamp(*words(merged, complete_run / "feedback", *more)) == 1
     assert message in capsys.readouterr().err
-    assert (whole / "feedback" / FILE).read_bytes() == before
+    assert (complete_run / "feedback" / FILE).read_bytes() == before
 
 
 def test_a_question_without_a_gold_is_named(merged, tmp_path, capsys):
@@ -238,10 +241,10 @@ def test_a_likelihood_is_the_mean_log_probability_of_the_golds_tokens(merged, tm
     by_pair = {(one["question"], one["item"]): one["metrics"]["likelihood"] for one in found}
     some = list(itertools.islice(pairs(merged), 0, None, 3))
     tokenizer = load_tokenizer(MODEL)
-    told = Prompts("", "", "", "", prompting=Prompting(num_retrieved=1, max_length=128))
+    settings = Prompts("", "", "", "", prompting=Prompting(num_retrieved=1, max_length=128))
     alone = [Question(q.id, q.input, (q.profile[rank],), output=q.output) for q, rank in some]
     sources = [
-        one.source for one in prompt_examples(alone, make_prompts(alone, TASK, tokenizer, told, retriever="file"))
+        one.source for one in prompt_examples(alone, make_prompts(alone, TASK, tokenizer, settings, retriever="file"))
     ]
     targets = [tokenizer(q.output).input_ids for q, _ in some]
     targets = [row if len(row) <= 7 else [*row[:6], row[-1]] for row in targets]  # 7 new tokens, `</s>` included

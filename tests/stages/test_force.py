@@ -27,7 +27,7 @@ RECORD = {"stage": "train", "fingerprint": "x", "finished": True, "makes": ["*"]
 
 
 class Stage(NamedTuple):
-    """How a command is called: the options that are input paths, and the others."""
+    """Arguments of a command: the options that are input paths, and the others."""
 
     inputs: tuple[str, ...]
     more: str = ""
@@ -113,7 +113,7 @@ def adapters(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def world(tmp_path, adapters) -> Path:
-    """An input for each option, in a directory of its own that a record of lamp says it made."""
+    """An input for each option, in a separate directory that a run record of lamp lists as an output."""
     for options in {option for stage in STAGES.values() for option in stage.inputs}:
         folder = tmp_path / options.removeprefix("--")
         if folder.exists():  # `store` and `--store`
@@ -149,7 +149,7 @@ def fill(option: str, place: Path, adapters: Path) -> None:
 
 
 def words(name: str, world: Path, output: Path, **given: Path) -> list[str]:
-    """The command on the inputs of the world, but for those that are given."""
+    """The command with the inputs of the world, except those that are given."""
     stage = STAGES[name]
     called = [*command(name).split(), *stage.more.split()]
     for option in stage.inputs:
@@ -175,7 +175,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
 
 
 @pytest.mark.parametrize(("name", "option"), CASES)
-def test_force_leaves_every_input_as_it_is(name, option, world, capsys):
+def test_force_leaves_every_input_unchanged(name, option, world, capsys):
     source = world / option.removeprefix("--") / "in"
     if not source.exists():
         source.write_text("[]")
@@ -212,7 +212,7 @@ def test_force_leaves_every_input_as_it_is(name, option, world, capsys):
         assert snapshot(world) == before, how
 
 
-def test_a_command_whose_output_is_apart_passes_these_checks(world, capsys):
+def test_a_command_with_a_separate_output_passes_these_checks(world, capsys):
     for name in ("merge", "evaluate", "check", "prompts"):
         output = world / "apart" / f"{name}.json"
         assert cli.main(words(name, world, output)) in (0, 1)

@@ -19,7 +19,7 @@ def lamp(*words) -> int:
 
 @pytest.fixture
 def files(tmp_path):
-    """A model that asks for six tokens at least, and questions."""
+    """A model whose settings require at least six tokens, and questions."""
     shutil.copytree(MODEL, tmp_path / "model")
     asked = {"min_new_tokens": 6, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(asked))
@@ -34,7 +34,7 @@ def generation_of(path) -> dict:
     return json.loads(path.read_text())["generation"]
 
 
-def test_generate_and_feedback_record_it(files, capsys):
+def test_generate_and_feedback_record_the_settings(files, capsys):
     model, questions = files / "model", files / "questions.json"
     assert lamp("generate", *SEARCH, "--questions", questions, "--model", model, "--output", files / "g.json") == 0
     assert capsys.readouterr().out.count("min_new_tokens 6") == 1
@@ -47,7 +47,7 @@ def test_generate_and_feedback_record_it(files, capsys):
     assert not (files / "n.json").exists()
 
 
-def test_a_trained_model_keeps_it(files):
+def test_a_trained_model_keeps_the_settings(files):
     questions = ("--train", files / "questions.json", "--validation", files / "questions.json")
     learning = ("--epochs", 1, "--batch-size", 8, "--learning-rate", 1e-3)
     assert lamp("train", *SEARCH, *questions, *learning, "--model", files / "model", "--output", files / "t") == 0

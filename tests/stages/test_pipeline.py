@@ -92,7 +92,7 @@ def test_label_decoding_answers_labels_only(movie, tmp_path):
     assert set(read_outputs(tmp_path / "p.json").by_id.values()) <= set(TASKS["LaMP-2"].labels)
 
 
-def test_the_same_command_again_is_done_and_another_is_refused(movie, tmp_path, capsys):
+def test_the_same_command_again_does_nothing_and_another_is_refused(movie, tmp_path, capsys):
     assert lamp(*generate_words(movie, tmp_path)) == 0
     first = (tmp_path / "p.json").stat()
     assert lamp(*generate_words(movie, tmp_path)) == 0
@@ -103,7 +103,7 @@ def test_the_same_command_again_is_done_and_another_is_refused(movie, tmp_path, 
     assert lamp(*generate_words(movie, tmp_path, "--retriever", "none", "--force")) == 0
 
 
-def test_a_generation_that_is_killed_goes_on_and_gives_the_same_bytes(movie, tmp_path, monkeypatch):
+def test_a_killed_generation_resumes_to_the_same_bytes(movie, tmp_path, monkeypatch):
     (tmp_path / "whole").mkdir()
     assert lamp(*generate_words(movie, tmp_path / "whole")) == 0
     answered = []
@@ -125,7 +125,7 @@ def test_a_generation_that_is_killed_goes_on_and_gives_the_same_bytes(movie, tmp
         generate_stage.Answerer, "__call__", lambda self, *given: again.append(1) or original(self, *given)
     )
     assert lamp(*generate_words(movie, tmp_path)) == 0
-    assert len(again) == 2  # three batches of eight, one of them answered before
+    assert len(again) == 2  # three batches of eight, of which one was answered before
     assert (tmp_path / "p.json").read_bytes() == (tmp_path / "whole" / "p.json").read_bytes()
     assert not (tmp_path / "p.json.journal.jsonl").exists()
 
@@ -160,7 +160,7 @@ def test_a_model_trained_from_scratch_is_a_hugging_face_directory(movie, tmp_pat
         assert model.generate(**tokenizer("a movie", return_tensors="pt"), max_new_tokens=4).shape[0] == 1
 
 
-def test_a_batch_that_does_not_divide_into_its_parts_is_an_error(movie, tmp_path, capsys):
+def test_a_batch_size_not_divisible_by_the_accumulation_is_an_error(movie, tmp_path, capsys):
     assert lamp(*train_words(movie, tmp_path / "m", "--batch-size", 8, "--accumulation", 3)) == 1
     assert "--batch-size 8 is not a multiple of --accumulation 3" in capsys.readouterr().err
 
@@ -168,7 +168,7 @@ def test_a_batch_that_does_not_divide_into_its_parts_is_an_error(movie, tmp_path
 def saved_state(checkpoints: Path):
     """All arrays of the newest checkpoint: parameters, optimizer, step."""
     (newest,) = [path for path in checkpoints.iterdir() if path.name.isdigit()]
-    with pytest.warns(UserWarning, match="Sharding info"):  # no layout is asked for
+    with pytest.warns(UserWarning, match="Sharding info"):  # no sharding is requested
         return ocp.load(newest)
 
 

@@ -22,7 +22,7 @@ def lamp(*words) -> int:
 
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch) -> Path:
-    """60 train and 20 dev questions in many chunks, each worth a process."""
+    """60 train and 20 dev questions in many chunks, each large enough for a worker."""
     monkeypatch.setattr(chunks, "_CHUNK_BYTES", 2**13)
     monkeypatch.setattr(workers, "_BYTES_WORTH_A_PROCESS", 1)
     write_benchmark(TASK, tmp_path / "data", questions=60, dev_questions=20, profile_size=6, seed=0)
@@ -52,7 +52,7 @@ def rank_and_merge(data: Path, folder: Path, *words, ranker: str = "bm25") -> li
 
 @pytest.mark.parametrize("who", WORKERS)
 @pytest.mark.filterwarnings("default::DeprecationWarning", "default::FutureWarning", "default::ResourceWarning")
-def test_the_same_bytes_whoever_works(benchmark, tmp_path, who):
+def test_outputs_are_the_same_for_any_workers(benchmark, tmp_path, who):
     if "beam" in who:
         pytest.importorskip("apache_beam")
     alone = rank_and_merge(benchmark, tmp_path / "alone", "--workers", 1)
@@ -73,7 +73,7 @@ def test_a_merged_file_has_every_question_with_its_gold_in_the_rankings_order(be
 
 
 @pytest.mark.parametrize("file", ["outputs", "ranking"])
-def test_ids_that_only_one_file_has_are_counted_and_nothing_is_written(benchmark, tmp_path, file, capsys):
+def test_ids_in_only_one_file_are_counted_and_nothing_is_written(benchmark, tmp_path, file, capsys):
     rank_and_merge(benchmark, tmp_path)
     ranking, outputs = json.loads((tmp_path / "r.json").read_text()), benchmark / "train_outputs.json"
     golds = json.loads(outputs.read_text())
@@ -130,7 +130,7 @@ def test_files_that_changed_between_two_merges_are_read_again(benchmark, tmp_pat
         (("--output", "{data}/train_questions.json/x.json"), "a part of this path is a file, not a directory"),
     ],
 )
-def test_options_that_do_not_fit_are_named(benchmark, tmp_path, words, said, capsys):
+def test_inconsistent_options_are_named(benchmark, tmp_path, words, said, capsys):
     if "--beam-runner" in words:
         pytest.importorskip("apache_beam")
     asked = ("--task", "LaMP-3", "--questions", benchmark / "train_questions.json", "--output", tmp_path / "r.json")
@@ -144,7 +144,7 @@ def test_options_that_do_not_fit_are_named(benchmark, tmp_path, words, said, cap
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """Two tasks of the time split as a download lays them out, and a flat one of another."""
+    """Two tasks of the time split in the folders of a download, and another task in a single folder."""
     for name in ("LaMP-3", "LaMP-4"):
         flat = tmp_path / "flat" / name
         write_benchmark(find_task(name), flat, questions=20, dev_questions=5, profile_size=4, seed=0)
@@ -158,7 +158,7 @@ def tree(tmp_path) -> Path:
 
 def test_every_file_of_a_tree_is_ranked_and_merged_once(tree, tmp_path, capsys):
     words = ("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out")
-    assert lamp(*words) == 0  # by recency, which the papers found best for these two
+    assert lamp(*words) == 0  # by recency, the best ranker of these two tasks in the papers
     merged = sorted(str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("*_recency.json"))
     assert merged == [f"time/LaMP_{task}/{part}_recency.json" for task in (3, 4) for part in ("dev", "train")]
     for path in merged:
@@ -172,12 +172,12 @@ def test_every_file_of_a_tree_is_ranked_and_merged_once(tree, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")} == times
 
 
-def test_a_plan_does_nothing_but_tell(tree, tmp_path, capsys):
+def test_a_plan_only_reports(tree, tmp_path, capsys):
     words = ("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out", "--plan")
     assert lamp(*words, "--ranker", "bm25") == 0
-    told = capsys.readouterr().out
-    assert told.count("bm25") == 4 * 2
-    assert "4 of 4 files to do" in told
+    printed = capsys.readouterr().out
+    assert printed.count("bm25") == 4 * 2
+    assert "4 of 4 files to do" in printed
     assert not (tmp_path / "out").exists()
     assert lamp(*words, "--tasks", "LaMP-3", "--ranker", "dense") == 0
     assert "dense: estimated for this machine's cores" in capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_one_bad_file_does_not_stop_the_others(tree, tmp_path, capsys):
     assert "truncated JSON" in said.err
 
 
-def test_best_is_the_papers_choice():
+def test_best_is_the_ranker_chosen_by_the_papers():
     chosen = {(task.name, split): task.best.of(split) for task in TASKS.values() for split in ("user", "time")}
     others = {("LaMP-3", "time"): "recency", ("LaMP-4", "time"): "recency"}
     others |= {("LaMP-5", "user"): "bm25", ("LaMP-6", "user"): "bm25"}
@@ -208,12 +208,12 @@ def test_best_is_the_papers_choice():
         (("--split", "user"), "no questions of any task, user split"),
     ],
 )
-def test_what_a_tree_cannot_be_asked_is_named(tree, tmp_path, words, said, capsys):
+def test_invalid_options_for_a_tree_are_named(tree, tmp_path, words, said, capsys):
     assert lamp("rank", "--all", tree, "--split", "time", "--output", tmp_path / "out", *words) == 1
     assert said in capsys.readouterr().err
 
 
-def test_a_tree_without_folders_of_tasks_must_say_whose_it_is(benchmark, tmp_path, capsys):
+def test_a_tree_without_task_folders_needs_the_task(benchmark, tmp_path, capsys):
     words = ("rank", "--all", benchmark, "--ranker", "bm25", "--output", tmp_path / "out")
     assert lamp(*words) == 1
     assert "is not in a task's folder; name its task with --tasks" in capsys.readouterr().err
@@ -221,7 +221,7 @@ def test_a_tree_without_folders_of_tasks_must_say_whose_it_is(benchmark, tmp_pat
     assert "2 of 2 files are ranked and merged" in capsys.readouterr().out
 
 
-def test_files_of_ids_are_left_out(tree, tmp_path, capsys):
+def test_files_of_ids_are_skipped(tree, tmp_path, capsys):
     ids = tree / "time/LaMP_6/train/train_questions.json"
     ids.parent.mkdir(parents=True)
     ids.write_text(json.dumps([{"id": "50", "input": "043-8829-EM", "profile": [{"id": "500", "text": "043-1-EM"}]}]))

@@ -65,7 +65,7 @@ def data(files, feedback, tmp_path_factory):
     return path
 
 
-def test_every_question_is_asked_once_with_every_retriever(files, feedback):
+def test_every_question_is_answered_once_with_every_retriever(files, feedback):
     questions = {one["id"]: one for one in json.loads((files / "bm25.json").read_text())}
     found = list(read_records(feedback, "retrievers"))
     assert len(found) == 3 * len(questions) == len({(one["question"], one["retriever"]) for one in found})
@@ -78,7 +78,7 @@ def test_every_question_is_asked_once_with_every_retriever(files, feedback):
             assert one["prompt"].count("is the title for") <= min(2, len(question["profile"]))
 
 
-def test_shards_are_the_whole_set(files, feedback, tmp_path, capsys):
+def test_the_shards_together_are_the_complete_set(files, feedback, tmp_path, capsys):
     assert lamp(*feedback_words(files, tmp_path / "F", "--shards", 2, "--shard", 1)) == 0
     assert "shard 1 of 2 is done, others are not" in capsys.readouterr().out
     assert lamp(*feedback_words(files, tmp_path / "F", "--shards", 2, "--shard", 0)) == 0
@@ -89,7 +89,7 @@ def test_shards_are_the_whole_set(files, feedback, tmp_path, capsys):
     assert by_name(tmp_path / "F") == by_name(feedback)
 
 
-def test_a_run_that_was_cut_ends_with_the_same_bytes(files, feedback, tmp_path):
+def test_a_truncated_run_resumes_to_the_same_bytes(files, feedback, tmp_path):
     import shutil
 
     name = "retrievers-0-of-1.jsonl"
@@ -102,7 +102,7 @@ def test_a_run_that_was_cut_ends_with_the_same_bytes(files, feedback, tmp_path):
     assert (tmp_path / "F" / name).read_bytes() == whole
 
 
-def test_candidates_hold_what_the_feedback_says(feedback, data):
+def test_candidates_equal_the_feedback(feedback, data):
     pool = read_candidates(data)
     assert (pool.task.name, pool.metric, pool.names) == (
         "LaMP-4",
@@ -118,7 +118,7 @@ def test_candidates_hold_what_the_feedback_says(feedback, data):
             assert bool(candidate.predictors) == (name != "none")
 
 
-def test_questions_without_golds_are_answered_but_teach_nothing(files, tmp_path, capsys):
+def test_questions_without_golds_are_answered_but_cannot_train_a_selector(files, tmp_path, capsys):
     for name in ("bm25", "recency"):
         questions = json.loads((files / f"{name}.json").read_text())[:4]
         for one in questions:
@@ -139,7 +139,7 @@ def test_questions_without_golds_are_answered_but_teach_nothing(files, tmp_path,
 
 
 @pytest.mark.parametrize("options", [("--temperature", 0), ("--batch-size", 8, "--accumulation", 3)])
-def test_options_that_do_not_fit_are_refused(data, options, tmp_path, capsys):
+def test_inconsistent_options_are_refused(data, options, tmp_path, capsys):
     given = ("--train", data, "--validation", data, "--model", "scratch", "--output", tmp_path / "S")
     assert lamp("train-selector", *given, *options) == 1
     assert " ".join(map(str, options[-2:])) in capsys.readouterr().err
@@ -173,13 +173,13 @@ def test_a_selector_chooses_answers_and_their_retrievers(data, selector, tmp_pat
     assert found["chosen"]["mean"]["rouge-1"] == pytest.approx(np.mean(rewards))
 
 
-def test_a_selector_can_be_asked_about_a_part_of_its_pool(data, selector, tmp_path):
+def test_a_selector_can_choose_among_some_of_its_retrievers(data, selector, tmp_path):
     asked = ("--pool", "recency", "none")
     assert lamp("select", "--selector", selector, "--data", data, *asked, "--output", tmp_path / "P.json") == 0
     assert {one["retriever"] for one in json.loads((tmp_path / "P.json").read_text())["golds"]} <= {"recency", "none"}
 
 
-def test_the_same_training_again_is_done_and_a_selector_loads_in_hugging_face(data, selector, capsys):
+def test_the_same_training_again_does_nothing_and_a_selector_loads_in_hugging_face(data, selector, capsys):
     given = ("--train", data, "--validation", data, "--model", "scratch", "--max-length", 192, "--epochs", 1)
     assert lamp("train-selector", *given, *SMALL, *LEARNING, "--mode", "post", "--output", selector) == 0
     assert "already trained" in capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_the_same_training_again_is_done_and_a_selector_loads_in_hugging_face(da
 
 
 @pytest.mark.parametrize("by", ["wig", "nqc", "sigma-max", "sigma-50", "best", "worst"])
-def test_others_choose_without_a_model(data, by, tmp_path):
+def test_predictors_and_oracles_choose_without_a_model(data, by, tmp_path):
     assert lamp("select", "--by", by, "--data", data, "--train", data, "--output", tmp_path / "P.json") == 0
     assert {one["retriever"] for one in json.loads((tmp_path / "P.json").read_text())["golds"]} <= {
         "none",
@@ -214,7 +214,7 @@ def rename_retriever(content):
         one["candidates"]["dense"] = one["candidates"].pop("bm25")
 
 
-def test_a_retriever_that_the_selector_never_saw_is_an_error(data, selector, tmp_path, capsys):
+def test_a_retriever_unknown_to_the_selector_is_an_error(data, selector, tmp_path, capsys):
     other = change(data, tmp_path / "D.json", rename_retriever)
     assert lamp("select", "--selector", selector, "--data", other, "--output", tmp_path / "P.json") == 1
     assert re.search(
@@ -224,7 +224,7 @@ def test_a_retriever_that_the_selector_never_saw_is_an_error(data, selector, tmp
     assert "no selector" in capsys.readouterr().err
 
 
-def test_pools_that_differ_between_files_are_an_error(data, tmp_path, capsys):
+def test_different_pools_of_two_files_are_an_error(data, tmp_path, capsys):
     other = change(data, tmp_path / "D.json", rename_retriever)
     given = ("--train", data, "--validation", other, "--model", "scratch", "--output", tmp_path / "out")
     assert lamp("train-selector", *given) == 1
@@ -233,7 +233,7 @@ def test_pools_that_differ_between_files_are_an_error(data, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_question_that_one_retriever_lacks_is_an_error(files, feedback, tmp_path, capsys):
+def test_a_question_missing_for_a_retriever_is_an_error(files, feedback, tmp_path, capsys):
     import shutil
 
     shutil.copytree(feedback, tmp_path / "F")
@@ -255,7 +255,7 @@ def test_a_question_that_one_retriever_lacks_is_an_error(files, feedback, tmp_pa
         (("--golds", "nowhere.json"), "nowhere.json: no such file"),
     ],
 )
-def test_data_that_cannot_be_made_is_an_error(files, feedback, more, problem, tmp_path, capsys, monkeypatch):
+def test_invalid_options_of_selector_data_are_an_error(files, feedback, more, problem, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.json").write_text(
         json.dumps({one["id"]: [] for one in json.loads((files / "bm25.json").read_text())})
@@ -273,13 +273,13 @@ def test_data_that_cannot_be_made_is_an_error(files, feedback, more, problem, tm
         (("a=x.json", "a=y.json"), "'a' is there twice"),
     ],
 )
-def test_a_pool_that_cannot_be_is_an_error(pool, problem, tmp_path, capsys):
+def test_an_invalid_pool_is_an_error(pool, problem, tmp_path, capsys):
     given = ("--task", "LaMP-4", "--pool", *pool, "--model", MODEL, "--output", tmp_path / "F")
     assert lamp("feedback", "retrievers", *given) == 1
     assert problem in capsys.readouterr().err
 
 
-def test_files_of_one_pool_must_ask_the_same(files, tmp_path, capsys):
+def test_files_of_a_pool_must_have_the_same_questions(files, tmp_path, capsys):
     questions = json.loads((files / "recency.json").read_text())
     questions[2]["output"] = "another"
     (tmp_path / "recency.json").write_text(json.dumps(questions))
@@ -288,11 +288,11 @@ def test_files_of_one_pool_must_ask_the_same(files, tmp_path, capsys):
     assert questions[2]["id"] in capsys.readouterr().err
 
 
-# --- that it learns, and from nothing but the golds
+# --- learning, only from the golds
 
 
-def telling_pool(count, *, seed, shuffled):
-    """Questions whose best retriever a word of each prompt tells; `shuffled`: golds that nobody can know."""
+def informative_candidates(count, *, seed, shuffled):
+    """Questions in which a word of each prompt identifies the best retriever; `shuffled`: golds are unpredictable."""
     draw = random.Random(seed)
     questions = []
     for number in range(count):
@@ -308,14 +308,14 @@ def telling_pool(count, *, seed, shuffled):
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["true golds", "shuffled golds"])
-def test_the_gain_comes_from_the_golds_alone(shuffled, tmp_path):
+def test_the_gain_comes_only_from_the_golds(shuffled, tmp_path):
     sizes = {"train": 160, "validation": 40, "test": 200}
     for seed, (name, count) in enumerate(sizes.items()):
-        write_candidates(tmp_path / f"{name}.json", telling_pool(count, seed=seed, shuffled=shuffled))
+        write_candidates(tmp_path / f"{name}.json", informative_candidates(count, seed=seed, shuffled=shuffled))
     given = ("--train", tmp_path / "train.json", "--validation", tmp_path / "validation.json", "--model", "scratch")
-    told = (*SMALL, "--batch-size", 16, "--accumulation", 1, "--step-size", "relative", "--learning-rate", 0.03)
+    training = (*SMALL, "--batch-size", 16, "--accumulation", 1, "--step-size", "relative", "--learning-rate", 0.03)
     length = ("--max-length", 16, "--epochs", 6, "--dropout", 0, "--temperature", 0.3)
-    assert lamp("train-selector", *given, *told, *length, "--mode", "pre", "--output", tmp_path / "S") == 0
+    assert lamp("train-selector", *given, *training, *length, "--mode", "pre", "--output", tmp_path / "S") == 0
     chosen = ("--selector", tmp_path / "S", "--data", tmp_path / "test.json", "--output", tmp_path / "P.json")
     assert lamp("select", *chosen) == 0
     found = json.loads((tmp_path / "P.scores.json").read_text())

@@ -43,11 +43,11 @@ def contents(place: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
-def test_a_tree_becomes_a_data_set_once(command, tree, place, capsys):
+def test_a_data_set_is_built_from_a_tree_once(command, tree, place, capsys):
     assert lamp(*command) == 0
-    said = capsys.readouterr().out
-    assert "9 questions (train 6, dev 3) with 9 distinct profiles" in said
-    assert "Downloading" not in said
+    printed = capsys.readouterr().out
+    assert "9 questions (train 6, dev 3) with 9 distinct profiles" in printed
+    assert "Downloading" not in printed
     for part in ("train", "dev"):
         golds = read_outputs(tree / f"{part}_outputs.json").by_id
         asked = add_outputs(read_questions(tree / f"{part}_questions.json"), golds)
@@ -81,7 +81,7 @@ def test_other_files_are_refused_and_forced(command, tree, place, capsys):
     assert inputs == [question.input for question in read_questions(tree / "train_questions.json")]
 
 
-def test_bad_files_leave_what_was_there(command, tree, place, capsys):
+def test_bad_files_keep_the_old_data_set(command, tree, place, capsys):
     (tree / "dev_outputs.json").write_text('[{"id": "other", "output": "5"}]')
     assert lamp(*command) == 1
     assert "dev_outputs.json" in capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_bad_files_leave_what_was_there(command, tree, place, capsys):
     assert contents(place) == before
 
 
-def test_a_killed_command_leaves_nothing_that_looks_whole_and_is_made_anew(command, place):
+def test_a_killed_command_leaves_no_version_and_is_repeated_from_the_start(command, place):
     program = f"""
 import os
 from lamp_jax import cli
@@ -118,7 +118,7 @@ def test_a_task_that_the_tree_does_not_have_is_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_learned_from_is_the_same_in_a_data_set_and_in_its_file(command, tree, tmp_path):
+def test_training_examples_of_a_data_set_equal_those_of_its_file(command, tree, tmp_path):
     assert lamp(*command) == 0
     golds, merged = tree / "train_outputs.json", tmp_path / "train.json"
     assert lamp("merge", "--questions", tree / "train_questions.json", "--outputs", golds, "--output", merged) == 0

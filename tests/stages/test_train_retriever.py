@@ -22,7 +22,7 @@ from lamp_jax.training.checkpoints import Checkpoints
 TASK = find_task("LaMP-2")
 WORDS = ["river", "stone", "cloud", "ember", "frost", "maple", "harbor", "lantern", "meadow", "violet"]
 COUNT, ITEMS, EQUAL = 20, 3, 4
-"""Questions, items of each, and questions for whose items all rewards are equal."""
+"""Number of questions, of items per question, and of questions whose items have equal rewards."""
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "retriever.json")
 
 
@@ -50,7 +50,7 @@ def make_questions():
 
 
 def make_feedback():
-    """The public code's file: the first questions' items are worth the same, and so teach nothing."""
+    """Feedback in the public code's format; items of the first questions have equal rewards, so no training signal."""
     draw = random.Random(1)
     return {
         f"{number}-{number}-{place}": {
@@ -80,7 +80,7 @@ def words(data, output, *more, feedback="feedback.json"):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """One run of ROPG-KD, undisturbed."""
+    """Output of an uninterrupted run of ROPG-KD."""
     output = tmp_path_factory.mktemp("trained") / "kd"
     assert lamp(*words(data, output)) == 0
     return output
@@ -105,7 +105,7 @@ def embed(directory, texts):
     return embed_all(texts, open_encoder(str(directory), Devices(), max_length=16).documents)
 
 
-def test_the_record_counts_questions_that_teach_and_those_that_do_not(trained):
+def test_the_record_counts_questions_with_different_and_with_equal_rewards(trained):
     record = read_record(trained)
     assert record["finished"]
     assert record["questions"] + record["skipped_equal_rewards"] == COUNT - round(0.2 * COUNT)
@@ -115,13 +115,13 @@ def test_the_record_counts_questions_that_teach_and_those_that_do_not(trained):
     assert 0 <= record["best"] <= 1
 
 
-def test_training_changes_every_part_of_the_encoder(data, trained, tmp_path):
+def test_training_changes_every_parameter_of_the_encoder(data, trained, tmp_path):
     from safetensors.numpy import load_file
 
     assert lamp(*words(data, tmp_path / "still", "--learning-rate", 0)) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "still", trained))
     assert before.keys() == after.keys()
-    # The keys' biases change no softmax: their gradient is 0 but for rounding.
+    # The keys' biases do not change the softmax: their gradient is 0 except for rounding.
     still = {name for name in after if np.abs(before[name] - after[name]).max() < 1e-3}
     assert {name for name in still if not name.endswith("key.bias")} == set()
 
@@ -143,13 +143,13 @@ def test_hugging_face_reads_the_encoder_and_gives_the_same_vectors(data, trained
 
 
 def test_two_runs_give_the_same_bytes(data, trained, tmp_path):
-    """The tokenizer's training included."""
+    """Including the tokenizer's training."""
     assert lamp(*words(data, tmp_path / "again")) == 0
     assert_same_files(tmp_path / "again", trained)
     assert read_record(tmp_path / "again")["before"] == read_record(trained)["before"]
 
 
-def test_the_same_command_again_is_done_and_another_is_refused(data, trained, capsys):
+def test_the_same_command_again_does_nothing_and_another_is_refused(data, trained, capsys):
     weights = (trained / "model.safetensors").stat().st_mtime_ns
     assert lamp(*words(data, trained)) == 0
     assert "already trained" in capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_the_same_command_again_is_done_and_another_is_refused(data, trained, ca
 def saved_state(output):
     """All arrays of the newest checkpoint: parameters, optimizer, step."""
     (newest,) = [path for path in (output / "checkpoints").iterdir() if path.name.isdigit()]
-    with pytest.warns(UserWarning, match="Sharding info"):  # no layout is asked for
+    with pytest.warns(UserWarning, match="Sharding info"):  # no sharding is requested
         return ocp.load(newest)
 
 
@@ -204,8 +204,8 @@ def expected_ranking(data, encoder, *, use_date):
         yield question.id, [str(question.profile[one]["id"]) for one in order]
 
 
-def test_ranking_reads_documents_as_the_encoder_was_trained(data, trained, tmp_path):
-    """With dates, though `lamp rank` is not told so."""
+def test_ranking_formats_documents_as_in_the_encoders_training(data, trained, tmp_path):
+    """With dates, without an option of `lamp rank`."""
     assert json.loads((trained / "retriever.json").read_text())["use_date"] is True
     assert rank(data, trained, tmp_path / "r.json") == 0
     found = json.loads((tmp_path / "r.json").read_text())
@@ -230,8 +230,8 @@ def test_validation_questions_may_be_given(data, tmp_path):
     assert read_record(tmp_path / "out")["skipped_equal_rewards"] == EQUAL
 
 
-def spoiled(data, folder, change):
-    """The data with other feedback."""
+def with_changed_feedback(data, folder, change):
+    """Copy of the data with changed feedback."""
     metrics = make_feedback()
     change(metrics)
     (folder / "questions.json").write_bytes((data / "questions.json").read_bytes())
@@ -241,21 +241,21 @@ def spoiled(data, folder, change):
 
 def check_error(data, folder, capsys, message, *more, change=lambda metrics: None):
     output = folder / "out"
-    assert lamp(*words(spoiled(data, folder, change), output, *more)) == 1
+    assert lamp(*words(with_changed_feedback(data, folder, change), output, *more)) == 1
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
-    assert not output.exists()  # nothing stands in the way of the command that is right
+    assert not output.exists()  # no output blocks the corrected command
 
 
-def test_a_reward_that_is_no_number_is_an_error(data, tmp_path, capsys):
+def test_a_reward_that_is_not_a_number_is_an_error(data, tmp_path, capsys):
     def change(metrics):
         metrics["7-7-1"]["accuracy"] = math.nan
 
     check_error(data, tmp_path, capsys, "question '7': the feedback's accuracy is nan", change=change)
 
 
-def test_feedback_that_is_missing_is_an_error_that_names_the_command(data, tmp_path, capsys):
+def test_missing_feedback_is_an_error_that_names_the_command(data, tmp_path, capsys):
     def change(metrics):
         del metrics["7-7-1"], metrics["9-9-0"]
 
@@ -271,7 +271,7 @@ def test_feedback_without_the_reward_is_an_error(data, tmp_path, capsys):
     check_error(data, tmp_path, capsys, "no 'likelihood', only accuracy", "--reward", "likelihood", change=change)
 
 
-def test_feedback_that_teaches_nothing_is_an_error(data, tmp_path, capsys):
+def test_feedback_with_only_equal_rewards_is_an_error(data, tmp_path, capsys):
     def change(metrics):
         metrics.update({key: {"accuracy": 1.0} for key in metrics})
 
@@ -289,11 +289,11 @@ def test_feedback_that_teaches_nothing_is_an_error(data, tmp_path, capsys):
         (("--ropg", "padded", "--score-temperature", 2), "--ropg padded has one temperature"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(data, tmp_path, capsys, more, message):
+def test_inconsistent_options_are_refused(data, tmp_path, capsys, more, message):
     check_error(data, tmp_path, capsys, message, *more)
 
 
-def test_items_without_dates_are_an_error_that_says_how_to_train(data, tmp_path, capsys):
+def test_items_without_dates_are_an_error_that_names_the_remedy(data, tmp_path, capsys):
     questions = list(make_questions())
     del questions[5]["profile"][1]["date"]
     (tmp_path / "questions.json").write_text(json.dumps(questions))

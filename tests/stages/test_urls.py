@@ -52,7 +52,7 @@ def rank(questions, output, *more) -> int:
 
 
 @pytest.mark.parametrize("at", [url, pytest.param(file_url, marks=pytest.mark.slow)])
-def test_what_is_read_at_a_url_stays(place, at):
+def test_inputs_at_a_url_are_unchanged(place, at):
     before = contents(place)
     for name in (".hq.json", "qq", "b[1]/q.json", "checkpoints/q.json"):
         assert lamp("check", at(place / name)) == 0
@@ -70,8 +70,8 @@ def test_what_is_read_at_a_url_stays(place, at):
 @pytest.mark.parametrize(
     "name", ["ranking", "r[1].json", ".hid.json", "checkpoints", "a b.json", "deep/r.lock", "r.json/"]
 )
-def test_a_file_arrives_whatever_its_name(place, at, name):
-    """Its record and its scores too; and again when it is forced to be another."""
+def test_a_file_of_any_name_is_sent(place, at, name):
+    """Its run record and scores are sent too, and again after `--force`."""
     here, there = place / "here" / name, place / "there" / name
     before = contents(place)
     for more in ((), ("--ranker", "recency", "--force")):
@@ -88,7 +88,7 @@ def test_a_file_arrives_whatever_its_name(place, at, name):
 
 @pytest.mark.parametrize("at", [url, file_url])
 @pytest.mark.parametrize("name", [".hid", "checkpoints", "d[1]", "d.json", "run"])
-def test_a_directory_arrives_whatever_its_name(place, at, name):
+def test_a_directory_of_any_name_is_sent(place, at, name):
     words = ("synth", "--task", "LaMP-2", "--questions", 5, "--dev-questions", 2, "--profile-size", 2)
     for seed in (0, 1):
         assert lamp(*words, "--seed", seed, "--force", "--output", place / "here" / name) == 0
@@ -120,7 +120,7 @@ def test_an_input_is_not_replaced_under_another_of_its_names(place, at, capsys):
 
 @pytest.mark.parametrize("name", [".", "data/..", "..", "/", "model/../.."])
 @pytest.mark.parametrize("option", ["--questions", "--output"])
-def test_a_url_of_no_one_place_changes_nothing(place, name, option, capsys, monkeypatch):
+def test_a_url_without_a_unique_location_changes_nothing(place, name, option, capsys, monkeypatch):
     monkeypatch.chdir(place)
     before = contents(place)
     where = f"bucket:/{place}/{name}" if ".." in name else f"file://{name}"
@@ -130,30 +130,30 @@ def test_a_url_of_no_one_place_changes_nothing(place, name, option, capsys, monk
     assert contents(place) == before
 
 
-def test_what_is_printed_and_recorded_names_urls(place, capfd):
-    def said():
+def test_messages_and_records_contain_urls(place, capfd):
+    def printed():
         found = "".join(capfd.readouterr())
         assert "cache" not in found
         return found
 
     output = url(place / "r.json")
     assert rank(url(place / "q.json"), output) == 0
-    assert f"{output}: 1 rankings" in said()
+    assert f"{output}: 1 rankings" in printed()
     assert rank(url(place / "q.json"), output) == 0
-    assert f"{output}: already" in said()
+    assert f"{output}: already" in printed()
     assert rank(url(place / "qq"), output) == 1
-    assert f"lamp: {output}: exists with other settings or inputs ({output}.run.json lists them)" in said()
+    assert f"lamp: {output}: exists with other settings or inputs ({output}.run.json lists them)" in printed()
     assert rank(url(place / "none.json"), url(place / "x.json")) == 1
-    assert f"lamp: {url(place / 'none.json')}: no such file" in said()
+    assert f"lamp: {url(place / 'none.json')}: no such file" in printed()
     assert lamp("check", url(place / "model" / "config.json")) == 1
-    assert url(place / "model" / "config.json") in said()
+    assert url(place / "model" / "config.json") in printed()
     made = json.loads((place / "r.json.run.json").read_text())
     assert made["settings"]["questions"] == url(place / "q.json")
     assert [*made["inputs"]] == [url(place / "q.json")]
     assert "cache" not in (place / "r.json.run.json").read_text()
 
 
-def test_another_machine_finds_the_output_complete(place, tmp_path, monkeypatch, capsys):
+def test_another_machine_reads_the_complete_output(place, tmp_path, monkeypatch, capsys):
     words = (url(place / "q.json"), url(place / "r.json"), "--scores", url(place / "s.json"))
     model = ("--model", url(place / "model"), "--max-length", 64, "--output", url(place / "p.json"))
     for number in range(2):

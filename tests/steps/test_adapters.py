@@ -32,10 +32,10 @@ LORA = Lora(rank=2, alpha=8.0, targets=("q", "o"), dropout=0.0)
 LEARNING = Optimization(epochs=10, batch_size=4, learning_rate=1e-3, warmup_ratio=0.1)
 UPDATES = 20
 SIZES = {"ann": 5, "bob": 7, "sue": 3}
-"""How many examples each user has; the last is done after half of the updates."""
+"""Number of examples of each user; the last user has only half of the updates."""
 
 
-def learner(user: str) -> UserExamples:
+def user_examples(user: str) -> UserExamples:
     rng = np.random.default_rng(list(SIZES).index(user))
 
     def tokens(*lengths: int) -> list[int]:
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
 def cohorts(users, layout, *, tokens=128, together=8, learning=LEARNING, **changes) -> AdapterCohorts:
     sizes = {"tokens_per_device": tokens, "users_per_step": together}
     options = TrainAdapters("LaMP-3", "", "", lora=LORA, learning=learning, **sizes, **changes)
-    return AdapterCohorts(options, build(CONFIG, rules=RULES[layout.sharding]), [learner(user) for user in users])
+    return AdapterCohorts(options, build(CONFIG, rules=RULES[layout.sharding]), [user_examples(user) for user in users])
 
 
 ALONE = Layout()
@@ -68,7 +68,7 @@ class Trained(NamedTuple):
     """By user, by name."""
     losses: Mapping[str, float]
     history: Mapping[str, list[Mapping[str, np.ndarray]]]
-    """A user's adapter before the first update and behind each."""
+    """A user's adapter before the first update and after each update."""
     last: Mapping[str, Mapping[str, np.ndarray]]
     """When all users are done."""
     computed: int
@@ -96,7 +96,7 @@ def train(users: tuple[str, ...], layout: Layout = ALONE, **changes: Any) -> Tra
     return Trained(adapters, losses, history, last, room.computed)
 
 
-def assert_close(found: Trained, expected: Trained, users: Sequence[str] = tuple(SIZES)) -> None:
+def assert_adapters_close(found: Trained, expected: Trained, users: Sequence[str] = tuple(SIZES)) -> None:
     for user in users:
         for name, values in expected.adapters[user].items():
             np.testing.assert_allclose(found.adapters[user][name], values, rtol=0, atol=1e-5, err_msg=f"{user} {name}")
@@ -106,8 +106,8 @@ def assert_close(found: Trained, expected: Trained, users: Sequence[str] = tuple
 ALL = tuple(SIZES)
 
 
-def test_adapters_learn():
-    """Each by far more than what is tolerated between ways to compute it."""
+def test_training_changes_adapters():
+    """Each adapter changes by far more than the tolerance between two ways to compute it."""
     found = train(ALL)
     for user in ALL:
         first, last = found.history[user][0], found.adapters[user]
@@ -115,14 +115,14 @@ def test_adapters_learn():
         assert len(found.history[user]) == 1 + (UPDATES / 2 if user == "sue" else UPDATES)
 
 
-def alone() -> Trained:
-    """All users, one after the other."""
+def separately_trained() -> Trained:
+    """Training of all users one after the other, in cohorts of one user."""
     return train(ALL, together=1)
 
 
-def test_users_learn_together_what_each_learns_alone():
-    assert len(alone().history["sue"]) == UPDATES / 2 + 1
-    assert_close(train(ALL), alone())
+def test_users_of_a_cohort_learn_the_same_as_separately():
+    assert len(separately_trained().history["sue"]) == UPDATES / 2 + 1
+    assert_adapters_close(train(ALL), separately_trained())
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_users_learn_together_what_each_learns_alone():
     ],
 )
 def test_users_learn_the_same_on_all_meshes(layout):
-    assert_close(train(ALL, layout), train(ALL))
+    assert_adapters_close(train(ALL, layout), train(ALL))
 
 
-def test_who_is_done_stays_as_they_are():
+def test_adapters_of_finished_users_do_not_change():
     found = train(ALL)
     for user in ALL:
         jax.tree.map(np.testing.assert_array_equal, found.last[user], found.history[user][-1])
@@ -149,12 +149,12 @@ def test_who_is_done_stays_as_they_are():
 @pytest.mark.parametrize(
     ("where", "large"),
     [
-        ("adapters", 1e30),  # whose products are not finite
-        ("gradient", 1e25),  # whose norm is not finite
+        ("adapters", 1e30),  # products of these are not finite
+        ("gradient", 1e25),  # the norm of this is not finite
     ],
 )
-def test_who_diverges_disturbs_nobody(layout, where, large):
-    """Numbers that are not finite would go to all users of a device through the products of whose rows are whose."""
+def test_a_diverging_user_does_not_change_the_others(layout, where, large):
+    """Values that are not finite would spread to all users of a device by products with the one-hot user matrix."""
     expected = train(ALL, layout)
     with layout.open():
         room = cohorts(ALL, layout)
@@ -183,14 +183,14 @@ def test_who_diverges_disturbs_nobody(layout, where, large):
 
 
 def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray], float]:
-    """One user's adapter by JAX's gradient and optax alone: the mean loss of the tokens of each whole batch."""
+    """A user's adapter trained with only JAX's gradient and optax, on the mean loss of the tokens of each batch."""
     with ALONE.open():
         room = cohorts((user,), ALONE, learning=learning)
         (block,) = room.all
         model = build(CONFIG)
         graph, params = nnx.split(model)
         total = block.users[0].updates(learning)
-        # `Learning` has the same optimization, and the rest of what the trainer of a whole model takes.
+        # `Learning` has the same optimization options, and the other options of training a complete model.
         optimizer = make_optimizer(Learning(**vars(learning)), total)
 
         def mean_loss(adapter, source, target):
@@ -206,7 +206,7 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
             changes, state = optimizer.update(gradient, state, adapter)
             return optax.apply_updates(adapter, changes), state, loss
 
-        adapter = {name: jnp.asarray(values) for name, values in alone().history[user][0].items()}
+        adapter = {name: jnp.asarray(values) for name, values in separately_trained().history[user][0].items()}
         state, losses = optimizer.init(adapter), []
         for number in range(total):
             examples = [row.example for row in block.rows(0, number)]
@@ -219,17 +219,17 @@ def plain_adamw(user: str, learning: Optimization) -> tuple[dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("changes", [{}, {"clip": 0.05, "weight_decay": 0.1, "step_size": "relative"}], ids=str)
-def test_a_user_learns_by_adamw(changes):
+def test_a_user_is_trained_by_adamw(changes):
     learning = replace(LEARNING, **changes)
     expected, loss = plain_adamw("bob", learning)
-    found = train(("bob",), learning=learning) if changes else alone()
+    found = train(("bob",), learning=learning) if changes else separately_trained()
     for name, values in expected.items():
         np.testing.assert_allclose(found.adapters["bob"][name], values, rtol=0, atol=1e-5, err_msg=name)
     assert found.losses["bob"] == pytest.approx(loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.05, 0.07, 0.1, 0.15, 0.3, 0.5, 1.0])
-def test_the_rate_is_that_of_a_whole_models_training(ratio):
+def test_the_learning_rate_equals_that_of_training_a_complete_model(ratio):
     learning = Learning(learning_rate=2e-3, warmup_ratio=ratio, weight_decay=0.0, clip=1e9)
 
     @jax.jit
@@ -246,25 +246,25 @@ def test_the_rate_is_that_of_a_whole_models_training(ratio):
 
 
 def schedule_of(optimizer: optax.GradientTransformation, state: Any, step: int) -> float:
-    """The rate of update `step`: what the optimizer makes of a first gradient, whose direction is 1."""
+    """Learning rate of update `step`: the optimizer's update for a first gradient of 1."""
     *before, scale = state
     changes, _ = optimizer.update(jnp.ones(()), (*before, scale._replace(count=jnp.int32(step))), jnp.ones(()))
     return -float(changes)
 
 
-def test_the_size_of_parts_changes_nothing():
+def test_the_size_of_microbatches_changes_nothing():
     found, expected = train(ALL, tokens=1), train(ALL)
     assert found.computed != expected.computed
-    assert_close(found, expected)
+    assert_adapters_close(found, expected)
 
 
 @pytest.mark.slow
-def test_a_shared_adapter_learns_the_same_over_devices():
-    assert_close(train(("bob",), Layout(8, 1), shared="profiles"), alone(), ["bob"])
+def test_a_shared_adapter_learns_the_same_on_several_devices():
+    assert_adapters_close(train(("bob",), Layout(8, 1), shared="profiles"), separately_trained(), ["bob"])
 
 
-def test_the_bases_gradient_is_not_computed():
-    """A step of adapters is two thirds of one of the model: two products for each of the forward pass, not three."""
+def test_the_gradient_of_the_base_model_is_not_computed():
+    """A step of adapters costs two thirds of a step of the model: two products for each forward product, not three."""
     config = replace(CONFIG, d_ff=2048)
     lora, rows = Lora(rank=1, targets=("q",)), 8
     model = jax.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0)))
@@ -285,5 +285,5 @@ def test_the_bases_gradient_is_not_computed():
 
 
 def products(step: Any, *arguments: Any) -> int:
-    """FLOPs of all matrix products of a jitted step as it is compiled."""
+    """FLOPs of all matrix products of a compiled step."""
     return costs.products(Program(step.lower(*arguments).compile().as_text()))

@@ -52,7 +52,7 @@ def compiled(*, accumulation=1, dropout_rate=0.0, **changes):
 
 def after(steps, **settings):
     state, update = compiled(**settings)
-    state, losses = jax.tree.map(jnp.copy, state), []  # the update takes its argument away
+    state, losses = jax.tree.map(jnp.copy, state), []  # the update donates its argument
     for _ in range(steps):
         state, metrics = update(state, place_batch(batch()))
         losses.append(float(metrics["loss"]))
@@ -69,24 +69,24 @@ def test_the_loss_is_the_mean_over_target_tokens():
     assert losses[0] == pytest.approx(float(each[real].mean()), rel=1e-5)
 
 
-def test_updates_learn():
+def test_updates_reduce_the_loss():
     _, losses = after(40)
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_accumulated_parts_make_the_same_update():
+def test_accumulated_microbatches_make_the_same_update():
     whole, parts = after(3)[0], after(3, accumulation=2)[0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, parts.params)
 
 
-def test_the_rate_warms_up_from_zero():
-    """HF's linear schedule: the first update has rate 0."""
+def test_the_learning_rate_warms_up_from_zero():
+    """HF's linear schedule: the first update has learning rate 0."""
     model = nnx.state(T5(CONFIG, rngs=nnx.Rngs(0)))
     state, _ = after(1, warmup_ratio=0.5)
     jax.tree.map(np.testing.assert_array_equal, state.params, model)
 
 
-def test_weight_decay_spares_norms_and_position_biases():
+def test_weight_decay_excludes_norms_and_position_biases():
     decayed, plain = (after(1, weight_decay=d)[0].params for d in (1.0, 0.0))
     pairs = zip(nnx.to_flat_state(decayed), nnx.to_flat_state(plain), strict=True)
     spared = {".".join(path): bool(np.array_equal(a[...], b[...])) for (path, a), (_, b) in pairs}

@@ -27,7 +27,7 @@ ROWS, UPDATES = 16, 3
 
 
 class Layout(NamedTuple):
-    """A mesh and the rules on it; on CPUs models attend by rows, on accelerators to the whole batch."""
+    """A mesh and its sharding rules; attention is computed by rows on CPUs, for the complete batch on accelerators."""
 
     data: int
     model: int
@@ -53,7 +53,7 @@ def name(layout: Layout) -> str:
 
 
 def pairs() -> list[Any]:
-    """Every model on every mesh; those beside the one that divides most are for the complete run."""
+    """Every model on every mesh; all meshes except the one that shards most are marked `slow`."""
 
     def pair(kind: str, layout: Layout) -> Any:
         marks = () if layout == BOTH else pytest.mark.slow
@@ -98,7 +98,7 @@ def build(config: Any, **options: Any) -> Any:
 
 
 def candidates(queries: int, length: int) -> tuple[np.ndarray, ...]:
-    """A batch of questions with 0 to 4 candidates each: what fills a batch is among them, on some devices alone."""
+    """A batch of questions with 0 to 4 candidates each; some devices have only padding rows."""
     random = np.random.default_rng(1)
     tokens = np.full((ROWS, queries + 4, length), NO_TOKEN, np.int32)
     rewards, mask = np.zeros((ROWS, 4), np.float32), np.zeros((ROWS, 4), bool)
@@ -133,7 +133,7 @@ class Learned(NamedTuple):
 
 
 def learn(kind: str, sharding: str = "data", attention: str = "whole") -> Learned:
-    """Three updates on the current mesh, if there is one, made as the loop makes them."""
+    """Three updates on the current mesh, if any, as in the training loop."""
     rules = RULES[sharding]
     graph, params = nnx.split(build(CONFIGS[kind], rules=rules, attention=attention))
     optimizer = make_optimizer(Learning(learning_rate=0.01, warmup_ratio=0.0), 2 * UPDATES)
@@ -161,12 +161,12 @@ def test_losses_agree_on_all_meshes(kind, layout):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_what_agrees_is_learned(kind):
-    """Each update changes the loss by far more than what is tolerated between meshes."""
+def test_each_compared_update_changes_the_loss(kind):
+    """Each update changes the loss by far more than the tolerance between meshes."""
     assert np.abs(np.diff(learned(kind, None).losses)).min() > 1e-3
 
 
-# What the mesh axes split, by the names of the options; an axis that is not named is whole on every device.
+# Mesh axis of each logical axis, by the names of the sharding options; other axes are replicated.
 SPLIT = {
     "data": {"batch": "data"},
     "fsdp": {"batch": "data", "embed": "data"},
@@ -206,7 +206,7 @@ LONGFORMER_AXES = {
     "head": ("embed", None),
 }
 AXES = {"generator": T5_AXES, "kd": BERT_AXES, "rl": BERT_AXES, "selector": LONGFORMER_AXES}
-"""Of the parameters that can be split; norms and the biases of the hidden axis are whole."""
+"""Logical axes of the parameters that can be sharded; norms and biases of the hidden axis are replicated."""
 
 
 def split(axes: Any, sharding: str) -> P:
@@ -218,7 +218,7 @@ def specs(tree: Any) -> dict[str, P]:
     return {".".join(path): jax.tree.leaves(leaf)[0].sharding.spec for path, leaf in nnx.to_flat_state(tree)}
 
 
-def assert_lies(tree: Any, kind: str, sharding: str) -> None:
+def assert_sharded_by_the_rules(tree: Any, kind: str, sharding: str) -> None:
     found = specs(tree)
     whole = {one for one in found if one not in AXES[kind]}
     assert all("norm" in one or "bias" in one for one in whole)
@@ -231,21 +231,21 @@ def moments(state: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("kind", "layout"), pairs())
-def test_parameters_and_optimizer_state_lie_as_the_rules_say(kind, layout):
-    """After updates: none of them brings an array elsewhere."""
+def test_parameters_and_optimizer_state_are_sharded_by_the_rules(kind, layout):
+    """Also after updates, which must not change the sharding of an array."""
     state = learned(kind, layout).state
     for tree in (state.params, *moments(state)):
-        assert_lies(tree, kind, layout.sharding)
+        assert_sharded_by_the_rules(tree, kind, layout.sharding)
 
 
 @pytest.mark.parametrize("sharding", SPLIT)
 @pytest.mark.parametrize(("kind", "config"), [("generator", GATED), ("kd", BERT), ("selector", LONGFORMER_CONFIG)])
-def test_a_new_model_lies_as_the_rules_say(kind, config, sharding):
-    """Each parameter that the table names is there, also the gate and the head that is not tied."""
+def test_a_new_model_is_sharded_by_the_rules(kind, config, sharding):
+    """Each parameter of the table exists, including the gate and the untied head."""
     with jax.set_mesh(make_mesh(4, 2)):
         params = jax.eval_shape(lambda: nnx.state(make_model(config, rules=RULES[sharding])))
     assert AXES[kind].keys() <= specs(params).keys()
-    assert_lies(params, kind, sharding)
+    assert_sharded_by_the_rules(params, kind, sharding)
 
 
 def first_layer(stack: Any) -> Any:
@@ -290,7 +290,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name)
 @pytest.mark.parametrize("kind", ["generator", "kd", "selector"])
-def test_activations_lie_as_the_rules_say(kind, layout):
+def test_activations_are_sharded_by_the_rules(kind, layout):
     found = {}
     with layout.open():
         model = build(CONFIGS[kind], rules=RULES[layout.sharding], attention=layout.attention)
@@ -320,7 +320,7 @@ def test_activations_lie_as_the_rules_say(kind, layout):
     ids=lambda one: one if isinstance(one, str) else type(one).__name__,
 )
 def test_a_size_that_does_not_divide_is_an_error(config, axis, field):
-    """Never a copy on every device instead. Bert's are in its own tests."""
+    """It is never replicated instead. The tests of BERT check its sizes."""
     with (
         jax.set_mesh(make_mesh(1, 8)),
         pytest.raises(LampError, match=f"{field} 12 does not divide over 8 model shards; use 8 or 16, or another mesh"),
@@ -338,8 +338,8 @@ def test_a_batch_that_does_not_divide_is_an_error(kind):
         place_batch(tuple(array[:12] for array in batch_of(kind)), rules=rules)
 
 
-def test_a_part_of_a_batch_that_does_not_divide_is_an_error():
-    """A batch of 16 in four parts leaves four rows to eight devices."""
+def test_a_microbatch_that_does_not_divide_is_an_error():
+    """A batch of 16 in four microbatches has four rows for eight devices."""
     rules = RULES["data"]
     with jax.set_mesh(make_mesh(8, 1)):
         graph, params = nnx.split(build(T5_CONFIG, rules=rules))
@@ -361,7 +361,7 @@ DECODERS = {
 
 @cache
 def decoded(layout: Layout | None) -> dict[str, np.ndarray]:
-    """What all ways of decoding give for the batch's prompts, on the layout."""
+    """Results of all ways of decoding for the batch's prompts, with this mesh and sharding."""
     if layout is None:
         return decode("data", "whole")
     with layout.open():
@@ -388,6 +388,6 @@ def test_answers_agree_on_all_meshes(layout):
 
 
 def test_the_prompts_have_different_answers():
-    """Else nothing could be seen of rows that changed places."""
+    """Otherwise exchanged rows could not be detected."""
     found = decoded(None)
     assert min(len({tuple(row) for row in rows}) for rows in found.values()) > ROWS // 2

@@ -23,7 +23,7 @@ CONFIG = replace(BERT, num_hidden_layers=1, hidden_dropout_prob=0.0, attention_p
 KD = TrainRetriever("LaMP-2", "questions", ("feedback",), "output", score_temperature=0.7, reward_temperature=0.4)
 PADDED = replace(CORRECT, ropg="padded")
 COUNTS = (4, 1, 3, 0, 2, 4, 0, 3)
-"""Candidates of the eight questions: two only fill the batch."""
+"""Number of candidates of the eight questions, of which two are padding."""
 QUESTIONS = sum(count > 0 for count in COUNTS)
 
 
@@ -50,7 +50,7 @@ def compiled(accumulation=1):
     with one_device():
         model = build_bert(CONFIG)
         graph, params = nnx.split(model)
-        # Not Adam, which makes much of a gradient that is 0 but for rounding (the keys' biases).
+        # Not Adam, which makes full steps of gradients that are only rounding error (the keys' biases).
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.2))
         loss = retriever_loss(graph, choose_objective(KD, compatibility=CORRECT))
         update = make_update(loss, optimizer, seed=0, accumulation=accumulation, rules=model.rules)
@@ -59,7 +59,7 @@ def compiled(accumulation=1):
 
 def after(steps, batch=None, **settings):
     state, update = compiled(**settings)
-    state, found = jax.tree.map(jnp.copy, state), []  # the update takes its argument away
+    state, found = jax.tree.map(jnp.copy, state), []  # the update donates its argument
     with one_device():
         for _ in range(steps):
             state, metrics = update(state, place_batch(batch or make_batch()))
@@ -73,12 +73,12 @@ def score():
 
 
 def expected_scores() -> Any:
-    """Of the batch, on one device."""
+    """Scores of the batch, on one device."""
     with one_device():
         return np.asarray(score()(build_bert(CONFIG), place_batch(make_batch()[0])))
 
 
-def test_scores_are_products_of_the_query_with_each_document():
+def test_scores_are_dot_products_of_the_query_with_each_document():
     tokens = make_batch()[0]
     model = build_bert(CONFIG)
     vectors = np.asarray(jax.jit(lambda model, rows: model.embed(rows))(model, tokens.reshape(40, 6)), np.float64)
@@ -93,7 +93,7 @@ def test_the_loss_is_the_mean_over_questions_that_have_items():
     assert found[0] == pytest.approx(float(each.sum()) / QUESTIONS, rel=1e-5)
 
 
-def test_updates_learn():
+def test_updates_reduce_the_loss():
     _, found = after(30)
     assert found[-1] < 0.2 * found[0]
 
@@ -102,17 +102,17 @@ def assert_same(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
 
 
-def test_accumulated_parts_make_the_same_update():
-    """Parts with one, two and no filling rows: a mean of means would show."""
+def test_accumulated_microbatches_make_the_same_update():
+    """Microbatches have one, two and no padding rows, so that a mean of means would be detected."""
     (whole, losses_whole), (parts, losses_parts) = after(3), after(3, accumulation=4)
     assert_same(whole.params, parts.params)
     assert losses_parts == pytest.approx(losses_whole, rel=1e-5)
 
 
-def test_rows_that_fill_the_batch_change_nothing():
+def test_padding_rows_of_the_batch_change_nothing():
     tokens, rewards, mask, baseline = make_batch()
     filling = ~mask.any(axis=1)
-    # Something in those rows, which only their mask says is nothing.
+    # Put tokens into those rows; only the mask excludes them.
     tokens, rewards, baseline = tokens.copy(), rewards.copy(), baseline.copy()
     tokens[filling], rewards[filling], baseline[filling] = 5, 3.0, -2.0
     spoiled = after(2, (tokens, rewards, mask, baseline))
@@ -121,7 +121,7 @@ def test_rows_that_fill_the_batch_change_nothing():
     jax.tree.map(np.testing.assert_array_equal, spoiled[0].params, clean[0].params)
 
 
-def test_a_batch_of_nothing_but_filling_rows_is_no_loss_and_no_gradient():
+def test_a_batch_of_only_padding_rows_has_no_loss_and_no_gradient():
     tokens, rewards, mask, baseline = make_batch()
     state, found = after(1, (np.full_like(tokens, NO_TOKEN), rewards, np.zeros_like(mask), baseline))
     assert found == [0.0]
@@ -143,7 +143,7 @@ def on_one_device():
 
 
 @pytest.mark.parametrize(("shape", "rules"), [((8, 1), "data"), ((4, 2), "tensor"), ((2, 4), "fsdp+tensor")])
-def test_a_mesh_gives_one_devices_loss(shape, rules):
+def test_the_loss_on_a_mesh_equals_that_of_one_device(shape, rules):
     (found, gradient), (expected, wanted) = (
         loss_on(make_mesh(*shape), rules, choose_objective(KD, compatibility=CORRECT)),
         on_one_device(),
@@ -163,26 +163,26 @@ def objective_of(seed=0, **changes) -> Any:
     return np.asarray(objective(*given, jax.random.key(seed))), given
 
 
-def test_kd_has_its_two_temperatures():
+def test_kd_uses_its_two_temperatures():
     found, (scores, rewards, mask, _) = objective_of()
     expected = losses.kd_loss(scores, rewards, mask, score_temperature=0.7, reward_temperature=0.4)
     np.testing.assert_array_equal(found, expected)
 
 
-def test_kd_padded_is_the_public_codes_where_there_are_items():
+def test_kd_padded_equals_the_public_codes_for_questions_with_items():
     found, (scores, rewards, mask, _) = objective_of(compatibility=PADDED, reward_temperature=0.7)
     expected = losses.kd_loss_of_probabilities(scores, rewards, temperature=0.7)
     np.testing.assert_array_equal(found, np.where(mask.any(axis=1), expected, 0))
 
 
 @pytest.mark.parametrize("compatibility", [CORRECT, PADDED])
-def test_rl_expected_is_the_expectation(compatibility):
+def test_rl_expected_equals_the_expected_reward(compatibility):
     found, given = objective_of(method="rl", gradient="expected", compatibility=compatibility)
     np.testing.assert_array_equal(found, losses.expected_reward_loss(*given))
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
-def test_rl_sampled_draws_as_many_items_as_there_are_at_most(count):
+def test_rl_sampled_draws_at_most_all_items(count):
     found, (scores, rewards, mask, baseline) = objective_of(seed=4, method="rl", sampled_items=count)
     items = losses.sample_items(jax.random.key(4), scores, mask, count=min(count, 4))
     np.testing.assert_array_equal(found, losses.reinforce_loss(scores, rewards, mask, baseline, items))

@@ -19,7 +19,7 @@ def citation(title: str, ref1: str, ref2: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["LaMP-3", "LaMP_3", "lamp_3", "lamp-3"])
-def test_a_task_is_found_under_both_spellings(name):
+def test_a_task_is_found_by_both_spellings(name):
     assert find_task(name).name == "LaMP-3"
 
 
@@ -28,7 +28,7 @@ def test_the_deprecated_news_task_is_found():
     assert find_task("LaMP-2-old").official_name == find_task("LaMP-2").official_name == "LaMP_2"
 
 
-def test_an_unknown_task_is_answered_with_the_list():
+def test_the_error_about_an_unknown_task_lists_all_tasks():
     with pytest.raises(LampError, match="unknown task 'LaMP-9': choose one of LaMP-1, LaMP-2, LaMP-2-old, LaMP-3"):
         find_task("LaMP-9")
 
@@ -45,12 +45,12 @@ TITLES = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"[]
 
 
 @given(TITLES, TITLES, TITLES)
-def test_lamp1s_query_is_both_references_whatever_is_quoted(title: str, ref1: str, ref2: str):
+def test_the_query_of_lamp1_is_both_references_with_any_quotes(title: str, ref1: str, ref2: str):
     assert CITATION.query(citation(title, ref1, ref2)) == f"{ref1} {ref2}"
 
 
 @given(*[st.text(st.characters(exclude_characters='"'))] * 3)
-def test_both_ways_to_read_lamp1_agree_without_nested_quotes(title: str, ref1: str, ref2: str):
+def test_both_queries_of_lamp1_are_equal_without_nested_quotes(title: str, ref1: str, ref2: str):
     question = citation(title, ref1, ref2)
     assert CITATION.query(question, reference=True) == CITATION.query(question)
 
@@ -65,7 +65,7 @@ def test_a_title_may_hold_a_references_delimiter():
     assert CITATION.query(citation('On [1]: "x"', "Ref [2]: one", 'Ref "two"')) == 'Ref [2]: one Ref "two"'
 
 
-def test_a_string_that_is_never_closed_is_no_reference():
+def test_an_unclosed_string_is_not_a_reference():
     with pytest.raises(MissingMarker):
         CITATION.query('title "a", [1]: "b" [2]: "c', reference=True)
 
@@ -99,7 +99,7 @@ def test_documents_are_the_fields_that_a_retriever_reads():
     assert find_task("LaMP-2").document_of(item, use_date=True) == "D date: 2020-01-02"
 
 
-def test_fields_are_all_that_a_task_reads_of_an_item():
+def test_fields_are_all_item_fields_that_a_task_reads():
     assert {name: set(task.fields) for name, task in TASKS.items()} == {
         "LaMP-1": {"title", "abstract"},
         "LaMP-2": {"description", "tag"},
@@ -148,6 +148,6 @@ def test_a_task_may_have_any_name(name: str, monkeypatch):
         ("nothing", []),
     ],
 )
-def test_the_last_task_that_a_text_names(text: str, names: list[str], monkeypatch):
+def test_the_last_task_named_in_a_text_is_returned(text: str, names: list[str], monkeypatch):
     monkeypatch.setitem(TASKS, "Recipes", row("Recipes"))
     assert [task.name for task in last_named(text)] == names

@@ -32,7 +32,7 @@ def scores(name, pairs, **options):
 # Label tasks.
 
 
-def test_accuracy_counts_what_equals_the_gold_but_for_white_space():
+def test_accuracy_ignores_surrounding_white_space():
     found = scores("LaMP-2", [(" comedy\n", "comedy"), ("COMEDY", "comedy"), ("action", " action"), ("", "classic")])
     assert found.value == found.mean["accuracy"] == 0.5
     assert found.samples == {"0": 1.0, "1": 0.0, "2": 1.0, "3": 0.0}
@@ -80,7 +80,7 @@ def test_accuracy_and_f1_equal_scikit_learn(pairs):
         *[("3.7", 1, 3.7), ("1e0", 5, 1), ("0", 1, 0), ("1e9", 1, 1e9), ("-2", 3, -2)],
     ],
 )
-def test_a_number_counts_as_it_is_and_anything_else_as_the_farthest_label(answer, gold, number):
+def test_numbers_are_unchanged_and_other_answers_count_as_the_farthest_label(answer, gold, number):
     assert read_number(answer, gold) == number
 
 
@@ -92,7 +92,7 @@ def test_mae_and_rmse_of_hand_computed_answers():
     assert found.invalid == ("2",)
 
 
-def test_clipping_brings_numbers_to_the_scale():
+def test_clipping_limits_numbers_to_the_scale():
     pairs = [("9", "5"), ("-1", "2"), ("3.5", "3"), ("?", "1")]
     assert scores("LaMP-3", pairs, out_of_range="clip").samples == {"0": 0, "1": 1, "2": 0.5, "3": 4}
     assert scores("LaMP-3", pairs).samples == {"0": 4, "1": 3, "2": 0.5, "3": 4}
@@ -125,7 +125,7 @@ def test_rouge_of_hand_computed_answers():
     assert found.value == pytest.approx(8 / 27)
 
 
-def test_rouge_lsum_takes_lines_as_sentences():
+def test_rouge_lsum_splits_sentences_at_line_ends():
     found = scores("LaMP-4", [("c d\na b", "a b\nc d")], extra=["ROUGE-Lsum"])
     assert found.mean["rouge-LSum"] == 1
     assert found.mean["rouge-L"] == 0.5
@@ -142,18 +142,18 @@ def test_the_bootstrap_variant_is_near_the_mean_and_exact_for_one_question():
     assert scores("LaMP-5", pairs[:1], compatibility=REFERENCE).mean == scores("LaMP-5", pairs[:1]).mean
 
 
-def test_bleu_is_of_the_corpus_and_of_each_question_alone():
+def test_bleu_is_computed_for_the_corpus_and_for_each_question():
     same, other = ("the cat sat on the mat", "the cat sat on the mat"), ("a dog", "the cat sat on the mat")
     found = scores("LaMP-7", [same, other], extra=["bleu"])
     assert found.per_sample["bleu"] == {"0": pytest.approx(100), "1": 0}
-    # 4-grams to words: 3/3, 4/4, 5/6, 6/8 right, of 8 words where 12 were wanted.
+    # Precision from 4-grams to words: 3/3, 4/4, 5/6, 6/8; 8 words where the reference has 12.
     expected = 100 * math.exp(1 - 12 / 8) * (6 / 8 * 5 / 6) ** 0.25
     assert found.mean["bleu"] == pytest.approx(expected)
 
 
 @pytest.fixture
 def meteor_data(monkeypatch):
-    """Stands in for nltk's data: one sentence a text, and one pair of synonyms."""
+    """Replaces nltk's data: a text is a single sentence, and there is a pair of synonyms."""
     import nltk.tokenize
     from nltk.translate import meteor_score
 
@@ -177,7 +177,7 @@ def test_meteor_of_hand_computed_answers():
     assert found.per_sample["meteor"] == pytest.approx({"0": both, "1": 0, "2": both, "3": both})
 
 
-def test_meteor_without_its_data_says_how_to_get_it(monkeypatch):
+def test_the_error_about_missing_meteor_data_names_the_remedy(monkeypatch):
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
@@ -205,7 +205,7 @@ def test_perfect_answers_are_perfect_for_every_text_task(task):
     assert scores(task.name, pairs, extra=["rouge-2"]).mean == {"rouge-1": 1, "rouge-L": 1, "rouge-2": 1}
 
 
-# What holds for all.
+# All tasks.
 
 
 @settings(max_examples=30, deadline=None)
@@ -245,16 +245,16 @@ def test_an_extra_metric_that_does_not_fit_the_task_is_an_error():
     assert extra_metrics(find_task("LaMP-6")) == ("rouge-2", "rouge-LSum", "bleu", "meteor")
 
 
-def test_a_metric_that_is_official_anyway_may_be_asked_for():
+def test_an_official_metric_may_be_given_as_an_extra_metric():
     assert scores("LaMP-4", [("a", "a")], extra=["rouge-l", "ROUGE-1"]).mean == {"rouge-1": 1, "rouge-L": 1}
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
-def test_the_main_metric_is_the_tasks_own(task):
+def test_each_task_has_its_main_metric(task):
     assert main_metric(task).lower() == task.metric
 
 
-def test_the_paired_test_is_the_papers_for_each_metric():
+def test_the_paired_test_of_each_metric_is_that_of_the_papers():
     first, second = {"a": 1.0, "b": 0.0, "c": 1.0}, {"a": 0.0, "b": 0.0, "c": 1.0}
     assert "McNemar" in paired_test("accuracy", first, second).method
     assert "t-test" in paired_test("MAE", first, second).method

@@ -48,7 +48,7 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def test_a_prompt_is_the_tasks_own_words_around_items_and_question():
+def test_a_prompt_is_the_tasks_template_with_items_and_question():
     first, second = {"title": "One", "text": "First text."}, {"title": "Two", "text": "Second text."}
     prompt = build(NEWS, question_of(NEWS, "of today"), [first, second])
     assert prompt.text == (
@@ -59,7 +59,7 @@ def test_a_prompt_is_the_tasks_own_words_around_items_and_question():
     assert prompt.tokens == encode_prompt(prompt.text, load_tokenizer(), max_length=512)
 
 
-def test_lamp1_inserts_titles_behind_the_first_word_title():
+def test_lamp1_inserts_titles_after_the_first_word_title():
     task = find_task("LaMP-1")
     prompt = build(task, question_of(task, "a title"), [{"title": "One"}, {"title": "Two"}])
     assert prompt.text.startswith(
@@ -83,18 +83,18 @@ def test_other_tasks_do_not_have_the_papers_phrase():
 
 
 @pytest.mark.parametrize("compatibility", [CORRECT, REFERENCE])
-def test_no_items_give_the_bare_question(compatibility):
+def test_without_items_the_prompt_is_the_question(compatibility):
     prompt = build(REVIEWS, question_of(REVIEWS, "fine"), [], compatibility=compatibility)
     assert (prompt.text, prompt.used_items, prompt.fell_back) == (question_of(REVIEWS, "fine"), 0, False)
 
 
-def test_original_text_keeps_what_the_tokenizer_cannot_say():
+def test_original_text_keeps_characters_unknown_to_the_tokenizer():
     text = "a {score}\x85\n  <b> \\alpha 'n' , end"
     prompt = build(REVIEWS, question_of(REVIEWS, "fine"), [{"score": 5, "text": text}])
     assert prompt.text.startswith(f'5 is the score for "{text}" . What is the score')
 
 
-def test_decoded_text_is_what_the_tokenizer_gives_back():
+def test_decoded_text_is_the_text_decoded_by_the_tokenizer():
     text = "a \\ {score}\n  end"
     item = {"score": "5", "text": text}
     prompt = build(REVIEWS, "fine", [item], compatibility=replace(CORRECT, item_text="decoded"))
@@ -103,7 +103,7 @@ def test_decoded_text_is_what_the_tokenizer_gives_back():
     assert "\n" not in prompt.text
 
 
-def test_a_short_item_leaves_its_share_to_the_next():
+def test_unused_budget_of_a_short_item_is_given_to_the_next():
     short, long = {"score": "5", "text": "ok"}, {"score": "1", "text": "good food " * 200}
     one, two = (build(REVIEWS, "fine", items, 128) for items in ([long, long], [short, long]))
     assert two.text.count("food") > 0.75 * one.text.count("food") > 0
@@ -115,7 +115,7 @@ def zero_budget_case() -> tuple[list[ProfileItem], int]:
     return [{"score": "5", "text": "some words"}], need + 1 + count("fine")
 
 
-def test_zero_budget_gives_nothing_or_the_whole_text():
+def test_zero_budget_gives_no_text_or_the_complete_text():
     items, length = zero_budget_case()
     whole = replace(CORRECT, zero_budget="whole", overlong="tail")
     assert build(REVIEWS, "fine", items, length).text == '5 is the score for "" . fine'
@@ -123,7 +123,7 @@ def test_zero_budget_gives_nothing_or_the_whole_text():
     assert build(REVIEWS, "fine", items, length - 1).fell_back
 
 
-def test_a_question_that_fits_is_whole_and_the_profile_gives_way():
+def test_a_question_that_fits_is_complete_and_the_profile_is_cut():
     question = question_of(REVIEWS, "fine food " * 60)
     items = [{"score": "5", "text": "good " * 100}] * 4
     lengths = range(count(question), count(question) + 150, 10)
@@ -142,14 +142,14 @@ def test_the_last_items_are_left_out_first():
     assert [f'"number {i}"' in prompt.text for i in range(30)] == [i < prompt.used_items for i in range(30)]
 
 
-def test_an_item_that_can_never_fit_does_not_displace_the_others():
+def test_an_item_that_does_not_fit_does_not_displace_the_others():
     monster = {"title": "long title " * 300, "text": "text"}
     prompt = build(NEWS, question_of(NEWS, "fine"), [monster, {"title": "One", "text": "text"}])
     assert prompt.text.startswith('"One" is the title for "text" . ')
     assert (prompt.used_items, prompt.fell_back) == (1, False)
 
 
-def test_the_public_codes_budget_gives_up_all_items_at_once():
+def test_the_public_codes_budget_drops_all_items_at_once():
     monster = {"title": "long title " * 300, "text": "text"}
     prompt = build(NEWS, question_of(NEWS, "fine"), [{"title": "One", "text": "text"}, monster], compatibility=TAIL)
     assert (prompt.text, prompt.used_items, prompt.fell_back) == (question_of(NEWS, "fine"), 0, True)
@@ -173,7 +173,7 @@ def test_an_overlong_prompt_loses_its_end_in_the_public_code():
     assert prompt.tokens == (*load_tokenizer().ids(prompt.text)[:127], END)
 
 
-def test_words_that_tokenise_otherwise_in_their_place_do_not_break_the_length():
+def test_a_prompt_fits_although_words_tokenize_differently_in_context():
     text = "president of the other country"
     counted = count('5 is the score for " " ') + 1 + count("fine") + count(text)
     assert count(f'5 is the score for "{text}" . fine') > counted
@@ -193,14 +193,14 @@ def test_a_character_of_several_tokens_is_not_cut():
 def test_a_long_instruction_survives_an_overlong_question(task):
     question = question_of(task, " ".join(f"w{i}" for i in range(300)))
     instruction = task.instruction(question_of(task, "w0"))
-    instruction = instruction.split('"')[0]  # LaMP-1's own title is not part of it.
+    instruction = instruction.split('"')[0]  # The title in LaMP-1's input is not part of the instruction.
     prompt = build(task, question, [], int(count(instruction) / 0.7) + 2)
     assert prompt.text.startswith(instruction)
     assert prompt.text.endswith(question[-6:])
     assert " ... " in prompt.text
 
 
-def test_the_public_codes_budget_ends_with_nothing_kept_for_the_question():
+def test_the_public_codes_budget_reserves_nothing_for_the_question():
     title = "word " * 100
     length = count(f'"{title}" is the title for " " ') + 2
     prompt = build(NEWS, question_of(NEWS, "fine"), [{"title": title, "text": "x"}], length, TAIL)
@@ -251,7 +251,7 @@ def test_truncation_set_elsewhere_has_no_effect():
     assert tokenizer.length(text) == len(tokenizer.ids(text)) == count(text) > 5
 
 
-def test_what_is_remembered_changes_nothing():
+def test_the_token_cache_changes_nothing():
     items = [{"score": "5", "text": f"number {i} " * 20} for i in range(8)]
 
     def build_one(i: int) -> Prompt:
@@ -278,7 +278,7 @@ def test_special_tokens_at_both_ends_stay():
     assert len(prompt.tokens) <= 40
 
 
-# Real texts: quotes, braces, U+0085, ligatures, lines, emoji, half a surrogate pair, the tokenizer's own tokens.
+# Real texts: quotes, braces, U+0085, ligatures, lines, emoji, a lone surrogate, the tokenizer's own tokens.
 WORDS = ["the", "news", '"a', 'b"', "{text}", "{", "\x85", "ﬁﷺ", "\n", "  ", "😀", "\ud83d", "</s>", "review:", ","]
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=80).map(" ".join))
 ITEMS = st.lists(st.tuples(TEXTS, st.sampled_from(["5", "a {title}", ""]) | TEXTS), max_size=9)
@@ -306,7 +306,7 @@ def test_any_texts_give_a_prompt_within_its_length(task, text, pairs, max_length
 
 
 @given(ANY_TASK, TEXTS, ITEMS, st.integers(150, 400))
-def test_a_question_is_whole_or_keeps_its_instruction_and_its_end(task, text, pairs, max_length):
+def test_a_question_is_complete_or_keeps_its_instruction_and_its_end(task, text, pairs, max_length):
     question = clean(question_of(task, text * 5))
     assume(count(task.instruction(question)) < 0.7 * max_length)
     prompt = build(task, question, [item_of(task, *pair) for pair in pairs], max_length)
@@ -322,7 +322,7 @@ def test_a_question_is_whole_or_keeps_its_instruction_and_its_end(task, text, pa
         assert min(len(head), len(tail)) > 0
 
 
-def explains(task: Task, shown: str, items: list[dict[str, str]]) -> bool:
+def is_cut_from(task: Task, shown: str, items: list[dict[str, str]]) -> bool:
     """Whether `shown` is these items, each with the beginning of its own text, joined as the task joins them."""
     if not items:
         return not shown
@@ -333,7 +333,7 @@ def explains(task: Task, shown: str, items: list[dict[str, str]]) -> bool:
         return False
     rest = shown[len(before) :]
     ends = (end for end in range(len(item[cut]) + 1) if rest.startswith(item[cut][:end] + after + join))
-    return any(explains(task, rest[end + len(after + join) :], items[1:]) for end in ends)
+    return any(is_cut_from(task, rest[end + len(after + join) :], items[1:]) for end in ends)
 
 
 @given(
@@ -346,4 +346,4 @@ def test_every_item_shows_the_beginning_of_its_own_text(task, texts, max_length)
     items = [item_of(task, text) for text in texts]
     prompt = build(task, question, items, max_length)
     assume(prompt.used_items > 0)
-    assert explains(task, prompt.text.removesuffix(task.prompt.separator + question), items[: prompt.used_items])
+    assert is_cut_from(task, prompt.text.removesuffix(task.prompt.separator + question), items[: prompt.used_items])

@@ -24,12 +24,12 @@ EQUATION_8 = [
 
 @pytest.mark.parametrize("gold", range(1, 6))
 @pytest.mark.parametrize("answer", range(1, 6))
-def test_a_rating_is_worth_what_equation_8_says(gold, answer):
+def test_the_reward_of_a_rating_equals_equation_8(gold, answer):
     found = reward_of(RATING, {"MAE": float(abs(gold - answer)), "RMSE": 0.0}, str(gold))
     assert found == pytest.approx(EQUATION_8[gold - 1][answer - 1])
 
 
-def test_the_worst_error_is_the_distance_to_the_far_end():
+def test_the_largest_error_is_the_distance_to_the_farther_end():
     assert [worst_error(str(gold)) for gold in range(1, 6)] == [4, 3, 2, 3, 4]
 
 
@@ -51,12 +51,12 @@ def test_a_likelihood_is_the_reward_of_any_task(task):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kind", ["metric", "likelihood"])
-def test_what_is_no_number_is_an_error(value, kind):
+def test_a_prediction_that_is_not_a_number_is_an_error(value, kind):
     with pytest.raises(LampError, match=r"(accuracy|likelihood) is -?(nan|inf)"):
         reward_of(LABELS, {"accuracy": value, "likelihood": value}, "comedy", kind=kind)
 
 
-def test_a_metric_that_is_missing_is_named_with_those_that_are_there():
+def test_a_missing_metric_is_named_with_the_existing_metrics():
     with pytest.raises(LampError, match=r"no 'MAE', only accuracy, f1; see --reward"):
         reward_of(RATING, {"f1": 1.0, "accuracy": 1.0}, "3")
     with pytest.raises(LampError, match=r"no 'likelihood', only accuracy"):

@@ -36,7 +36,7 @@ def test_an_interval_agrees_with_the_normal_one_for_many_questions():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.05 * half)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_have_about_their_nominal_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
@@ -52,7 +52,7 @@ def test_equal_values_give_an_interval_without_width():
         confidence_interval({})
 
 
-def test_resamples_drawn_in_several_parts_are_as_many_as_asked_for():
+def test_a_large_bootstrap_has_the_requested_number_of_resamples():
     assert bootstrap_means([0.0, 1.0] * 200_000, 5).shape == (5,)
 
 
@@ -63,7 +63,7 @@ def test_the_paired_t_test_equals_scipy(pairs):
 
     first, second = (np.array(values) / 4 for values in zip(*pairs, strict=True))
     found = paired_t_test(by_id(first), by_id(second))
-    if np.ptp(first - second) == 0:  # scipy has no answer there
+    if np.ptp(first - second) == 0:  # scipy has no result there
         assert found.p == float(first[0] == second[0])
     else:
         assert found.p == pytest.approx(ttest_rel(first, second).pvalue)
@@ -86,7 +86,7 @@ def test_mcnemar_of_a_hand_computed_table():
     assert mcnemar_test(first, second).p == pytest.approx(2 * (1 + 10 + 45) / 1024)
 
 
-def test_tests_are_symmetric_and_order_free():
+def test_tests_are_symmetric_and_independent_of_order():
     first, second = by_id([1, 0, 1, 1, 0, 1]), by_id([0, 0, 1, 0, 0, 1])
     turned = dict(reversed(first.items()))
     for test in (mcnemar_test, paired_t_test):
@@ -94,7 +94,7 @@ def test_tests_are_symmetric_and_order_free():
         assert test(second, first).p == test(first, second).p
 
 
-def test_tests_want_the_same_questions_twice():
+def test_paired_tests_need_the_same_questions():
     for test in (mcnemar_test, paired_t_test):
         with pytest.raises(LampError, match=r"have 2 and 1, 1 of them in one only \(1\)"):
             test(by_id([1, 0]), by_id([1]))

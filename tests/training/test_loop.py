@@ -16,7 +16,7 @@ from lamp_jax.training.loop import Log, Progress, check_learning, train
 
 
 class Run:
-    """A run whose state counts its updates and whose scores are given."""
+    """A training whose state is the number of updates, with given scores."""
 
     def __init__(self, tmp_path, scores, **settings):
         self.scores, self.kept, self.saved = iter(scores), [], []
@@ -42,7 +42,7 @@ class Run:
         self.error = found.value if found else None
 
 
-def test_the_best_is_kept_and_every_evaluation_saved(tmp_path):
+def test_the_best_state_is_kept_and_every_evaluation_is_saved(tmp_path):
     run = Run(tmp_path, [0.1, 0.5, 0.3, 0.5, 0.2])
     assert run.kept == [2, 4]
     assert [step for step, _, _ in run.saved] == [2, 4, 6, 8, 10]
@@ -63,14 +63,14 @@ def test_a_run_always_ends_with_an_evaluation_and_a_save(tmp_path):
     assert [step for step, _, _ in run.saved] == [2, 4, 5]
 
 
-def test_a_resumed_run_ends_as_the_undisturbed_one(tmp_path):
+def test_a_resumed_run_ends_like_an_uninterrupted_run(tmp_path):
     whole = Run(tmp_path, [0.1, 0.5, 0.3, 0.5, 0.2])
     step, state, saved = whole.saved[2]
     rest = Run(tmp_path, [0.5, 0.2], state=state, progress=Progress(**saved), begin=step)
     assert (rest.state, rest.progress) == (whole.state, whole.progress)
 
 
-def test_a_finished_run_resumes_to_nothing(tmp_path):
+def test_resuming_a_finished_run_does_nothing(tmp_path):
     run = Run(tmp_path, [], state=10, progress=Progress(step=10, best=0.5), begin=10)
     assert run.state == 10
     assert run.saved == []
@@ -114,10 +114,10 @@ def test_the_first_loss_that_is_not_finite_ends_the_run(tmp_path, bad, evaluate_
     )
     assert (run.error.step, str(run.error)) == (bad, f"step {bad}: loss is inf")
     assert [step for step, _, _ in run.saved] == list(range(evaluate_every, bad, evaluate_every))
-    assert run.made <= bad + 15  # found soon
+    assert run.made <= bad + 15  # detected soon
 
 
-def test_a_loss_that_is_not_finite_is_found_before_a_run_is_saved_because_it_must_stop(tmp_path):
+def test_a_loss_that_is_not_finite_is_detected_before_saving_a_stopping_run(tmp_path):
     run = Run(
         tmp_path,
         [],
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_is_found_before_a_run_is_saved_because_it_mus
     assert (run.error.step, run.saved) == (3, [])
 
 
-def test_what_is_measured_in_the_state_is_checked_before_anything_is_kept(tmp_path):
+def test_measures_of_the_state_are_checked_before_saving(tmp_path):
     run = Run(tmp_path, [0.1], measure=lambda state: {"norm": INF if state > 3 else 1.0}, ends=DivergedError)
     assert str(run.error) == "step 4: norm is inf"
     assert (run.kept, [step for step, _, _ in run.saved]) == ([2], [2])
@@ -152,6 +152,6 @@ def test_the_log_of_a_run_that_diverges_is_json(tmp_path):
     ],
     ids=str,
 )
-def test_numbers_with_which_no_update_can_be_computed_are_an_error(change, name):
+def test_invalid_optimization_options_are_an_error(change, name):
     with pytest.raises(LampError, match=f"^{name} .*: must be"):
         check_learning(replace(Learning(), **change), make_mesh(devices=jax.devices()[:1]))
