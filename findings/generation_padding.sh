@@ -22,7 +22,7 @@ ids = torch.tensor([[5, 6, 7, 1]])
 
 
 def force(batch, scores):
-    """The first source's answer is </s> at once, the second's goes on to the longest length."""
+    """The first source's answer is </s> at once, the second's continues to the longest length."""
     rows = len(scores) // 2
     scores[:rows, 1 if batch.shape[1] == 1 else 9] += 50
     scores[rows:, 9] += 50

@@ -61,7 +61,7 @@ class Kind:
     directory: Path
     read: Callable[[Path], Any]
     """Everything that a command does with the directory before it computes."""
-    whole: frozenset[str]
+    complete: frozenset[str]
     """Files of which no byte may be missing."""
     numbers: frozenset[str] = frozenset()
     """Names of required numbers in `config.json`."""
@@ -159,9 +159,9 @@ def _make_adapters(folder: Path) -> dict[str, Kind]:
     write_peft(peft, one, read_generator_config(base), form.lora, base=base)
     words = ("generate", "--task", TASK.name, "--questions", str(folder / "questions.json"), "--model", base)
     words += ("--adapters", "{}", "--max-length", "64", "--generation-max-length", "4")
-    whole = frozenset(path.name for path in store.iterdir() if path.name != "run.json")
+    complete = frozenset(path.name for path in store.iterdir() if path.name != "run.json")
     return {
-        "store": Kind(store, _read_store, whole, words=words),
+        "store": Kind(store, _read_store, complete, words=words),
         "peft": Kind(peft, _read_peft, frozenset({"adapter_config.json", "adapter_model.safetensors"})),
     }
 
@@ -200,8 +200,8 @@ def _make_data_set(folder: Path) -> Kind:
     write_questions(tree / "train_questions.json", QUESTIONS)
     assert cli.main(["tfds", "--task", TASK.name, "--data", str(tree), "--output", str(output)]) == 0
     version = next(output.glob("lamp/*/[0-9]*"))
-    whole = {f"{version.relative_to(output)}/{path.name}" for path in version.iterdir()}
-    return Kind(output, _read_data_set, frozenset(whole))
+    complete = {f"{version.relative_to(output)}/{path.name}" for path in version.iterdir()}
+    return Kind(output, _read_data_set, frozenset(complete))
 
 
 # --- readers
@@ -273,7 +273,7 @@ def _lose(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
         path.mkdir()
     elif instead == "a dead link":
         path.symlink_to(directory / "elsewhere")
-    return f"{instead} for {name}", name in kind.whole
+    return f"{instead} for {name}", name in kind.complete
 
 
 def _cut_off(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
@@ -281,13 +281,16 @@ def _cut_off(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool
     content = path.read_bytes()
     left = content[: rng.choice((0, rng.randrange(len(content)), rng.randrange(len(content))))]
     path.write_bytes(left)
-    return f"{name} cut off after {len(left)} of {len(content)} bytes", name in kind.whole and left != content.rstrip()
+    return (
+        f"{name} cut off after {len(left)} of {len(content)} bytes",
+        name in kind.complete and left != content.rstrip(),
+    )
 
 
 def _point(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
     name, path = _choose(kind, directory, rng)
     path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1000\n")
-    return f"a pointer for {name}", name in kind.whole
+    return f"a pointer for {name}", name in kind.complete
 
 
 def _change(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]:
@@ -295,7 +298,7 @@ def _change(kind: Kind, directory: Path, rng: random.Random) -> tuple[str, bool]
     name, path = _choose(kind, directory, rng)
     before = path.read_bytes()
     path.write_bytes(damage(before, rng))
-    if path.suffix != ".json" or name not in kind.whole:
+    if path.suffix != ".json" or name not in kind.complete:
         return f"changes in {name}", False
     try:
         text = path.read_bytes().decode(errors="surrogatepass")  # as lamp's own files may contain lone surrogates
@@ -322,7 +325,7 @@ def _spoil_tensor(kind: Kind, directory: Path, rng: random.Random) -> tuple[str,
     tensors = load_file(path)
     name = rng.choice(sorted(tensors))
     tensor = tensors[name].copy()
-    how = rng.choice(("lost", "renamed", "nan", "infinity", "too long", "too short", "flat", "whole numbers", "again"))
+    how = rng.choice(("lost", "renamed", "nan", "infinity", "too long", "too short", "flat", "integers", "again"))
     match how:
         case "lost":
             del tensors[name]
@@ -338,7 +341,7 @@ def _spoil_tensor(kind: Kind, directory: Path, rng: random.Random) -> tuple[str,
             tensor = tensor[:-1]
         case "flat":
             tensor = tensor[None] if tensor.ndim == 1 else tensor.reshape(-1)
-        case "whole numbers":
+        case "integers":
             tensor = tensor.astype(np.int8)
         case "again":  # as another type: no value is lost
             tensor = tensor.astype(rng.choice((np.float64, np.float16, ml_dtypes.bfloat16)))

@@ -74,10 +74,10 @@ def check(texts, embed, separate_vectors):
 @given(st.lists(st.text(max_size=30), max_size=4), st.integers(2, 24))
 def test_texts_are_cut_to_the_length_between_their_special_tokens(texts, length):
     cls, sep = tokenizer().cls_token_id, tokenizer().sep_token_id
-    whole = tokenize(texts, tokenizer(), max_length=512)
+    complete = tokenize(texts, tokenizer(), max_length=512)
     cut = tokenize(texts, tokenizer(), max_length=length)
-    assert len(cut) == len(whole) == len(texts)
-    for short, row in zip(cut, whole, strict=True):
+    assert len(cut) == len(complete) == len(texts)
+    for short, row in zip(cut, complete, strict=True):
         assert (row[0], row[-1]) == (cls, sep)
         assert short == (row if len(row) <= length else [*row[: length - 1], sep])
 

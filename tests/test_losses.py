@@ -38,9 +38,9 @@ def test_cross_entropy_is_the_sum_over_labels_without_padding():
 
 
 def test_sums_of_microbatches_equal_the_sum_of_the_batch():
-    whole = token_cross_entropy(jnp.asarray(LOGITS), LABELS, pad=0)
+    complete = token_cross_entropy(jnp.asarray(LOGITS), LABELS, pad=0)
     parts = [token_cross_entropy(jnp.asarray(LOGITS[i : i + 1]), LABELS[i : i + 1], pad=0) for i in range(3)]
-    np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(complete, np.sum(parts, axis=0), rtol=1e-6)
 
 
 def test_sequence_log_probability_sums_a_row():

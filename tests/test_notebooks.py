@@ -122,7 +122,7 @@ def test_a_command_that_fails_stops_a_notebook(kernel, tmp_path):
 def test_notebooks_define_no_functions_or_classes(name):
     for cell in code_cells(read(name)):
         if cell.source.startswith("%%"):
-            assert cell.source.startswith("%%bash -eu\n"), "a shell that goes on after an error"
+            assert cell.source.startswith("%%bash -eu\n"), "a shell that continues after an error"
             continue
         assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE), "a failure of such a line is not seen"
         for node in ast.walk(ast.parse(cell.source)):

@@ -239,15 +239,15 @@ def flip(path, place):
 def test_a_damaged_byte_is_detected(tmp_path):
     fill(tmp_path, "abc", draw(SMALL, 3))
     shard = files(tmp_path)[1]
-    whole, numbers = shard.read_bytes(), load_file(shard)["numbers"].tobytes()
-    start = whole.index(numbers)
+    complete, numbers = shard.read_bytes(), load_file(shard)["numbers"].tobytes()
+    start = complete.index(numbers)
     for place in range(start, start + len(numbers), 7):
         flip(shard, place)
         with closing(open_store(tmp_path)) as store:
             assert_equal(store.read(["c", "a"]), draw(SMALL, 3), [2, 0])
             with pytest.raises(LampError, match=rf"{shard.name}: the adapter of user 'b' is damaged; copy the store"):
                 store.read(["a", "b"])
-        shard.write_bytes(whole)
+        shard.write_bytes(complete)
 
 
 @pytest.mark.parametrize("kind", ["adapters", "index"])
@@ -257,8 +257,8 @@ def test_no_damaged_byte_changes_an_answer(tmp_path, kind, monkeypatch):
         store.append(entries_of(*"abcde"), draw(SMALL, 5))
         expected = store.read(list("abcde")), list(store.entries.values())
     (path,) = files(tmp_path, kind)
-    whole, refused = path.read_bytes(), 0
-    for place in range(len(whole)):
+    complete, refused = path.read_bytes(), 0
+    for place in range(len(complete)):
         flip(path, place)
         with closing(open_store(tmp_path)) as store:
             for user, at in zip("abcde", range(5), strict=True):
@@ -275,8 +275,8 @@ def test_no_damaged_byte_changes_an_answer(tmp_path, kind, monkeypatch):
                 assert not store.known(["nobody"])
             except LampError:
                 refused += 1
-        path.write_bytes(whole)
-    assert refused > len(whole)
+        path.write_bytes(complete)
+    assert refused > len(complete)
 
 
 def test_files_removed_from_an_open_store_are_reported_as_damage(tmp_path):
@@ -356,18 +356,18 @@ class Killed(BaseException):
 @contextmanager
 def killed_before(step):
     """Kills the code in the `with` block before its rename or removal number `step`, counted from 0."""
-    steps, whole = iter(range(step)), {name: getattr(os, name) for name in ("replace", "unlink")}
+    steps, complete = iter(range(step)), {name: getattr(os, name) for name in ("replace", "unlink")}
 
     def stop(name):
         def act(*given, **more):
             if next(steps, None) is None:
                 raise Killed
-            return whole[name](*given, **more)
+            return complete[name](*given, **more)
 
         return act
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in whole:
+        for name in complete:
             patch.setattr(os, name, stop(name))
         with suppress(Killed):
             yield
@@ -599,9 +599,9 @@ def test_files_without_a_form_are_refused(uninterrupted_store, tmp_path):
     ],
 )
 def test_an_invalid_form_is_named(uninterrupted_store, tmp_path, change, message):
-    whole = json.loads((uninterrupted_store / FORM).read_text())
+    complete = json.loads((uninterrupted_store / FORM).read_text())
     path = tmp_path / FORM
-    path.write_text(json.dumps({**whole, **change}))
+    path.write_text(json.dumps({**complete, **change}))
     for opened in (open_store, lambda directory: create_store(directory, SMALL)):
         with pytest.raises(LampError, match=message) as caught:
             opened(tmp_path)
@@ -610,8 +610,8 @@ def test_an_invalid_form_is_named(uninterrupted_store, tmp_path, change, message
 
 @pytest.mark.parametrize("key", ["base", "base_name", "rank", "alpha", "targets", "shapes", "dtype"])
 def test_a_form_without_a_required_value_is_named(uninterrupted_store, tmp_path, key):
-    whole = json.loads((uninterrupted_store / FORM).read_text())
-    (tmp_path / FORM).write_text(json.dumps({name: value for name, value in whole.items() if name != key}))
+    complete = json.loads((uninterrupted_store / FORM).read_text())
+    (tmp_path / FORM).write_text(json.dumps({name: value for name, value in complete.items() if name != key}))
     with pytest.raises(LampError, match=rf"adapters\.json: '{key}' is missing"):
         open_store(tmp_path)
 

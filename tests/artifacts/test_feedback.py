@@ -144,10 +144,12 @@ def test_a_directory_with_a_field_missing_or_of_another_type_is_a_named_error(tm
         del holder[name]
     else:
         holder[name] = data.draw(WRONG)
-    whole = data.draw(st.sampled_from(["run", "line", "neither"]))
-    (path / "run.json").write_text(json.dumps([run] if whole == "run" else run))
+    complete = data.draw(st.sampled_from(["run", "line", "neither"]))
+    (path / "run.json").write_text(json.dumps([run] if complete == "run" else run))
     rest = (path / "items-0-of-1.jsonl").read_text().splitlines()[1:]
-    (path / "items-0-of-1.jsonl").write_text("\n".join([json.dumps([line] if whole == "line" else line), *rest]) + "\n")
+    (path / "items-0-of-1.jsonl").write_text(
+        "\n".join([json.dumps([line] if complete == "line" else line), *rest]) + "\n"
+    )
     try:
         read_feedback([path], TASK, QUESTIONS, profile_size=2)
     except LampError as error:

@@ -115,7 +115,7 @@ LISTED = "{{100000,100003,200000,200003},{100001,100002,200001,200002}}"
 
 
 @pytest.mark.parametrize(
-    ("transfer", "target", "kind", "whole", "sent"),
+    ("transfer", "target", "kind", "complete", "sent"),
     [
         ("ALL_REDUCE", BOTH, "all-reduce", 64, 64),
         ("ALL_REDUCE", "{1,2,3,4}x{0:3}", "all-reduce", 64, 96),
@@ -127,7 +127,7 @@ LISTED = "{{100000,100003,200000,200003},{100001,100002,200001,200002}}"
         ("ONE_TO_ONE", PAIRS, "collective-permute", 64, 64),
     ],
 )
-def test_traffic_between_slices_is_counted_from_host_transfers(transfer, target, kind, whole, sent):
+def test_traffic_between_slices_is_counted_from_host_transfers(transfer, target, kind, complete, sent):
     """As libtpu 0.0.42.1 prints it: an array of 64 bytes, in a loop of five iterations."""
     given = f'_xla_megascale_target="{target}"' if "x" in target else f"_xla_megascale_target={target}"
     attributes = f'is_host_transfer=true, frontend_attributes={{{given},_xla_megascale_transfer_type="{transfer}"}}'
@@ -155,7 +155,7 @@ ENTRY %main (x: f32[16]) -> f32[16] {{
 }}
 """
     program = Program(text)
-    assert costs.between_slices(program) == {kind: costs.Collective(5, 5 * whole, 5 * sent)}
+    assert costs.between_slices(program) == {kind: costs.Collective(5, 5 * complete, 5 * sent)}
     assert costs.collectives(program) == {}
     assert costs.traffic(program) == 5 * (64 + 64)  # read to be sent, written when received
 
@@ -214,5 +214,5 @@ def test_an_array_copied_within_a_fusion_counts_as_read_where_it_is_used():
     """The compiler for Ironwood copies caches in this way: they are updated in place, one row at a time."""
     read_row, read_y, write_row = 4 * 4, 4 * 4, 4 * 4
     assert costs.traffic(Program(COPIED)) == read_row + read_y + write_row
-    whole = COPIED.replace("copy(%a)", "negate(%a)")
-    assert costs.traffic(Program(whole)) == 8 * 4 * 4 + read_y + write_row
+    complete = COPIED.replace("copy(%a)", "negate(%a)")
+    assert costs.traffic(Program(complete)) == 8 * 4 * 4 + read_y + write_row

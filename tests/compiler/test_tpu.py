@@ -118,8 +118,8 @@ def test_a_report_has_the_roofline_bound_and_the_memory(compile_stage):
 def test_weights_are_sharded_and_not_replicated(compile_stage):
     """Parameters and Adam's moments, 12 bytes each, on 8 chips (norms and positions are small and replicated)."""
     encoder, decoder = 2 * (4 + 3) * 512 * 512, 2 * (8 + 3) * 512 * 512
-    whole = 12 * (encoder + decoder + 2 * 1024 * 512)
-    assert compile_stage("train")["memory"]["arguments"] < 1.1 * whole / 8
+    complete = 12 * (encoder + decoder + 2 * 1024 * 512)
+    assert compile_stage("train")["memory"]["arguments"] < 1.1 * complete / 8
 
 
 def test_users_are_sharded_over_the_data_axis_and_a_frozen_base_takes_one_byte_per_weight(compile_stage):

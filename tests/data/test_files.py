@@ -72,9 +72,9 @@ def test_a_missing_file_and_a_directory_are_named(tmp_path):
 
 @given(st.integers(1, 200))
 def test_a_file_cut_off_anywhere_is_an_error_that_names_it(tmp_path_factory, cut):
-    whole = json.dumps([RECORD, {**RECORD, "id": "2"}])
+    complete = json.dumps([RECORD, {**RECORD, "id": "2"}])
     path = tmp_path_factory.mktemp("cut") / "cut.json"
-    path.write_text(whole[: min(cut, len(whole) - 1)], encoding="utf-8")
+    path.write_text(complete[: min(cut, len(complete) - 1)], encoding="utf-8")
     with pytest.raises(LampError, match=r"cut\.json"):
         read_questions(path)
 
@@ -115,10 +115,10 @@ def test_json_that_cannot_be_read_is_an_error_that_names_the_file(tmp_path, cont
 def test_only_the_movie_without_an_instruction_is_corrected(tmp_path):
     movie = {"id": "1100", "tag": "comedy", "description": "x"}
     bare = {"id": "110", "input": "A bare film.", "profile": [movie]}
-    whole, empty = tmp_path / "whole.json", tmp_path / "empty.json"
+    complete, empty = tmp_path / "whole.json", tmp_path / "empty.json"
     patched = find_task("LaMP-2").input_for("A bare film.")
-    assert read_questions(written(whole, [bare]))[0].input == patched
-    assert read_questions(whole, patches=())[0].input == "A bare film."
+    assert read_questions(written(complete, [bare]))[0].input == patched
+    assert read_questions(complete, patches=())[0].input == "A bare film."
     # An empty profile is valid for any task.
     assert read_questions(written(empty, [{**bare, "profile": []}]))[0].input == "A bare film."
 

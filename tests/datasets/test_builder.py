@@ -209,7 +209,7 @@ def test_a_bad_file_is_named_and_no_output_remains(tree, tmp_path, name, content
 
 
 def test_a_number_that_would_not_round_trip_is_refused(tmp_path):
-    # With a lone surrogate the standard library reads the record, and keeps whole numbers of any length.
+    # With a lone surrogate the standard library reads the record, and keeps integers of any length.
     item = f'{{"id": "7", "text": "a", "score": {2**64 + 1}}}'
     content = f'[{{"id": "1", "input": "\\ud83d", "profile": [{item}]}}]'
     (tmp_path / "dev_questions.json").write_text(content)

@@ -118,8 +118,8 @@ def test_a_bad_record_does_not_end_the_check(tmp_path):
 @pytest.mark.parametrize("chunk", [1, 500, 2**21])
 def test_records_before_a_syntax_error_are_counted(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(chunks, "_CHUNK_BYTES", chunk)
-    whole = json.dumps([question(str(key), []) for key in range(20)]).encode()
-    checked = check(tmp_path / "q.json", whole[:-2])
+    complete = json.dumps([question(str(key), []) for key in range(20)]).encode()
+    checked = check(tmp_path / "q.json", complete[:-2])
     assert checked.facts["records"] == 19
     assert findings_of(checked)["empty profile"] == (19, ["question '0'", "question '1'", "question '2'"])
     assert "ends after 19 complete records" in findings_of(checked)["broken file"][1][0]

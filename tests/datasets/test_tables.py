@@ -30,9 +30,9 @@ def as_csv(rows, delimiter: str, header: bool) -> str:
     return out.getvalue()
 
 
-def as_json(rows, whole: bool) -> str:
+def as_json(rows, complete: bool) -> str:
     objects = [json.dumps({"user": user, "text": text}, ensure_ascii=False) for user, text in rows]
-    return f"[{', '.join(objects)}]" if whole else "\n".join(objects)
+    return f"[{', '.join(objects)}]" if complete else "\n".join(objects)
 
 
 WRITERS = {
@@ -95,9 +95,9 @@ def test_an_unknown_encoding_is_refused(tmp_path, encoding):
 
 
 def test_an_unreadable_table_is_named_with_position_and_remedy(tmp_path):
-    whole = gzip.compress(b"user,text\n" + b"u,some text\n" * 100)
+    complete = gzip.compress(b"user,text\n" + b"u,some text\n" * 100)
     for name, content, text, words in (
-        ("cut.csv.gz", whole[:-20], TextFormat(), r"cut\.csv\.gz: not a complete gzip file"),
+        ("cut.csv.gz", complete[:-20], TextFormat(), r"cut\.csv\.gz: not a complete gzip file"),
         ("no.jsonl.gz", b'{"user": 1}', TextFormat(), r"no\.jsonl\.gz: not a complete gzip file"),
         (
             "latin.csv",

@@ -39,27 +39,27 @@ def choosing(own):
     return CandidateBatches(scored, batch_size=SIZE, max_length=16, pad=-1, seed=3, own=own)
 
 
-def assert_same(parts, batches, whole):
+def assert_same(parts, batches, complete):
     """The rows of every process are at their places in the global batch."""
     for own, batch in zip(parts, batches, strict=True):
-        for rows, all_rows in zip(batch, whole, strict=True):
+        for rows, all_rows in zip(batch, complete, strict=True):
             np.testing.assert_array_equal(rows, all_rows[own])
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=len)
 @pytest.mark.parametrize("make", [training, choosing])
 def test_the_global_batch_does_not_depend_on_the_processes(make, parts):
-    whole, shared = make(np.arange), [make(lambda size, own=own: own) for own in parts]
-    for step in range(2 * len(whole)):
-        assert_same(parts, [batches[step] for batches in shared], whole[step])
+    complete, shared = make(np.arange), [make(lambda size, own=own: own) for own in parts]
+    for step in range(2 * len(complete)):
+        assert_same(parts, [batches[step] for batches in shared], complete[step])
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=len)
 def test_prediction_batches_do_not_depend_on_the_processes(parts):
     rows = {4: SIZE, 16: SIZE}
-    whole = list(prediction_batches(examples(45), rows=rows))
+    complete = list(prediction_batches(examples(45), rows=rows))
     shared = [list(prediction_batches(examples(45), rows=rows, own=lambda size, own=own: own)) for own in parts]
-    for step, (positions, batch) in enumerate(whole):
+    for step, (positions, batch) in enumerate(complete):
         assert all(batches[step][0] == positions for batches in shared)
         assert_same(parts, [batches[step][1] for batches in shared], batch)
 

@@ -48,10 +48,10 @@ def test_a_kill_during_a_save_keeps_the_previous_checkpoint(data, start, uninter
         if unfinished():
             break
     assert unfinished()
-    whole = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
+    complete = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
     statuses, printed = start(1, train(data, output)).end()
     assert statuses == [[0]]
-    assert f"resuming after step {whole} of 25" in printed
+    assert f"resuming after step {complete} of 25" in printed
     assert (output / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
 
 
@@ -72,14 +72,14 @@ def preempted(data, start, tmp_path_factory):
 
 
 def test_two_preempted_processes_resume_to_the_same_bytes(data, start, preempted, tmp_path):
-    output, whole = tmp_path / "model", tmp_path / "whole"
+    output, complete = tmp_path / "model", tmp_path / "whole"
     shutil.copytree(preempted, output)
     stopped = max(losses(output))
-    statuses, printed = start(2, train(data, output), train(data, whole)).end()
+    statuses, printed = start(2, train(data, output), train(data, complete)).end()
     assert statuses == [[0, 0]] * 2, printed
     assert f"resuming after step {stopped} of 25" in printed
-    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert losses(output) == losses(whole)
+    assert (output / "model.safetensors").read_bytes() == (complete / "model.safetensors").read_bytes()
+    assert losses(output) == losses(complete)
 
 
 @pytest.mark.parametrize(("number", "mesh"), [(4, ()), (1, ("--model-parallel", 2, "--sharding", "fsdp+tensor"))])

@@ -163,10 +163,10 @@ def test_users_resume_after_their_finished_updates(sizes, learning, devices, tok
     learners = users_of(sizes)
     made = [random.randint(0, one.updates(learning)) for one in learners]
     # As on another number of devices.
-    whole = updates_of(cohort_of(learners, learning))
+    complete = updates_of(cohort_of(learners, learning))
     rest = updates_of(cohort_of(learners, learning, devices=devices, tokens=tokens, spare=spare), made)
     for user, count in enumerate(made):
-        assert list(map(examples_in, rest.get(user, []))) == list(map(examples_in, whole[user][count:]))
+        assert list(map(examples_in, rest.get(user, []))) == list(map(examples_in, complete[user][count:]))
 
 
 @given(SIZES, LEARNINGS, st.sampled_from([2, 4]), TOKENS, st.booleans())

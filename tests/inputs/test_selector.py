@@ -79,20 +79,20 @@ def test_an_input_that_fits_is_prompt_separator_answer(prompt, output, cut):
 
 @given(TEXTS, TEXTS, st.integers(1, 30))
 def test_an_input_that_is_too_long_loses_the_end_of_the_prompt(prompt, output, cut):
-    whole = ids_of(join_texts(prompt, output))
+    complete = ids_of(join_texts(prompt, output))
     answer = ids_of(f"{tokenizer().sep_token} {output}")[1:]
-    kept = len(whole) - len(answer) - cut
+    kept = len(complete) - len(answer) - cut
     if kept > 1:
-        found = read(prompt, output, max_length=len(whole) - cut)
-        assert found == whole[:kept] + answer
-        assert len(found) == len(whole) - cut
+        found = read(prompt, output, max_length=len(complete) - cut)
+        assert found == complete[:kept] + answer
+        assert len(found) == len(complete) - cut
 
 
 def test_an_input_of_exactly_the_maximum_length_is_not_cut():
-    whole = ids_of(join_texts("what is the genre", "comedy"))
-    assert read("what is the genre", "comedy", max_length=len(whole)) == whole
-    shorter = read("what is the genre", "comedy", max_length=len(whole) - 1)
-    assert len(shorter) == len(whole) - 1
+    complete = ids_of(join_texts("what is the genre", "comedy"))
+    assert read("what is the genre", "comedy", max_length=len(complete)) == complete
+    shorter = read("what is the genre", "comedy", max_length=len(complete) - 1)
+    assert len(shorter) == len(complete) - 1
     assert shorter[0] == tokenizer().cls_token_id
     assert shorter[-1] == tokenizer().sep_token_id
     assert shorter.count(tokenizer().sep_token_id) == 2

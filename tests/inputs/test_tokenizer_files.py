@@ -183,14 +183,14 @@ def ids_or_error(directory):
 )
 def test_a_damaged_file_is_named(tmp_path, kind, name, damage):
     MAKERS[kind](tmp_path)
-    whole = load_tokenizer(tmp_path)
+    complete = load_tokenizer(tmp_path)
     path = tmp_path / name
     before = path.read_bytes() if path.exists() else b"{}"
     path.write_bytes(DAMAGES[damage](before))
     settings_file = name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
     if damage == "object" and settings_file:  # an empty object is no damage if a tokenizer can be made
         found = ids_or_error(tmp_path)
-        assert found == whole("the film").input_ids or str(tmp_path) in str(found)
+        assert found == complete("the film").input_ids or str(tmp_path) in str(found)
         return
     with pytest.raises(LampError) as caught:
         load_tokenizer(tmp_path)
@@ -204,10 +204,10 @@ def test_a_damaged_file_is_named(tmp_path, kind, name, damage):
 def test_a_tokenizer_json_with_something_else_in_a_field_is_named(tmp_path, field, values):
     make_tiny(tmp_path)
     path = tmp_path / "tokenizer.json"
-    whole = load_tokenizer(tmp_path)
+    complete = load_tokenizer(tmp_path)
     write(path, json.loads(path.read_text(encoding="utf-8")) | {field: values})
     found = ids_or_error(tmp_path)
-    same = field == "added_tokens" and found == whole("the film").input_ids
+    same = field == "added_tokens" and found == complete("the film").input_ids
     assert same or "tokenizer.json" in str(found)
 
 

@@ -462,7 +462,7 @@ def test_a_tpu_without_workers_is_an_error(world):
 
 # tpu_babysit.sh
 
-STOPPED = "echo 'stopped by SIGTERM; the same command goes on'"
+STOPPED = "echo 'stopped by SIGTERM; run the same command again to resume'"
 BABYSIT = ["my-tpu", "--type", "v6e-8", "--spot", "--zone", "z-1", "--", "train", "--output", "gs://bucket/a b"]
 
 

@@ -40,7 +40,7 @@ def test_bucket_equals_the_formula_of_the_paper(distance, direction, buckets, ma
         jnp.array([distance]), direction=direction, buckets=buckets, max_distance=max_distance
     )
     expected = bucket_by_hand(distance, direction, buckets, max_distance)
-    # Where the logarithm is a whole number, float32 may fall on either side.
+    # Where the logarithm is an integer, float32 may fall on either side.
     assert abs(int(found[0]) - expected) <= (0 if abs(distance) in (0, 1, 2, 3, 5, 7, 33, 300) else 1)
 
 

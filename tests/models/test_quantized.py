@@ -194,8 +194,8 @@ def test_layers_quantized_one_by_one_equal_those_of_the_stacked_weight(saved):
     wide, small = load_generator(directory), load_generator(directory, storage="int8")
     for place in t5_places(config).values():
         if place.inputs is not None:
-            found, whole = (reduce(getattr, place.path, model) for model in (small, wide))
-            steps, scale = quantize(np.asarray(whole[...]), inputs=place.inputs)
+            found, complete = (reduce(getattr, place.path, model) for model in (small, wide))
+            steps, scale = quantize(np.asarray(complete[...]), inputs=place.inputs)
             np.testing.assert_array_equal(found.steps[...], steps)
             np.testing.assert_array_equal(found.scale[...], scale)
 
@@ -226,10 +226,10 @@ def split_file(directory):
 
 def test_the_fingerprint_depends_on_the_weights_and_not_on_their_files(tmp_path):
     save_generator(build(GATED), tmp_path)
-    whole = fingerprint_generator(tmp_path)
-    assert whole == fingerprint_generator(tmp_path)
+    complete = fingerprint_generator(tmp_path)
+    assert complete == fingerprint_generator(tmp_path)
     split_file(tmp_path)
-    assert fingerprint_generator(tmp_path) == whole
+    assert fingerprint_generator(tmp_path) == complete
 
 
 @pytest.mark.parametrize("name", ["decoder.block.1.layer.2.DenseReluDense.wo.weight", "shared.weight"])

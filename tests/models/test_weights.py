@@ -207,8 +207,8 @@ def test_a_pytorch_file_is_read_if_torch_is_installed(tmp_path):
     torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
     remove_weights(tmp_path)
     assert_same(load_generator(tmp_path), build(GATED))
-    whole = (tmp_path / "pytorch_model.bin").read_bytes()
-    (tmp_path / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
+    complete = (tmp_path / "pytorch_model.bin").read_bytes()
+    (tmp_path / "pytorch_model.bin").write_bytes(complete[: len(complete) // 2])
     with pytest.raises(LampError, match=r"pytorch_model\.bin: not a complete PyTorch file"):
         load_generator(tmp_path)
 

@@ -24,7 +24,7 @@ SIZE = 4
 
 
 def vector(text):
-    """Small whole numbers, so that products are exact and ties common."""
+    """Small integers, so that products are exact and ties common."""
     octets = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:SIZE]
     return np.array([octet % 5 - 2 for octet in octets], np.float32)
 
@@ -232,14 +232,14 @@ def test_a_directory_of_other_files_is_an_error(tmp_path):
 
 
 def test_a_cache_of_a_run_killed_while_writing_is_continued(tmp_path):
-    whole = tmp_path / "whole"
-    check_cached(whole, FIRST + SECOND, embedded=FIRST + SECOND)
-    content = (whole / "vectors").read_bytes()
+    complete = tmp_path / "whole"
+    check_cached(complete, FIRST + SECOND, embedded=FIRST + SECOND)
+    content = (complete / "vectors").read_bytes()
     row = len(content) // len(FIRST + SECOND)
     order = sorted(FIRST + SECOND, key=lambda text: content.index(hashlib.sha256(text.encode()).digest()))
     for end in range(0, len(content) + 1, 5):
         (tmp_path / "cut").mkdir(exist_ok=True)
-        shutil.copy(whole / "cache.json", tmp_path / "cut" / "cache.json")
+        shutil.copy(complete / "cache.json", tmp_path / "cut" / "cache.json")
         (tmp_path / "cut" / "vectors").write_bytes(content[:end])
         check_cached(tmp_path / "cut", FIRST + SECOND, embedded=order[end // row :])
         # Vectors appended after the remaining bytes are correct too.

@@ -407,8 +407,8 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-@pytest.mark.parametrize("behind", [True, False])
-def test_a_kill_at_any_change_of_the_url_loses_no_local_file(machine, bucket, monkeypatch, behind):
+@pytest.mark.parametrize("after_change", [True, False])
+def test_a_kill_at_any_change_of_the_url_loses_no_local_file(machine, bucket, monkeypatch, after_change):
     """Otherwise the complete results of a forced run would be replaced by the remaining files at the URL."""
     for number in itertools.count():
         place = bucket / str(number)
@@ -426,7 +426,7 @@ def test_a_kill_at_any_change_of_the_url_loses_no_local_file(machine, bucket, mo
         def killing(change, calls=calls, number=number):
             def changes(*arguments, **more):
                 now = next(calls) == number
-                if not (now and not behind):
+                if not (now and not after_change):
                     change(*arguments, **more)
                 if now:
                     raise Killed

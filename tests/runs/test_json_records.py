@@ -30,26 +30,26 @@ def encoded(value, *, ascii_only: bool) -> bytes:
 def test_records_are_the_same_for_any_block_size(tmp_path_factory, records, wrapped, ascii_only, space, block):
     gap = (space + "," + space).encode()
     body = gap.join(encoded(record, ascii_only=ascii_only) for record in records)
-    whole = space.encode() + b"[" + space.encode() + body + space.encode() + b"]" + space.encode()
+    complete = space.encode() + b"[" + space.encode() + body + space.encode() + b"]" + space.encode()
     if wrapped:
-        whole = b'{"task": "[LaMP_3", "golds":' + whole + b', "more": 1}'
+        complete = b'{"task": "[LaMP_3", "golds":' + complete + b', "more": 1}'
     path = tmp_path_factory.mktemp("frame") / "whole.json"
-    path.write_bytes(whole)
+    path.write_bytes(complete)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_records, "_BLOCK", block)
         scanner = RecordScanner(path)
         found = list(scanner)
     assert [parse_record(raw.content) for raw in found] == records
-    assert all(whole[raw.offset :].startswith(raw.content) for raw in found)
+    assert all(complete[raw.offset :].startswith(raw.content) for raw in found)
     assert [raw.number for raw in found] == list(range(len(records)))
     assert scanner.envelope == ({"task": "[LaMP_3", "golds": [], "more": 1} if wrapped else [])
 
 
 @given(RECORDS.filter(bool), st.data())
 def test_a_file_truncated_at_any_byte_is_named(tmp_path_factory, records, data):
-    whole = encoded(records, ascii_only=False)
+    complete = encoded(records, ascii_only=False)
     path = tmp_path_factory.mktemp("cut") / "cut.json"
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    path.write_bytes(complete[: data.draw(st.integers(0, len(complete) - 1))])
     with pytest.raises(LampError, match=r"cut\.json"):
         list(RecordScanner(path))
 

@@ -189,13 +189,13 @@ def test_a_journal_keeps_complete_lines_and_drops_an_incomplete_line(tmp_path):
     journal = Journal(path)
     journal.append([["1", "a\u2028b"], ["2", "b"]])
     journal.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'["3", "hal')
+    complete = path.read_bytes()
+    path.write_bytes(complete + b'["3", "hal')
     journal = Journal(path)
     assert journal.entries == [["1", "a\u2028b"], ["2", "b"]]
     journal.append([["3", "c"]])
     journal.close()
-    assert path.read_bytes() == whole + b'["3", "c"]\n'
+    assert path.read_bytes() == complete + b'["3", "c"]\n'
 
 
 def make_journal(path, *batches):
@@ -210,12 +210,12 @@ def test_a_journal_keeps_its_first_entries_and_appends_after_them(tmp_path, coun
     path = tmp_path / "out.journal.jsonl"
     journal = make_journal(path, ["a\u2028", ["b", 1]], [{"c": 2.5}])
     journal.keep(count)
-    whole = ["a\u2028", ["b", 1], {"c": 2.5}][:count]
-    assert journal.entries == whole
+    complete = ["a\u2028", ["b", 1], {"c": 2.5}][:count]
+    assert journal.entries == complete
     journal.append(["d"])
     journal.close()
-    assert list(read_journal(path)) == [*whole, "d"]
-    make_journal(tmp_path / "straight", whole, ["d"]).close()
+    assert list(read_journal(path)) == [*complete, "d"]
+    make_journal(tmp_path / "straight", complete, ["d"]).close()
     assert path.read_bytes() == (tmp_path / "straight").read_bytes()
 
 
@@ -275,9 +275,9 @@ def test_opening_a_journal_changes_nothing_and_a_damaged_journal_can_be_opened_a
 def test_files_with_stored_checksums_are_excluded_from_the_digest_of_a_directory(tmp_path):
     for name in ("list.json", "rows-0.bin", "rows-1.bin"):
         (tmp_path / name).write_text(name)
-    before, whole = digest(str(tmp_path), checked=["rows-*.bin"]), digest(str(tmp_path))
+    before, complete = digest(str(tmp_path), checked=["rows-*.bin"]), digest(str(tmp_path))
     (tmp_path / "rows-1.bin").write_text("other")
     assert digest(str(tmp_path), checked=["rows-*.bin"]) == before
-    assert digest(str(tmp_path)) != whole
+    assert digest(str(tmp_path)) != complete
     (tmp_path / "list.json").write_text("other")
     assert digest(str(tmp_path), checked=["rows-*.bin"]) != before

@@ -27,7 +27,7 @@ from tests.bucket import let_orbax_write, url
 
 MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
-FIRST_BLOCK, UPDATES = 8, 2
+FIRST_COHORT, UPDATES = 8, 2
 """Size of the first cohort, and the number of updates of each of its users."""
 
 
@@ -46,7 +46,7 @@ def questions(tmp_path_factory) -> Path:
     records = json.loads((folder / "merged.json").read_text())
     for number, record in enumerate(records):
         record["user_id"] = f"u{number}"
-        if number < FIRST_BLOCK:
+        if number < FIRST_COHORT:
             record["profile"] = record["profile"][: 2 + number % 3]
     records[11] |= {"user_id": "u10", "profile": records[10]["profile"][::-1]}
     for number in (12, 13):
@@ -61,7 +61,7 @@ def write(path: Path, records) -> Path:
 
 def train_words(questions, output, *more) -> tuple:
     """Command line of a training of two cohorts, with two and with four updates."""
-    size = ("--users-per-step", FIRST_BLOCK, "--tokens-per-device", 64, "--max-length", 32, "--target-length", 8)
+    size = ("--users-per-step", FIRST_COHORT, "--tokens-per-device", 64, "--max-length", 32, "--target-length", 8)
     learning = ("--epochs", 2, "--batch-size", 4, "--learning-rate", 0.05, "--rank", 2, "--alpha", 8)
     files = ("--task", "LaMP-3", "--questions", questions, "--model", MODEL, "--output", output)
     return ("train-adapters", *files, *size, *learning, *more)
@@ -125,7 +125,7 @@ def test_a_store_has_an_adapter_of_every_user_with_items(questions, trained_stor
         user: len(items) for user, items in profiles.items() if items
     }
     assert all(one.updates == 2 * -(-one.items // 4) for one in store.entries.values())
-    assert [one.updates for one in store.entries.values()][:FIRST_BLOCK] == [UPDATES] * FIRST_BLOCK
+    assert [one.updates for one in store.entries.values()][:FIRST_COHORT] == [UPDATES] * FIRST_COHORT
     assert all(one.loss is not None and one.loss > 0 for one in store.entries.values())
     record = json.loads((trained_store / "run.json").read_text())
     assert record["finished"]
@@ -214,7 +214,7 @@ def assert_same_store(found: Path, expected: Path) -> None:
     assert not (found / "checkpoints").exists()
 
 
-def kill_after_append(monkeypatch, words, number: int, size: int = FIRST_BLOCK) -> None:
+def kill_after_append(monkeypatch, words, number: int, size: int = FIRST_COHORT) -> None:
     append, made = AdapterStore.append, []
 
     def append_and_die(self, entries, adapters):
@@ -340,14 +340,14 @@ def stop_after(monkeypatch, words, *steps: int) -> None:
         assert lamp(*words) == 0
 
 
-@pytest.mark.parametrize("behind_block", [-3, -2, -1, 0, 1, 4])
+@pytest.mark.parametrize("after_cohort", [-3, -2, -1, 0, 1, 4])
 def test_a_stopped_run_resumes_to_the_same_bytes(
-    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, behind_block
+    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, after_cohort
 ):
     output = tmp_path / "store"
-    stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + behind_block)
+    stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + after_cohort)
     assert "run the same command again" in capsys.readouterr().err
-    assert len(open_store(output).entries) == (0 if behind_block < 0 else FIRST_BLOCK)
+    assert len(open_store(output).entries) == (0 if after_cohort < 0 else FIRST_COHORT)
     assert lamp(*train_words(questions, output)) == 0
     assert_same_store(output, trained_store)
 
@@ -370,7 +370,7 @@ def test_a_run_with_a_store_older_than_its_checkpoint_resumes_to_the_same_bytes(
     """This happens at a URL, where a large store is not sent before every checkpoint."""
     output = tmp_path / "store"
     stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + 2)
-    assert len(open_store(output).entries) == FIRST_BLOCK
+    assert len(open_store(output).entries) == FIRST_COHORT
     form = open_store(output).form
     for path in (output / FORM, *output.glob("*.safetensors")):
         path.unlink()
@@ -396,7 +396,7 @@ def test_users_whose_training_fails_have_no_adapter_and_others_do(
         return learned
 
     monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish_without_two)
-    kill_after_append(monkeypatch, train_words(questions, output), 1, FIRST_BLOCK - 2)
+    kill_after_append(monkeypatch, train_words(questions, output), 1, FIRST_COHORT - 2)
     assert not (output / FAILED).read_text()  # so the cohort is trained again
     kill_after_append(monkeypatch, train_words(questions, output), 2, 0)
     monkeypatch.setattr(adapting.AdapterCohorts, "finish", finish)
@@ -424,19 +424,19 @@ def test_a_training_in_which_all_users_diverge_is_an_error(questions, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("behind_block", [-1, 2])
+@pytest.mark.parametrize("after_cohort", [-1, 2])
 def test_users_keep_their_adapters_when_a_run_resumes_on_another_mesh(
-    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, behind_block
+    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, after_cohort
 ):
     """The user of an adapter is identified by its initial values, with which it remains correlated.
 
     The second cohort has fewer users than devices.
     """
     store = tmp_path / "store"
-    stop_after(monkeypatch, train_words(questions, store), microbatches_of_the_first_cohort + behind_block)
+    stop_after(monkeypatch, train_words(questions, store), microbatches_of_the_first_cohort + after_cohort)
     capsys.readouterr()
     assert lamp(*train_words(questions, store, "--model-parallel", 2)) == 0
-    assert f"resuming cohort {1 if behind_block < 0 else 2} of 2" in capsys.readouterr().out
+    assert f"resuming cohort {1 if after_cohort < 0 else 2} of 2" in capsys.readouterr().out
     found, expected = open_store(store), open_store(trained_store)
     assert list(found.entries) == list(expected.entries)
     for one, other in zip(found.entries.values(), expected.entries.values(), strict=True):
@@ -541,10 +541,10 @@ def test_an_unfinished_store_answers_for_users_of_complete_cohorts(
     kill_after_append(monkeypatch, train_words(questions, store), 1)
     capsys.readouterr()
     found = answers(questions, tmp_path / "own.json", "--adapters", store)
-    assert f"{store}: its training is not finished; adapters of {FIRST_BLOCK} users so far" in capsys.readouterr().out
+    assert f"{store}: its training is not finished; adapters of {FIRST_COHORT} users so far" in capsys.readouterr().out
     users = {one["id"]: one["user_id"] for one in json.loads(questions.read_text())}
     done = open_store(store).known(list(users.values()))
-    assert len(done) == FIRST_BLOCK
+    assert len(done) == FIRST_COHORT
     base = answers(questions, tmp_path / "base.json")
     expected = answers(questions, tmp_path / "whole.json", "--adapters", trained_store)
     assert found == {key: (expected if users[key] in done else base)[key] for key in users}

@@ -355,7 +355,7 @@ def test_a_failed_build_leaves_no_output(reviews, tmp_path, monkeypatch):
     monkeypatch.setattr(histories, "_BUCKET_USERS", 5)
     appended = []
 
-    def fail_at_last(whole, path):
+    def fail_at_last(complete, path):
         appended.append(path)
         if len(appended) > 20:
             raise OSError("disk full")

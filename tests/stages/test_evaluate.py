@@ -267,8 +267,8 @@ def test_a_bad_file_in_a_zip_is_named(evaluate_zips, predictions, message):
 
 def test_a_truncated_zip_is_named(tmp_path):
     golds = pack(tmp_path / "G.zip", GOOD)
-    whole = (tmp_path / "G.zip").read_bytes()
-    for name, content in (("cut.zip", whole[:-30]), ("bad.zip", whole.replace(b'"output"', b'"OUTPUT"', 1))):
+    complete = (tmp_path / "G.zip").read_bytes()
+    for name, content in (("cut.zip", complete[:-30]), ("bad.zip", complete.replace(b'"output"', b'"OUTPUT"', 1))):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(LampError, match=rf"{name}.*(not a complete zip|cannot be unpacked)"):
             run(Evaluate(output=str(tmp_path / "E.json"), golds_zip=golds, predictions_zip=str(tmp_path / name)))

@@ -93,13 +93,13 @@ def test_a_truncated_run_resumes_to_the_same_bytes(files, feedback, tmp_path):
     import shutil
 
     name = "retrievers-0-of-1.jsonl"
-    whole = (feedback / name).read_bytes()
+    complete = (feedback / name).read_bytes()
     shutil.copytree(feedback, tmp_path / "F")
     record = json.loads((tmp_path / "F" / "run.json").read_text())
     (tmp_path / "F" / "run.json").write_text(json.dumps({**record, "finished": False}))
-    (tmp_path / "F" / name).write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "F" / name).write_bytes(complete[: len(complete) // 2])
     assert lamp(*feedback_words(files, tmp_path / "F")) == 0
-    assert (tmp_path / "F" / name).read_bytes() == whole
+    assert (tmp_path / "F" / name).read_bytes() == complete
 
 
 def test_candidates_equal_the_feedback(feedback, data):

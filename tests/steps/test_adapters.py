@@ -278,9 +278,9 @@ def test_the_gradient_of_the_base_model_is_not_computed():
     number, last = jax.ShapeDtypeStruct((3,), jnp.int32), jax.ShapeDtypeStruct((), bool)
     ours = products(update, state, base, part, Users(integers, integers, yes, numbers), number, last)
     optimizer = make_optimizer(Learning(), 10)
-    whole = make_update(generator_loss(graph), optimizer, seed=0, accumulation=1, rules=model.rules)
+    complete = make_update(generator_loss(graph), optimizer, seed=0, accumulation=1, rules=model.rules)
     learned = TrainState(jax.ShapeDtypeStruct((), jnp.int32), base, jax.eval_shape(optimizer.init, base))
-    full = products(whole, learned, (source, target))
+    full = products(complete, learned, (source, target))
     assert ours / full == pytest.approx(2 / 3, rel=0.03)
 
 

@@ -75,8 +75,8 @@ def test_updates_reduce_the_loss():
 
 
 def test_accumulated_microbatches_make_the_same_update():
-    whole, parts = after(3)[0], after(3, accumulation=2)[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), whole.params, parts.params)
+    complete, parts = after(3)[0], after(3, accumulation=2)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), complete.params, parts.params)
 
 
 def test_the_learning_rate_warms_up_from_zero():

@@ -220,8 +220,8 @@ def specs(tree: Any) -> dict[str, P]:
 
 def assert_sharded_by_the_rules(tree: Any, kind: str, sharding: str) -> None:
     found = specs(tree)
-    whole = {one for one in found if one not in AXES[kind]}
-    assert all("norm" in one or "bias" in one for one in whole)
+    complete = {one for one in found if one not in AXES[kind]}
+    assert all("norm" in one or "bias" in one for one in complete)
     assert found == {one: split(AXES[kind].get(one, (None,) * len(spec)), sharding) for one, spec in found.items()}
 
 

@@ -104,8 +104,8 @@ def assert_same(one, other):
 
 def test_accumulated_microbatches_make_the_same_update():
     """Microbatches have one, two and no padding rows, so that a mean of means would be detected."""
-    (whole, losses_whole), (parts, losses_parts) = after(3), after(3, accumulation=4)
-    assert_same(whole.params, parts.params)
+    (complete, losses_whole), (parts, losses_parts) = after(3), after(3, accumulation=4)
+    assert_same(complete.params, parts.params)
     assert losses_parts == pytest.approx(losses_whole, rel=1e-5)
 
 

@@ -117,9 +117,9 @@ def zero_budget_case() -> tuple[list[ProfileItem], int]:
 
 def test_zero_budget_gives_no_text_or_the_complete_text():
     items, length = zero_budget_case()
-    whole = replace(CORRECT, zero_budget="whole", overlong="tail")
+    complete = replace(CORRECT, zero_budget="whole", overlong="tail")
     assert build(REVIEWS, "fine", items, length).text == '5 is the score for "" . fine'
-    assert build(REVIEWS, "fine", items, length, whole).text == '5 is the score for "some words" . fine'
+    assert build(REVIEWS, "fine", items, length, complete).text == '5 is the score for "some words" . fine'
     assert build(REVIEWS, "fine", items, length - 1).fell_back
 
 

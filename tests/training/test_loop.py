@@ -64,10 +64,10 @@ def test_a_run_always_ends_with_an_evaluation_and_a_save(tmp_path):
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_run(tmp_path):
-    whole = Run(tmp_path, [0.1, 0.5, 0.3, 0.5, 0.2])
-    step, state, saved = whole.saved[2]
+    complete = Run(tmp_path, [0.1, 0.5, 0.3, 0.5, 0.2])
+    step, state, saved = complete.saved[2]
     rest = Run(tmp_path, [0.5, 0.2], state=state, progress=Progress(**saved), begin=step)
-    assert (rest.state, rest.progress) == (whole.state, whole.progress)
+    assert (rest.state, rest.progress) == (complete.state, complete.progress)
 
 
 def test_resuming_a_finished_run_does_nothing(tmp_path):
