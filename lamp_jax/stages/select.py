@@ -92,7 +92,7 @@ def _score(options: Select, data: CandidateSet) -> dict[tuple[str, str], float]:
     reader = CandidateReader(tokenizer, settings)
     with jax.set_mesh(open_mesh(options.devices)):
         model_kwargs = {**model_options(options.devices), "first_token": settings.first_token}
-        model = load_longformer(options.selector, *model_kwargs)
+        model = load_longformer(options.selector, **model_kwargs)
         check_length(model.config.longest, settings.max_length, options.selector)
         graph, params = nnx.split(model)
         return candidate_scorer(graph, reader, batch_tokens=options.batch_tokens)(params, data)

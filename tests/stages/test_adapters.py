@@ -174,7 +174,7 @@ def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(
     assert lamp(*generate_words(strangers, tmp_path / "own.json", "--adapters", trained_store)) == 1
     error = capsys.readouterr().err
     assert (
-        f"{trained_store}: has adapters of 11 users (u0, u3, u6, u1, u4, ...), of none of the 14 users (stranger-0, "
+        f"{trained_store}: has adapters of 11 users (u0, u3, u6, u1, u4, ...), but of none of the 14 users (stranger-0, "
         in error
     )
     assert f"of {strangers}; give the store of these users, or leave --adapters out" in error
@@ -184,7 +184,7 @@ def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(
 def test_a_store_without_users_is_refused_too(questions, trained_store, tmp_path, capsys):
     create_store(tmp_path / "empty", open_store(trained_store).form).close()
     assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", tmp_path / "empty")) == 1
-    assert f"{tmp_path / 'empty'}: has adapters of 0 users, of none of the 13 users (u0, " in capsys.readouterr().err
+    assert f"{tmp_path / 'empty'}: has adapters of 0 users, but of none of the 13 users (u0, " in capsys.readouterr().err
 
 
 def test_answers_do_not_depend_on_the_other_questions_of_a_batch(questions, trained_store, tmp_path):
