@@ -218,6 +218,8 @@ def train_retriever(
     start_name = str(encoder) if isinstance(encoder, str | Path) else encoder.name
     check_retriever_training(settings)
     questions, feedback = as_list(Question, questions, "questions"), as_list(ItemFeedback, feedback, "feedback")
+    if validation is not None and len(validation) != 2:
+        raise LampError(f"validation: expected a pair, (questions, feedback), found {len(validation)} values")
     held_questions, held_feedback = validation or ((), ())
     held = (
         as_list(Question, held_questions, "validation[0]"),

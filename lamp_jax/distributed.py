@@ -29,7 +29,8 @@ def start(declared: GroupDeclaration) -> None:
         jax.distributed.initialize(**(given if declared.address else {}), shutdown_timeout_seconds=_SHUTDOWN_SECONDS)
     except (RuntimeError, ValueError) as error:
         where = declared.address or f"{processes.HOSTS}=all"
-        raise LampError(f"{where}: the processes did not connect ({error}); start all with one address") from None
+        remedy = "start all with the same address" if declared.address else "start all at the same time"
+        raise LampError(f"{where}: the processes did not connect ({error}); {remedy}") from None
     state = distributed.global_state
     client = state.client
     if client is None or not state.num_processes or state.num_processes < 2:

@@ -37,7 +37,8 @@ class Rows(list[Row]):
 def as_list(kind: type[Row], rows: Iterable[Row], name: str) -> list[Row]:
     """List of the rows. LampError, saying what was expected of the argument `name`, unless each is a `kind`."""
     if isinstance(rows, kind) or not isinstance(rows, Iterable):
-        raise LampError(f"{name}: expected a list of {kind.__name__}, found one {type(rows).__name__}")
+        one = "one " * isinstance(rows, kind)
+        raise LampError(f"{name}: expected a list of {kind.__name__}, found {one}{type(rows).__name__}")
     found = list(rows)
     for position, row in enumerate(found):
         if not isinstance(row, kind):

@@ -333,7 +333,7 @@ def test_groups_have_separate_rows_and_columns_of_the_table():
         (lambda model: lamp.rank([asdict(DEV[0])], TASK), r"questions\[0\]: expected Question, found dict; `read_ques"),
         (lambda model: lamp.generate(model, ["a"]), r"prompts\[0\]: expected QuestionPrompt, found str"),
         (lambda model: lamp.generate(model, "a"), r"prompts\[0\]: expected QuestionPrompt, found str"),
-        (lambda model: lamp.feedback(model, 3, TASK), "questions: expected a list of Question, found one int"),
+        (lambda model: lamp.feedback(model, 3, TASK), "questions: expected a list of Question, found int"),
         (lambda model: lamp.adapters(model, [DEV], TASK), r"questions\[0\]: expected Question, found list"),
         (lambda model: lamp.finetune(model, DEV, ["a"], TASK), r"validation\[0\]: expected Question, found str"),
         (lambda model: lamp.read_questions([{"id": "1"}]), "the records, 0: 'input' must be a text"),

@@ -121,7 +121,7 @@ def open_topology(topology: str, slices: int = 1, *, megacore: bool = False) -> 
         )
         raise LampError(f"--slices {slices}: {reason}")
     if megacore and chip is not CHIPS["v4"]:
-        raise LampError(f"--megacore: only a TPU v4 can be one or two devices per chip; leave it out for {name}")
+        raise LampError(f"--megacore: only a TPU v4 can have one or two devices per chip; leave it out for {name}")
     try:
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:

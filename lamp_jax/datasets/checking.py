@@ -313,8 +313,8 @@ def _check_dates(record: _CheckedRecord, items: Sequence[Mapping[str, Any]]) -> 
 def _find_query(record: _CheckedRecord, input_text: str, task: Task) -> str | None:
     try:
         return task.query(input_text)
-    except MissingMarker:
-        return record.tally.find("no marker", f"{record.where}: no {task.marker!r}")
+    except MissingMarker as error:
+        return record.tally.find("no marker", f"{record.where}: no {error.text}")
 
 
 def _check_item(

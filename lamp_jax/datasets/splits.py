@@ -58,12 +58,12 @@ class SplitCounts:
     @classmethod
     def total(cls, counts: Iterable["SplitCounts"]) -> "SplitCounts":
         total = cls()
-        for part_counts in counts:
-            for part, sizes in part_counts.sizes.items():
+        for bucket_counts in counts:
+            for part, sizes in bucket_counts.sizes.items():
                 total.sizes[part].update(sizes)
-            total.dropped_targets.update(part_counts.dropped_targets)
-            total.idle_users.update(part_counts.idle_users)
-            total.duplicates.update(part_counts.duplicates)
+            total.dropped_targets.update(bucket_counts.dropped_targets)
+            total.idle_users.update(bucket_counts.idle_users)
+            total.duplicates.update(bucket_counts.duplicates)
         return total
 
 

@@ -99,8 +99,8 @@ def keep_tokenizer(directory: Path, make: Callable[[], Any]) -> Any:
                 if "os error" not in str(error):
                     raise
                 raise LampError(
-                    f"{directory}: the tokenizer cannot be written ({error}); make room, then give the same command "
-                    "again"
+                    f"{directory}: the tokenizer cannot be written ({error}); free disk space, then run the same "
+                    "command again"
                 ) from None
             # tokenizer.json last: its presence implies that all files are complete.
             for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "tokenizer.json"):

@@ -34,7 +34,7 @@ class Family:
     config: type[Any]
     """Frozen dataclass that implements `GeneratorConfig`, with `from_hf(values, source=...)` and `to_hf()`."""
     model: Callable[..., Generator]
-    """Constructor: takes a config, `rngs`, and the keyword arguments of `sharding.model_layout`."""
+    """Constructor: takes a config, `rngs`, and the keyword arguments of `sharding.model_options`."""
     places: Callable[[Any], Mapping[str, Place]]
     """Function: config -> place of every parameter in the model, by Hugging Face's name."""
     read_config: Callable[[Path], Any]

@@ -213,7 +213,9 @@ def write_tensors(tensors: Mapping[str, np.ndarray], temporary: Path, path: Path
     try:
         save_file(dict(tensors), temporary, metadata={"format": "pt"})
     except SafetensorError as error:  # raised by safetensors for an OSError
-        raise LampError(f"{path}: cannot be written ({error}); make room, then give the same command again") from None
+        raise LampError(
+            f"{path}: cannot be written ({error}); free disk space, then run the same command again"
+        ) from None
 
 
 def hf_tensors(model: Any, places: Mapping[str, Place]) -> dict[str, np.ndarray]:

@@ -22,8 +22,8 @@ def permutation(size: int, *, seed: int, key: str) -> list[int]:
     drawn = hashlib.sha256(f"{seed}\0{key}\0".encode("utf-8", "surrogatepass"))
 
     def sort_key(place: int) -> bytes:
-        digest = drawn.copy()
-        digest.update(str(place).encode())
-        return digest.digest()
+        hasher = drawn.copy()
+        hasher.update(str(place).encode())
+        return hasher.digest()
 
     return sorted(range(size), key=sort_key)

@@ -12,7 +12,7 @@ def query_of(question: Question, task: Task, *, compatibility: Compatibility = C
         return task.query(question.input, reference=compatibility.lamp1_query == "quotes")
     except MissingMarker as error:
         remedy = "fix the input, remove the question, or choose the file's own task"
-        raise MissingMarker(f"question {question.id!r}: {error}; {remedy}") from None
+        raise MissingMarker(error.text, f"question {question.id!r}: {error}; {remedy}") from None
 
 
 def documents_of(question: Question, task: Task, *, use_date: bool = False) -> tuple[str, ...]:

@@ -17,10 +17,8 @@ from lamp_jax.runs.urls import WRITTEN, copy_path, is_private, private_path, url
 CHECKPOINTS = "checkpoints"
 _RECORD = "run.json"
 _SPLITS = ("train", "dev", "test")  # splits of a data set of `lamp tfds`
-_ALWAYS_SENT, _GROWTH = (
-    2**26,
-    0.25,
-)  # changed files up to so many bytes are always sent; larger ones after growing by this fraction
+# Changed files up to so many bytes are always sent; larger ones after growing by this fraction.
+_ALWAYS_SENT, _GROWTH = 2**26, 0.25
 _ABSENT = (-1, 0)  # state of a missing file
 _TEMPORARY = re.compile(r"\.(.+\.(\d+|[a-z0-9_]{8})|building)\.unfinished|\.(.+\.)?lamp\.lock(-\d+)?")
 """Names of temporary files, which are renamed or removed on completion, and of locks; see `outputs`."""
@@ -97,9 +95,8 @@ class LocalCopy:
             for record in (self.local / _RECORD, self.local.with_name(f"{self.local.name}.{_RECORD}")):
                 if record in changed and len(changed) > 1:
                     self._unfinish(record)
-            for path in sorted(
-                changed, key=lambda path: (states[path][1], _refers_to_others(path))
-            ):  # clocks are coarse
+            # Clocks are coarse: of files of one time, those that refer to others come last.
+            for path in sorted(changed, key=lambda path: (states[path][1], _refers_to_others(path))):
                 self._announce({path: str(states[path][0])})
                 self._send_file(path, states[path])
             for path in removed:

@@ -232,9 +232,9 @@ def parse_record(raw: bytes) -> Any:
         )
         return found if value is None else value
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start} of the record") from None
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos} of the record") from None
+        raise ValueError(f"{error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -104,9 +104,8 @@ class RunRecord:
                 discard(self.target)
             if self.directory:
                 self.target.mkdir(parents=True, exist_ok=True)
-        if self.state == "new" or (read_record(self.target) or {}).get(
-            "finished"
-        ):  # finished: an additional output is missing
+        # A finished record: an additional output is missing.
+        if self.state == "new" or (read_record(self.target) or {}).get("finished"):
             write_json(self.path, with_urls({**self.contents, "finished": False}))
 
     def finish(self, **facts: Any) -> None:
@@ -273,7 +272,7 @@ class _RequestedOutputs:
             raise LampError("--output is empty; give a file or directory to write to")
         path = Path(output)
         path = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", "..") else path
-        return cls(path, {name: Path(path) for name, path in (beside or {}).items() if path}, directory, shard)
+        return cls(path, {name: Path(file) for name, file in (beside or {}).items() if file}, directory, shard)
 
     @property
     def real_beside(self) -> dict[str, Path]:

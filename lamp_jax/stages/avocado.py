@@ -32,12 +32,12 @@ def run(options: Avocado) -> None:
     if record.state == "done":
         return print(f"{options.output}: already made")
     archives = avocado.find_archives(options.archives)
-    asked = avocado.read_ids(files)
-    located = avocado.locate_mails(tqdm(archives, "archives", disable=None), asked.mails)
-    missing = sorted(asked.mails - located.ids)
+    requested = avocado.read_ids(files)
+    located = avocado.locate_mails(tqdm(archives, "archives", disable=None), requested.mails)
+    missing = sorted(requested.mails - located.ids)
     if missing and options.missing == "stop":
-        raise _missing_error(options, record, missing=missing, wanted=len(asked.mails))
-    avocado.check_parts_not_empty(asked, located)
+        raise _missing_error(options, record, missing=missing, wanted=len(requested.mails))
+    avocado.check_parts_not_empty(requested, located)
     mails = _read_mails(options, located)
     record.begin()
     _write_missing(record.target, missing)

@@ -32,12 +32,12 @@ def run(options: Build) -> None:
     with tempfile.TemporaryDirectory(".unfinished", f".{record.output.name}.", dir=parent) as folder:
         rows = tqdm(source.rows(), "rows", unit=" rows", disable=None)
         gathered = gather(rows, folder=Path(folder), options=options)
-        surveys = count_splits(gathered.buckets, options, size=gathered.size)
-        total = SplitCounts.total(surveys)
+        counts = count_splits(gathered.buckets, options, size=gathered.size)
+        total = SplitCounts.total(counts)
         _check_questions(options, total)
         record.begin()
         report = make_report(options, gathered, total)
-        write_parts(record.target, gathered, surveys, options=options, report=report)
+        write_parts(record.target, gathered, counts, options=options, report=report)
     record.finish(**total.questions)
     print(summary(options, report))
 

@@ -35,11 +35,11 @@ def run(options: Tfds) -> None:
     record = reserve(place, options, inputs=inputs, ignore=["data", "work"], directory=True, makes=["*.*.*/*"])
     if record.state == "done":
         return print(f"{place}: already made")
-    survey = TreeScan(options.data, ReadOptions(task, options.split, patches, options.work))
+    scan = TreeScan(options.data, ReadOptions(task, options.split, patches, options.work))
     record.begin()
     building = record.target / _BUILDING
     shutil.rmtree(building, ignore_errors=True)  # left by a killed command
-    builder = Lamp(data_dir=str(building), config=config, source=survey)
+    builder = Lamp(data_dir=str(building), config=config, source=scan)
     # TFDS creates a directory and prints lines for downloads, although there are none.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=downloads)

@@ -43,7 +43,14 @@ _BM25 = BySplit("bm25", "bm25")
 
 
 class MissingMarker(LampError):  # noqa: N818 (it names the error in the input)
-    """Input that does not have its task's format, so that it contains no query."""
+    """Input that does not have its task's format, so that it contains no query.
+
+    `text` is what it lacks.
+    """
+
+    def __init__(self, text: str, message: str):
+        super().__init__(message)
+        self.text = text
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ class Task:
             return _references(question, self.marker, by_quotes=reference)
         _, found, rest = question.partition(self.marker)
         if not found:
-            raise MissingMarker(f"{self.name}: the input has no {self.marker!r}: {question[:80]!r}")
+            raise _missing(self.name, repr(self.marker), question)
         return rest.removeprefix(" ")
 
     def instruction(self, question: str) -> str:
@@ -193,7 +200,11 @@ def _references(question: str, marker: str, *, by_quotes: bool) -> str:
         match = _REFERENCES.fullmatch(references)
         if match:
             return f"{match[1]} {match[2]}"
-    raise MissingMarker(f'LaMP-1: the input has no {marker}..." [2]: "...": {question[:80]!r}')
+    raise _missing("LaMP-1", f'{marker}..." [2]: "..."', question)
+
+
+def _missing(task: str, text: str, question: str) -> MissingMarker:
+    return MissingMarker(text, f"{task}: the input has no {text}: {question[:80]!r}")
 
 
 _PATTERNS = "Following the given patterns"

@@ -75,8 +75,8 @@ def score(
     an answer that is not a finite number counts as the label farthest from the reference (5 for a reference 3); finite
     numbers are unchanged, even outside of 1 to 5, or with `out_of_range="clip"` are clipped to this range. The result
     depends neither on the order of the ids nor on a global random state. Raises LampError when the ids differ,
-    GoldError when a reference is not a label of the task, and LampError for an extra metric that is unknown, does not
-    fit the task or lacks its data.
+    InvalidReferenceError when a reference is not a label of the task, and LampError for an extra metric that is
+    unknown, does not fit the task or lacks its data.
     """
     _check_same_ids(predictions, references)
     family = _FAMILIES[task.metric]
@@ -97,7 +97,10 @@ def score(
 
 
 def check_references(task: Task, references: Mapping[str, str], *, path: str) -> None:
-    """GoldError, naming the file, unless `score` accepts these references (by question id). Run before long work."""
+    """InvalidReferenceError, naming the file, unless `score` accepts these references, by question id.
+
+    Called before long work.
+    """
     if task.labels:
         for key in sorted(references):
             _check_label(task, key, references[key].strip(), f"{path}: ")

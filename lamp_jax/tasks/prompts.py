@@ -85,7 +85,7 @@ class PromptTokenizer:
         self.special_tokens = before + after
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """One `Encoded` per text."""
+        """One `EncodedText` per text."""
         seen = self._seen
         missing = [text for text in dict.fromkeys(texts) if text not in seen]
         if len(seen) + len(missing) > self._remember:

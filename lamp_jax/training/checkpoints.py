@@ -18,10 +18,9 @@ class Checkpoints:
     def __init__(self, directory: str | Path):
         # Typed loosely: orbax's own policies do not fit its annotation of the argument.
         policy: Any = ocp.training.preservation_policies.LatestN(1)
-        place = remote.checkpoint_location(Path(directory))
-        self._place = place
+        self._location = location = remote.checkpoint_location(Path(directory))
         logging.getLogger("absl").addFilter(_is_not_raised_too)
-        self._checkpointer = ocp.training.Checkpointer(place, preservation_policy=policy)
+        self._checkpointer = ocp.training.Checkpointer(location, preservation_policy=policy)
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Writes `state` (a tree of arrays) and `progress` (plain JSON) in the background."""
@@ -66,8 +65,8 @@ class Checkpoints:
             if "os_error_code" not in str(error):
                 raise
             raise LampError(
-                f"{self._place}: a checkpoint cannot be written ({error}); make room or give another --output; "
-                "the same command resumes after the previous checkpoint"
+                f"{self._location}: a checkpoint cannot be written ({error}); free disk space or give another "
+                "--output; the same command resumes after the previous checkpoint"
             ) from error
 
 

@@ -69,7 +69,7 @@ IN_QUESTIONS = {  # finding: a file of LaMP-3's questions with exactly that find
     "bad item": ([question(profile=[item("10"), {"text": "x"}])], "question '1', index 1 of the profile"),
     "missing text": ([question(profile=[item("10", score=None)])], "question '1', item '10': 'score'"),
     "id twice": ([question(1), question("2"), question("1")], "question '1'"),
-    "no marker": ([question(), {**question("2"), "input": "bare"}], "question '2'"),
+    "no marker": ([question(), {**question("2"), "input": "bare"}], "question '2': no 'review:'"),
     "bad date": ([question(profile=[item("10", date="soon")])], "question '1', item '10'"),
     "some dates": ([question(profile=[item("10", date=2003), item("11")])], "question '1'"),
     "unknown gold": ([question(output="4.0")], "question '1'"),

@@ -101,8 +101,8 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
         (b'{"a": -Infinity}', "-Infinity is not JSON"),
         (b'{"a": 1e400}', "1e400 is too large for a floating-point number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "5000 digits"),
-        (b'{"a": "\xe9"}', "not UTF-8 at byte 7 of the record"),
-        (b'{"a" 1}', "at character 5 of the record"),
+        (b'{"a": "\xe9"}', "not UTF-8 at byte 7"),
+        (b'{"a" 1}', "at character 5"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )

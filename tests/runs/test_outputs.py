@@ -203,8 +203,8 @@ def test_a_refused_command_removes_nothing(tmp_path):
     (output / "run.replaced").mkdir()
     for name in (".lock", "main.c", ".cache.unfinished/x", "run.replaced/x"):
         (output / name).write_text("mine")
-    for force in (False, True):
-        with pytest.raises(LampError, match=r"no run record names it|without a run record"):
+    for force, message in ((False, "without a run record"), (True, "no run record names it")):
+        with pytest.raises(LampError, match=message):
             write(Options(str(output), force=force), directory=True, text="new")
     (output / ".lamp.lock").write_text("mine")
     with pytest.raises(LampError, match="not a lock file of lamp"):

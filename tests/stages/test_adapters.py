@@ -184,7 +184,9 @@ def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(
 def test_a_store_without_users_is_refused_too(questions, trained_store, tmp_path, capsys):
     create_store(tmp_path / "empty", open_store(trained_store).form).close()
     assert lamp(*generate_words(questions, tmp_path / "own.json", "--adapters", tmp_path / "empty")) == 1
-    assert f"{tmp_path / 'empty'}: has adapters of 0 users, but of none of the 13 users (u0, " in capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'empty'}: has adapters of 0 users, but of none of the 13 users (u0, " in capsys.readouterr().err
+    )
 
 
 def test_answers_do_not_depend_on_the_other_questions_of_a_batch(questions, trained_store, tmp_path):

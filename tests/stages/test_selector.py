@@ -270,7 +270,7 @@ def test_invalid_options_of_selector_data_are_an_error(files, feedback, more, pr
         (("none",), "two retrievers or more"),
         (("bm25", "none"), "--pool bm25: give NAME=FILE"),
         (("none=x.json", "a=b"), "--pool none=x.json: give NAME=FILE"),
-        (("a=x.json", "a=y.json"), "'a' is there twice"),
+        (("a=x.json", "a=y.json"), "'a' occurs twice"),
     ],
 )
 def test_an_invalid_pool_is_an_error(pool, problem, tmp_path, capsys):

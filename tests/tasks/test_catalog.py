@@ -66,8 +66,9 @@ def test_a_title_may_hold_a_references_delimiter():
 
 
 def test_an_unclosed_string_is_not_a_reference():
-    with pytest.raises(MissingMarker):
+    with pytest.raises(MissingMarker) as error:
         CITATION.query('title "a", [1]: "b" [2]: "c', reference=True)
+    assert error.value.text.endswith('[1]: "..." [2]: "..."')
 
 
 @pytest.mark.parametrize("reference", [False, True])
