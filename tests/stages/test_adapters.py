@@ -173,10 +173,8 @@ def test_a_store_of_other_users_is_refused_before_the_model_is_loaded(
     strangers = write(tmp_path / "strangers.json", records)
     assert lamp(*generate_words(strangers, tmp_path / "own.json", "--adapters", trained_store)) == 1
     error = capsys.readouterr().err
-    assert (
-        f"{trained_store}: has adapters of 11 users (u0, u3, u6, u1, u4, ...), but of none of the 14 users (stranger-0, "
-        in error
-    )
+    known = "adapters of 11 users (u0, u3, u6, u1, u4, ...)"
+    assert f"{trained_store}: has {known}, but of none of the 14 users (stranger-0, " in error
     assert f"of {strangers}; give the store of these users, or leave --adapters out" in error
     assert [path.name for path in tmp_path.iterdir()] == ["strangers.json"]
 
@@ -520,7 +518,7 @@ def test_a_finished_store_without_some_users_is_refused(questions, store_copy, t
     ("change", "message"),
     [
         (lambda form: form["shapes"].update({"x.up": form["shapes"].popitem()[1]}), "none in the store"),
-        (lambda form: form.update(targets=["key"]), "projections key"),
+        (lambda form: form.update(targets=["key"]), "--targets key: no such projections"),
         (lambda form: form.update(rank=form["rank"] + 1), "rank|shape"),
         (lambda form: form.update(alpha=float("nan")), "'alpha' cannot be nan"),
         (lambda form: form.update(rank=0), "'rank' cannot be 0"),
