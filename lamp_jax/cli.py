@@ -38,9 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of stdout has exited, as in `lamp rank --help | head`
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # otherwise the interpreter's final flush fails too
+        # Otherwise the interpreter's final flush fails too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:  # full disk, permission, missing file, network: the cause is in the message
         print(f"lamp: {with_urls(str(error))}", file=sys.stderr)
@@ -68,9 +67,8 @@ def _run(stage: str, work: Callable[[], None]) -> None:
             work()
     else:
         if declared:
-            signal.signal(
-                signal.SIGTERM, signal.SIG_DFL
-            )  # jax installs its own handler, which these stages do not poll
+            # jax installs its own handler, which these stages do not poll.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if not processes.is_first():
             print(f"lamp: {stage} runs on the first process only; waiting for it", file=sys.stderr)
         processes.on_first(work)

@@ -97,10 +97,8 @@ def test_a_setting_that_is_none_of_its_choices_is_an_error(tmp_path):
 @pytest.mark.parametrize("kind", STAGES.values(), ids=lambda kind: kind.__name__)
 def test_choices_of_every_command_can_be_checked(kind: type):
     required = {field.name: "" for field in fields(kind) if field.default is MISSING}
-    literals = {name for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
-    check_settings(
-        kind(**required | {name: get_args(get_type_hints(kind)[name])[0] for name in literals & set(required)})
-    )
+    literals = {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
+    check_settings(kind(**required | {name: literals[name][0] for name in literals.keys() & required.keys()}))
     for name in literals:
         with pytest.raises(LampError, match=f"{name}='nothing': choose one of"):
             check_settings(kind(**required | {name: "nothing"}))

@@ -170,11 +170,13 @@ class Task:
         Raises MissingMarker where the input does not have the task's format.
         """
         if self.cites:
-            return _references(question, self.marker, by_quotes=reference)
-        _, found, rest = question.partition(self.marker)
-        if not found:
-            raise _missing(self.name, repr(self.marker), question)
-        return rest.removeprefix(" ")
+            query, text = _references(question, self.marker, by_quotes=reference), f'{self.marker}..." [2]: "..."'
+        else:
+            _, found, rest = question.partition(self.marker)
+            query, text = rest.removeprefix(" ") if found else None, repr(self.marker)
+        if query is None:
+            raise MissingMarker(text, f"{self.name}: the input has no {text}: {question[:80]!r}")
+        return query
 
     def instruction(self, question: str) -> str:
         """Text before the query in an input, marker included; "" where the marker is missing."""
@@ -190,7 +192,7 @@ class Task:
 _REFERENCES = re.compile(r'(.*?)" \[2\]: "(.*)"\s*', re.DOTALL)
 
 
-def _references(question: str, marker: str, *, by_quotes: bool) -> str:
+def _references(question: str, marker: str, *, by_quotes: bool) -> str | None:
     if by_quotes:
         quoted = question.split('"')[1:-1:2]  # Without a string that is never closed.
         if len(quoted) >= 3:
@@ -200,11 +202,7 @@ def _references(question: str, marker: str, *, by_quotes: bool) -> str:
         match = _REFERENCES.fullmatch(references)
         if match:
             return f"{match[1]} {match[2]}"
-    raise _missing("LaMP-1", f'{marker}..." [2]: "..."', question)
-
-
-def _missing(task: str, text: str, question: str) -> MissingMarker:
-    return MissingMarker(text, f"{task}: the input has no {text}: {question[:80]!r}")
+    return None
 
 
 _PATTERNS = "Following the given patterns"
