@@ -33,7 +33,7 @@ class _State(NamedTuple):
     last: jax.Array
     """[B, K]: next input tokens of the model."""
     cache: Cache
-    """Cache of the live hypotheses, [K, L, B, ...]: K is the first axis, as for `vmap`, to avoid transposes."""
+    """Cache of the live hypotheses."""
     tokens: jax.Array
     """[B, K, T]: tokens of the finished hypotheses."""
     scores: jax.Array
@@ -94,8 +94,7 @@ def beam_search(
 
 
 def _start(model: Generator, source: Source, *, num_beams: int, max_new_tokens: int) -> _State:
-    first, cache = model.start(source, max_length=max_new_tokens)
-    last = jnp.broadcast_to(first[:, None], (len(first), num_beams))
+    last, cache = model.start(source, hypotheses=num_beams, max_length=max_new_tokens)
     places = jnp.zeros_like(last)  # sharded over the batch, as are all arrays made from it
     blank = jnp.broadcast_to(places[:, :, None], (*places.shape, max_new_tokens)) + model.config.pad_token_id
     zeros = places.astype(jnp.float32)
@@ -105,7 +104,7 @@ def _start(model: Generator, source: Source, *, num_beams: int, max_new_tokens: 
         # All hypotheses are equal at the start: only the first is extended.
         live_scores=zeros + jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEVER),
         last=last,
-        cache=jax.tree.map(lambda x: jnp.repeat(x[None], num_beams, axis=0), cache),
+        cache=cache,
         tokens=blank,
         scores=zeros + _NEVER,
         finished=places != 0,
@@ -137,7 +136,7 @@ def _step(model: Generator, source: Source, state: _State, rules: _Rules) -> _St
         live_tokens=_pick(best.tokens, chosen),
         live_scores=live_scores,
         last=_pick(best.last, chosen),
-        cache=jax.tree.map(lambda x: _pick_cache(x, _pick(best.parents, chosen)), cache),
+        cache=model.choose(cache, _pick(best.parents, chosen)),
         tokens=_pick(jnp.concatenate([state.tokens, best.tokens], axis=1), places),
         scores=scores,
         finished=finished,
@@ -160,8 +159,7 @@ class _Candidates(NamedTuple):
 
 def _extend(model: Generator, source: Source, state: _State, constrain: Constrain | None) -> tuple[_Candidates, Cache]:
     num_beams, max_new_tokens = state.live_tokens.shape[1:]
-    step = jax.vmap(model.step, in_axes=(1, None, 0, None), out_axes=(1, 0))
-    logits, cache = step(state.last, state.length, state.cache, source)
+    logits, cache = model.step(state.last, state.length, state.cache, source)
 
     # [B, K, V] -> [B, K * V]; top_k needs the complete vocabulary on one device.
     logits = gathered(logits, model.rules.spec("batch", None, None))
@@ -180,8 +178,3 @@ def _extend(model: Generator, source: Source, state: _State, constrain: Constrai
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:
     """Gather along axis 1, values[b, index[b, k]]: [B, N, ...] and [B, K] -> [B, K, ...]."""
     return jax.vmap(lambda row, chosen: row[chosen])(values, index)
-
-
-def _pick_cache(values: jax.Array, index: jax.Array) -> jax.Array:
-    """Gather of `_pick` for caches [N, L, B, ...]."""
-    return jax.vmap(lambda row, chosen: row[chosen], in_axes=(2, 0), out_axes=2)(values, index)

@@ -31,16 +31,17 @@ def greedy_search(
     with `max_new_tokens` static; ends early when every row has its `</s>`. `constrain` may change the logits.
     """
     config, source = model.config, model.read_source(tokens)
-    first, cache = model.start(source, max_length=max_new_tokens)
-    rows = jnp.broadcast_to(first[:, None], (len(tokens), max_new_tokens))
-    start = _State(jnp.int32(0), jnp.full_like(rows, config.pad_token_id), first, first != first, cache)
+    first, cache = model.start(source, hypotheses=1, max_length=max_new_tokens)
+    rows = jnp.broadcast_to(first, (len(tokens), max_new_tokens))
+    last = first[:, 0]
+    start = _State(jnp.int32(0), jnp.full_like(rows, config.pad_token_id), last, last != last, cache)
 
     def step(state: _State) -> _State:
-        logits, cache = model.step(state.last, state.length, state.cache, source)
+        logits, cache = model.step(state.last[:, None], state.length, state.cache, source)
         if constrain:
-            logits = gathered(logits, model.rules.spec("batch", None))
-            logits = constrain(logits[:, None], state.tokens[:, None], state.length)[:, 0]
-        best = jnp.argmax(logits, axis=-1).astype(first.dtype)
+            logits = gathered(logits, model.rules.spec("batch", None, None))
+            logits = constrain(logits, state.tokens[:, None], state.length)
+        best = jnp.argmax(logits[:, 0], axis=-1).astype(first.dtype)
         best = jnp.where(state.finished, config.pad_token_id, best)
         written = jnp.where(jnp.arange(max_new_tokens) == state.length, best[:, None], state.tokens)
         return _State(state.length + 1, written, best, state.finished | is_end(best, config), cache)

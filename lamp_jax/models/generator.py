@@ -17,7 +17,7 @@ from lamp_jax.sharding import Rules, sharded_by_rows
 Source = Any
 """Tree of arrays computed from sources alone."""
 Cache = Any
-"""Tree of arrays [L, B, ...] computed from the answers so far. A beam search has one cache per beam."""
+"""Tree of arrays computed from the hypotheses of each source so far."""
 
 
 class GeneratorConfig(Protocol):
@@ -105,12 +105,17 @@ class Generator(Protocol):
         """
         ...
 
-    def start(self, source: Source, *, max_length: int) -> tuple[jax.Array, Cache]:
-        """First input token [B] of `step`, and an empty cache with room for answers of `max_length` tokens."""
+    def start(self, source: Source, *, hypotheses: int, max_length: int) -> tuple[jax.Array, Cache]:
+        """First input tokens [B, N] of `step`, and an empty cache for N hypotheses of up to `max_length` tokens."""
         ...
 
-    def step(self, token: jax.Array, position: jax.Array, cache: Cache, source: Source) -> tuple[jax.Array, Cache]:
-        """Logits [B, V] of the answers' token number `position` (a scalar, from 0), given the token [B] before it."""
+    def step(self, tokens: jax.Array, position: jax.Array, cache: Cache, source: Source) -> tuple[jax.Array, Cache]:
+        """Logits [B, N, V] of token number `position` (a scalar, from 0) of every hypothesis, given the tokens [B, N]
+        before it, and the updated cache."""
+        ...
+
+    def choose(self, cache: Cache, parents: jax.Array) -> Cache:
+        """Cache in which hypothesis n of a source continues its former hypothesis `parents[b, n]`, [B, N]."""
         ...
 
 

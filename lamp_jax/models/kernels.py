@@ -245,13 +245,42 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
-def write_to_cache(cache: jax.Array, new: jax.Array, *, layer: jax.Array, position: jax.Array) -> jax.Array:
-    """Cache [L, B, T, H, K] of all layers, updated with one layer's keys or values [B, 1, H, K] of one position.
+def as_cached_keys(keys: jax.Array) -> jax.Array:
+    """Keys in the order of `attend_cached`: [B, S, H, K] -> [B, H, K, S]."""
+    return jnp.transpose(keys, (0, 2, 3, 1))
+
+
+def as_cached_values(values: jax.Array) -> jax.Array:
+    """Values in the order of `attend_cached`: [B, S, H, K] -> [B, H, S, K]."""
+    return jnp.swapaxes(values, 1, 2)
+
+
+def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, scores: jax.Array) -> jax.Array:
+    """Attention without gradient, softmax(query keys + scores) values, to keys and values that many queries read.
+
+    [B, N, H, K], [B, H, K, S], [B, H, S, K] -> [B, N, H, K]; `scores` broadcasts to [B, H, N, S]. The axes are in the
+    order in which a CPU multiplies matrices without copying them first.
+    """
+    found = jnp.einsum("bnhk,bhks->bhns", query, keys, preferred_element_type=jnp.float32) + scores
+    weights = jnp.exp(found - jnp.max(found, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum("bhns,bhsk->bhnk", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(mixed / total, 1, 2).astype(values.dtype)
+
+
+def write_to_cache(
+    cache: tuple[jax.Array, jax.Array], keys: jax.Array, values: jax.Array, *, layer: jax.Array | int, start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys [L, B, H, K, S] and values [L, B, H, S, K], updated with those of one layer, [B, N, H, K], from `start` on.
 
     The update is in place if the cache is carried through a scan over layers; a scan that stacks the layers' caches
     copies them.
     """
-    return jax.lax.dynamic_update_slice(cache, new[None], (layer, 0, position, 0, 0))
+    old_keys, old_values = cache
+    return (
+        jax.lax.dynamic_update_slice(old_keys, as_cached_keys(keys)[None], (layer, 0, 0, 0, start)),
+        jax.lax.dynamic_update_slice(old_values, as_cached_values(values)[None], (layer, 0, 0, start, 0)),
+    )
 
 
 def step_loop(order: AttentionOrder) -> Literal["scanned", "unrolled"]:

@@ -4,6 +4,7 @@ Raffel et al. 2020 (arXiv 1910.10683). The layers of a stack are one scan over s
 """
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +18,10 @@ from lamp_jax.models.kernels import (
     HIDDEN,
     NO_BIAS,
     AttentionOrder,
+    as_cached_keys,
+    as_cached_values,
     attend,
+    attend_cached,
     attend_in_order,
     computed_once,
     step_loop,
@@ -42,21 +46,29 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 class CrossCache(NamedTuple):
     """Cross-attention keys and values of one source; computed once, shared by all hypotheses."""
 
-    keys: jax.Array
-    """Keys [L, B, S, H, K]."""
-    values: jax.Array
-    """Values [L, B, S, H, K]."""
+    keys: tuple[jax.Array, ...] | jax.Array
+    """Keys [B, H, K, S] of each layer; stacked, [L, ...], where the layers are scanned."""
+    values: tuple[jax.Array, ...] | jax.Array
+    """Values [B, H, S, K] of each layer, likewise."""
     padding: jax.Array
     """Additive mask [B, 1, 1, S]: 0 at tokens, very negative at padding."""
 
 
-class SelfCache(NamedTuple):
-    """Keys and values of the target tokens so far, with room for `max_length`; one cache per hypothesis."""
+LayerCache = tuple[jax.Array, jax.Array]
+"""Keys [L, B, H, K, T * N] and values [L, B, H, T * N, K]; L = 1 where the layers are unrolled."""
 
-    keys: jax.Array
-    """Keys [L, B, T, H, K]."""
-    values: jax.Array
-    """Values [L, B, T, H, K]."""
+
+class SelfCache(NamedTuple):
+    """Keys and values of the target tokens of N hypotheses per source, with room for T tokens each.
+
+    Hypothesis n writes its token number t at t * N + n. A hypothesis that continues another one does not copy its keys
+    and values: `writers` says where they are.
+    """
+
+    layers: tuple[LayerCache, ...]
+    """One for each layer where the layers are unrolled, so that none is copied; else one for all."""
+    writers: jax.Array
+    """[B, N, T]: which hypothesis wrote each token of every hypothesis; -1 at tokens to come."""
 
 
 class EncoderLayers(nnx.Module):
@@ -118,27 +130,34 @@ class DecoderLayers(nnx.Module):
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
 
+    def read(
+        self, x: jax.Array, position_scores: jax.Array, cross: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> jax.Array:
+        """Output of one layer for a complete target, [B, T, D], without gradient; `cross` is the source's cache."""
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_and_values(normed)
+        x = x + self.attention.mix(attend(self.attention.queries(normed), keys, values, position_scores, NO_BIAS))
+        x = x + self.cross.mix(attend_cached(self.cross.queries(self.cross_norm(x)), *cross))
+        return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None)
+
     def step(
         self,
         x: jax.Array,
-        layer: jax.Array,
-        position: jax.Array,
-        position_scores: jax.Array,
+        layer: jax.Array | int,
+        start: jax.Array,
+        own_scores: jax.Array,
         cross: tuple[jax.Array, jax.Array, jax.Array],
-        cache: SelfCache,
-    ) -> tuple[jax.Array, SelfCache]:
-        """Output of one layer for one token, x [B, 1, D]; `cache` is that of all layers, with room at `position`."""
+        cache: LayerCache,
+    ) -> tuple[jax.Array, LayerCache]:
+        """Output of one layer for one token of every hypothesis, x [B, N, D], and the cache, written from `start` on.
+
+        `own_scores` [B, H, N, T * N] hides what is not a hypothesis's own; `layer` is the layer's index in the cache.
+        """
         normed = self.attention_norm(x)
-        fresh = self.attention.keys_and_values(normed)
-        cache = SelfCache(
-            *(write_to_cache(old, new, layer=layer, position=position) for old, new in zip(cache, fresh, strict=True))
-        )
+        cache = write_to_cache(cache, *self.attention.keys_and_values(normed), layer=layer, start=start)
         own = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
-        heads = attend(self.attention.queries(normed), *own, position_scores, NO_BIAS)
-        x = x + self.attention.mix(heads)
-        keys, values, padding = cross
-        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NO_BIAS, padding)
-        x = x + self.cross.mix(heads)
+        x = x + self.attention.mix(attend_cached(self.attention.queries(normed), *own, own_scores))
+        x = x + self.cross.mix(attend_cached(self.cross.queries(self.cross_norm(x)), *cross))
         return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), cache
 
 
@@ -253,10 +272,24 @@ class T5(nnx.Module):
         """Cross-attention keys and values of sources [B, S] for every decoder layer."""
         mask = self.source_mask(tokens)
         encoded = self.encode(tokens, mask=mask)
-        _, (keys, values) = jax.lax.scan(
-            lambda _, layers: (None, layers.cross.keys_and_values(encoded)), None, self.decoder
-        )
+
+        def read(layers: DecoderLayers) -> tuple[jax.Array, jax.Array]:
+            keys, values = layers.cross.keys_and_values(encoded)
+            return as_cached_keys(keys), as_cached_values(values)
+
+        if self._unrolls_steps:
+            keys, values = zip(*map(read, self._decoder_layers()), strict=True)
+        else:
+            _, (keys, values) = jax.lax.scan(lambda _, layers: (None, read(layers)), None, self.decoder)
         return CrossCache(keys, values, hide_padding(mask))
+
+    @property
+    def _unrolls_steps(self) -> bool:
+        return step_loop(self.attention) == "unrolled"
+
+    def _decoder_layers(self) -> list[DecoderLayers]:
+        """The decoder's layers, each with its own parameters."""
+        return [jax.tree.map(itemgetter(layer), self.decoder) for layer in range(self.config.num_decoder_layers)]
 
     def read_target(self, target: jax.Array, source: CrossCache) -> jax.Array:
         """Last decoder hidden states [B, T, D] of targets [B, T], given the cached source; no dropout."""
@@ -264,10 +297,14 @@ class T5(nnx.Module):
 
         def layer(x, xs):
             layers, keys, values = xs
-            return layers(x, position, (keys, values, source.padding), None), None
+            return layers.read(x, position, (keys, values, source.padding)), None
 
         x = self._embed(decoder_inputs(target, self.config))
-        x, _ = scan_layers(layer, x, (self.decoder, source.keys, source.values), remat="none")
+        if self._unrolls_steps:
+            for xs in zip(self._decoder_layers(), source.keys, source.values, strict=True):
+                x, _ = layer(x, xs)
+        else:
+            x, _ = scan_layers(layer, x, (self.decoder, source.keys, source.values), remat="none")
         return self.decoder_norm(x)
 
     def answer_context(self, tokens: jax.Array) -> jax.Array:
@@ -275,32 +312,56 @@ class T5(nnx.Module):
         sharding = self.rules.out("batch", None)
         return jnp.full((len(tokens), 1), self.config.decoder_start_token_id, tokens.dtype, out_sharding=sharding)
 
-    def start(self, source: CrossCache, *, max_length: int) -> tuple[jax.Array, SelfCache]:
-        """Start tokens [B], and an empty cache with room for targets of `max_length` tokens, for `step`."""
+    def start(self, source: CrossCache, *, hypotheses: int, max_length: int) -> tuple[jax.Array, SelfCache]:
+        """Start tokens [B, N], and an empty cache for N hypotheses of up to `max_length` tokens, for `step`."""
         config, rows = self.config, source.padding.shape[0]
-        shape = (config.num_decoder_layers, rows, max_length, config.num_heads, config.d_kv)
-        sharding = self.rules.out(None, "batch", None, "heads", None)
-        empty = jnp.zeros(shape, self.dtype, out_sharding=sharding)
-        first = jnp.full((rows,), config.decoder_start_token_id, jnp.int32, out_sharding=self.rules.out("batch"))
-        return first, SelfCache(empty, empty)
+        layers, caches = (1, config.num_decoder_layers) if self._unrolls_steps else (config.num_decoder_layers, 1)
+        places, shape = max_length * hypotheses, (layers, rows, config.num_heads)
+        sharding = self.rules.out(None, "batch", "heads", None, None)
+        keys = jnp.zeros((*shape, config.d_kv, places), self.dtype, out_sharding=sharding)
+        values = jnp.zeros((*shape, places, config.d_kv), self.dtype, out_sharding=sharding)
+        first, writers = (
+            jnp.full(size, token, jnp.int32, out_sharding=self.rules.out("batch", *(None,) * (len(size) - 1)))
+            for size, token in (
+                ((rows, hypotheses), config.decoder_start_token_id),
+                ((rows, hypotheses, max_length), -1),
+            )
+        )
+        return first, SelfCache(((keys, values),) * caches, writers)
 
     def step(
-        self, token: jax.Array, position: jax.Array, cache: SelfCache, source: CrossCache
+        self, tokens: jax.Array, position: jax.Array, cache: SelfCache, source: CrossCache
     ) -> tuple[jax.Array, SelfCache]:
-        """Logits [B, V] after the token [B] at `position` (a scalar, from 0), float32, and the updated cache."""
-        length = cache.keys.shape[2]
-        distance = jnp.arange(length) - position
-        scores = jnp.where(distance > 0, HIDDEN, self.decoder_positions.scores(distance))[None, :, None, :]
+        """Logits [B, N, V] after the tokens [B, N] at `position` (a scalar, from 0), float32, and the updated cache."""
+        hypotheses, length = cache.writers.shape[1:]
+        own = jnp.arange(hypotheses)
+        writers = jnp.where(jnp.arange(length) == position, own[:, None], cache.writers)
+        is_own = writers[..., None] == own  # [B, N, T, N]
+        bias = self.decoder_positions.scores(jnp.arange(length) - position)[None, :, None, :, None]
+        scores = jnp.where(is_own[:, None], bias, HIDDEN)
+        scores = scores.reshape(*scores.shape[:3], length * hypotheses)
+        start = position * hypotheses
 
         def layer(carry, xs):
             layers, number, keys, values = xs
             x, cache = carry
-            return layers.step(x, number, position, scores, (keys, values, source.padding), cache), None
+            return layers.step(x, number, start, scores, (keys, values, source.padding), cache), None
 
-        xs = (self.decoder, jnp.arange(self.config.num_decoder_layers), source.keys, source.values)
-        carry = (self._embed(token[:, None]), cache)
-        (x, cache), _ = scan_layers(layer, carry, xs, remat="none", loop=step_loop(self.attention))
-        return self.logits(self.decoder_norm(x))[:, 0], cache
+        x = self._embed(tokens)
+        if self._unrolls_steps:
+            caches = []
+            for of_layer, *xs in zip(cache.layers, self._decoder_layers(), source.keys, source.values, strict=True):
+                (x, of_layer), _ = layer((x, of_layer), (xs[0], 0, *xs[1:]))
+                caches.append(of_layer)
+        else:
+            xs = (self.decoder, jnp.arange(self.config.num_decoder_layers), source.keys, source.values)
+            (x, of_all), _ = scan_layers(layer, (x, cache.layers[0]), xs, remat="none")
+            caches = [of_all]
+        return self.logits(self.decoder_norm(x)), SelfCache(tuple(caches), writers)
+
+    def choose(self, cache: SelfCache, parents: jax.Array) -> SelfCache:
+        """Cache in which hypothesis n of a source continues its former hypothesis `parents[b, n]`, [B, N]."""
+        return cache._replace(writers=jnp.take_along_axis(cache.writers, parents[..., None], axis=1))
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits of the decoder's last hidden states, [..., D] -> [..., V], float32."""

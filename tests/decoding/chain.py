@@ -30,13 +30,17 @@ class MarkovChain:
     def read_source(self, tokens):
         return tokens[:, 0]
 
-    def start(self, source, *, max_length):
-        return jnp.zeros_like(source), jnp.zeros((1, len(source), max_length + 1), jnp.int32)
+    def start(self, source, *, hypotheses, max_length):
+        first = jnp.zeros((len(source), hypotheses), source.dtype)
+        return first, jnp.zeros((len(source), hypotheses, max_length + 1), jnp.int32)
 
-    def step(self, token, position, cache, source):
-        before = jax.lax.dynamic_index_in_dim(cache[0], position, axis=1, keepdims=False)
-        cache = jax.lax.dynamic_update_slice_in_dim(cache, token[None, :, None], position + 1, axis=2)
-        return jnp.asarray(self.table)[source, before, token], cache
+    def step(self, tokens, position, cache, source):
+        before = jax.lax.dynamic_index_in_dim(cache, position, axis=2, keepdims=False)
+        cache = jax.lax.dynamic_update_slice_in_dim(cache, tokens[..., None], position + 1, axis=2)
+        return jnp.asarray(self.table)[source[:, None], before, tokens], cache
+
+    def choose(self, cache, parents):
+        return jnp.take_along_axis(cache, parents[..., None], axis=1)
 
 
 def random_chain(sources: int, vocabulary: int, seed: int, *, end: float = 0.0) -> MarkovChain:

@@ -104,9 +104,9 @@ def test_search_stops_when_no_source_can_gain():
     steps = []
 
     class Counted(MarkovChain):
-        def step(self, token, position, cache, cross):
+        def step(self, tokens, position, cache, source):
             jax.debug.callback(lambda at: steps.append(int(at)), position)
-            return super().step(token, position, cache, cross)
+            return super().step(tokens, position, cache, source)
 
     search(Counted(random_chain(4, 5, seed=2, end=20.0).table), num_beams=2, max_new_tokens=50)
     jax.effects_barrier()

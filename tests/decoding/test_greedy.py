@@ -37,9 +37,9 @@ def test_search_stops_when_every_row_has_an_end_token(end, expected):
     steps = []
 
     class Counted(MarkovChain):
-        def step(self, token, position, cache, cross):
+        def step(self, tokens, position, cache, source):
             jax.debug.callback(lambda at: steps.append(int(at)), position)
-            return super().step(token, position, cache, cross)
+            return super().step(tokens, position, cache, source)
 
     greedy(Counted(random_chain(6, 5, seed=2, end=end).table), 9)
     jax.effects_barrier()

@@ -133,11 +133,22 @@ class Toy(nnx.Module):
         order = jnp.argsort(mask, axis=1, stable=True)
         return jnp.take_along_axis(jnp.where(mask, tokens, NO_TOKEN), order, axis=1)
 
-    def start(self, source: tuple[jax.Array, jax.Array], *, max_length: int) -> tuple[jax.Array, jax.Array]:
+    def start(
+        self, source: tuple[jax.Array, jax.Array], *, hypotheses: int, max_length: int
+    ) -> tuple[jax.Array, jax.Array]:
         state, last = source
-        return last, state
+        return jnp.repeat(last[:, None], hypotheses, axis=1), jnp.repeat(state[None], hypotheses, axis=0)
 
-    def step(self, token: jax.Array, position: jax.Array, cache: jax.Array, source: Any) -> tuple[jax.Array, jax.Array]:
+    def step(
+        self, tokens: jax.Array, position: jax.Array, cache: jax.Array, source: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of every hypothesis, whose states are [N, L, B, D]."""
+        return jax.vmap(self._step, in_axes=(1, 0), out_axes=(1, 0))(tokens, cache)
+
+    def choose(self, cache: jax.Array, parents: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row, chosen: row[chosen], in_axes=(2, 0), out_axes=2)(cache, parents)
+
+    def _step(self, token: jax.Array, cache: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = look_up(self.embedding, token[:, None], self.rules, dtype=self.dtype)[:, 0]
 
         def layer(x, xs):
@@ -153,7 +164,7 @@ class Toy(nnx.Module):
 
         def read(state, xs):
             token, counts = xs
-            _, new = self.step(jnp.maximum(token, 0), jnp.int32(0), state, None)
+            _, new = self._step(jnp.maximum(token, 0), state)
             state = jnp.where(counts[:, None], new, state)
             return state, state[-1]
 

@@ -32,20 +32,51 @@ def test_cached_decoding_equals_full_decoding(config):
     @jax.jit
     def run(model):
         source = model.read_source(tokens)
-        first, cache = model.start(source, max_length=target.shape[1])
+        first, cache = model.start(source, hypotheses=1, max_length=target.shape[1])
 
         def step(cache, xs):
-            logits, cache = model.step(*xs, cache, source)
-            return cache, logits
+            token, position = xs
+            logits, cache = model.step(token[:, None], position, cache, source)
+            return cache, logits[:, 0]
 
         _, stepped = jax.lax.scan(step, cache, (target.T, jnp.arange(target.shape[1])))
         at_once = model.logits(model.read_target(jnp.asarray(labels), source))
         return first, model.target_logits(tokens, jnp.asarray(labels)), jnp.swapaxes(stepped, 0, 1), at_once
 
     first, full, stepped, at_once = run(model)
-    np.testing.assert_array_equal(first, target[:, 0])
+    np.testing.assert_array_equal(first, target[:, :1])
     np.testing.assert_allclose(stepped, full, atol=1e-5)
     np.testing.assert_allclose(at_once, full, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["whole", "rows"])
+def test_hypotheses_continue_those_that_were_chosen(attention):
+    """Each step's logits are those of the hypothesis's own tokens, whatever hypotheses wrote them to the cache."""
+    model, rng, hypotheses, length = build(TIED, attention=attention), np.random.default_rng(0), 3, 5
+    tokens = make_batch(rows=2)[0]
+    chosen = rng.integers(0, hypotheses, (length, 2, hypotheses))
+    drawn = rng.integers(2, 48, (length, 2, hypotheses))
+
+    @jax.jit
+    def run(model):
+        source = model.read_source(tokens)
+        last, cache = model.start(source, hypotheses=hypotheses, max_length=length)
+        stepped = []
+        for position in range(length):
+            logits, cache = model.step(last, jnp.int32(position), cache, source)
+            stepped.append(logits)
+            last, cache = jnp.asarray(drawn[position]), model.choose(cache, jnp.asarray(chosen[position]))
+        return jnp.stack(stepped)
+
+    stepped, full = run(model), jax.jit(lambda model, labels: model.target_logits(tokens, labels))
+    paths = np.zeros((2, hypotheses, 0), int)
+    for position in range(length):
+        for one in range(hypotheses):
+            labels = np.concatenate([paths[:, one], np.zeros((2, length - position), int)], axis=1)
+            expected = full(model, jnp.asarray(labels))[:, position]
+            np.testing.assert_allclose(stepped[position][:, one], expected, atol=1e-5, err_msg=f"{position} {one}")
+        parents = np.take_along_axis(paths, chosen[position][..., None], axis=1)
+        paths = np.concatenate([parents, drawn[position][..., None]], axis=2)
 
 
 def test_masked_tokens_change_nothing():

@@ -254,7 +254,7 @@ def first_layer(stack: Any) -> Any:
 
 def t5_activations(model: T5, source: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
     encoded, layer, cross = model.encode(source), first_layer(model.encoder), model.read_source(source)
-    first, cache = model.start(cross, max_length=4)
+    first, cache = model.start(cross, hypotheses=2, max_length=4)
     stepped, filled = model.step(first, jax.numpy.int32(0), cache, cross)
     return {
         "encoded": encoded,
@@ -262,7 +262,7 @@ def t5_activations(model: T5, source: jax.Array, target: jax.Array) -> dict[str,
         "mixed": layer.attention.mix(layer.attention.queries(encoded)),
         "narrow": layer.mlp(encoded, rate=0.0, key=None),
         "logits": model.target_logits(source, target),
-        "cached": filled.keys,
+        "cached": filled.layers[0][0],
         "read": cross.values,
         "next": stepped,
     }
@@ -281,9 +281,9 @@ ACTIVATIONS = {
     "mixed": ("batch", None, None),
     "narrow": ("batch", None, None),
     "logits": ("batch", None, "vocab"),
-    "cached": (None, "batch", None, "heads", None),
-    "read": (None, "batch", None, "heads", None),
-    "next": ("batch", "vocab"),
+    "cached": (None, "batch", "heads", None, None),
+    "read": (None, "batch", "heads", None, None),
+    "next": ("batch", None, "vocab"),
     "scores": ("batch", None),
 }
 
