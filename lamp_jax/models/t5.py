@@ -155,8 +155,8 @@ class DecoderLayers(nnx.Module):
         """
         normed = self.attention_norm(x)
         cache = write_to_cache(cache, *self.attention.keys_and_values(normed), layer=layer, start=start)
-        own = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
-        x = x + self.attention.mix(attend_cached(self.attention.queries(normed), *own, own_scores))
+        keys, values = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
+        x = x + self.attention.mix(attend_cached(self.attention.queries(normed), keys, values, own_scores))
         x = x + self.cross.mix(attend_cached(self.cross.queries(self.cross_norm(x)), *cross))
         return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), cache
 

@@ -263,7 +263,7 @@ def t5_activations(model: T5, source: jax.Array, target: jax.Array) -> dict[str,
         "narrow": layer.mlp(encoded, rate=0.0, key=None),
         "logits": model.target_logits(source, target),
         "cached": filled.layers[0][0],
-        "read": cross.values,
+        "read": jax.numpy.stack([*cross.values]),
         "next": stepped,
     }
 
