@@ -13,6 +13,9 @@ from lamp_jax.sharding import gathered
 # Score of impossible hypotheses; added to a candidate's score, it excludes the candidate.
 _NEVER = -1e9
 
+_BLOCK = 64
+"""Number of values of a vocabulary among which the largest is found at once."""
+
 
 class Beams(NamedTuple):
     """Finished hypotheses of every source, best first."""
@@ -163,16 +166,41 @@ def _extend(model: Generator, source: Source, state: _State, constrain: Constrai
 
     # [B, K, V] -> [B, K * V]; top_k needs the complete vocabulary on one device.
     logits = gathered(logits, model.rules.spec("batch", None, None))
-    scores = jax.nn.log_softmax(logits, axis=-1)
-    if constrain:
-        scores = constrain(scores, state.live_tokens, state.length)
-    sums = scores + state.live_scores[:, :, None]
     kept = max(2, 1 + len(end_tokens(model.config))) * num_beams
+    if constrain:
+        scores = constrain(jax.nn.log_softmax(logits, axis=-1), state.live_tokens, state.length)
+        scores, tokens = largest(scores, min(kept, scores.shape[-1]))
+    else:  # log-probabilities of the best alone
+        highest = jnp.max(logits, axis=-1, keepdims=True)
+        log_total = jnp.log(jnp.sum(jnp.exp(logits - highest), axis=-1, keepdims=True))
+        scores, tokens = largest(logits, min(kept, logits.shape[-1]))
+        scores = scores - highest - log_total
+    sums = scores + state.live_scores[:, :, None]
     best, index = jax.lax.top_k(sums.reshape(len(sums), -1), kept)
-    parents, last = index // logits.shape[-1], (index % logits.shape[-1]).astype(state.last.dtype)
+    parents = index // tokens.shape[-1]
+    last = _pick(tokens.reshape(len(tokens), -1), index).astype(state.last.dtype)
     here = jnp.arange(max_new_tokens) == state.length
     tokens = jnp.where(here, last[:, :, None], _pick(state.live_tokens, parents))
     return _Candidates(best, parents, last, tokens), cache
+
+
+def largest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` of a long last axis, [B, N, V] -> two of [B, N, count].
+
+    The `count` largest values, the first of equal ones, are in the `count` blocks whose maxima are largest: only
+    these blocks are sorted.
+    """
+    size = values.shape[-1]
+    blocks = size // _BLOCK
+    if blocks <= 2 * count:
+        return jax.lax.top_k(values, count)
+    cut = values[..., : blocks * _BLOCK].reshape(*values.shape[:-1], blocks, _BLOCK)
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(cut, axis=-1), count)[1], axis=-1)  # in order, as ties are
+    places = (chosen[..., None] * _BLOCK + jnp.arange(_BLOCK)).reshape(*chosen.shape[:-1], count * _BLOCK)
+    inside = jax.vmap(_pick)(cut, chosen).reshape(places.shape)
+    rest = jnp.zeros_like(places[..., :1]) + jnp.arange(blocks * _BLOCK, size)
+    found, index = jax.lax.top_k(jnp.concatenate([inside, values[..., blocks * _BLOCK :]], axis=-1), count)
+    return found, jax.vmap(_pick)(jnp.concatenate([places, rest], axis=-1), index)
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:

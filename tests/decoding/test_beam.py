@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lamp_jax.decoding.beam import beam_search
+from lamp_jax.decoding.beam import beam_search, largest
 from lamp_jax.decoding.labels import score_labels
 from lamp_jax.sharding import FSDP_AND_TENSOR_PARALLEL, make_mesh, place_batch
 from tests.decoding.chain import MarkovChain, all_sequences, random_chain
@@ -127,3 +129,13 @@ def test_search_and_label_scores_do_not_depend_on_the_mesh():
     np.testing.assert_array_equal(beams.tokens, expected.tokens)
     np.testing.assert_allclose(beams.scores, expected.scores, atol=1e-5)
     np.testing.assert_allclose(label_scores, expected_labels, atol=1e-4)
+
+
+@given(st.sampled_from([1, 63, 600, 640, 701]), st.sampled_from([1, 4]), st.integers(1, 99), st.integers(0, 2**32 - 1))
+def test_the_largest_values_are_those_of_a_sort(size, count, kinds, seed):
+    """Of equal values the first, as `top_k` has them: `kinds` values make many ties."""
+    values = np.random.default_rng(seed).integers(0, kinds, (2, 3, size)).astype(np.float32)
+    found, index = jax.jit(largest, static_argnums=1)(values, min(count, size))
+    order = np.argsort(-values, axis=-1, kind="stable")[..., :count]
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=-1))
