@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, NoReturn, Union
 
 import tyro
 
@@ -127,15 +127,27 @@ def parse(words: list[str]) -> tuple[str, Any]:
         words, further = words[:mark], words[mark + 1 :]
     elif len(words) > 1 and words[1].endswith(".py"):
         experiments[words[0]] = load_experiment(words[0], words.pop(1))
-    defaults = {name: _defaults(options, compatibility) for name, options in STAGES.items()} | experiments
-    subcommands = [
-        Annotated[options, tyro.conf.subcommand(name, default=defaults[name])] for name, options in STAGES.items()
+    if not (words and words[0] in STAGES):
+        _explain(words)
+    stage, options = words[0], STAGES[words[0]]  # only its own parser is made
+    default = experiments.get(stage, _defaults(options, compatibility))
+    chosen = parse_options(options, words[1:], prog=f"lamp {stage}", default=default)
+    return stage, dataclasses.replace(chosen, options=tuple(further)) if further else chosen
+
+
+@dataclasses.dataclass
+class _Command:
+    """Command in the list of all, without its options."""
+
+
+def _explain(words: list[str]) -> NoReturn:
+    """Exits with the list of all commands, or with a usage message for words that begin with none."""
+    commands = [
+        Annotated[_Command, tyro.conf.subcommand(name, description=options.__doc__)] for name, options in STAGES.items()
     ]
-    choice: Any = Union[tuple(subcommands)]  # noqa: UP007 (built from a table)
-    chosen = parse_options(choice, words, prog="lamp", description=_DESCRIPTION)
-    if further:
-        chosen = dataclasses.replace(chosen, options=tuple(further))
-    return next(name for name, options in STAGES.items() if isinstance(chosen, options)), chosen
+    choice: Any = Union[tuple(commands)]  # noqa: UP007 (built from a table)
+    parse_options(choice, words, prog="lamp", description=_DESCRIPTION)
+    raise AssertionError(f"{words} begin with a command")
 
 
 def load_experiment(stage: str, path: str) -> Any:
