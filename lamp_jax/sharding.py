@@ -55,6 +55,11 @@ class Rules:
         """Partition spec of an array with these named axes, e.g. `spec("batch", None, "heads", None)`."""
         return P(*(None if axis is None else getattr(self, axis) for axis in axes))
 
+    @property
+    def replicates_weights(self) -> bool:
+        """Whether every device has all weights."""
+        return not any((self.embed, self.heads, self.mlp, self.vocab))
+
     def gathered(self, spec: P) -> P:
         """Partition spec of a weight during its use: gathered along the axis over which `embed` is sharded."""
         return P(*(None if axis == self.embed else axis for axis in spec))

@@ -89,8 +89,10 @@ def beam_search(
     def unfinished(state: _State) -> jax.Array:
         return (state.length < max_new_tokens) & jnp.any(state.open)
 
+    stepping = model.for_steps()
+
     def step(state: _State) -> _State:
-        return _step(model, source, state, rules)
+        return _step(stepping, source, state, rules)
 
     end = jax.lax.while_loop(unfinished, step, start)
     return Beams(end.tokens, end.scores)
@@ -171,10 +173,8 @@ def _extend(model: Generator, source: Source, state: _State, constrain: Constrai
         scores = constrain(jax.nn.log_softmax(logits, axis=-1), state.live_tokens, state.length)
         scores, tokens = largest(scores, min(kept, scores.shape[-1]))
     else:  # log-probabilities of the best alone
-        highest = jnp.max(logits, axis=-1, keepdims=True)
-        log_total = jnp.log(jnp.sum(jnp.exp(logits - highest), axis=-1, keepdims=True))
         scores, tokens = largest(logits, min(kept, logits.shape[-1]))
-        scores = scores - highest - log_total
+        scores = scores - _log_total(logits)
     sums = scores + state.live_scores[:, :, None]
     best, index = jax.lax.top_k(sums.reshape(len(sums), -1), kept)
     parents = index // tokens.shape[-1]
@@ -182,6 +182,15 @@ def _extend(model: Generator, source: Source, state: _State, constrain: Constrai
     here = jnp.arange(max_new_tokens) == state.length
     tokens = jnp.where(here, last[:, :, None], _pick(state.live_tokens, parents))
     return _Candidates(best, parents, last, tokens), cache
+
+
+def _log_total(logits: jax.Array) -> jax.Array:
+    """Logarithm of the sum of exp(logits), [B, N, V] -> [B, N, 1]."""
+    by_token = jnp.moveaxis(logits, -1, 0)  # the order in which a CPU's `step` computes them
+    by_token = by_token.reshape(len(by_token), -1)  # a CPU reduces [V, B, 1] ten times as slowly as [V, B]
+    highest = jnp.max(by_token, axis=0)
+    total = highest + jnp.log(jnp.sum(jnp.exp(by_token - highest), axis=0))
+    return total.reshape(*logits.shape[:-1], 1)
 
 
 def largest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -194,13 +203,16 @@ def largest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     blocks = size // _BLOCK
     if blocks <= 2 * count:
         return jax.lax.top_k(values, count)
-    cut = values[..., : blocks * _BLOCK].reshape(*values.shape[:-1], blocks, _BLOCK)
-    chosen = jnp.sort(jax.lax.top_k(jnp.max(cut, axis=-1), count)[1], axis=-1)  # in order, as ties are
+    by_token = jnp.moveaxis(values, -1, 0)  # the order in which a CPU's `step` computes them
+    cut = by_token[: blocks * _BLOCK].reshape(blocks, _BLOCK, *by_token.shape[1:])
+    highest = jnp.moveaxis(jnp.max(cut, axis=1), 0, -1)
+    chosen = jnp.sort(jax.lax.top_k(highest, count)[1], axis=-1)  # in order, as ties are
     places = (chosen[..., None] * _BLOCK + jnp.arange(_BLOCK)).reshape(*chosen.shape[:-1], count * _BLOCK)
-    inside = jax.vmap(_pick)(cut, chosen).reshape(places.shape)
-    rest = jnp.zeros_like(places[..., :1]) + jnp.arange(blocks * _BLOCK, size)
-    found, index = jax.lax.top_k(jnp.concatenate([inside, values[..., blocks * _BLOCK :]], axis=-1), count)
-    return found, jax.vmap(_pick)(jnp.concatenate([places, rest], axis=-1), index)
+    places = jnp.concatenate([places, jnp.zeros_like(places[..., :1]) + jnp.arange(blocks * _BLOCK, size)], axis=-1)
+    of_column = jax.vmap(lambda column, rows: column[rows], in_axes=(1, 0))
+    inside = jax.vmap(of_column, in_axes=(1, 0))(by_token, places)
+    found, index = jax.lax.top_k(inside, count)
+    return found, jax.vmap(_pick)(places, index)
 
 
 def _pick(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -36,8 +36,10 @@ def greedy_search(
     last = first[:, 0]
     start = _State(jnp.int32(0), jnp.full_like(rows, config.pad_token_id), last, last != last, cache)
 
+    stepping = model.for_steps()
+
     def step(state: _State) -> _State:
-        logits, cache = model.step(state.last[:, None], state.length, state.cache, source)
+        logits, cache = stepping.step(state.last[:, None], state.length, state.cache, source)
         if constrain:
             logits = gathered(logits, model.rules.spec("batch", None, None))
             logits = constrain(logits, state.tokens[:, None], state.length)

@@ -6,7 +6,7 @@ prompt. The `Cache` has the keys and values of the answer's tokens. `models/fami
 reads and writes their directories.
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,10 @@ class Generator(Protocol):
 
         The start token of an encoder-decoder, C = 1; the prompt of a decoder-only model, after negative padding.
         """
+        ...
+
+    def for_steps(self) -> Self:
+        """This model with its weights arranged for `step`: called once before the loop over the steps."""
         ...
 
     def start(self, source: Source, *, hypotheses: int, max_length: int) -> tuple[jax.Array, Cache]:

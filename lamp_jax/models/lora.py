@@ -21,8 +21,9 @@ from lamp_jax.errors import LampError
 from lamp_jax.models.dropout import dropout, layer_keys
 from lamp_jax.models.families import family_of
 from lamp_jax.models.generator import Generator, GeneratorConfig
-from lamp_jax.models.layers import project
+from lamp_jax.models.layers import project, split_subscripts
 from lamp_jax.models.quantized import Quantized
+from lamp_jax.models.step_weight import arranged
 from lamp_jax.sharding import Rules, gathered
 
 Adapters = Mapping[str, Any]
@@ -43,7 +44,7 @@ class Adapted(nnx.Module):
     ) -> jax.Array:
         """Product with x [B, T, ...]; arguments as in `project`."""
         own = project(subscripts, x, self.weight, rules, out=out, dtype=dtype)
-        rows, matrix, found = _letters(subscripts)
+        rows, matrix, found = split_subscripts(subscripts)
         inputs = "".join(letter for letter in matrix if letter in rows)
         outputs = "".join(letter for letter in matrix if letter in found)
         narrow = "".join(letter for letter in rows if letter not in inputs) + "r"
@@ -54,10 +55,10 @@ class Adapted(nnx.Module):
         addition = jnp.einsum(f"{narrow},{rows[0]}r{outputs}->{found}", low, up, out_sharding=out)
         return own + self.scale * addition.astype(own.dtype)
 
-
-def _letters(subscripts: str) -> tuple[str, str, str]:
-    rows, rest = subscripts.split(",")
-    return rows, *rest.split("->")  # pyright: ignore[reportReturnType]
+    def for_steps(self, *, inputs: int) -> "Adapted":
+        """This weight, unstacked, with its own `inputs` input axes, arranged for decoding steps."""
+        weight = arranged(self.weight, inputs=inputs)
+        return Adapted(weight, self.down[...], self.up[...], scale=self.scale, rate=0.0, key=None)
 
 
 class Site(NamedTuple):

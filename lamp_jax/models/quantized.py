@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.models.layers import project, read
+from lamp_jax.models.step_weight import arranged
 from lamp_jax.sharding import Rules
 
 
@@ -17,7 +18,8 @@ class Quantized(nnx.Module):
     """Frozen weight [L, in, out] in 8 bits: `steps` int8, and a scale for each output [L, out]."""
 
     def __init__(self, steps: Any, scale: Any):
-        self.steps, self.scale = nnx.Param(steps), nnx.Param(scale)
+        self.steps = steps if isinstance(steps, nnx.Module) else nnx.Param(steps)
+        self.scale = nnx.Param(scale)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -29,6 +31,10 @@ class Quantized(nnx.Module):
         """Product with x; arguments as in `project`."""
         found = project(subscripts, x, self.steps, rules, out=out, dtype=dtype)
         return found * read(self.scale, rules, dtype=found.dtype)
+
+    def for_steps(self, *, inputs: int) -> "Quantized":
+        """This weight, unstacked, with `inputs` input axes, arranged for decoding steps."""
+        return Quantized(arranged(self.steps, inputs=inputs), self.scale[...])
 
 
 def quantize(weights: np.ndarray, *, inputs: int) -> tuple[np.ndarray, np.ndarray]:

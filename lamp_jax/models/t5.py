@@ -37,6 +37,7 @@ from lamp_jax.models.layers import (
     project,
     scan_layers,
 )
+from lamp_jax.models.step_weight import StepWeight, arrange
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides
 
@@ -208,6 +209,7 @@ class T5(nnx.Module):
         self.encoder_norm = _norm(config, None, rules)
         self.decoder_positions = _positions(config, "past", rngs=rngs, rules=rules)
         self.decoder = DecoderLayers(config, rngs=rngs, rules=rules)
+        self.step_layers: nnx.List[DecoderLayers] = nnx.List([])  # the decoder's, in the model that `for_steps` returns
         self.decoder_norm = _norm(config, None, rules)
         tied = config.tie_word_embeddings
         self.head = (
@@ -312,6 +314,20 @@ class T5(nnx.Module):
         sharding = self.rules.out("batch", None)
         return jnp.full((len(tokens), 1), self.config.decoder_start_token_id, tokens.dtype, out_sharding=sharding)
 
+    def for_steps(self) -> "T5":
+        """This model with the decoder's weights arranged for `step`, where that is of use."""
+        if not (self._unrolls_steps and self.rules.replicates_weights):
+            return self
+        model = jax.tree.map(lambda leaf: leaf, self)
+        model.step_layers = nnx.List(self._decoder_layers())
+        for layer in model.step_layers:
+            arrange(layer.attention, query=1, key=1, value=1, output=2)
+            arrange(layer.cross, query=1, output=2)
+            arrange(layer.mlp, inner=1, gate=1, outer=1)
+        head = self.embedding if self.head is None else self.head
+        model.head = nnx.data(StepWeight(head[...]))  # [V, D], its outputs first
+        return model
+
     def start(self, source: CrossCache, *, hypotheses: int, max_length: int) -> tuple[jax.Array, SelfCache]:
         """Start tokens [B, N], and an empty cache for N hypotheses of up to `max_length` tokens, for `step`."""
         config, rows = self.config, source.padding.shape[0]
@@ -349,8 +365,8 @@ class T5(nnx.Module):
 
         x = self._embed(tokens)
         if self._unrolls_steps:
-            caches = []
-            for of_layer, *xs in zip(cache.layers, self._decoder_layers(), source.keys, source.values, strict=True):
+            caches, layers = [], self.step_layers or self._decoder_layers()
+            for of_layer, *xs in zip(cache.layers, layers, source.keys, source.values, strict=True):
                 (x, of_layer), _ = layer((x, of_layer), (xs[0], 0, *xs[1:]))
                 caches.append(of_layer)
         else:

@@ -30,6 +30,9 @@ class MarkovChain:
     def read_source(self, tokens):
         return tokens[:, 0]
 
+    def for_steps(self):
+        return self
+
     def start(self, source, *, hypotheses, max_length):
         first = jnp.zeros((len(source), hypotheses), source.dtype)
         return first, jnp.zeros((len(source), hypotheses, max_length + 1), jnp.int32)
