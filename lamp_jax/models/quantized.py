@@ -18,7 +18,7 @@ class Quantized(nnx.Module):
     """Frozen weight [L, in, out] in 8 bits: `steps` int8, and a scale for each output [L, out]."""
 
     def __init__(self, steps: Any, scale: Any):
-        self.steps = steps if isinstance(steps, nnx.Module) else nnx.Param(steps)
+        self.steps: Any = steps if isinstance(steps, nnx.Module) else nnx.Param(steps)
         self.scale = nnx.Param(scale)
 
     @property
