@@ -133,6 +133,9 @@ class Toy(nnx.Module):
         order = jnp.argsort(mask, axis=1, stable=True)
         return jnp.take_along_axis(jnp.where(mask, tokens, NO_TOKEN), order, axis=1)
 
+    def for_steps(self) -> "Toy":
+        return self
+
     def start(
         self, source: tuple[jax.Array, jax.Array], *, hypotheses: int, max_length: int
     ) -> tuple[jax.Array, jax.Array]:
