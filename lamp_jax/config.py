@@ -132,9 +132,13 @@ class Devices:
     """Data type of the computation; parameters, softmax, norms, losses and logits are always float32."""
     remat: Literal["none", "full"] = "none"
     """Rematerialization: `full` recomputes each layer in the backward pass, for less memory and more time."""
+    compilation_cache: str = ""
+    """Directory that keeps compiled programs for later commands; `off`: none. Empty: that of LAMP_COMPILATION_CACHE, or
+    else `lamp/compiled` in the user's cache directory."""
 
 
 EXECUTION_ONLY = frozenset({"data_parallel", "model_parallel", "cpu_devices", "sharding", "remat", "log_every"})
+EXECUTION_ONLY |= {"compilation_cache"}
 """Execution-only options, which change where a result is computed or what is logged: excluded from the fingerprint."""
 
 

@@ -12,6 +12,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lamp_jax.compiled_programs import use_compilation_cache
 from lamp_jax.config import Devices
 from lamp_jax.errors import LampError
 from lamp_jax.runs.workers import available_cores
@@ -95,12 +96,13 @@ def model_options(devices: Devices) -> dict[str, Any]:
 
 
 def open_mesh(devices: Devices) -> Mesh:
-    """Mesh of the options, for `jax.set_mesh`.
+    """Mesh of the options, for `jax.set_mesh`; sets up their compilation cache.
 
     `cpu_devices` is the number of virtual CPU devices, which must be set before jax starts: one device per core runs an
     encoder 1.3 to 1.5 times as fast as one device for all cores, which wait for each other. Where jax has started, 0
     takes the existing devices; any other number that differs from theirs is a LampError.
     """
+    use_compilation_cache(devices.compilation_cache)
     if devices.cpu_devices != 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         wanted = devices.cpu_devices or available_cores()
         try:

@@ -1,11 +1,10 @@
-"""XLA flags that the installed jax supports, and the compilation cache of processes that tests start."""
+"""XLA flags that the installed jax supports."""
 
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 _UNKNOWN_FLAGS = re.compile(r"Unknown flags? in XLA_FLAGS: (.*)")
 
@@ -29,12 +28,3 @@ def known_flags(flags: Iterable[str]) -> list[str]:
     if not unknown & set(flags):
         raise RuntimeError(f"jax does not start with XLA_FLAGS={' '.join(flags)}:\n{asked.stderr}")
     return known_flags(flag for flag in flags if flag not in unknown)
-
-
-def cache_variables(directory: str | Path, *, write: bool = True) -> dict[str, str]:
-    """Environment variables of a process that reads compiled programs from a directory and writes new ones there.
-
-    Processes that are killed or have a full disk should not write: jax writes an entry in place and never replaces one.
-    """
-    seconds = "0" if write else "1e9"
-    return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": seconds}

@@ -1,9 +1,7 @@
 """Settings of all tests: eight virtual CPU devices, quick compilation. They are set before jax is imported."""
 
 import gc
-import hashlib
 import os
-import platform
 import signal
 from pathlib import Path
 
@@ -33,33 +31,15 @@ os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 gc.set_threshold(200_000, 50, 50)
 
 
-def _processor() -> str:
-    """Digest of the processor's model and features, on which compiled programs depend."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else [platform.machine()]
-    kinds = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    return hashlib.sha256("\n".join(kinds).encode()).hexdigest()[:12]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def compiled() -> str:
-    """Compilation cache on disk, kept between modules and runs.
+    """Compilation cache on disk, kept between runs, of all workers and of the processes that tests start."""
+    from lamp_jax.compiled_programs import VARIABLE, use_compilation_cache  # here, not above: the flags are set before
 
-    Each worker has its own directory: jax writes an entry in place, so that another process could read half of one.
-    """
-    import jax  # here, not above: the flags must be set before
-
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
-    directory = Path(__file__).parents[1] / ".pytest_cache" / "compiled" / _processor() / worker
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return str(directory)
-
-
-@pytest.fixture(scope="session")
-def process_cache(compiled: str) -> str:
-    """Compilation cache of the processes that a worker's tests start, one group of them at a time."""
-    return f"{compiled}-processes"
+    directory = str(Path(__file__).parents[1] / ".pytest_cache" / "compiled")
+    use_compilation_cache(directory)
+    os.environ[VARIABLE] = directory
+    return directory
 
 
 # No deadline: a first example may import transformers or compile. `.ci/run` uses the profile `full`.

@@ -13,7 +13,7 @@ import nbclient
 import nbformat
 import pytest
 
-from tests.compiling import cache_variables
+from lamp_jax.compiled_programs import VARIABLE
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -57,7 +57,7 @@ def runs_commands(name):
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory, process_cache):
+def kernel(tmp_path_factory, compiled):
     """Name of a kernel with the Python of the tests and without internet access."""
     folder = tmp_path_factory.mktemp("jupyter")
     nowhere = "http://127.0.0.1:9"
@@ -67,7 +67,7 @@ def kernel(tmp_path_factory, process_cache):
         "JAX_PLATFORMS": "cpu",
         # The number of devices of a user's machine; quick compilation and a cache, as in all tests.
         "XLA_FLAGS": re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ["XLA_FLAGS"]).strip(),
-        **cache_variables(process_cache),
+        VARIABLE: compiled,
         "HF_HUB_OFFLINE": "1",
         "http_proxy": nowhere,
         "https_proxy": nowhere,
@@ -93,11 +93,17 @@ def test_every_notebook_is_tested():
     assert set(NAMES) == set(TABLES) == set(PICTURES)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Directory in which all notebooks run, as in a checkout: those that run `lamp demo` share its model."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_notebook_runs_at_smoke_size(name, kernel, tmp_path):
+def test_notebook_runs_at_smoke_size(name, kernel, folder):
     notebook = read(name)
-    resources = {"metadata": {"path": str(tmp_path)}}
+    resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name=kernel, resources=resources).execute()
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")

@@ -16,6 +16,9 @@ class Demo(Writes):
     """Output directory."""
     seed: int = 0
     """Random seed of the benchmark and of training."""
+    compilation_cache: str = ""
+    """Directory that keeps compiled programs for later commands; `off`: none. Empty: that of LAMP_COMPILATION_CACHE, or
+    else `lamp/compiled` in the user's cache directory."""
     size: Literal["full", "smoke"] = "full"
     """`smoke` takes seconds: a test that everything runs, with meaningless scores."""
     stages: tuple[Literal["retriever", "selector", "adapters"], ...] = ()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from lamp_jax.compiled_programs import use_compilation_cache
 from lamp_jax.data.files import add_outputs, read_outputs, read_questions, write_questions
 from lamp_jax.options.data import Synth
 from lamp_jax.options.demo import Demo
@@ -31,6 +32,7 @@ CHAPTERS = {"retriever": demo_retriever.run, "selector": demo_selector.run, "ada
 
 @guard_outputs
 def run(options: Demo) -> None:
+    use_compilation_cache(options.compilation_cache)
     record = reserve(options.output, options, inputs=page_paths(), ignore=["stages"], directory=True, makes=_FILES)
     if record.state == "done":
         print((record.output / "table.txt").read_text(encoding="utf-8"))

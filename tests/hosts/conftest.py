@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamp_jax import cli
-from tests.compiling import cache_variables
+from lamp_jax.compiled_programs import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4
@@ -50,7 +50,7 @@ class Started:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory, process_cache) -> Callable[..., Started]:
+def start(tmp_path_factory, compiled) -> Callable[..., Started]:
     """Starts the commands in the given number of processes, which share the devices."""
 
     def start(number: int, *commands) -> Started:
@@ -59,7 +59,7 @@ def start(tmp_path_factory, process_cache) -> Callable[..., Started]:
         flags = " ".join((*known, f"--xla_force_host_platform_device_count={DEVICES // number}"))
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "LAMP_"))}
         environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        environment |= cache_variables(process_cache)
+        environment[VARIABLE] = compiled
         environment |= {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
         words = [[str(word) for word in command] for command in commands]
         program = [sys.executable, "-c", _PROGRAM, str(notes), json.dumps(words)]

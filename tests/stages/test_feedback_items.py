@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from lamp_jax.models.generator import decoder_inputs
 from lamp_jax.options import Prompting, Prompts
 from lamp_jax.runs.journals import read_journal
 from lamp_jax.tasks.catalog import find_task
-from tests.compiling import cache_variables
 from tests.goldens import cases
 
 MODEL = cases.CASES / "tiny" / "t5_ft"
@@ -120,12 +118,11 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def run_and_kill(given, path, cache):
+def run_and_kill(given, path):
     """Runs the command in a process of its own, and kills it once its file has grown by more than a batch."""
     code = "import sys; from lamp_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, given)],
-        env={**os.environ, **cache_variables(cache, write=False)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -150,11 +147,11 @@ def truncate_in_a_batch(path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, complete_run, compiled, tmp_path):
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(merged, complete_run, tmp_path):
     given, path = words(merged, tmp_path / "killed"), tmp_path / "killed" / FILE
     expected = (complete_run / "feedback" / FILE).read_bytes()
     for cut in (truncate_in_a_line, truncate_in_a_batch, lambda path: None):
-        run_and_kill(given, path, compiled)
+        run_and_kill(given, path)
         cut(path)
         assert 0 < lines(path) < expected.count(b"\n")
         assert expected.startswith(path.read_bytes())
