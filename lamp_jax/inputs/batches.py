@@ -1,7 +1,7 @@
 """Batches of examples in few shapes. Each batch is a pure function of its number, so a run can resume at any step."""
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -69,6 +69,11 @@ class TrainingBatches:
     def __len__(self) -> int:
         """Number of batches per epoch."""
         return self.per_epoch
+
+    def size(self, step: int) -> int:
+        """Source length of a batch."""
+        epoch, place = divmod(step, self.per_epoch)
+        return self._plan(epoch)[place][0]
 
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, self.per_epoch)
@@ -167,6 +172,9 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, step: int) -> Any: ...
+    def size(self, step: int) -> Hashable:
+        """Padded size of a batch: batches of equal size have equal shapes."""
+        ...
 
 
 def choose_buckets(max_length: int) -> tuple[int, ...]:

@@ -85,6 +85,11 @@ class CandidateBatches:
         """Number of batches per epoch."""
         return -(-len(self.examples) // self.batch_size)
 
+    def size(self, step: int) -> tuple[int, ...]:
+        """Number of candidates and length of the texts of a batch."""
+        epoch, place = divmod(step, len(self))
+        return self._plan(epoch)[place][0]
+
     def __getitem__(self, step: int) -> CandidateBatch:
         epoch, place = divmod(step, len(self))
         (count, length), rows = self._plan(epoch)[place]

@@ -4,6 +4,7 @@ Every module holds the parameters of an entire stack, [L, ...]; `lax.scan` passe
 Matrices are stored in float32 and used in the dtype of the activations; softmax and norms are computed in float32.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, Protocol, cast
@@ -23,6 +24,9 @@ Remat = Literal["none", "full", "dots"]
 """Recomputation in the backward pass: nothing, every layer, or all but the matrix products with weights."""
 
 
+_SMALL = 2**16
+"""Size up to which parameters are drawn by the same program."""
+
 LayerLoop = Literal["scanned", "unrolled"]
 """Loop over the layers in a program: a scan, or the same code repeated for each layer."""
 
@@ -41,8 +45,17 @@ def scan_layers(
 def normal(
     rngs: nnx.Rngs, shape: tuple[int, ...], *, deviation: float, rules: Rules, axes: tuple[str | None, ...]
 ) -> nnx.Param[jax.Array]:
-    """Float32 parameter drawn from N(0, deviation^2), sharded by the rules of its named axes."""
-    values = jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=rules.out(*axes))
+    """Float32 parameter drawn from N(0, deviation^2), sharded by the rules of its named axes.
+
+    A key's numbers do not depend on the shape, only on their place: small parameters of any shape are the first numbers
+    of one program, where each shape would be a program of its own that takes up to two seconds to compile.
+    """
+    key, sharding = rngs.params(), rules.out(*axes)
+    if (size := math.prod(shape)) > _SMALL:
+        values = jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)
+    else:
+        numbers = jax.random.normal(key, (_SMALL,), jnp.float32, out_sharding=rules.out(None))
+        values = gathered(jnp.reshape(numbers[:size], shape), rules.spec(*axes))
     return nnx.Param(values * deviation)
 
 

@@ -54,7 +54,7 @@ def start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
 
 def make_update(
     loss_sum: LossSum, optimizer: optax.GradientTransformation, *, seed: int, accumulation: int, rules: Rules
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """Jitted update `(state, batch) -> (state, metrics)`; a batch is a tree of arrays [B, ...].
 
     It is computed in `accumulation` microbatches. The loss is the mean over all tokens or questions that count in the

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lamp_jax.runs.processes import is_first
 from lamp_jax.runs.remote import CHECKPOINTS
 from lamp_jax.sharding import Rules, place_batch
 from lamp_jax.steps.update import LossSum, TrainState, make_optimizer, make_update, start
+from lamp_jax.training.ahead import compiled_ahead, first_steps
 from lamp_jax.training.checkpoints import Checkpoints
 from lamp_jax.training.divergence import DIVERGED, DivergedError, PendingMetrics, check, end_diverged, norm_of
 
@@ -107,10 +108,12 @@ def fit(
 
     def update_on_devices(state: TrainState, batch: Sequence[np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
         shapes.add(batch[0].shape)
+        wait(batch[0].shape)
         return update(state, place_batch(tuple(batch), rules=rules))
 
     with (
         watch() as must_stop,  # outermost: active until all is on disk
+        ExitStack() as stack,
         closing(Checkpoints(output / CHECKPOINTS)) as checkpoints,
         closing(Log(output, every=learning.log_every) if is_first() else NoLog()) as log,
     ):
@@ -118,6 +121,13 @@ def fit(
             state, progress = restored[0], Progress(**restored[1])
             print(f"{output}: resuming after step {progress.step} of {total_steps}")
         kept = progress
+
+        def lower(step: int) -> tuple[tuple[int, ...], jax.stages.Lowered]:
+            batch = tuple(batches[step])
+            return batch[0].shape, update.lower(state, place_batch(batch, rules=rules))
+
+        steps = first_steps(batches, progress.step, total_steps)
+        wait = stack.enter_context(compiled_ahead(map(lower, steps if len(steps) > 1 else ())))
 
         def save(step: int, state: TrainState, progress: dict[str, Any]) -> None:
             nonlocal kept
