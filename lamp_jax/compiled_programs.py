@@ -124,7 +124,9 @@ class ProgramCache(CacheInterface):
     def _make_room(self, needed: int) -> int:
         """Size of all entries in bytes, after removal of those that were not used for longest if they are too many."""
         entries, now = [], time.time()
-        for entry in os.scandir(self._path):
+        with os.scandir(self._path) as listing:
+            files = list(listing)
+        for entry in files:
             try:
                 found = entry.stat()
             except FileNotFoundError:  # removed by another process
