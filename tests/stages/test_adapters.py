@@ -1,6 +1,7 @@
 """`lamp train-adapters`, `generate --adapters`, `export-adapter` and `import-adapter` as commands."""
 
 import contextlib
+import io
 import json
 import re
 import shutil
@@ -29,6 +30,9 @@ MODEL = str(Path(__file__).parents[1] / "cases" / "tiny" / "t5_ft")
 QUESTIONS, TRAINED, WITHOUT = 14, 11, ("u12", "u13")
 FIRST_COHORT, UPDATES = 8, 2
 """Size of the first cohort, and the number of updates of each of its users."""
+STOPS = (-3, -2, -1, 0, 1, 2, 4)
+"""Numbers of microbatches after the first cohort at which a training is stopped."""
+TARGETS = ("q", "v")
 
 
 def lamp(*words) -> int:
@@ -62,7 +66,8 @@ def write(path: Path, records) -> Path:
 def train_words(questions, output, *more) -> tuple:
     """Command line of a training of two cohorts, with two and with four updates."""
     size = ("--users-per-step", FIRST_COHORT, "--tokens-per-device", 64, "--max-length", 32, "--target-length", 8)
-    learning = ("--epochs", 2, "--batch-size", 4, "--learning-rate", 0.05, "--rank", 2, "--alpha", 8)
+    learning = ("--epochs", 2, "--batch-size", 4, "--learning-rate", 0.05)
+    learning += ("--rank", 2, "--alpha", 8, "--targets", *TARGETS)
     files = ("--task", "LaMP-3", "--questions", questions, "--model", MODEL, "--output", output)
     return ("train-adapters", *files, *size, *learning, *more)
 
@@ -80,15 +85,9 @@ def answers(*given) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trained_store(questions, tmp_path_factory) -> Path:
-    """Store of an uninterrupted training. Not to be changed."""
+def uninterrupted(questions, tmp_path_factory) -> tuple[Path, int]:
+    """Store of an uninterrupted training, not to be changed, and the number of microbatches of its first cohort."""
     output = tmp_path_factory.mktemp("whole") / "store"
-    assert lamp(*train_words(questions, output)) == 0
-    return output
-
-
-@pytest.fixture(scope="module")
-def microbatches_of_the_first_cohort(questions, tmp_path_factory) -> int:
     compute, places = adapting.AdapterCohorts.compute, []
 
     def count(self, state, block, part, where):
@@ -97,9 +96,40 @@ def microbatches_of_the_first_cohort(questions, tmp_path_factory) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapting.AdapterCohorts, "compute", count)
-        assert lamp(*train_words(questions, tmp_path_factory.mktemp("counted") / "store")) == 0
+        assert lamp(*train_words(questions, output)) == 0
     assert places == sorted(set(places))
-    return sum(block == 0 for block, _, _ in places)
+    return output, sum(block == 0 for block, _, _ in places)
+
+
+@pytest.fixture(scope="module")
+def trained_store(uninterrupted) -> Path:
+    return uninterrupted[0]
+
+
+@pytest.fixture(scope="module")
+def microbatches_of_the_first_cohort(uninterrupted) -> int:
+    return uninterrupted[1]
+
+
+@pytest.fixture(scope="module")
+def killed_store(questions, tmp_path_factory) -> Path:
+    """Store of a training that was killed when the first cohort's adapters had been appended. Not to be changed."""
+    output = tmp_path_factory.mktemp("killed") / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        kill_after_append(patch, train_words(questions, output), 1)
+    return output
+
+
+@pytest.fixture(scope="module")
+def stopped_stores(questions, microbatches_of_the_first_cohort, tmp_path_factory) -> dict[int, Path]:
+    """Copies of a store that was stopped and resumed several times, by microbatches after the first cohort."""
+    folder, copies, made = tmp_path_factory.mktemp("stopped"), {}, -microbatches_of_the_first_cohort
+    for place in STOPS:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as printed:
+            stop_after(patch, train_words(questions, folder / "store"), place - made)
+        assert "run the same command again" in printed.getvalue()
+        copies[place], made = Path(shutil.copytree(folder / "store", folder / f"at {place}")), place
+    return copies
 
 
 @pytest.fixture
@@ -250,10 +280,9 @@ def leave_files(store: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", [lambda store: None, leave_files], ids=["nothing", "files"])
 def test_a_run_killed_during_an_append_resumes_to_the_same_bytes(
-    questions, trained_store, tmp_path, monkeypatch, leave
+    questions, trained_store, killed_store, tmp_path, leave
 ):
-    output = tmp_path / "store"
-    kill_after_append(monkeypatch, train_words(questions, output), 1)
+    output = Path(shutil.copytree(killed_store, tmp_path / "store"))
     leave(output)
     assert not json.loads((output / "run.json").read_text())["finished"]
     assert lamp(*train_words(questions, output)) == 0
@@ -264,10 +293,9 @@ def test_a_run_killed_during_an_append_resumes_to_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapters", "index"])
 def test_a_truncated_store_is_unchanged_until_force_makes_it_again(
-    questions, trained_store, tmp_path, monkeypatch, capsys, kind
+    questions, trained_store, killed_store, tmp_path, capsys, kind
 ):
-    output = tmp_path / "store"
-    kill_after_append(monkeypatch, train_words(questions, output), 1)
+    output = Path(shutil.copytree(killed_store, tmp_path / "store"))
     truncate(kind, 9)(output)
     before = store_files(output)
     assert lamp(*train_words(questions, output)) == 1
@@ -340,36 +368,20 @@ def stop_after(monkeypatch, words, *steps: int) -> None:
         assert lamp(*words) == 0
 
 
-@pytest.mark.parametrize("after_cohort", [-3, -2, -1, 0, 1, 4])
-def test_a_stopped_run_resumes_to_the_same_bytes(
-    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, after_cohort
-):
-    output = tmp_path / "store"
-    stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + after_cohort)
-    assert "run the same command again" in capsys.readouterr().err
-    assert len(open_store(output).entries) == (0 if after_cohort < 0 else FIRST_COHORT)
+def test_a_repeatedly_stopped_run_resumes_to_the_same_bytes(questions, trained_store, stopped_stores, tmp_path):
+    users = {place: len(open_store(store).entries) for place, store in stopped_stores.items()}
+    assert users == {place: 0 if place < 0 else FIRST_COHORT for place in STOPS}
+    output = Path(shutil.copytree(stopped_stores[STOPS[-1]], tmp_path / "store"))
     assert lamp(*train_words(questions, output)) == 0
     assert_same_store(output, trained_store)
 
 
 @pytest.mark.slow
-def test_a_repeatedly_stopped_run_resumes_to_the_same_bytes(questions, trained_store, tmp_path, monkeypatch):
-    output, times = tmp_path / "store", 0
-    while not (output / "run.json").exists() or not json.loads((output / "run.json").read_text())["finished"]:
-        stop_after(monkeypatch, train_words(questions, output), 3)
-        times += 1
-        assert times < 60
-    assert times > 3
-    assert_same_store(output, trained_store)
-
-
-@pytest.mark.slow
 def test_a_run_with_a_store_older_than_its_checkpoint_resumes_to_the_same_bytes(
-    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch
+    questions, trained_store, stopped_stores, tmp_path, monkeypatch
 ):
     """This happens at a URL, where a large store is not sent before every checkpoint."""
-    output = tmp_path / "store"
-    stop_after(monkeypatch, train_words(questions, output), microbatches_of_the_first_cohort + 2)
+    output = Path(shutil.copytree(stopped_stores[2], tmp_path / "store"))
     assert len(open_store(output).entries) == FIRST_COHORT
     form = open_store(output).form
     for path in (output / FORM, *output.glob("*.safetensors")):
@@ -426,15 +438,13 @@ def test_a_training_in_which_all_users_diverge_is_an_error(questions, tmp_path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("after_cohort", [-1, 2])
 def test_users_keep_their_adapters_when_a_run_resumes_on_another_mesh(
-    questions, trained_store, microbatches_of_the_first_cohort, tmp_path, monkeypatch, capsys, after_cohort
+    questions, trained_store, stopped_stores, tmp_path, capsys, after_cohort
 ):
     """The user of an adapter is identified by its initial values, with which it remains correlated.
 
     The second cohort has fewer users than devices.
     """
-    store = tmp_path / "store"
-    stop_after(monkeypatch, train_words(questions, store), microbatches_of_the_first_cohort + after_cohort)
-    capsys.readouterr()
+    store = Path(shutil.copytree(stopped_stores[after_cohort], tmp_path / "store"))
     assert lamp(*train_words(questions, store, "--model-parallel", 2)) == 0
     assert f"resuming cohort {1 if after_cohort < 0 else 2} of 2" in capsys.readouterr().out
     found, expected = open_store(store), open_store(trained_store)
@@ -452,23 +462,21 @@ def first_values(seed: int, user: str) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(user.encode())])
 
 
-@pytest.mark.slow
-def test_training_of_a_shared_adapter_resumes_on_another_mesh(questions, tmp_path, monkeypatch):
-    words = (questions, tmp_path / "store", "--shared", "profiles")
-    stop_after(monkeypatch, train_words(*words), 12)
-    assert lamp(*train_words(*words, "--model-parallel", 2)) == 0
-    assert list(open_store(tmp_path / "store").entries) == [EVERYBODY]
-
-
 @pytest.mark.parametrize("shared", [pytest.param("profiles", marks=pytest.mark.slow), "questions"])
-def test_a_shared_adapter_answers_all_questions(questions, tmp_path, capsys, shared):
+def test_a_shared_adapter_answers_all_questions(questions, tmp_path, monkeypatch, capsys, shared):
+    """That of profiles after its training has resumed on another mesh."""
     records = json.loads(questions.read_text())
     for record in records:
         record["output"] = "5"
         for item in record["profile"]:
             item["score"] = "5"
     path = write(tmp_path / "five.json", records)
-    assert lamp(*train_words(path, tmp_path / "store", "--shared", shared, "--epochs", 8)) == 0
+    words, resumed = train_words(path, tmp_path / "store", "--shared", shared, "--epochs", 8), ()
+    if shared == "profiles":
+        stop_after(monkeypatch, words, 12)
+        resumed = ("--model-parallel", 2)
+        assert not open_store(tmp_path / "store").entries
+    assert lamp(*words, *resumed) == 0
     (entry,) = open_store(tmp_path / "store").entries.values()
     profiles = {one["user_id"]: one["profile"] for one in records}
     assert entry.user == EVERYBODY
@@ -535,11 +543,9 @@ def test_a_form_that_does_not_match_the_model_is_refused(questions, store_copy, 
 
 @pytest.mark.slow
 def test_an_unfinished_store_answers_for_users_of_complete_cohorts(
-    questions, trained_store, tmp_path, monkeypatch, capsys
+    questions, trained_store, killed_store, tmp_path, capsys
 ):
-    store = tmp_path / "store"
-    kill_after_append(monkeypatch, train_words(questions, store), 1)
-    capsys.readouterr()
+    store = killed_store
     found = answers(questions, tmp_path / "own.json", "--adapters", store)
     assert f"{store}: its training is not finished; adapters of {FIRST_COHORT} users so far" in capsys.readouterr().out
     users = {one["id"]: one["user_id"] for one in json.loads(questions.read_text())}
@@ -774,7 +780,7 @@ def test_an_impossible_export_is_a_named_error(trained_store, another_base, tmp_
 def test_a_failed_import_leaves_a_store_unchanged(trained_store, store_copy, another_base, tmp_path, capsys):
     directory = export(trained_store, tmp_path)
     before = store_files(store_copy)
-    with contextlib.closing(create_store(tmp_path / "other", make_form(MODEL, Lora(3, 8.0), "float32"))):
+    with contextlib.closing(create_store(tmp_path / "other", make_form(MODEL, Lora(3, 8.0, TARGETS), "float32"))):
         pass
     for words, message in (
         (import_words(directory, store_copy), "user 'u3' has an adapter already"),
