@@ -190,7 +190,7 @@ def test_further_epochs_of_a_generator_and_their_evaluations_compile_nothing_mor
 def train_adapters(folder, name, records, *more):
     """Trains adapters in the store of this name; every question belongs to another user."""
     questions = write(folder / f"{name}.json", records)
-    given = ("--task", "LaMP-4", "--questions", questions, "--model", MODEL, "--max-length", LENGTH)
+    given = ("--task", "LaMP-4", "--questions", questions, "--model", MODEL, "--max-length", 24, "--targets", "q")
     learning = ("--users-per-step", 8, "--tokens-per-device", 128, "--batch-size", 4, "--rank", 2, "--dropout", 0)
     with compilations() as found:
         assert lamp("train-adapters", *given, *learning, *more, "--output", folder / name) == 0
