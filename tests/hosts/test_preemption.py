@@ -15,8 +15,10 @@ def is_finished(output) -> bool:
     return json.loads((output / "run.json").read_text())["finished"]
 
 
-def test_a_preempted_process_exits_with_status_0_and_resumes_to_the_same_bytes(data, start, uninterrupted, tmp_path):
-    output = tmp_path / "model"
+@pytest.fixture(scope="session")
+def preempted_alone(data, start, tmp_path_factory):
+    """A run of one process that received SIGTERM. Not to be changed."""
+    output = tmp_path_factory.mktemp("alone") / "model"
     started = start(1, train(data, output))
     wait_for(lambda: (output / "metrics.jsonl").exists() and max(losses(output), default=0) >= 7, started)
     started.kill(0, signal.SIGTERM)
@@ -24,6 +26,13 @@ def test_a_preempted_process_exits_with_status_0_and_resumes_to_the_same_bytes(d
     assert statuses == [[0]]
     assert "run the same command again" in printed
     assert not is_finished(output)
+    return output
+
+
+def test_a_preempted_process_exits_with_status_0_and_resumes_to_the_same_bytes(
+    data, start, uninterrupted, preempted_alone, tmp_path
+):
+    output = shutil.copytree(preempted_alone, tmp_path / "model")
     stopped = max(losses(output))
     assert 7 <= stopped < 25
     _, printed = start(1, train(data, output)).end()
@@ -71,30 +80,33 @@ def preempted(data, start, tmp_path_factory):
     return output
 
 
-def test_two_preempted_processes_resume_to_the_same_bytes(data, start, preempted, tmp_path):
-    output, complete = tmp_path / "model", tmp_path / "whole"
-    shutil.copytree(preempted, output)
-    stopped = max(losses(output))
-    statuses, printed = start(2, train(data, output), train(data, complete)).end()
-    assert statuses == [[0, 0]] * 2, printed
-    assert f"resuming after step {stopped} of 25" in printed
+def test_two_preempted_processes_resume_to_the_same_bytes_and_continue_a_run_of_one_process(
+    data, start, uninterrupted, preempted, preempted_alone, tmp_path
+):
+    output, complete, grown = (tmp_path / name for name in ("model", "whole", "grown"))
+    stopped = [max(losses(shutil.copytree(*paths))) for paths in ((preempted, output), (preempted_alone, grown))]
+    statuses, printed = start(2, *(train(data, path) for path in (output, complete, grown))).end()
+    assert statuses == [[0, 0, 0]] * 2, printed
+    assert all(f"resuming after step {step} of 25" in printed for step in stopped)
     assert (output / "model.safetensors").read_bytes() == (complete / "model.safetensors").read_bytes()
     assert losses(output) == losses(complete)
+    assert_finished_alike(grown, uninterrupted)
 
 
-@pytest.mark.parametrize(("number", "mesh"), [(4, ()), (1, ("--model-parallel", 2, "--sharding", "fsdp+tensor"))])
-def test_a_preempted_run_resumes_with_another_number_of_processes(
-    data, start, uninterrupted, preempted, tmp_path, number, mesh
-):
-    output = tmp_path / "model"
-    shutil.copytree(preempted, output)
+def test_a_process_on_another_mesh_continues_a_run_of_two(data, start, uninterrupted, preempted, tmp_path):
+    output = shutil.copytree(preempted, tmp_path / "model")
     stopped = max(losses(output))
-    statuses, printed = start(number, train(data, output, *mesh)).end()
-    assert statuses == [[0]] * number, printed
+    mesh = ("--model-parallel", 2, "--sharding", "fsdp+tensor")
+    statuses, printed = start(1, train(data, output, *mesh)).end()
+    assert statuses == [[0]], printed
     assert f"resuming after step {stopped} of 25" in printed
+    assert_finished_alike(output, uninterrupted)
+
+
+def assert_finished_alike(output, expected):
     assert is_finished(output)
     # With other batches losses would differ by far more than rounding, from the first update.
-    assert losses(output) == pytest.approx(losses(uninterrupted), rel=1e-3)
+    assert losses(output) == pytest.approx(losses(expected), rel=1e-3)
 
 
 def test_preempted_feedback_resumes_to_the_same_bytes(data, start, uninterrupted, tmp_path):
