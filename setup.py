@@ -69,6 +69,7 @@ setup(
         "gcs": ["gcsfs>=2024.6"],  # gs:// work directories
         "notebooks": ["ipykernel>=6.29", "ipywidgets>=8.1", "matplotlib>=3.9", "pandas>=2.2"],  # widgets: progress bars
         "beam": ["apache-beam>=2.70,<3"],
+        "dask": ["apache-beam[dask]>=2.77,<3"],  # 2.70 passes the options of Beam to Dask's client too
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -84,7 +85,7 @@ setup(
             "ipykernel>=6.29",
             "matplotlib>=3.9",
             "pandas>=2.2",  # takes what the library returns
-            "apache-beam>=2.70,<3; python_version < '3.14'",
+            "apache-beam[dask]>=2.77,<3; python_version < '3.14'",
         ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
         "parity": ["torch==2.13.0", "rank_bm25==0.2.2", "peft==0.21.2", "sentence-transformers==6.2.0"],

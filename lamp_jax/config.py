@@ -251,10 +251,12 @@ class Work:
 
     workers: int = 0
     """Number of processes; 0: one per core."""
-    beam_runner: Literal["none", "DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner"] = "none"
-    """Runner of an Apache Beam pipeline, on several machines with shared files (`pip install lamp_jax[beam]`)."""
+    beam_runner: Literal["none", "DirectRunner", "DaskRunner", "FlinkRunner", "SparkRunner", "DataflowRunner"] = "none"
+    """Runner of an Apache Beam pipeline, on several machines with shared files (`pip install lamp_jax[beam]`; for Dask
+    `lamp_jax[dask]`)."""
     beam_options: tuple[str, ...] = ()
-    """Pipeline options without leading dashes: `direct_num_workers=2 direct_running_mode=multi_processing`."""
+    """Pipeline options without leading dashes: `direct_num_workers=2 direct_running_mode=multi_processing`, or
+    `dask_client_address=tcp://HOST:8786`."""
     beam_staging: str = ""
     """Directory of intermediate results, shared by all machines; empty: this machine's temporary directory."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lamp_jax.artifacts.feedback import read_feedback
 from lamp_jax.artifacts.selector import read_candidates
@@ -250,8 +251,9 @@ def _merge(path: Path, *, beside: dict[str, Path], role: str) -> None:
     options = Merge(
         questions=str(files["questions"]), outputs=str(files["outputs"]), ranking=str(files["ranking"]), output=""
     )
+    run_id = uuid4().hex
     for chunk in cut_chunks(options.questions):
-        for merged in merge_chunk(chunk, options=options):
+        for merged in merge_chunk(chunk, options=options, run_id=run_id):
             assert not merged.record or parse_record(merged.record)["id"] == merged.question_id
 
 

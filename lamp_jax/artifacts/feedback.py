@@ -172,7 +172,7 @@ def read_feedback(
                 raise LampError(f"{source}: the pair {key!r} is in another file too; give each run once")
             by_key |= pairs
     if by_key:
-        _check_keys(first_pairs(questions, profile_size))
+        _check_keys(pair.names for pair in first_pairs(questions, profile_size))
 
     def look_up(pair: QuestionItem) -> MetricValues | None:
         sources_of_pair = (by_pair.get((pair.question.id, pair.item_id)), by_key.get(pair.reference_key))
@@ -244,11 +244,10 @@ def read_retriever_feedback(
     return names, found
 
 
-def write_reference(path: str | Path, questions: Sequence[Question], records: Iterable[Mapping[str, Any]]) -> None:
+def write_reference(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes the public code's file. LampError where two pairs would have the same key."""
-    by_id = {question.id: question for question in questions}
     records = list(records)
-    _check_keys([QuestionItem(by_id[record["question"]], record["rank"]) for record in records])
+    _check_keys(records)
     write_json(
         path, {f"{record['question']}-{record['item']}": _public_metric_names(record["metrics"]) for record in records}
     )
@@ -283,12 +282,14 @@ def _read_reference(path: str | Path) -> dict[str, MetricValues]:
     return content
 
 
-def _check_keys(pairs: Iterable[QuestionItem]) -> None:
-    seen: dict[str, QuestionItem] = {}
+def _check_keys(pairs: Iterable[Mapping[str, Any]]) -> None:
+    """LampError where two pairs, given by their identifying fields, have the same key in the public code's file."""
+    seen: dict[str, Mapping[str, Any]] = {}
     for pair in pairs:
-        other = seen.setdefault(pair.reference_key, pair)
-        if (other.question.id, other.rank) != (pair.question.id, pair.rank):
+        key = f"{pair['question']}-{pair['item']}"
+        other = seen.setdefault(key, pair)
+        if (other["question"], other["rank"]) != (pair["question"], pair["rank"]):
             raise LampError(
-                f"{pair.reference_key!r} would be the key of two pairs: question {other.question.id!r}, item "
-                f"{other.item_id!r} and question {pair.question.id!r}, item {pair.item_id!r}; rename an item"
+                f"{key!r} would be the key of two pairs: question {other['question']!r}, item {other['item']!r} and "
+                f"question {pair['question']!r}, item {pair['item']!r}; rename an item"
             )

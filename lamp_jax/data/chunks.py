@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from lamp_jax.config import Work
-from lamp_jax.data.files import Question, no_records, question_in
+from lamp_jax.data.files import Question, check_unique, no_records, question_in
 from lamp_jax.data.patches import ALL as ALL_PATCHES
 from lamp_jax.errors import LampError
 from lamp_jax.runs.json_records import RawRecord, RecordScanner
@@ -62,6 +63,22 @@ def cut_chunks(path: str | Path) -> Iterator[Chunk]:
         raise broken
     if number < 0:
         raise no_records(path)
+
+
+def stream_first_items(
+    path: str | Path, size: int, *, task: Task, patches: Iterable[str] = ALL_PATCHES, work: Work
+) -> Iterator[Question]:
+    """Questions of a file, in order, each with only the first `size` items of its profile. LampError as
+    stream_questions."""
+    seen: set[str] = set()
+    for questions in map_chunks(partial(_first_items, size=size, task=task, patches=tuple(patches)), path, work):
+        check_unique([question.id for question in questions], seen, path)
+        yield from questions
+
+
+def _first_items(chunk: Chunk, *, size: int, task: Task, patches: tuple[str, ...]) -> list[Question]:
+    questions = questions_of(chunk, task=task, patches=patches)
+    return [replace(question, profile=question.profile[:size]) for question in questions]
 
 
 def map_chunks(function: Callable[[Chunk], Result], path: str | Path, work: Work) -> Iterator[Result]:

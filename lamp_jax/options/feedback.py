@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lamp_jax.config import Answering, Prompting
+from lamp_jax.config import Answering, Prompting, Work
 from lamp_jax.options.shared import Compatible, Computes, Writes
 
 
@@ -34,6 +34,7 @@ class FeedbackItems(Writes, Compatible, Computes):
     """Number of independent runs that share the questions and the output directory."""
     shard: int = 0
     """Index of this run, from 0."""
+    work: Work = Work()
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,4 @@ class FeedbackRetrievers(Writes, Compatible, Computes):
     """Number of independent runs that share the questions and the output directory."""
     shard: int = 0
     """Index of this run, from 0."""
+    work: Work = Work()

@@ -1,6 +1,7 @@
 """Collection of feedback of both kinds: answers scored batch by batch and appended, in shards that can resume."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
 from lamp_jax.runs.journals import Journal, read_journal
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import RunRecord
+from lamp_jax.runs.workers import parallel_map
 from lamp_jax.sharding import check_divides, model_options, open_mesh
 from lamp_jax.tasks.catalog import find_task
 from lamp_jax.tasks.rewards import Reward
@@ -44,7 +46,8 @@ def shard_part(options: Options) -> str:
 def collect(
     options: Options,
     record: RunRecord,
-    trials: Callable[[int], list[Trial]],
+    trials: Callable[[], list[Trial]],
+    counts: Sequence[int],
     *,
     kind: FeedbackKind,
     prompting: Prompting,
@@ -52,7 +55,8 @@ def collect(
 ) -> bool:
     """Collects the feedback on the trials of this shard; True once all shards are complete.
 
-    Otherwise prints that other shards are not. `trials` returns the trials of a shard by its number.
+    Otherwise prints that other shards are not. `trials` returns this shard's trials; `counts` has the number of trials
+    of every shard.
     """
     if record.state == "done":
         return True
@@ -65,7 +69,7 @@ def collect(
     with jax.set_mesh(open_mesh(options.devices)):
         check_divides("--batch-size", options.batch_size, "data")
         graph, params = nnx.split(load_generator(options.model, **model_options(options.devices)))
-        own_trials = trials(options.shard)
+        own_trials = trials()
         if reward == "likelihood":
             answering, size = options.answering, options.batch_size
             rate = likelihood_rater(graph, params, tokenizer, own_trials, answering=answering, batch_size=size)
@@ -100,9 +104,15 @@ def collect(
                 stop_if_asked()
 
     def all_there() -> bool:
-        return all(sum(1 for _ in read_journal(path(shard))) == len(trials(shard)) for shard in range(options.shards))
+        paths = [path(shard) for shard in range(options.shards)]
+        size = sum(os.path.getsize(path) for path in paths if path.exists())
+        return list(parallel_map(_count_entries, paths, options.work, size=size)) == list(counts)
 
     if not on_first(all_there):
         print(f"{options.output}: shard {options.shard} of {options.shards} is done, others are not")
         return False
     return True
+
+
+def _count_entries(path: Path) -> int:
+    return sum(1 for _ in read_journal(path))

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-from lamp_jax.data.files import Question, check_same_ids, read_questions
-from lamp_jax.data.patches import ALL as ALL_PATCHES
+from lamp_jax.config import Work
+from lamp_jax.data.chunks import stream_first_items
+from lamp_jax.data.files import Question, check_same_ids
 from lamp_jax.decoding.feedback import Trial
 from lamp_jax.decoding.generation import read_generation
 from lamp_jax.errors import LampError
@@ -26,31 +28,31 @@ def run(options: FeedbackRetrievers) -> None:
         options.output,
         options,
         inputs=[*filter(None, files.values()), options.model],
-        ignore=["shard"],
+        ignore=["shard", "work"],
         directory=True,
         makes=["retrievers-*-of-*.jsonl"],
         shard=shard_part(options),
     )
     task = find_task(options.task)
-    pool = read_orders(files, task, patches=options.compatibility.patches)
+    num_retrieved, patches = options.prompting.num_retrieved, options.compatibility.patches
+    pool = read_orders(files, task, num_retrieved, patches=patches, work=options.work)
     references = {question.id: question.output for question in pool[next(iter(pool))] if question.output is not None}
     check_references(task, references, path=next(filter(None, files.values())))
 
-    def trials(shard: int) -> list[Trial]:
-        """Trials of a shard: every question with each retriever in turn."""
+    def trials() -> list[Trial]:
+        """Trials of this shard: every question with each retriever in turn."""
+        own = (questions[options.shard :: options.shards] for questions in pool.values())
         return [
-            Trial(
-                replace(question, profile=question.profile[: options.prompting.num_retrieved]),
-                {"question": question.id, "retriever": name},
-            )
-            for one in zip(*(questions[shard :: options.shards] for questions in pool.values()), strict=True)
+            Trial(question, {"question": question.id, "retriever": name})
+            for one in zip(*own, strict=True)
             for name, question in zip(pool, one, strict=True)
         ]
 
-    if collect(options, record, trials, kind="retrievers", prompting=options.prompting):
+    count = len(next(iter(pool.values())))
+    counts = [len(range(shard, count, options.shards)) * len(pool) for shard in range(options.shards)]
+    if collect(options, record, trials, counts, kind="retrievers", prompting=options.prompting):
         if record.state != "done":
             record.finish(generation=read_generation(options.model, options.answering).facts)
-        count = len(next(iter(pool.values())))
         print(f"{options.output}: feedback of {count} questions on {len(pool)} retrievers ({', '.join(pool)})")
 
 
@@ -72,10 +74,11 @@ def parse_pool(entries: Sequence[str]) -> dict[str, str]:
 
 
 def read_orders(
-    files: Mapping[str, str], task: Task, *, patches: Sequence[str] = ALL_PATCHES
+    files: Mapping[str, str], task: Task, size: int, *, patches: Sequence[str], work: Work
 ) -> dict[str, list[Question]]:
-    """Questions with their profiles in each retriever's order. LampError for files with different questions."""
-    pool = {name: read_questions(file, task=task, patches=patches) for name, file in files.items() if file}
+    """Questions with the first `size` items in each retriever's order. LampError for files with different questions."""
+    read = partial(stream_first_items, size=size, task=task, patches=patches, work=work)
+    pool = {name: list(read(file)) for name, file in files.items() if file}
     first, asked = next(iter(pool.items()))
     for name, questions in pool.items():
         check_same_ids([q.id for q in asked], [q.id for q in questions], left=files[first], right=files[name])

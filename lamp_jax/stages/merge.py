@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
+from uuid import uuid4
 
 from tqdm.auto import tqdm
 
@@ -16,9 +17,9 @@ from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
 from lamp_jax.runs.json_files import encode, write_json_list
 from lamp_jax.runs.records import guard_outputs, reserve
 
-# Every process reads references and ranking once.
-_references = lru_cache(maxsize=1)(lambda path: read_outputs(path).by_id)
-_ranking = lru_cache(maxsize=1)(RankingFile)
+# Every process reads references and ranking once in a run. A worker may outlive the run, after which files may change.
+_references = lru_cache(maxsize=1)(lambda path, run_id: read_outputs(path).by_id)
+_ranking = lru_cache(maxsize=1)(lambda path, run_id: RankingFile(path))
 
 
 class _Merged(NamedTuple):
@@ -32,20 +33,23 @@ def run(options: Merge) -> None:
     record = reserve(options.output, options, inputs=inputs, ignore=["work"])
     if record.state == "done":
         return print(f"{options.output}: already merged")
-    for opened in (_references, _ranking):
-        opened.cache_clear()  # the files may have changed
-    chunks = map_chunks(partial(merge_chunk, options=options), options.questions, options.work)
-    merged = tqdm(_check_complete(chain.from_iterable(chunks), options), "merge", unit=" questions", disable=None)
+    run_id = uuid4().hex
+    chunks = map_chunks(partial(merge_chunk, options=options, run_id=run_id), options.questions, options.work)
+    complete = _check_complete(chain.from_iterable(chunks), options, run_id)
+    merged = tqdm(complete, "merge", unit=" questions", disable=None)
     record.begin()
     count = write_json_list(record.target, merged)
     record.finish(questions=count)
     print(f"{options.output}: {count} questions")
 
 
-def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
-    """Merged questions of a chunk as JSON; b"" for a question that is not in the references or in the ranking."""
-    references = _references(options.outputs) if options.outputs else None
-    ranking = _ranking(options.ranking) if options.ranking else None
+def merge_chunk(chunk: Chunk, *, options: Merge, run_id: str) -> list[_Merged]:
+    """Merged questions of a chunk as JSON; b"" for a question that is not in the references or in the ranking.
+
+    `run_id` names the run of the command: the files do not change during it.
+    """
+    references = _references(options.outputs, run_id) if options.outputs else None
+    ranking = _ranking(options.ranking, run_id) if options.ranking else None
     merged = []
     for question in questions_of(chunk, patches=options.compatibility.patches):
         if any(known is not None and question.id not in known for known in (references, ranking)):
@@ -61,20 +65,20 @@ def merge_chunk(chunk: Chunk, *, options: Merge) -> list[_Merged]:
     return merged
 
 
-def _check_complete(merged: Iterator[_Merged], options: Merge) -> Iterator[bytes]:
+def _check_complete(merged: Iterator[_Merged], options: Merge, run_id: str) -> Iterator[bytes]:
     """Merged questions as JSON. LampError at the end, before the file is in place, for differing question ids."""
     seen: set[str] = set()
     for question_id, record in merged:
         check_unique([question_id], seen, options.questions)
         yield record
-    _check_ids(seen, options)
+    _check_ids(seen, options, run_id)
 
 
-def _check_ids(ids: set[str], options: Merge) -> None:
+def _check_ids(ids: set[str], options: Merge, run_id: str) -> None:
     others: dict[str, Mapping] = {}
     if options.outputs:
-        others[options.outputs] = _references(options.outputs)
+        others[options.outputs] = _references(options.outputs, run_id)
     if options.ranking:
-        others[options.ranking] = _ranking(options.ranking)
+        others[options.ranking] = _ranking(options.ranking, run_id)
     for name, known in others.items():
         check_same_ids(ids, known, left=options.questions, right=name)

@@ -198,7 +198,7 @@ def test_a_directory_without_a_record_is_an_error(tmp_path):
 def test_the_reference_file_round_trips_when_ids_contain_dashes(tmp_path):
     questions = [question("u-1", "a-b", "c"), question("u", "2-a", "b")]
     directory = write_directory(tmp_path / "feedback", questions)
-    write_reference(tmp_path / "scores.json", questions, read_records(directory, "items"))
+    write_reference(tmp_path / "scores.json", read_records(directory, "items"))
     written = json.loads((tmp_path / "scores.json").read_text())
     assert list(written) == ["u-1-a-b", "u-1-c", "u-2-a", "u-b"]
     assert written["u-2-a"] == expected(questions)["u"][0]
@@ -211,7 +211,7 @@ AMBIGUOUS = [question("u", "1-a"), question("u-1", "a")]
 def test_a_reference_file_with_one_name_for_two_pairs_is_neither_written_nor_read(tmp_path):
     directory = write_directory(tmp_path / "feedback", AMBIGUOUS)
     with pytest.raises(LampError, match=r"'u-1-a' would be the key of two pairs"):
-        write_reference(tmp_path / "scores.json", AMBIGUOUS, read_records(directory, "items"))
+        write_reference(tmp_path / "scores.json", read_records(directory, "items"))
     assert not (tmp_path / "scores.json").exists()
     source = write_file(tmp_path / "scores.json", {"u-1-a": {"accuracy": 1.0}})
     with pytest.raises(LampError, match=r"'u-1-a' would be the key of two pairs"):
@@ -232,9 +232,9 @@ def test_names_in_a_reference_file_are_an_error_only_where_two_pairs_share_a_nam
     records = [feedback_record("items", pair.names, "", None, worth(pair)) for pair in pairs]
     if len(set(names)) < len(names):
         with pytest.raises(LampError, match="would be the key of two pairs"):
-            write_reference(folder / "scores.json", questions, records)
+            write_reference(folder / "scores.json", records)
     else:
-        write_reference(folder / "scores.json", questions, records)
+        write_reference(folder / "scores.json", records)
         found = read_feedback([folder / "scores.json"], TASK, questions, profile_size=3)
         assert found == expected(questions, size=3)
 

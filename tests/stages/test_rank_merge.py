@@ -32,10 +32,6 @@ def benchmark(tmp_path, monkeypatch) -> Path:
 WORKERS = {
     "two processes": ("--workers", 2),
     "beam": ("--beam-runner", "DirectRunner"),
-    "beam, two workers": (
-        *("--beam-runner", "DirectRunner"),
-        *("--beam-options", "direct_num_workers=2", "direct_running_mode=multi_processing"),
-    ),
 }
 
 
