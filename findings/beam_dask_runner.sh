@@ -57,8 +57,10 @@ def run(cluster, *sinks, options=(), middle=()):
     return state, *((len(found), len({line.split()[1] for line in found})) for found in lines)
 
 
+logging.disable()  # in the workers too, which import this file
+
+
 def main():
-    logging.disable()
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         found = {
             "two sinks": run(cluster, "first", "second"),
