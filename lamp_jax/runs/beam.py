@@ -143,8 +143,10 @@ def _run_in_dask(pipeline: Any) -> None:
 
 
 def _partition_size(count: int, work: Work) -> tuple[str, ...]:
-    """Option for partitions of one piece, if they are not too many: one worker computes all pieces of a partition, and
-    Beam's default is 128."""
+    """Option for the number of pieces in a partition, which one worker computes alone: one, unless they are many.
+
+    Beam's default is 128.
+    """
     if any(option.startswith(("dask_npartitions", "dask_partition_size")) for option in work.beam_options):
         return ()
     return (f"dask_partition_size={1 + count // _DASK_PARTITIONS}",)

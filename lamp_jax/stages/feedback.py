@@ -1,6 +1,5 @@
 """Collection of feedback of both kinds: answers scored batch by batch and appended, in shards that can resume."""
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
-from lamp_jax.runs.journals import Journal, read_journal
+from lamp_jax.runs.journals import Journal, count_entries
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import RunRecord
 from lamp_jax.runs.workers import parallel_map
@@ -104,15 +103,13 @@ def collect(
                 stop_if_asked()
 
     def all_there() -> bool:
-        paths = [path(shard) for shard in range(options.shards)]
-        size = sum(os.path.getsize(path) for path in paths if path.exists())
-        return list(parallel_map(_count_entries, paths, options.work, size=size)) == list(counts)
+        paths = [path(shard).absolute() for shard in range(options.shards)]
+        begun = [path for path in paths if path.exists()]
+        size = sum(path.stat().st_size for path in begun)
+        counted = dict(zip(begun, parallel_map(count_entries, begun, options.work, size=size), strict=True))
+        return [counted.get(path, 0) for path in paths] == list(counts)
 
     if not on_first(all_there):
         print(f"{options.output}: shard {options.shard} of {options.shards} is done, others are not")
         return False
     return True
-
-
-def _count_entries(path: Path) -> int:
-    return sum(1 for _ in read_journal(path))
