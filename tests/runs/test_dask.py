@@ -1,24 +1,26 @@
 """Beam pipelines on a Dask cluster of two worker processes: the same bytes as without Beam, and errors with causes."""
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lamp_jax import cli
 from lamp_jax.config import Work
 from lamp_jax.data import chunks
-from lamp_jax.data.files import read_questions
+from lamp_jax.data.files import Question, read_questions
 from lamp_jax.datasets import histories
 from lamp_jax.datasets.synthetic import write_benchmark
+from lamp_jax.decoding.feedback import RatedAnswer
 from lamp_jax.errors import LampError
 from lamp_jax.runs import beam
 from lamp_jax.runs.workers import parallel_map
 from lamp_jax.tasks.catalog import find_task
+from lamp_jax.tasks.rewards import LIKELIHOOD
 from tests.goldens.cases import CASES
 from tests.runs.test_beam import refuse_the_third, square
 
@@ -95,25 +97,33 @@ def test_a_command_writes_the_same_bytes(name, data, work, tmp_path, monkeypatch
     assert not list(Path(work.beam_staging).iterdir())
 
 
+def count_characters(questions: Sequence[Question], source: np.ndarray) -> list[RatedAnswer]:
+    return [(None, {LIKELIHOOD: len(question.profile[0]["text"])}) for question in questions]
+
+
 def test_feedback_in_shards_writes_the_same_bytes(data, work, tmp_path, monkeypatch, capsys):
+    """Reading, shards, records and their count; the rewards are invented, so that nothing is compiled."""
     monkeypatch.setattr(chunks, "_CHUNK_BYTES", 2**12)
+    monkeypatch.setattr("lamp_jax.stages.feedback.likelihood_rater", lambda *_, **__: count_characters)
     command = (
         f"feedback items --task LaMP-3 --merged {{data}}/merged --model {CASES}/tiny/t5_ft --reward likelihood "
         "--profile-size 2 --batch-size 8 --max-length 32 --shards 2 --output {out}/feedback"
     )
-    run(command, data, tmp_path / "alone", "--workers", "1", "--shard", "0")
-    assert "shard 0 of 2 is done, others are not" in capsys.readouterr().out
-    shutil.copytree(tmp_path / "alone", tmp_path / "together")
-    alone = run(command, data, tmp_path / "alone", "--workers", "1", "--shard", "1")
-    assert run(command, data, tmp_path / "together", *words_of(work), "--shard", "1") == alone
-    assert capsys.readouterr().out.count("feedback on 20 pairs") == 2
-    counts = {name: content.count(b"\n") for name, content in alone.items()}
-    assert counts == {f"feedback/items-{shard}-of-2.jsonl": 10 for shard in (0, 1)}
+    written = []
+    for name, words in (("alone", ["--workers", "1"]), ("together", words_of(work))):
+        run(command, data, tmp_path / name, *words, "--shard", "0")
+        assert "shard 0 of 2 is done, others are not" in capsys.readouterr().out
+        export = ["--export-reference", str(tmp_path / name / "reference.json")]
+        written.append(run(command, data, tmp_path / name, *words, "--shard", "1", *export))
+        assert "feedback on 20 pairs" in capsys.readouterr().out
+    assert written[0] == written[1]
+    assert [written[0][f"feedback/items-{shard}-of-2.jsonl"].count(b"\n") for shard in (0, 1)] == [10, 10]
+    assert len(json.loads(written[0]["reference.json"])) == 20
 
 
 def test_both_workers_compute_and_results_come_in_order(work):
-    results = list(parallel_map(square, range(40), work, size=0))
-    assert [result for result, _ in results] == [number * number for number in range(40)]
+    results = list(parallel_map(square, range(12), work, size=0))
+    assert [result for result, _ in results] == [number * number for number in range(12)]
     assert len({process for _, process in results}) == 2
     assert list(parallel_map(square, [], work, size=0)) == []
     partition = replace(work, beam_options=(*work.beam_options, "dask_npartitions=1"))
