@@ -16,6 +16,7 @@ from lamp_jax.tasks.catalog import Task
 _SHOWN_IDS = 5
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ID = "a text (without lone surrogates) or an integer"
+_TEXTS = {str, int, float}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -100,11 +101,14 @@ def is_id(value: Any) -> bool:
 
 def is_text(value: Any) -> bool:
     """Whether a JSON value is accepted as a text: a string or a number; not `true`, a list or an object."""
-    return type(value) in (str, int, float)
+    return type(value) in _TEXTS
 
 
 def check_items(question: Question, task: Task, path: str | Path) -> None:
     """LampError, with `path`, where a profile item lacks a field that the task needs."""
+    kinds = {type(item.get(field)) for field in task.fields for item in question.profile}
+    if kinds <= _TEXTS:
+        return
     for item in question.profile:
         for field in task.fields:
             if not is_text(item.get(field)):
@@ -226,20 +230,24 @@ def _question(record: Any, where: str, patches: Iterable[str]) -> Question:
         if not fits:
             found = short_repr(record[field]) if field in record else "nothing"
             raise LampError(f"{where}: {field!r} must be {kind}, found {found}")
-    for index, item in enumerate(record["profile"]):
-        if not isinstance(item, dict) or "id" not in item:
-            raise LampError(f"{where}: profile item {index} has no 'id'")
-        if not is_id(item["id"]):
-            raise LampError(f"{where}: profile item {index}: 'id' must be {_ID}, found {short_repr(item['id'])}")
+    _check_ids(record["profile"], where)
     record = apply_patches(record, patches)
     output = record.get("output")
     return Question(
         id=str(record["id"]),
         input=record["input"],
-        profile=tuple({**item, "id": str(item["id"])} for item in record["profile"]),
+        profile=tuple([{**item, "id": str(item["id"])} for item in record["profile"]]),
         user_id=record.get("user_id"),
         output=None if output is None else str(output),
     )
+
+
+def _check_ids(profile: list[Any], where: str) -> None:
+    for index, item in enumerate(profile):
+        if not isinstance(item, dict) or "id" not in item:
+            raise LampError(f"{where}: profile item {index} has no 'id'")
+        if not is_id(item["id"]):
+            raise LampError(f"{where}: profile item {index}: 'id' must be {_ID}, found {short_repr(item['id'])}")
 
 
 def _first(ids: list[str]) -> str:

@@ -16,7 +16,6 @@ bm25s would be faster only for more than a hundred queries on one profile of 10,
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple
@@ -27,6 +26,7 @@ from lamp_jax.config import CORRECT, Compatibility
 from lamp_jax.data.files import Question
 from lamp_jax.retrieval.scored import Ranked, best_first
 from lamp_jax.retrieval.texts import documents_of, query_of
+from lamp_jax.retrieval.words import group_words
 from lamp_jax.runs.workers import map_in_processes
 from lamp_jax.tasks.catalog import Task
 
@@ -72,11 +72,10 @@ def okapi_scores(documents: Sequence[str], queries: Sequence[str]) -> np.ndarray
     negative in small profiles: then matching documents rank last.
     """
     scores = np.zeros((len(queries), len(documents)))
-    words = [document.split() for document in documents]
-    if any(words):
-        postings = _postings(words)
-        for row, query in zip(scores, queries, strict=True):
-            row[:] = _okapi(postings, query.split())
+    if any(map(str.split, documents)):
+        index = _index(documents, queries)
+        for row, query in zip(scores, index.queries, strict=True):
+            row[:] = _okapi(index, query)
     return scores
 
 
@@ -98,54 +97,64 @@ SCORERS: dict[Variant, Callable[[Sequence[str], Sequence[str]], np.ndarray]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Postings:
-    """Inverted index: document counts of W words, one posting per (word, document) pair, sorted by word."""
+class _Index(NamedTuple):
+    """Postings of the words of N documents, one per (word, document), sorted by both; and of the queries' words.
 
-    first_place: dict[str, int]  # first position of a word in the concatenated documents
-    places: np.ndarray  # [W] those positions, ascending
-    starts: np.ndarray  # [W + 1] start of each word's postings
-    documents: np.ndarray  # [postings]
-    counts: np.ndarray  # [postings]
+    All words count, not the queries' alone: for a word of more than half of the documents, such as "the", the mean idf
+    of all is needed.
+    """
+
+    order: np.ndarray  # positions of all words, equal words together, ascending; the queries' are after the documents'
+    texts: np.ndarray  # number of the document of each
+    postings: np.ndarray  # start of each posting in `order`, and its length as the last
+    words: np.ndarray  # start of each word's postings
+    frequencies: np.ndarray  # number of documents with each word; 0 for one of queries alone
     lengths: np.ndarray  # [N] words per document
+    queries: list[np.ndarray]  # numbers of each query's words, in its order
 
 
-def _postings(words: Sequence[Sequence[str]]) -> _Postings:
-    lengths = np.array([len(document) for document in words])
-    flat = list(chain.from_iterable(words))
-    # A word's number is the position of its first occurrence: one pass through the dictionary assigns and looks up.
-    first_place: dict[str, int] = {}
-    numbers = np.fromiter(map(first_place.setdefault, flat, range(len(flat))), np.int64, len(flat))
-    keys = numbers * len(words) + np.repeat(np.arange(len(words)), lengths)
-    keys.sort()
-    begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-    word_of, documents = np.divmod(keys[begins], len(words))
-    starts = np.flatnonzero(np.concatenate(([True], word_of[1:] != word_of[:-1], [True])))
-    counts = np.diff(begins, append=len(keys))
-    return _Postings(first_place, word_of[starts[:-1]], starts, documents, counts, lengths)
+def _index(documents: Sequence[str], queries: Sequence[str]) -> _Index:
+    order, begins, lengths = group_words([*documents, *queries])
+    texts = np.repeat(np.arange(len(lengths)), lengths)[order]
+    lengths, asked = lengths[: len(documents)], lengths[len(documents) :]
+    in_posting = begins.copy()
+    in_posting[1:] |= texts[1:] != texts[:-1]
+    postings = np.flatnonzero(in_posting)
+    words = np.flatnonzero(begins[postings])
+    # The queries' words, each with the number of its word, and in the order of their positions.
+    places = np.flatnonzero(order >= lengths.sum())
+    numbers = np.searchsorted(postings[words], places, side="right") - 1
+    of_queries = np.bincount(numbers[in_posting[places]], minlength=len(words))
+    frequencies = np.diff(words, append=len(postings)) - of_queries
+    numbers = numbers[np.argsort(order[places])]
+    by_query = [numbers[end - size : end] for size, end in zip(asked, np.cumsum(asked), strict=True)]
+    return _Index(order, texts, np.append(postings, len(order)), words, frequencies, lengths, by_query)
 
 
-def _okapi(postings: _Postings, query: Sequence[str]) -> np.ndarray:
+def _okapi(index: _Index, query: np.ndarray) -> np.ndarray:
     """Scores of one query, [N]. The operations are rank_bm25's, in its order, so that its ties are ties here."""
-    p = postings
-    found = [p.first_place[word] for word in query if word in p.first_place]
-    terms = np.searchsorted(p.places, found)
-    sizes = p.starts[terms + 1] - p.starts[terms]
+    sizes = index.frequencies[query]
     # Postings of all words of the query, word by word, repeated for repeated words.
-    at = np.repeat(p.starts[terms] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
-    documents, counts = p.documents[at], p.counts[at]
-    saturation = K1 * (1 - B + B * p.lengths / (p.lengths.sum() / len(p.lengths)))
-    weights = np.repeat(_okapi_idf(p)[terms], sizes) * (counts * (K1 + 1) / (counts + saturation[documents]))
-    return np.bincount(documents, weights, minlength=len(p.lengths))
+    at = np.repeat(index.words[query] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+    starts = index.postings[at]
+    documents, counts = index.texts[starts], index.postings[at + 1] - starts
+    saturation = K1 * (1 - B + B * index.lengths / (index.lengths.sum() / len(index.lengths)))
+    weights = np.repeat(_okapi_idf(index, sizes), sizes) * (counts * (K1 + 1) / (counts + saturation[documents]))
+    return np.bincount(documents, weights, minlength=len(index.lengths))
 
 
-def _okapi_idf(postings: _Postings) -> np.ndarray:
-    """Inverse document frequency of every word with rank_bm25's floor, [W]."""
-    size = len(postings.lengths)
-    logs = _half_logs(1 << size.bit_length())
-    frequency = np.diff(postings.starts)
-    idf = logs[size - frequency] - logs[frequency]
-    idf[idf < 0] = EPSILON * (np.cumsum(idf)[-1] / len(idf))  # cumsum adds sequentially, as rank_bm25 does
+def _okapi_idf(index: _Index, frequencies: np.ndarray) -> np.ndarray:
+    """Inverse document frequency of words in so many documents, with rank_bm25's floor."""
+    size = len(index.lengths)
+    logs = _half_logs(1 << size.bit_length())[: size + 1]
+    by_frequency = logs[::-1] - logs
+    idf = by_frequency[frequencies]
+    if np.any(idf < 0):
+        # All words' are added in the order of their first occurrences, as rank_bm25 does; zeros change no sum.
+        terms = np.zeros(len(index.order))
+        terms[index.order[index.postings[index.words]]] = by_frequency[index.frequencies]
+        total = np.cumsum(terms[: index.lengths.sum()])[-1]
+        idf[idf < 0] = EPSILON * (total / np.count_nonzero(index.frequencies))
     return idf
 
 
@@ -206,7 +215,7 @@ def _in_order(questions: Sequence[Question], jobs: Iterable[_Job], scored: Itera
             row = waiting.pop(turn)
             order = best_first(row)
             ids = [str(item["id"]) for item in questions[turn].profile]
-            yield Ranked(questions[turn].id, [ids[place] for place in order], row[order])
+            yield Ranked(questions[turn].id, [ids[place] for place in order.tolist()], row[order])
             turn += 1
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from lamp_jax.data.files import Question, check_same_ids, is_id
 from lamp_jax.errors import LampError
@@ -109,9 +110,8 @@ class RankedLine(NamedTuple):
 
 
 def encode_ranking(ranked: Ranked) -> RankedLine:
-    return RankedLine(
-        ranked.question_id, encode(list(ranked.item_ids)), encode([float(score) for score in ranked.scores])
-    )
+    scores = np.asarray(ranked.scores, np.float64).tolist()
+    return RankedLine(ranked.question_id, encode(list(ranked.item_ids)), encode(scores))
 
 
 def write_rankings(path: str | Path, lines: Iterable[RankedLine], *, scores: str | Path = "") -> int:

@@ -18,7 +18,7 @@ def query_of(question: Question, task: Task, *, compatibility: Compatibility = C
 def documents_of(question: Question, task: Task, *, use_date: bool = False) -> tuple[str, ...]:
     """Documents of the complete profile, in its order. Raises LampError for an item without a required field."""
     try:
-        return tuple([task.document_of(item, use_date=use_date) for item in question.profile])
+        return tuple(task.documents_of(question.profile, use_date=use_date))
     except KeyError:
         raise _missing_field(question, task, use_date) from None
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -17,20 +18,19 @@ import orjson
 
 from lamp_jax.errors import LampError
 
-_BLOCK = 2**22
+_BLOCK = 2**20
 _ENVELOPE = 2**20
 _MAX_DEPTH = 100  # Deeper values cannot be written again, or shown.
 _QUOTE, _BACKSLASH = ord('"'), ord("\\")
+_OPENING, _BIT = np.uint8(ord("[")), np.uint8(ord("[") ^ ord("{"))
 _STEP = np.zeros(256, np.int8)
 _STEP[list(b"[{")], _STEP[list(b"]}")] = 1, -1
-_SYNTAX_BYTES = bytes(chr(byte) in '"\\[]{}' for byte in range(256))
 BOM = b"\xef\xbb\xbf"
 _OTHER_ENCODINGS = (b"\xff\xfe", b"\xfe\xff", b"[\0", b"{\0", b"\0[", b"\0{")
 _SPACE = b" \t\r\n"
 _SEPARATOR = re.compile(rb"[ \t\r\n]*,[ \t\r\n]*")
 _GOLDS = re.compile(rb'"golds"[ \t\r\n]*:[ \t\r\n]*\[\Z')
 _SHOWN_CHARACTERS = 40
-_SPACED_COLON = re.compile(rb'"[ \t\r\n]+:')
 
 
 class RawRecord(NamedTuple):
@@ -189,10 +189,15 @@ class _Reader:
 
     def _find_brackets(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
         """Offsets in the block of the brackets outside of strings, and +1 for an opening, -1 for a closing one."""
-        offsets = np.flatnonzero(np.frombuffer(block.translate(_SYNTAX_BYTES), bool))
-        kinds = np.frombuffer(block, np.uint8)[offsets]
-        escaped = self._find_escaped(offsets[kinds == _BACKSLASH], len(block))
-        inside = np.cumsum((kinds == _QUOTE) & ~escaped[offsets]) % 2 == (0 if self._in_string else 1)
+        octets = np.frombuffer(block, np.uint8)
+        # Quotation marks, and brackets, backslashes and bars: `[\\]` and `{|}` are consecutive, and one bit apart.
+        offsets = np.flatnonzero(((octets & ~_BIT) - _OPENING <= 2) | (octets == _QUOTE))
+        kinds = octets[offsets]
+        quotes = kinds == _QUOTE
+        slashes = offsets[kinds == _BACKSLASH]
+        if len(slashes) or self._escaped:
+            quotes &= ~self._find_escaped(slashes, len(block))[offsets]
+        inside = np.cumsum(quotes) % 2 == (0 if self._in_string else 1)
         self._in_string = bool(inside[-1]) if len(inside) else self._in_string
         steps = np.where(inside, 0, _STEP[kinds])
         return offsets[steps != 0], steps[steps != 0].astype(np.int64)
@@ -222,8 +227,7 @@ def parse_record(raw: bytes) -> Any:
     except orjson.JSONDecodeError:
         value = None
     else:
-        # Each key is followed by a colon. Texts may contain more of these; then the slow parser runs without need.
-        if raw.count(b'":') == _count_keys(value) and not _SPACED_COLON.search(raw):
+        if _count_quotes(raw) == 2 * _count_strings(value):  # otherwise a key occurs twice
             return value
     try:  # The standard library accepts lone surrogates and long integers, sees repeated keys, and explains errors.
         text = raw.decode("utf-8", "surrogatepass")
@@ -249,10 +253,26 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _count_keys(value: Any) -> int:
-    if type(value) is dict:
-        return len(value) + sum(map(_count_keys, value.values()))
-    return sum(map(_count_keys, value)) if type(value) is list else 0
+def _count_quotes(raw: bytes) -> int:
+    """Number of the quotation marks around strings in valid JSON."""
+    quotes = int(np.count_nonzero(np.frombuffer(raw, np.uint8) == _QUOTE))
+    if b"\\" not in raw:
+        return quotes
+    return quotes - raw.replace(b"\\\\", b"").count(b'\\"')
+
+
+def _count_strings(value: Any) -> int:
+    """Number of the strings in a JSON value, keys included."""
+    count, level = 0, [value]
+    while level:  # the values of one depth after another
+        kinds = [*map(type, level)]
+        found = {*kinds}
+        count += kinds.count(str) if str in found else 0
+        objects = [value for value in level if type(value) is dict] if dict in found else []
+        lists = [value for value in level if type(value) is list] if list in found else []
+        count += sum(map(len, objects))
+        level = [*chain.from_iterable(map(dict.values, objects)), *chain.from_iterable(lists)]
+    return count
 
 
 def _reject_constant(constant: str) -> None:

@@ -5,7 +5,7 @@ public code of arXiv 2409.09510 for training examples from profile items.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -185,8 +185,14 @@ class Task:
 
     def document_of(self, item: ProfileItem, *, use_date: bool = False) -> str:
         """Document of a profile item, which a retriever reads; with `use_date` followed by ` date: ...`."""
-        text = " ".join(str(item[field]) for field in self.document)
-        return f"{text} date: {item['date']}" if use_date else text
+        return self.documents_of([item], use_date=use_date)[0]
+
+    def documents_of(self, items: Sequence[ProfileItem], *, use_date: bool = False) -> list[str]:
+        """Document of each profile item."""
+        texts = map(" ".join, zip(*[[str(item[field]) for item in items] for field in self.document], strict=True))
+        if use_date:
+            return [f"{text} date: {item['date']}" for text, item in zip(texts, items, strict=True)]
+        return list(texts)
 
 
 _REFERENCES = re.compile(r'(.*?)" \[2\]: "(.*)"\s*', re.DOTALL)
