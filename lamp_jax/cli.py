@@ -1,14 +1,16 @@
 """Command line `lamp COMMAND --options`: parsing, and the call of the command's stage."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, NoReturn, Union
+from typing import Any, NoReturn
 
 import tyro
 
@@ -135,18 +137,16 @@ def parse(words: list[str]) -> tuple[str, Any]:
     return stage, dataclasses.replace(chosen, options=tuple(further)) if further else chosen
 
 
-@dataclasses.dataclass
-class _Command:
-    """Command in the list of all, without its options."""
-
-
 def _explain(words: list[str]) -> NoReturn:
     """Exits with the list of all commands, or with a usage message for words that begin with none."""
-    commands = [
-        Annotated[_Command, tyro.conf.subcommand(name, description=options.__doc__)] for name, options in STAGES.items()
-    ]
-    choice: Any = Union[tuple(commands)]  # noqa: UP007 (built from a table)
-    parse_options(choice, words, prog="lamp", description=_DESCRIPTION)
+    # Not by tyro, which takes longer to read the source of a class than to be imported.
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("lamp", description=_DESCRIPTION, formatter_class=style, allow_abbrev=False)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, options in STAGES.items():
+        summary = inspect.cleandoc(options.__doc__ or "").partition("\n\n")[0]
+        commands.add_parser(name, help=" ".join(summary.replace("%", "%%").split()))
+    parser.parse_args(words)
     raise AssertionError(f"{words} begin with a command")
 
 

@@ -1,6 +1,7 @@
 """Options from a command line."""
 
 import contextlib
+import inspect
 import io
 import re
 import signal
@@ -49,6 +50,25 @@ def test_every_stage_explains_every_option(stage, capsys):
         cli.parse([stage, "--help"])
     assert end.value.code == 0
     assert OPTION_OF_ALL.get(stage, "--output") in capsys.readouterr().out
+
+
+def test_help_lists_every_command_with_its_summary(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for stage, options in cli.STAGES.items():
+        summary = " ".join(inspect.cleandoc(options.__doc__ or "").partition("\n\n")[0].split())
+        assert summary
+        assert f"{stage} {summary}" in shown
+
+
+@pytest.mark.parametrize("words", [[], ["rnk"], ["feedback"], ["--task", "LaMP-3"]])
+def test_words_that_begin_with_no_command_are_a_usage_error(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.parse(words)
+    assert end.value.code == 2
+    assert re.search("COMMAND: invalid choice.*'rank'|required: COMMAND", capsys.readouterr().err)
 
 
 def test_a_docstrings_lines_are_joined_in_a_help_text():
