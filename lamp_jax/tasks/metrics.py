@@ -16,6 +16,7 @@ from lamp_jax.config import Compatibility
 from lamp_jax.errors import LampError
 from lamp_jax.tasks import catalog
 from lamp_jax.tasks.catalog import Task
+from lamp_jax.tasks.rouge import rouge_scorer
 from lamp_jax.tasks.significance import PairedTest, bootstrap_means, mcnemar_test, paired_t_test
 
 OutOfRange = Literal["keep", "clip"]
@@ -227,9 +228,7 @@ def _absolute_errors(answers: _Answers) -> list[float]:
 def _rouge_f(kind: str, answers: _Answers) -> list[float]:
     """F1 of ROUGE (Lin 2004), lower-cased ASCII letters and digits, no stemmer; `rougeLsum` takes lines as
     sentences."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer([kind], use_stemmer=False)
+    scorer = rouge_scorer([kind])
     pairs = zip(answers.references, answers.predictions, strict=True)
     return [scorer.score(reference, answer)[kind].fmeasure for reference, answer in pairs]
 
@@ -276,16 +275,17 @@ def _rouge_mean(answers: _Answers, samples: Sequence[float], compatibility: Comp
 
 
 def _macro_f1(answers: _Answers, samples: Sequence[float], compatibility: Compatibility) -> float:
-    """Mean of F1 over all labels of the task; a label without answers and references counts as 0."""
-    from sklearn.metrics import f1_score
+    """Mean of F1 over all labels of the task; a label without answers and references counts as 0.
 
+    scikit-learn's `f1_score(average="macro", zero_division=0)`, to the last bit; importing it takes a second.
+    """
     # One column per label: an answer outside the label set is a row of zeros.
-    marked = [
+    expected, given = (
         np.array([[text == label for label in answers.labels] for text in texts], int)
         for texts in (answers.references, answers.predictions)
-    ]
-    # sklearn's annotation is that of the default, "warn"; numbers are documented.
-    return float(f1_score(*marked, average="macro", zero_division=0))  # pyright: ignore[reportArgumentType]
+    )
+    right, sizes = np.sum(expected & given, axis=0), np.sum(expected, axis=0) + np.sum(given, axis=0)
+    return float(np.mean(2 * right / np.maximum(sizes, 1)))
 
 
 def _root_mean_square(answers: _Answers, samples: Sequence[float], compatibility: Compatibility) -> float:
