@@ -22,15 +22,13 @@ from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.bert import NO_TOKEN, Bert, BertConfig
 from lamp_jax.models.longformer import Longformer
 from lamp_jax.models.weights import CONFIG, check_tokenizer, find_model, load_bert, read_json
-from lamp_jax.retrieval.dense import Embed, rank_dense
+from lamp_jax.retrieval.dense import rank_dense
 from lamp_jax.retrieval.encoders import EncoderSettings, FoundEncoder, choose_settings, find_encoder
 from lamp_jax.retrieval.scored import Ranked
+from lamp_jax.retrieval.vectors import WINDOW, Embed
 from lamp_jax.runs.library import TemporaryOutput
 from lamp_jax.sharding import DATA_PARALLEL, mesh_is_set, model_options, on_cpu, own_rows, place_batch, shards
 from lamp_jax.tasks.catalog import Task
-
-# Number of texts that are sorted by length together: enough to fill batches, few enough to keep their tokens in memory.
-_WINDOW = 8192
 
 # Texts are padded to multiples of this number: a forward pass compiles fast enough for so many lengths.
 _LENGTHS_APART = 32
@@ -186,9 +184,9 @@ class Encoder:
 
     def __call__(self, params: Any, texts: Sequence[Any]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Batches of the results: (indices of n texts, the model's output for them, float32 [n, ...])."""
-        with tqdm(total=len(texts), desc="embed", unit="text", disable=None) as bar:
-            for start in range(0, len(texts), _WINDOW):
-                rows = self._read(texts[start : start + _WINDOW])
+        with tqdm(total=len(texts), desc="embed", unit="text", disable=None, leave=None) as bar:
+            for start in range(0, len(texts), WINDOW):
+                rows = self._read(texts[start : start + WINDOW])
                 examples = [Example("", row) for row in rows]
                 waiting: tuple[list[int], jax.Array] | None = None
                 for places, batch in prediction_batches(examples, rows=self._rows, pad=NO_TOKEN, own=own_rows):

@@ -120,7 +120,7 @@ def test_every_position_is_returned_once(encoder):
 
 
 def test_long_lists_are_read_in_chunks(monkeypatch, encoder, separate_vectors):
-    monkeypatch.setattr(encoding, "_WINDOW", 3)
+    monkeypatch.setattr(encoding, "WINDOW", 3)
     check(TEXTS[::-1] * 2, encoder, separate_vectors)
 
 

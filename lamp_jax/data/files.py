@@ -68,6 +68,18 @@ def stream_questions(
         raise no_records(path)
 
 
+@dataclass(frozen=True)
+class QuestionFile:
+    """Questions of a file, which is read again whenever they are iterated over. LampError as stream_questions."""
+
+    path: str | Path
+    task: Task | None = None
+    patches: Iterable[str] = ALL_PATCHES
+
+    def __iter__(self) -> Iterator[Question]:
+        return stream_questions(self.path, task=self.task, patches=self.patches)
+
+
 def read_questions(
     path: str | Path, *, task: Task | None = None, patches: Iterable[str] = ALL_PATCHES
 ) -> list[Question]:

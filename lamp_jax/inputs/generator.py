@@ -1,5 +1,6 @@
 """Generator examples from questions: retrieved profile items, prompts and token ids."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -132,7 +133,8 @@ def load_examples(
 
 def prompt_examples(questions: Iterable[Question], prompts: Iterable[Prompt]) -> list[Example]:
     """Inference examples: prompts without answers."""
-    return [Example(question.id, prompt.tokens) for question, prompt in zip(questions, prompts, strict=True)]
+    pairs = zip(questions, prompts, strict=True)
+    return [Example(question.id, array("i", prompt.tokens)) for question, prompt in pairs]  # four bytes per token
 
 
 def reference_of(question: Question, path: str = "the questions") -> str:

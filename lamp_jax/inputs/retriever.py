@@ -8,11 +8,12 @@ import numpy as np
 
 from lamp_jax.artifacts.feedback import MetricValues, first_pairs, read_feedback
 from lamp_jax.config import Compatibility
-from lamp_jax.data.files import Question, read_questions
+from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import Candidates
 from lamp_jax.inputs.generator import reference_of
 from lamp_jax.inputs.reader import TextReader
+from lamp_jax.inputs.retrieved import read_first
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.settings import Ropg
@@ -35,7 +36,7 @@ def read_scored_questions(
     ropg: Ropg, task: Task, path: str, feedback: Sequence[str], *, compatibility: Compatibility
 ) -> list[ScoredQuestion]:
     """Questions of a file with the rewards of their first items. LampError for missing or non-numeric feedback."""
-    questions = read_questions(path, task=task)
+    questions = read_first(path, task, ropg.profile_size)
     metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
     return score_questions(ropg, task, questions, metrics, path=path, compatibility=compatibility)
 

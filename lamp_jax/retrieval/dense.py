@@ -5,9 +5,11 @@ The encoder is an argument: a function from texts to vectors, batch by batch.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,11 +18,9 @@ from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.scored import Ranked, best_first
 from lamp_jax.retrieval.texts import documents_of, query_of
+from lamp_jax.retrieval.vectors import DistinctVectors, Embed, TextNumbers, embed_all
 from lamp_jax.runs.json_files import read_json, write_json
 from lamp_jax.tasks.catalog import Task
-
-Embed = Callable[[Sequence[str]], Iterator[tuple[Sequence[int], np.ndarray]]]
-"""Texts -> batches of (positions of n texts, their vectors float32 [n, D]), every position once, in any order."""
 
 
 def rank_dense(
@@ -37,26 +37,71 @@ def rank_dense(
 
     `embed_query` is for encoders that embed a query differently from an equal document. Every distinct text of all
     questions is embedded once. Equal documents of one profile have equal scores. All texts are read, and errors in them
-    raised (LampError with the question's id), before the first text is embedded.
+    raised (LampError with the question's id), before the first text is embedded: the questions are read twice, and
+    unless they are an iterator only few of them are in memory at a time.
     """
-    questions = list(questions)
-    numbers: dict[str, int] = {}
-    query_numbers: dict[str, int] = numbers if embed_query is None else {}
-    queries, documents = [], []
-    for question in questions:
-        query = query_of(question, task, compatibility=compatibility)
-        queries.append(query_numbers.setdefault(query, len(query_numbers)))
-        texts = documents_of(question, task, use_date=use_date)
-        documents.append(np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64))
-    vectors = embed_all(list(numbers), embed)
-    query_vectors = vectors if embed_query is None else embed_all(list(query_numbers), embed_query)
-    for question, query, profile in zip(questions, queries, documents, strict=True):
-        # Distinct documents are scored once: a product may differ in its last bit from one row to the next.
-        distinct, place_of = np.unique(profile, return_inverse=True)
-        scores = similarities(query_vectors[query], vectors[distinct], similarity)[place_of]
-        order = best_first(scores)
-        ids = [str(item["id"]) for item in question.profile]
-        yield Ranked(question.id, [ids[place] for place in order], scores[order])
+    if isinstance(questions, Iterator):
+        questions = list(questions)
+    read = partial(_read, task=task, use_date=use_date, compatibility=compatibility, shared=embed_query is None)
+    queries: dict[str, int] = {}  # where they are not embedded like documents
+    numbers = TextNumbers(read(question, queries).embedded for question in questions)
+    query_vectors = embed_all(list(queries), embed_query) if embed_query else None
+    waiting: deque[_Texts] = deque()
+    with DistinctVectors(embed, numbers.last_use) as vectors:
+
+        def rank(texts: _Texts, own: np.ndarray) -> Ranked:
+            if query_vectors is not None:
+                return _rank(texts, query_vectors[queries[texts.query]], own, vectors, similarity)
+            return _rank(texts, vectors[own[:1]][0], own[1:], vectors, similarity)
+
+        for question in questions:
+            texts = read(question, queries)
+            vectors.add(texts.embedded, numbers[vectors.ranked + len(waiting)])
+            waiting.append(texts._replace(embedded=()))
+            while waiting and vectors.has(numbers[vectors.ranked]):
+                yield rank(waiting.popleft(), numbers[vectors.ranked])
+                vectors.ranked += 1
+        vectors.finish()
+        while waiting:
+            yield rank(waiting.popleft(), numbers[vectors.ranked])
+            vectors.ranked += 1
+
+
+class _Texts(NamedTuple):
+    """What a question's ranking needs; `embedded` are its documents, after the query if that is embedded like them."""
+
+    question_id: str
+    item_ids: list[str]
+    query: str
+    embedded: tuple[str, ...]
+
+
+def _read(
+    question: Question,
+    queries: dict[str, int],
+    *,
+    task: Task,
+    use_date: bool,
+    compatibility: Compatibility,
+    shared: bool,
+) -> _Texts:
+    """Texts of a question. Numbers its query in `queries` unless it is embedded like the documents."""
+    query = query_of(question, task, compatibility=compatibility)
+    documents = documents_of(question, task, use_date=use_date)
+    if not shared:
+        queries.setdefault(query, len(queries))
+    ids = [str(item["id"]) for item in question.profile]
+    return _Texts(question.id, ids, query, (query, *documents) if shared else documents)
+
+
+def _rank(
+    texts: _Texts, query: np.ndarray, numbers: np.ndarray, vectors: DistinctVectors, similarity: Similarity
+) -> Ranked:
+    # Distinct documents are scored once: a product may differ in its last bit from one row to the next.
+    distinct, place_of = np.unique(numbers, return_inverse=True)
+    scores = similarities(query, vectors[distinct], similarity)[place_of] if len(numbers) else np.zeros(0)
+    order = best_first(scores)
+    return Ranked(texts.question_id, [texts.item_ids[place] for place in order.tolist()], scores[order])
 
 
 def similarities(query: np.ndarray, documents: np.ndarray, similarity: Similarity) -> np.ndarray:
@@ -68,16 +113,6 @@ def similarities(query: np.ndarray, documents: np.ndarray, similarity: Similarit
             for vectors in (query, documents)
         )
     return documents @ query
-
-
-def embed_all(texts: Sequence[str], embed: Embed) -> np.ndarray:
-    """Vectors of the texts in their order, float32 [N, D]."""
-    vectors = np.zeros((0, 0), np.float32)
-    for places, found in embed(texts):
-        if not len(vectors):
-            vectors = np.zeros((len(texts), found.shape[1]), np.float32)
-        vectors[list(places)] = found
-    return vectors
 
 
 class EmbeddingCache:

@@ -1,7 +1,7 @@
 """`lamp generate`: a prediction file of a model's answers to questions, and their scores if there are references."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -9,12 +9,13 @@ from flax import nnx
 from tqdm.auto import tqdm
 
 from lamp_jax.artifacts.adapters import CHECKED, AdapterStore, count_users, open_store
-from lamp_jax.data.files import Question, add_outputs, read_outputs, read_questions, write_predictions
+from lamp_jax.data.files import Question, add_outputs, read_outputs, write_predictions
 from lamp_jax.decoding.answering import answer, read_adapters
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import open_generation
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.generator import make_prompts, prompt_examples
+from lamp_jax.inputs.retrieved import read_retrieved
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.models.families import check_generator_tokenizer, load_generator
 from lamp_jax.options.generator import Generate
@@ -22,11 +23,11 @@ from lamp_jax.runs.journals import Journal
 from lamp_jax.runs.outputs import read_record
 from lamp_jax.runs.processes import on_first
 from lamp_jax.runs.records import guard_outputs, reserve
-from lamp_jax.runs.workers import available_cores
 from lamp_jax.sharding import check_divides, model_options, open_mesh
 from lamp_jax.stages.evaluate import report, write_report
 from lamp_jax.tasks.catalog import Task, find_task
 from lamp_jax.tasks.metrics import check_references, score
+from lamp_jax.tasks.prompts import Prompt
 from lamp_jax.training.store import check_store
 
 
@@ -38,7 +39,7 @@ def run(options: Generate) -> None:
     record = reserve(options.output, options, inputs=inputs, beside=beside, checked=CHECKED)
     if record.state == "done":
         return print(f"{options.output}: already generated")
-    questions = read_questions(options.questions, task=task, patches=options.compatibility.patches)
+    questions = read_retrieved(options.questions, task, options, retriever=options.retriever)
     if options.golds:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds
@@ -58,8 +59,9 @@ def run(options: Generate) -> None:
     with jax.set_mesh(mesh):  # before the prompts, so that a damaged model is reported at once
         model_kwargs = model_options(options.devices)
         graph, params = nnx.split(load_generator(options.model, storage=options.storage, **model_kwargs))
-    prompts = make_prompts(questions, task, tokenizer, options, retriever=options.retriever, workers=available_cores())
-    prompts = list(tqdm(prompts, "prompts", len(questions), disable=None))
+    prompts = make_prompts(questions, task, tokenizer, options, retriever="file")
+    fallbacks: list[bool] = []
+    prompts = _noting(tqdm(prompts, "prompts", len(questions), disable=None), fallbacks)
     examples = prompt_examples(questions, prompts)
     with jax.set_mesh(mesh):
         lora = store and store.form.lora
@@ -81,7 +83,14 @@ def run(options: Generate) -> None:
         scores = score(task, answers, references, compatibility=options.compatibility)
         results = {task.official_name: report(task, scores)}
         on_first(lambda: write_report(record.beside("scores"), results, {}, options.compatibility))
-    record.finish(**facts, bare_inputs=sum(prompt.fell_back for prompt in prompts))
+    record.finish(**facts, bare_inputs=sum(fallbacks))
+
+
+def _noting(prompts: Iterable[Prompt], fallbacks: list[bool]) -> Iterator[Prompt]:
+    """The prompts; adds to `fallbacks` whether each has no room for any item."""
+    for prompt in prompts:
+        fallbacks.append(prompt.fell_back)
+        yield prompt
 
 
 def open_adapters(directory: str, model: str) -> AdapterStore:

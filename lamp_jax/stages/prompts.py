@@ -4,13 +4,12 @@ import json
 
 from tqdm.auto import tqdm
 
-from lamp_jax.data.files import read_questions
 from lamp_jax.inputs.generator import make_prompts
+from lamp_jax.inputs.retrieved import read_retrieved
 from lamp_jax.inputs.tokenizer import load_tokenizer
 from lamp_jax.options.retrieval import Prompts
 from lamp_jax.runs.json_files import atomic_write
 from lamp_jax.runs.records import guard_outputs, reserve
-from lamp_jax.runs.workers import available_cores
 from lamp_jax.tasks.catalog import find_task
 
 
@@ -20,15 +19,8 @@ def run(options: Prompts) -> None:
     record = reserve(options.output, options, inputs=[options.merged, options.tokenizer])
     if record.state == "done":
         return print(f"{options.output}: already written")
-    questions = read_questions(options.merged, task=task, patches=options.compatibility.patches)
-    prompts = make_prompts(
-        questions,
-        task,
-        load_tokenizer(options.tokenizer),
-        options,
-        retriever=options.retriever,
-        workers=available_cores(),
-    )
+    questions = read_retrieved(options.merged, task, options, retriever=options.retriever)
+    prompts = make_prompts(questions, task, load_tokenizer(options.tokenizer), options, retriever="file")
     fallbacks = 0
     record.begin()
     with atomic_write(record.target) as file:

@@ -13,10 +13,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lamp_jax.data.chunks import map_chunks
-from lamp_jax.data.files import Question, check_unique, read_questions
+from lamp_jax.data.files import QuestionFile, check_same_ids, check_unique
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Rank
-from lamp_jax.retrieval.chunks import rank_chunk
+from lamp_jax.retrieval.chunks import open_ranking, rank_chunk
 from lamp_jax.retrieval.dense import EmbeddingCache
 from lamp_jax.retrieval.encoders import EncoderSettings, choose_dates
 from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
@@ -53,12 +53,10 @@ def _rank(options: Rank, task: Task, ranker: Ranker) -> None:
     if record.state == "done":
         return print(f"{options.output}: already ranked")
     encoder: list[EncoderSettings] = []
-    if ranker.reads_questions_alone:
-        found = _by_chunks(options, task, ranker)
-    elif "encoder" in ranker.needs:
+    if "encoder" in ranker.needs:
         found = _by_encoder(options, task, ranker, encoder=encoder)
     else:
-        found = map(encode_ranking, ranker.rank(_read(options, task), task, options_of(options)))
+        found = _by_chunks(options, task, ranker)
     lines = tqdm(found, "rank", unit=" questions", disable=None)
     record.begin()
     if is_first():
@@ -82,7 +80,6 @@ def options_of(options: Rank) -> RankOptions:
         variant=options.bm25_variant,
         seed=options.seed,
         workers=1,
-        rankings={path: RankingFile(path) for path in options.rankings},
         rrf_k=options.rrf_k,
         compatibility=options.compatibility,
     )
@@ -90,16 +87,26 @@ def options_of(options: Rank) -> RankOptions:
 
 def _by_chunks(options: Rank, task: Task, ranker: Ranker) -> Iterator[RankedLine]:
     """Rankings of a file that is streamed in chunks to several processes."""
-    rank = partial(rank_chunk, ranker=ranker.name, task=task, options=options_of(options))
+    open_ranking.cache_clear()  # the files may have changed
+    rankings = {path: open_ranking(path) for path in options.rankings}
+    rank = partial(
+        rank_chunk, ranker=ranker.name, task=task, options=options_of(options), rankings=tuple(options.rankings)
+    )
     seen: set[str] = set()
+    ids: list[str] = []
     for line in chain.from_iterable(map_chunks(rank, options.questions, options.work)):
         check_unique([line.question_id], seen, options.questions)
+        ids.append(line.question_id)
         yield line
+    for path, ranking in rankings.items():  # before the output is in place
+        check_same_ids(ids, ranking, left="the questions", right=path)
 
 
 def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[EncoderSettings]) -> Iterator[RankedLine]:
     """Rankings by an encoder on devices. Adds the encoder's settings to `encoder`."""
-    questions = _read(options, task)
+    questions = QuestionFile(options.questions, task, options.compatibility.patches)
+    for _ in questions:  # errors in the file are reported before the encoder is loaded
+        pass
     if options.embeddings_cache and process_count() > 1:
         raise LampError(f"--embeddings-cache works with one process, and there are {process_count()}; leave it out")
     # Imported here: other rankers need no device, and each of their processes would initialize one.
@@ -123,6 +130,7 @@ def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[Enco
             queries, documents = queries and cache.wrap(queries, of_queries=True), cache.wrap(documents)
         given = replace(
             options_of(options),
+            rankings={path: RankingFile(path) for path in options.rankings},
             embed=documents,
             embed_query=queries,
             similarity=opened.settings.similarity,
@@ -137,7 +145,3 @@ def _by_encoder(options: Rank, task: Task, ranker: Ranker, *, encoder: list[Enco
 def _describe(options: Rank, settings: EncoderSettings) -> dict[str, Any]:
     """Properties on which vectors depend, the text aside."""
     return {"encoder": digest(options.encoder), "dtype": options.devices.dtype, **settings.of_vectors}
-
-
-def _read(options: Rank, task: Task) -> list[Question]:
-    return read_questions(options.questions, task=task, patches=options.compatibility.patches)

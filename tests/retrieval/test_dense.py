@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lamp_jax.config import REFERENCE
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
+from lamp_jax.retrieval import vectors
 from lamp_jax.retrieval.dense import (
     EmbeddingCache,
     embed_all,
@@ -81,6 +82,35 @@ def test_every_distinct_text_is_embedded_once(questions):
     assert sorted(encoder.texts) == sorted(
         asked | {str(item["text"]) for question in questions for item in question.profile}
     )
+
+
+@given(questions, st.booleans())
+def test_rankings_are_the_same_with_few_vectors_in_memory(questions, apart):
+    other = FakeEncoder(lambda text: vector(text[::-1] + "?")) if apart else None
+    expected = list(rank_dense(questions, TWEETS, FakeEncoder(), embed_query=other))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "WINDOW", 3)
+        patch.setattr(vectors, "_KEPT_WINDOWS", 1)
+        encoder = FakeEncoder()
+        found = list(rank_dense(questions, TWEETS, encoder, embed_query=other))
+    assert len(set(encoder.texts)) == len(encoder.texts)
+    for one, same in zip(found, expected, strict=True):
+        assert (one.question_id, one.item_ids) == (same.question_id, same.item_ids)
+        assert one.scores.tolist() == same.scores.tolist()
+
+
+def test_vectors_used_again_far_later_come_from_the_file(monkeypatch):
+    monkeypatch.setattr(vectors, "WINDOW", 2)
+    monkeypatch.setattr(vectors, "_KEPT_WINDOWS", 1)
+    loaded, load = [], vectors.DistinctVectors._load
+    monkeypatch.setattr(
+        vectors.DistinctVectors, "_load", lambda self, number: loaded.append(number) or load(self, number)
+    )
+    asked = [tweet(f"{n}-", "c", [f"{n}", f"{n}b"]) for n in (0, 1, 2, 3, 0)]
+    ranked = list(rank_dense(asked, TWEETS, FakeEncoder()))
+    assert set(loaded) >= {1, 2}  # of the first question's documents, for the last question
+    assert [ranked[4].scores.tolist()] == [ranked[0].scores.tolist()]
+    assert [ranked[4].item_ids, ranked[4].scores.tolist()] == list(brute_force(asked[4], "c"))
 
 
 @pytest.mark.parametrize("size", [3, 64, 257])

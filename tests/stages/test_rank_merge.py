@@ -10,6 +10,8 @@ from lamp_jax import cli
 from lamp_jax.data import chunks
 from lamp_jax.data.files import read_questions
 from lamp_jax.datasets.synthetic import write_benchmark
+from lamp_jax.retrieval.fusion import fuse_rankings
+from lamp_jax.retrieval.ranking import RankingFile
 from lamp_jax.runs import workers
 from lamp_jax.tasks.catalog import TASKS, find_task
 
@@ -83,6 +85,40 @@ def test_ids_in_only_one_file_are_counted_and_nothing_is_written(benchmark, tmp_
     assert f"1 ids of {benchmark / 'train_questions.json'} are not in {tmp_path / file} (200)" in error
     assert f"1 ids of {tmp_path / file} are not in {benchmark / 'train_questions.json'} (new)" in error
     assert not list(tmp_path.glob("*new.json*"))
+
+
+def fuse(data: Path, rankings: list[Path], output: Path, *words) -> int:
+    asked = ("--task", "LaMP-3", "--questions", data / "train_questions.json", "--ranker", "rrf")
+    return lamp("rank", *asked, "--rankings", *rankings, "--output", output, *words)
+
+
+@pytest.fixture
+def two_rankings(benchmark, tmp_path) -> list[Path]:
+    for ranker in ("bm25", "recency"):
+        rank_and_merge(benchmark, tmp_path / ranker, ranker=ranker)
+    return [tmp_path / ranker / "r.json" for ranker in ("bm25", "recency")]
+
+
+def test_fusion_is_the_same_for_any_workers_and_equals_that_of_all_questions(benchmark, tmp_path, two_rankings):
+    questions = read_questions(benchmark / "train_questions.json", task=TASK)
+    rankings = {path.parent.name: RankingFile(path) for path in two_rankings}
+    expected = {one.question_id: one.item_ids for one in fuse_rankings(questions, rankings)}
+    for workers_ in (1, 2):
+        output = tmp_path / f"{workers_}.json"
+        assert fuse(benchmark, two_rankings, output, "--workers", workers_) == 0
+        assert list(json.loads(output.read_text()).items()) == list(expected.items())
+
+
+def test_fused_rankings_of_other_questions_are_counted_and_nothing_is_written(
+    benchmark, tmp_path, two_rankings, capsys
+):
+    ranking = json.loads(two_rankings[1].read_text())
+    ranking["new"] = ranking.pop("200")
+    two_rankings[1].write_text(json.dumps(ranking))
+    assert fuse(benchmark, two_rankings, tmp_path / "f.json") == 1
+    error = capsys.readouterr().err
+    assert f"1 ids of the questions are not in {two_rankings[1]} (200); 1 ids of" in error
+    assert not list(tmp_path.glob("*f.json*"))
 
 
 def test_a_ranking_of_other_items_is_named(benchmark, tmp_path, capsys):
