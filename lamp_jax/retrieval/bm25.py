@@ -1,16 +1,7 @@
 """Rankings by BM25 on all cores: rank_bm25's Okapi scores, bit for bit, or bm25s's Lucene scores.
 
-Okapi is computed in numpy on token numbers, because bm25s is slower at every profile size. Milliseconds of one core
-(of a busy machine), indexing + one query of 80 words, texts by Zipf's law:
-
-    items x words     rank_bm25      numpy (here)    bm25s, float64
-        15 x 20             1.6      0.2 + 0.1         0.9 + 0.1
-        50 x 80             3.6      0.9 + 0.1           4 + 0.1
-       200 x 80              14      3.5 + 0.1          16 + 0.3
-     1,000 x 80              79       29 + 0.6          82 + 0.4
-    10,000 x 80             840      350 + 5           880 + 0.9
-
-bm25s would be faster only for more than a hundred queries on one profile of 10,000 items. It has the Lucene variant.
+Okapi is computed in numpy on the texts' bytes (`words.py`), because a Python string per word costs more than the rest.
+Peers and figures are in `benchmarks/README.md`; bm25s has the Lucene variant.
 """
 
 import math
