@@ -88,11 +88,20 @@ def on_cpu() -> bool:
 def model_options(devices: Devices) -> dict[str, Any]:
     """Keyword arguments of models and their loaders for type, remat, attention order and sharding.
 
-    Attention is computed for a few rows at a time on CPUs, whose caches hold no more; the result is the same.
+    Attention is computed for a few rows at a time on CPUs, whose caches hold no more, and in a kernel on TPUs whose
+    fast memory holds the scores of a head (v5e and later); the result is the same.
     """
-    order = "rows" if on_cpu() else "whole"
+    order = "rows" if on_cpu() else "kernel" if _device_kind().startswith(_KERNEL_KINDS) else "whole"
     rules = RULES[devices.sharding]
     return {"dtype": devices.dtype, "remat": devices.remat, "attention": order, "rules": rules}
+
+
+_KERNEL_KINDS = ("TPU v5", "TPU v6", "TPU7x")
+
+
+def _device_kind() -> str:
+    """Kind of the current mesh's devices; without a mesh, of those on which jax computes."""
+    return (jax.sharding.get_mesh().devices.flat if mesh_is_set() else jax.devices())[0].device_kind
 
 
 def open_mesh(devices: Devices) -> Mesh:

@@ -1,20 +1,13 @@
-"""Costs of a compiled program per device: matrix products, bytes to and from HBM, to other devices, to other slices."""
+"""Costs of a compiled program per device: matrix products, bytes to other devices, to other slices."""
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lamp_jax.compiler.program import Computation, HloArray, Instruction, Program
+from lamp_jax.compiler.program import Computation, Instruction, Program
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-# Instructions that move no bytes themselves: names, tuples, loops (their bodies do), ends of asynchronous operations.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
-_FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "domain", "add-dependency", ""}
-
-# Changes of an array's form: within a fusion the result is not stored, and only the slice that is used is read.
-_RESHAPING = {"bitcast", "reshape", "copy", "convert"}
 
 
 @dataclass(frozen=True)
@@ -29,26 +22,11 @@ class Collective:
 
 
 def products(program: Program) -> int:
-    """FLOPs of a step's matrix products on one device: two per multiplication with a value that is not padding."""
-    return sum(
-        times * (_convolution(computation, one) if one.opcode == "convolution" else _dot(computation, one))
-        for computation, one, times in program.executed(fused=True)
-        if one.opcode in {"convolution", "dot"}
-    )
+    """FLOPs of a step's matrix products on one device: two per multiplication with a value that is not padding.
 
-
-def traffic(program: Program) -> int:
-    """Bytes of a step to and from one device's HBM, read and written by all instructions and fusions.
-
-    Where a fusion reads or replaces a slice of an array, only the slice counts. An estimate: arrays that XLA keeps in
-    the core's fast memory are not counted, nor is the padding of tiles.
+    Those of a kernel (a custom call) are the FLOPs of its cost estimate.
     """
-    total = 0
-    for computation, one, times in program.executed(fused=False):
-        if one.opcode in _FREE or one.opcode.endswith("-done"):
-            continue
-        total += times * _instruction_traffic(program, computation, one)
-    return total
+    return sum(times * _products(computation, one) for computation, one, times in program.executed(fused=True))
 
 
 def collectives(program: Program) -> dict[str, Collective]:
@@ -141,6 +119,14 @@ def _full_bytes(kind: str, computation: Computation, one: Instruction) -> int:
     return sum(array.bytes for operand in computation.operands(one) for array in operand.arrays)
 
 
+def _products(computation: Computation, one: Instruction) -> int:
+    if one.opcode == "convolution":
+        return _convolution(computation, one)
+    if one.opcode == "custom-call":
+        return one.estimate[0] if one.estimate else 0
+    return _dot(computation, one) if one.opcode == "dot" else 0
+
+
 def _dot(computation: Computation, one: Instruction) -> int:
     left = computation.by_name[one.operands[0]].arrays[0].sizes
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
@@ -185,81 +171,3 @@ def _valid_steps(size: int, window: int, outputs: int, step: Mapping[str, str]) 
         for output in range(outputs)
         for place in range(output * stride - low, output * stride - low + window * reach, reach)
     )
-
-
-def _instruction_traffic(program: Program, computation: Computation, one: Instruction) -> int:
-    """Bytes of HBM that an instruction reads and writes."""
-    operands = computation.operands(one)
-    if one.opcode in {"send", "recv"}:  # both name the array, a context and a token
-        return _in_hbm(one.arrays[:1])
-    started = one.opcode.endswith("-start") and len(one.arrays) > 1  # arrays: operand, result, context
-    results = one.arrays[1:2] if started else one.arrays
-    if one.opcode.removesuffix("-start") in {"dynamic-slice", "slice", "gather"}:
-        part = sum(array.bytes for array in results)
-        return part * operands[0].arrays[0].in_hbm + _in_hbm(results)
-    if one.opcode == "dynamic-update-slice":
-        return 2 * _in_hbm(operands[1].arrays)
-    if one.opcode == "fusion" and one.called:
-        inside = program.computations[one.called[0]]
-        read = sum(_operand_traffic(program, inside, number, operand.arrays) for number, operand in enumerate(operands))
-        return read + _result_traffic(program, inside, inside.root, one.arrays)
-    return sum(_in_hbm(operand.arrays) for operand in operands) + _in_hbm(results)
-
-
-def _in_hbm(arrays: Iterable[HloArray]) -> int:
-    return sum(array.bytes for array in arrays if array.in_hbm)
-
-
-def _operand_traffic(program: Program, inside: Computation, number: int, arrays: tuple[HloArray, ...]) -> int:
-    """Bytes that a fusion reads of one operand: of slices, if it uses only those; 0, if it only replaces some."""
-    total = _in_hbm(arrays)
-    parameter = _parameter(inside, number)
-    waiting, read = [parameter.name] if parameter and total else [], 0
-    while waiting:
-        name = waiting.pop()
-        for user in inside.users(name):
-            if user.opcode in _RESHAPING:
-                waiting.append(user.name)
-            elif user.opcode in {"dynamic-slice", "slice", "gather"}:
-                read += sum(array.bytes for array in user.arrays)
-            elif user.opcode == "fusion" and user.called:
-                inner = program.computations[user.called[0]]
-                places = [place for place, used in enumerate(user.operands) if used == name]
-                if any(_only_copies(program, inner, place) for place in places):
-                    waiting.append(user.name)
-                else:
-                    read += sum(_operand_traffic(program, inner, place, arrays) for place in places)
-            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
-                return total
-    return min(read, total)
-
-
-def _only_copies(program: Program, inside: Computation, number: int) -> bool:
-    """Whether a fusion inside another only copies this operand, so that a slice of its result reads a slice of it."""
-    one = inside.root
-    while one.opcode in _RESHAPING and one.operands[0] in inside.by_name:
-        one = inside.by_name[one.operands[0]]
-    if one.opcode == "fusion" and one.called and len(one.operands) == 1:
-        inner = program.computations[one.called[0]]
-        return _only_copies(program, inner, 0) and inside.by_name[one.operands[0]] is _parameter(inside, number)
-    return one is _parameter(inside, number)
-
-
-def _parameter(inside: Computation, number: int) -> Instruction | None:
-    return next((one for one in inside.instructions if f"parameter({number})" in one.attributes), None)
-
-
-def _result_traffic(program: Program, inside: Computation, root: Instruction, arrays: tuple[HloArray, ...]) -> int:
-    """Bytes that a fusion writes of its results: of the slice, if it only replaces one."""
-    if root.opcode == "tuple":
-        parts = (inside.by_name[name] for name in root.operands)
-        return sum(_result_traffic(program, inside, part, (array,)) for part, array in zip(parts, arrays, strict=False))
-    total = _in_hbm(arrays)
-    if root.opcode in {"bitcast", "reshape"} and root.operands[0] in inside.by_name:
-        return _result_traffic(program, inside, inside.by_name[root.operands[0]], arrays)
-    if root.opcode == "fusion" and root.called:
-        inner = program.computations[root.called[0]]
-        return _result_traffic(program, inner, inner.root, arrays)
-    if root.opcode == "dynamic-update-slice" and total:
-        return min(sum(array.bytes for array in inside.by_name[root.operands[1]].arrays), total)
-    return total

@@ -13,6 +13,8 @@ _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([a-z][a-z\-]*)\(")
 _CALLED = re.compile(r"(?:calls|body|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_LAYOUT = re.compile(r"\{([\d,]*)(?::.*?T\(([\d,]+)\))?")
+_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"\d+","bytes_accessed":"(\d+)"')
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,32 @@ class HloArray:
     dtype: str
     sizes: tuple[int, ...]
     in_hbm: bool
+    layout: str = ""
+    """Order of the axes, the last one first, and tiles, such as `{1,0:T(8,128)(2,1)}`."""
 
     @property
     def bytes(self) -> int:
         """Number of bytes without the padding of tiles."""
+        return int(math.prod(self.sizes) * self._width)
+
+    @property
+    def stored(self) -> int:
+        """Number of bytes in memory: the last axes of the layout are padded to complete tiles."""
+        found = _LAYOUT.match(self.layout)
+        if found is None or not found[2]:
+            return self.bytes
+        sizes = [self.sizes[int(axis)] for axis in found[1].split(",") if axis]
+        tile = [int(size) for size in reversed(found[2].split(","))]
+        sizes += [1] * (len(tile) - len(sizes))
+        padded = [
+            -(-size // tile[place]) * tile[place] if place < len(tile) else size for place, size in enumerate(sizes)
+        ]
+        return int(math.prod(padded) * self._width)
+
+    @property
+    def _width(self) -> float:
         width = _BYTES.get(self.dtype)
-        if width is None:
-            width = int(re.sub(r"\D", " ", self.dtype).split()[0]) / 8
-        return int(math.prod(self.sizes) * width)
+        return int(re.sub(r"\D", " ", self.dtype).split()[0]) / 8 if width is None else width
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,17 @@ class Instruction:
         for branches in _BRANCHES.findall(self.attributes):
             names += [name.strip(" %") for name in branches.split(",")]
         return names
+
+    @property
+    def target(self) -> str:
+        """Name of the function of a custom call; empty for other instructions."""
+        return self.attribute("custom_call_target").strip('"')
+
+    @property
+    def estimate(self) -> tuple[int, int] | None:
+        """FLOPs and bytes of a kernel by its author's cost estimate; None where it has none."""
+        found = _ESTIMATE.search(self.attributes)
+        return (int(found[1]), int(found[2])) if found else None
 
     def attribute(self, name: str) -> str:
         """Value of `name=`, up to the next space or comma; empty where missing."""
@@ -137,7 +168,7 @@ def _parse(line: str, start: re.Match) -> Instruction:
     if opcode is None:
         return Instruction(start[2], "", (), (), line, bool(start[1]))
     arrays = tuple(
-        HloArray(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in (layout or ""))
+        HloArray(dtype, tuple(int(size) for size in sizes.split(",") if size), "S(" not in layout, layout)
         for dtype, sizes, layout in _ARRAY.findall(shape[: opcode.start()])
     )
     inside = shape[opcode.end() - 1 :]

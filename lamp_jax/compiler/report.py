@@ -14,6 +14,7 @@ from lamp_jax.compiler import costs
 from lamp_jax.compiler.chips import Topology, read_size
 from lamp_jax.compiler.costs import Collective
 from lamp_jax.compiler.program import Program
+from lamp_jax.compiler.traffic import traffic as hbm_traffic
 
 GIB = 2**30
 
@@ -140,11 +141,21 @@ def _count_jaxpr(jaxpr: Any) -> int:
             inner = math.prod(left[axis] for axis in contracted)
             total += 2 * math.prod(equation.outvars[0].aval.shape) * inner
             continue
+        if equation.primitive.name == "pallas_call":
+            total += equation.params["cost_estimate"].flops if equation.params["cost_estimate"] else 0
+            continue
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        times *= _shards(equation) if equation.primitive.name == "shard_map" else 1
         inside = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr"))
         part = next((one for one in inside if one is not None), None)
         total += times * _count_jaxpr(getattr(part, "jaxpr", part)) if part is not None else 0
     return total
+
+
+def _shards(equation: Any) -> int:
+    """Number of devices among which a `shard_map` divides its work: its function is that of one device."""
+    axes = set(jax.tree.leaves([tuple(spec) for spec in equation.params["in_specs"]]))
+    return math.prod(equation.params["mesh"].shape[axis] for axis in axes)
 
 
 def measure(
@@ -158,7 +169,7 @@ def measure(
     if compiled is None:
         return StepReport(*where, 0, 0, {}, {}, None, None, seconds)
     program, device = Program(compiled.as_text()), topology.device
-    flops, traffic = costs.products(program), costs.traffic(program)
+    flops, traffic = costs.products(program), hbm_traffic(program)
     within, between = costs.collectives(program), costs.between_slices(program)
     roofline = Roofline(
         flops / device.flops,

@@ -68,9 +68,13 @@ class RelativePositions(nnx.Module):
         # A product with one-hot rows: its gradient is also a product, where a gather's would be a scatter.
         return jnp.einsum("xn,nh->hx", jax.nn.one_hot(found, buckets), self.table[...], precision="highest")
 
+    def band(self, length: int) -> jax.Array:
+        """Scores of the distances from 1 - length to length, [H, 2 length]."""
+        return self.scores(jnp.arange(-length + 1, length + 1))
+
     def __call__(self, length: int) -> jax.Array:
         """Scores of every query (rows) for every key (columns), [1, H, length, length]."""
-        band = self.scores(jnp.arange(-length + 1, length + 1))
+        band = self.band(length)
         # Row i is the slice of the band from (length - 1 - i). The band has one element more than needed; repeating it
         # and cutting it into rows shorter by one shifts each row by one: no gather, and no scatter in the gradient.
         rows = jnp.broadcast_to(band[:, None, :], (band.shape[0], length, 2 * length))

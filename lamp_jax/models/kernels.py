@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from lamp_jax.models import attention_kernel
 from lamp_jax.sharding import Rules, gathered, mesh_is_set, sharded_by_rows, sharding_of
 
-AttentionOrder = Literal["whole", "rows"]
-"""Order of an encoder's attention: the entire batch at once (accelerators), or a few rows at a time (CPUs)."""
+AttentionOrder = Literal["whole", "rows", "kernel"]
+"""Order of attention: the entire batch at once (accelerators), a few rows at a time (CPUs; the encoder's alone), or
+each head by itself in a kernel (TPUs)."""
 
 HIDDEN = -1e9
 """Score of hidden positions: far below any other, but finite, so that a row without tokens does not give NaN."""
@@ -141,15 +143,24 @@ def attend_in_order(
     keys: jax.Array,
     values: jax.Array,
     position: jax.Array | np.ndarray,
-    padding: jax.Array,
+    padding: jax.Array | np.ndarray,
     *,
     order: AttentionOrder,
     rules: Rules,
 ) -> jax.Array:
-    """`attend` to the entire batch or by rows."""
+    """`attend` to the entire batch, by rows, or in a kernel.
+
+    `position` is as in `attend`; for a kernel, whose shapes must fit then, the scores by distance, [H, T + S].
+    """
+    is_band = position.ndim == 2
+    if is_band or (order == "kernel" and position is NO_BIAS and attention_kernel.fits(query.shape, keys.shape, rules)):
+        shape, sharding = (len(query), 1, 1, keys.shape[1]), rules.out("batch", None, None, None)
+        padding = jnp.broadcast_to(padding, shape, out_sharding=sharding)
+        band = jnp.asarray(position) if is_band else None
+        return attention_kernel.attend_in_kernel(query, keys, values, band, padding, rules)
     if order == "rows":
-        return attend_by_rows(query, keys, values, jnp.asarray(position), padding, rules=rules)
-    return attend(query, keys, values, position, padding)
+        return attend_by_rows(query, keys, values, jnp.asarray(position), jnp.asarray(padding), rules=rules)
+    return attend(query, keys, values, jnp.asarray(position), jnp.asarray(padding))
 
 
 def attend_nearby(

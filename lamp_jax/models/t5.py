@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lamp_jax.models import attention_kernel
 from lamp_jax.models.attention import Attention, RelativePositions, drop_values, hide_padding
 from lamp_jax.models.dropout import dropout, layer_keys, split_key
 from lamp_jax.models.generator import decoder_inputs
@@ -113,20 +114,24 @@ class DecoderLayers(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        position_scores: jax.Array,
-        cross: tuple[jax.Array, jax.Array, jax.Array],
+        attend: Attend,
+        attend_source: Attend,
+        cross: tuple[jax.Array, jax.Array],
         key: jax.Array | None,
     ) -> jax.Array:
-        """Output of one layer for a complete target, [B, T, D]; `cross`: keys, values and padding of the source."""
+        """Output of one layer for a complete target, [B, T, D]; `cross`: keys and values of the source.
+
+        `attend` and `attend_source` are functions of queries, keys and values.
+        """
         key_values, key_attention, key_source, key_cross, key_inner, key_mlp = split_key(key, 6)
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
-        heads = attend(self.attention.queries(normed), keys, values, position_scores, NO_BIAS)
+        heads = attend(self.attention.queries(normed), keys, values)
         x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
-        keys, values, padding = cross
+        keys, values = cross
         values = drop_values(values, self.rate, key_source)
-        heads = attend(self.cross.queries(self.cross_norm(x)), keys, values, NO_BIAS, padding)
+        heads = attend_source(self.cross.queries(self.cross_norm(x)), keys, values)
         x = x + dropout(self.cross.mix(heads), self.rate, key_cross)
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
@@ -229,10 +234,11 @@ class T5(nnx.Module):
         """Encoder output, [B, S] -> [B, S, D]. `mask` [B, S] is True at tokens to read (default: all but padding)."""
         mask = self.source_mask(tokens) if mask is None else mask
         key_first, key_last, key_layers = split_key(key, 3)
-        position, padding = self._source_scores(tokens.shape[1]), hide_padding(mask)
+        order = self._attention_order(tokens.shape)
+        position, padding = self._source_scores(tokens.shape[1], order), hide_padding(mask)
 
         def attend_source(query, keys, values):
-            return attend_in_order(query, keys, values, position, padding, order=self.attention, rules=self.rules)
+            return attend_in_order(query, keys, values, position, padding, order=order, rules=self.rules)
 
         def layer(x, xs):
             layers, key = xs
@@ -251,12 +257,18 @@ class T5(nnx.Module):
         Position t attends to the inputs up to t; `generator.decoder_inputs` makes them from labels.
         """
         key_first, key_last, key_layers = split_key(key, 3)
-        position, padding = self._causal_scores(target.shape[1]), hide_padding(source_mask)
+        order = self._attention_order(target.shape, by_rows=False)
+        position, padding = self._causal_scores(target.shape[1], order), hide_padding(source_mask)
+
+        def attend_target(query, keys, values):
+            return attend_in_order(query, keys, values, position, NO_BIAS, order=order, rules=self.rules)
+
+        def attend_source(query, keys, values):
+            return attend_in_order(query, keys, values, NO_BIAS, padding, order=order, rules=self.rules)
 
         def layer(x, xs):
             layers, key = xs
-            keys, values = layers.cross.keys_and_values(encoded)
-            return layers(x, position, (keys, values, padding), key), None
+            return layers(x, attend_target, attend_source, layers.cross.keys_and_values(encoded), key), None
 
         x = dropout(self._embed(target), self.config.dropout_rate, key_first)
         keys = layer_keys(key_layers, self.config.num_decoder_layers)
@@ -392,13 +404,24 @@ class T5(nnx.Module):
         tokens = jnp.where(tokens < 0, self.config.pad_token_id, tokens)
         return look_up(self.embedding, tokens, self.rules, dtype=self.dtype)
 
-    def _source_scores(self, length: int) -> jax.Array:
-        """Position bias of the encoder's self-attention, [1, H, S, S]."""
+    def _attention_order(self, tokens: tuple[int, int], *, by_rows: bool = True) -> AttentionOrder:
+        """Order of a self-attention over tokens [B, S]."""
+        if self.attention != "kernel":
+            return self.attention if by_rows else "whole"
+        shape = (*tokens, self.config.num_heads, self.config.d_kv)
+        return "kernel" if attention_kernel.fits(shape, shape, self.rules) else "whole"
+
+    def _source_scores(self, length: int, order: AttentionOrder) -> jax.Array:
+        """Position bias of the encoder's self-attention, [1, H, S, S]; by distance for a kernel, [H, 2 S]."""
+        if order == "kernel":
+            return self.encoder_positions.band(length)
         position = self.encoder_positions(length)
         return computed_once(position) if self.loop == "unrolled" else position
 
-    def _causal_scores(self, length: int) -> jax.Array:
-        """Position bias of the decoder's self-attention, very negative at later tokens, [1, H, T, T]."""
+    def _causal_scores(self, length: int, order: AttentionOrder = "whole") -> jax.Array:
+        """Position bias of the decoder's self-attention, very negative at later tokens, [1, H, T, T]; or [H, 2 T]."""
+        if order == "kernel":
+            return jnp.where(jnp.arange(-length + 1, length + 1) > 0, HIDDEN, self.decoder_positions.band(length))
         later = jnp.triu(jnp.ones((length, length), bool), k=1)
         return jnp.where(later, HIDDEN, self.decoder_positions(length))
 

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from lamp_jax.compiler import costs
 from lamp_jax.compiler.program import Program
 from lamp_jax.compiler.report import count_products
+from lamp_jax.compiler.traffic import traffic
 from lamp_jax.sharding import make_mesh
 
 
@@ -157,7 +158,8 @@ ENTRY %main (x: f32[16]) -> f32[16] {{
     program = Program(text)
     assert costs.between_slices(program) == {kind: costs.Collective(5, 5 * complete, 5 * sent)}
     assert costs.collectives(program) == {}
-    assert costs.traffic(program) == 5 * (64 + 64)  # read to be sent, written when received
+    tile = 128 * 4
+    assert traffic(program) == 5 * (tile + tile)  # read to be sent, written when received
 
 
 HLO = """HloModule m
@@ -179,9 +181,13 @@ ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
 """
 
 
+TILE_ROW, TILE = 128 * 4, 8 * 128 * 4
+"""Bytes of a tile T(8,128) of f32, to which the arrays of these programs are padded, and of one of its rows."""
+
+
 def test_memory_traffic_counts_slices_and_excludes_fast_memory():
-    read_y, write_slice = 4 * 4, 4 * 4
-    assert costs.traffic(Program(HLO)) == read_y + write_slice
+    read_y, write_slice = TILE, TILE_ROW
+    assert traffic(Program(HLO)) == read_y + write_slice
 
 
 COPIED = """HloModule m
@@ -212,7 +218,50 @@ ENTRY %main (x: f32[8,4], y: f32[1,4], i: s32[]) -> f32[8,4] {
 
 def test_an_array_copied_within_a_fusion_counts_as_read_where_it_is_used():
     """The compiler for Ironwood copies caches in this way: they are updated in place, one row at a time."""
-    read_row, read_y, write_row = 4 * 4, 4 * 4, 4 * 4
-    assert costs.traffic(Program(COPIED)) == read_row + read_y + write_row
+    read_row, read_y, write_row = TILE_ROW, TILE, TILE_ROW
+    assert traffic(Program(COPIED)) == read_row + read_y + write_row
     complete = COPIED.replace("copy(%a)", "negate(%a)")
-    assert costs.traffic(Program(complete)) == 8 * 4 * 4 + read_y + write_row
+    assert traffic(Program(complete)) == TILE + read_y + write_row
+
+
+@pytest.mark.parametrize(
+    ("array", "stored"),
+    [
+        ("f32[8,4]{1,0}", 8 * 4 * 4),  # without tiles
+        ("f32[8,4]{1,0:T(8,128)}", 8 * 128 * 4),
+        ("f32[4,200]{0,1:T(8,128)}", 200 * 128 * 4),  # the first axis varies fastest
+        ("bf16[12,8,508,64]{3,1,2,0:T(8,128)(2,1)}", 12 * 508 * 8 * 128 * 2),
+        ("f32[768]{0:T(1024)S(1)}", 1024 * 4),
+        ("pred[3]{0:T(4,128)(4,1)}", 4 * 128),  # an array with fewer axes than its tile
+        ("s32[]{:T(128)}", 128 * 4),
+    ],
+)
+def test_arrays_are_stored_in_complete_tiles(array, stored):
+    text = f"ENTRY %main (p: f32[]) -> f32[] {{\n  ROOT %r = {array} parameter(0)\n}}"
+    (only,) = Program(text).computations["main"].instructions
+    assert only.arrays[0].stored == stored
+    assert only.arrays[0].in_hbm == ("S(1)" not in array)
+
+
+@pytest.mark.parametrize(
+    ("line", "bytes_moved"),
+    [
+        ("(f32[8,128]{1,0:T(8,128)S(1)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)", TILE),
+        ("(f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%fast)", TILE),
+        (
+            "((f32[8,128]{1,0:T(8,128)}), f32[1,128]{1,0:T(1,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:1]}",
+            512,
+        ),
+        ('f32[8,128]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"', 0),
+        ('f32[8,128]{1,0:T(8,128)} custom-call(%x), custom_call_target="mine"', 2 * TILE),
+        ("(f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) all-reduce-start(%x, %x), channel_id=1", 4 * TILE),
+    ],
+)
+def test_copies_to_and_from_fast_memory_move_an_array_once(line, bytes_moved):
+    text = f"""ENTRY %main (x: f32[8,128]) -> f32[8,128] {{
+  %x = f32[8,128]{{1,0:T(8,128)}} parameter(0)
+  %fast = f32[8,128]{{1,0:T(8,128)S(1)}} get-tuple-element(%x), index=0
+  ROOT %one = {line}
+}}
+"""
+    assert traffic(Program(text)) == bytes_moved
