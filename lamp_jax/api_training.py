@@ -49,15 +49,15 @@ def finetune(
     force: bool = False,
     dtype: Dtype = "float32",
     sharding: Sharding = "data",
-    remat: Literal["none", "full"] = "none",
+    remat: Literal["none", "full", "attention"] = "none",
 ) -> "Model":
     """Generator fine-tuned on the questions' prompts and references: the best by the task's metric on `validation`.
 
     `model` is the start: a directory, a hub name, a model (whose files are read), or `scratch`. The training is that of
     `lamp train`, to the last digit: AdamW on the cross-entropy of the references' tokens. `dtype` and `sharding` are as
-    in `load`; `remat="full"` recomputes each layer in the backward pass. The returned model's `facts` have its score
-    and step. LampError for a question without reference, a batch that does not divide over the mesh, and a training
-    with non-finite numbers.
+    in `load`; `remat="full"` recomputes each layer in the backward pass, "attention" all but the results of attentions.
+    The returned model's `facts` have its score and step. LampError for a question without reference, a batch that does
+    not divide over the mesh, and a training with non-finite numbers.
 
     >>> trained = lamp.finetune(
     ...     "scratch", questions, questions[:4], "LaMP-3",

@@ -130,8 +130,9 @@ class Devices:
     (`tensor`), or over both."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation; parameters, softmax, norms, losses and logits are always float32."""
-    remat: Literal["none", "full"] = "none"
-    """Rematerialization: `full` recomputes each layer in the backward pass, for less memory and more time."""
+    remat: Literal["none", "full", "attention"] = "none"
+    """Rematerialization, for less memory and more time: `full` recomputes each layer in the backward pass, `attention`
+    all of it but the results of attentions, which are small and dear."""
     compilation_cache: str = ""
     """Directory that keeps compiled programs for later commands; `off`: none. Empty: that of LAMP_COMPILATION_CACHE, or
     else `lamp/compiled` in the user's cache directory."""

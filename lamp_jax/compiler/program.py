@@ -109,6 +109,24 @@ class Computation:
     def operands(self, one: Instruction) -> list[Instruction]:
         return [self.by_name[name] for name in one.operands if name in self.by_name]
 
+    def source(self, name: str) -> Instruction:
+        """Instruction whose value an instruction copies; itself where it computes one."""
+        one = self.by_name[name]
+        while one.opcode in {"copy", "bitcast"} and one.operands[0] in self.by_name:
+            one = self.by_name[one.operands[0]]
+        return one
+
+    def element(self, name: str, place: int) -> str:
+        """Name of the element of a tuple; of the tuple itself where it is not made here."""
+        one = self.source(name)
+        return one.operands[place] if one.opcode == "tuple" else name
+
+    def constant(self, name: str) -> int | None:
+        """Value of a constant integer; None for anything else."""
+        one = self.source(name) if name in self.by_name else None
+        found = re.match(r"constant\((-?\d+)\)", one.attributes) if one else None
+        return int(found[1]) if found else None
+
     def users(self, name: str) -> list[Instruction]:
         return [one for one in self.instructions if name in one.operands]
 
@@ -143,13 +161,36 @@ class Program:
             yield computation, one, times
             if one.opcode == "fusion" and not fused:
                 continue
-            inner = times * (self.trips(one) if one.opcode == "while" else 1)
+            inner = times * (self.trips(computation, one) if one.opcode == "while" else 1)
             for name in one.called:
                 if name in self.computations:
                     yield from self._walk(self.computations[name], inner, fused)
 
-    def trips(self, loop: Instruction) -> int:
-        """Number of runs of a loop's body: the largest integer constant in its condition; at least 1."""
+    def trips(self, computation: Computation, loop: Instruction) -> int:
+        """Number of runs of a loop's body, at least 1.
+
+        The bound is the largest integer constant in its condition; a counter in the condition that does not start at 0
+        or advances by more than 1 is considered where both are constants.
+        """
+        start, step = self._counter(computation, loop)
+        return max(1, -(-(self._bound(loop) - start) // step))
+
+    def _counter(self, computation: Computation, loop: Instruction) -> tuple[int, int]:
+        """First value and increment of a loop's counter; 0 and 1 where they are not constants."""
+        body = self.computations[loop.attribute("body").lstrip("%")]
+        condition = self.computations[loop.attribute("condition").lstrip("%")]
+        for one in condition.instructions:
+            if one.opcode != "get-tuple-element" or one.arrays[0].sizes or one.arrays[0].dtype not in {"s32", "u32"}:
+                continue
+            place = int(one.attribute("index"))
+            start = computation.constant(computation.element(loop.operands[0], place))
+            added = body.source(body.element(body.root.name, place))
+            step = next((value for name in added.operands if (value := body.constant(name)) is not None), None)
+            if added.opcode == "add" and start is not None and step:
+                return start, step
+        return 0, 1
+
+    def _bound(self, loop: Instruction) -> int:
         bounds = [1]
         names = [loop.attribute("condition").lstrip("%")]
         while names:

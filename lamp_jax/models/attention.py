@@ -9,7 +9,7 @@ from flax import nnx
 
 from lamp_jax.models.dropout import dropout
 from lamp_jax.models.kernels import HIDDEN
-from lamp_jax.models.layers import normal, project
+from lamp_jax.models.layers import attention_result, normal, project
 from lamp_jax.sharding import Rules
 
 
@@ -115,4 +115,7 @@ class Attention(nnx.Module):
 
     def mix(self, heads: jax.Array) -> jax.Array:
         """Output projection of the heads, [B, T, H, K] -> [B, T, D]."""
-        return project("bthk,hkd->btd", heads, self.output, self.rules, out=self.rules.out("batch", None, None))
+        sharding = self.rules.out("batch", None, None)
+        return attention_result(
+            project("bthk,hkd->btd", attention_result(heads), self.output, self.rules, out=sharding)
+        )

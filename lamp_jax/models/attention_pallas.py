@@ -143,6 +143,7 @@ def _backward_kernel(query_ref, keys_ref, values_ref, padding_ref, gradient_ref,
     _make_biases(band_ref, bias_ref)
     keys, values, hidden = keys_ref[0], values_ref[0], padding_ref[0, 0]
     rows_at_once = _rows_at_once(query_ref.shape[1], _ROWS)
+    is_first = pl.program_id(1) == 0
     keys_sum[...], values_sum[...] = jnp.zeros(keys_sum.shape, jnp.float32), jnp.zeros(values_sum.shape, jnp.float32)
 
     @pl.loop(0, query_ref.shape[1] // rows_at_once)
@@ -157,8 +158,7 @@ def _backward_kernel(query_ref, keys_ref, values_ref, padding_ref, gradient_ref,
             d_weights = _product(own_gradient, values, 1, 1)
             d_scores = weights * (d_weights - jnp.sum(weights * d_weights, axis=-1, keepdims=True))
             if bias_sum is not None:
-                first = pl.program_id(1) == 0
-                bias_sum[head, rows] = d_scores + jnp.where(first, 0.0, bias_sum[head, rows])
+                bias_sum[head, rows] = d_scores + jnp.where(is_first, 0.0, bias_sum[head, rows])
             narrow = d_scores.astype(query.dtype)
             d_own = _product(narrow, keys, 1, 0)
             d_query = jnp.where(_is_of(d_own, head, size), d_own, d_query)
@@ -178,7 +178,8 @@ def _product(left: jax.Array, right: jax.Array, of_left: int, of_right: int) -> 
 
 def _is_of(x: jax.Array, head: int, size: int) -> jax.Array:
     """True in the columns of one of the heads side by side."""
-    return jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) // size == head
+    column = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    return (column >= head * size) & (column < (head + 1) * size)
 
 
 def _only(x: jax.Array, head: int, size: int) -> jax.Array:

@@ -23,6 +23,7 @@ from lamp_jax.models.kernels import NO_BIAS, AttentionOrder, attend_in_order, ge
 from lamp_jax.models.layers import (
     LayerNorm,
     Remat,
+    attention_result,
     look_up,
     normal,
     project,
@@ -163,7 +164,9 @@ class BertLayers(nnx.Module):
         query = query * query.shape[-1] ** -0.5
         values = drop_values(values, self.config.attention_probs_dropout_prob, key_values)
         heads = self.attend(x, query, keys, values, padding, order, key_scores)
+        heads = attention_result(heads)
         mixed = project("bthk,hkd->btd", heads, self.output, rules, out=rules.out("batch", None, None))
+        mixed = attention_result(mixed)
         mixed = mixed + self.output_bias[...].astype(x.dtype)
         x = self.attention_norm(x + dropout(mixed, rate, key_attention))
         wide = project("btd,df->btf", x, self.inner, rules)

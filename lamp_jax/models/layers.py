@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from lamp_jax.models.dropout import dropout
@@ -20,8 +21,8 @@ from lamp_jax.sharding import Rules, gathered
 
 FeedForwardKind = Literal["relu", "gated-gelu"]
 
-Remat = Literal["none", "full", "dots"]
-"""Recomputation in the backward pass: nothing, every layer, or all but the matrix products with weights."""
+Remat = Literal["none", "full", "attention"]
+"""Recomputation in the backward pass: nothing, every layer, or every layer but its attentions' results."""
 
 
 _SMALL = 2**16
@@ -37,9 +38,21 @@ def scan_layers(
     """Scan of `layer(x, slice of xs) -> (x, y)` over the leading axis of every leaf of `xs`; x is a tree of arrays."""
     if remat == "full":
         layer = jax.checkpoint(layer)
-    elif remat == "dots":
-        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    elif remat == "attention":
+        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.save_only_these_names(_ATTENTION))
     return jax.lax.scan(layer, x, xs, unroll=loop == "unrolled" or 1)
+
+
+_ATTENTION = "attention"
+
+
+def attention_result(x: jax.Array) -> jax.Array:
+    """x, a result of an attention or of its output projection, which the remat "attention" stores.
+
+    Few bytes for many: recomputing it would read and write scores, and where heads are sharded sum the projection over
+    the devices again.
+    """
+    return checkpoint_name(x, _ATTENTION)
 
 
 def normal(

@@ -404,7 +404,7 @@ class T5(nnx.Module):
         tokens = jnp.where(tokens < 0, self.config.pad_token_id, tokens)
         return look_up(self.embedding, tokens, self.rules, dtype=self.dtype)
 
-    def _attention_order(self, tokens: tuple[int, int], *, by_rows: bool = True) -> AttentionOrder:
+    def _attention_order(self, tokens: tuple[int, ...], *, by_rows: bool = True) -> AttentionOrder:
         """Order of a self-attention over tokens [B, S]."""
         if self.attention != "kernel":
             return self.attention if by_rows else "whole"
