@@ -265,3 +265,37 @@ def test_copies_to_and_from_fast_memory_move_an_array_once(line, bytes_moved):
 }}
 """
     assert traffic(Program(text)) == bytes_moved
+
+
+COUNTED = """%body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {
+  %p = (s32[], f32[4,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %step = s32[] constant(STEP)
+  %next = s32[] add(%i, %step)
+  %x = f32[4,4]{1,0} get-tuple-element(%p), index=1
+  %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %both = (s32[], f32[4,4]{1,0}) tuple(%next, %y)
+}
+
+%condition (p: (s32[], f32[4,4])) -> pred[] {
+  %p = (s32[], f32[4,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %bound = s32[] constant(7)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (x: f32[4,4]) -> (s32[], f32[4,4]) {
+  %x = f32[4,4]{1,0} parameter(0)
+  %start = s32[] constant(START)
+  %copied = s32[] copy(%start)
+  %both = (s32[], f32[4,4]{1,0}) tuple(%copied, %x)
+  ROOT %loop = (s32[], f32[4,4]{1,0}) while(%both), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(("start", "step", "turns"), [(0, 1, 7), (0, 2, 4), (1, 2, 3), (3, 4, 1)])
+def test_a_loop_runs_as_often_as_its_counter_says(start, step, turns):
+    """Loops that overlap products with communication do the work of two devices in each turn."""
+    program = Program(COUNTED.replace("START", str(start)).replace("STEP", str(step)))
+    assert costs.products(program) == turns * 2 * 4 * 4 * 4
