@@ -60,7 +60,7 @@ def _results(one: Instruction, operands: int) -> tuple[HloArray, ...]:
 
 
 def _call_traffic(one: Instruction, operands: list[Instruction]) -> int:
-    """Bytes of HBM of a custom call: its operands and results once, or as often as its cost estimate says.
+    """Bytes of HBM of a custom call: its operands and results once, or a kernel's cost estimate.
 
     The estimate does not know which arrays the compiler keeps in fast memory: these are subtracted once.
     """
@@ -70,7 +70,7 @@ def _call_traffic(one: Instruction, operands: list[Instruction]) -> int:
     once = _in_hbm(arrays)
     if not once or one.estimate is None:
         return once
-    return max(once, one.estimate[1] - sum(array.bytes for array in arrays if not array.in_hbm))
+    return max(0, one.estimate[1] - sum(array.bytes for array in arrays if not array.in_hbm))
 
 
 def _in_hbm(arrays: Iterable[HloArray]) -> int:

@@ -4,6 +4,7 @@ Raffel et al. 2020 (arXiv 1910.10683). The layers of a stack are one scan over s
 """
 
 from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamp_jax.models import attention_kernel
+from lamp_jax.models import attention_kernel, step_kernel
 from lamp_jax.models.attention import Attention, RelativePositions, drop_values, hide_padding
 from lamp_jax.models.dropout import dropout, layer_keys, split_key
 from lamp_jax.models.generator import decoder_inputs
@@ -39,6 +40,7 @@ from lamp_jax.models.layers import (
     scan_layers,
 )
 from lamp_jax.models.step_weight import StepWeight, arrange
+from lamp_jax.models.step_kernel import attend_step
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides
 
@@ -57,7 +59,8 @@ class CrossCache(NamedTuple):
 
 
 LayerCache = tuple[jax.Array, jax.Array]
-"""Keys [L, B, H, K, T * N] and values [L, B, H, T * N, K]; L = 1 where the layers are unrolled."""
+"""Keys [L, B, H, K, T * N] and values [L, B, H, T * N, K]; L = 1 where the layers are unrolled. In the order of
+`attend_step`: two of [L, B, T * N, H * K], with a larger T."""
 
 
 class SelfCache(NamedTuple):
@@ -149,20 +152,18 @@ class DecoderLayers(nnx.Module):
     def step(
         self,
         x: jax.Array,
-        layer: jax.Array | int,
-        start: jax.Array,
-        own_scores: jax.Array,
+        attend_own: Callable[..., tuple[jax.Array, LayerCache]],
         cross: tuple[jax.Array, jax.Array, jax.Array],
         cache: LayerCache,
     ) -> tuple[jax.Array, LayerCache]:
-        """Output of one layer for one token of every hypothesis, x [B, N, D], and the cache, written from `start` on.
+        """Output of one layer for one token of every hypothesis, x [B, N, D], and the cache with its keys and values.
 
-        `own_scores` [B, H, N, T * N] hides what is not a hypothesis's own; `layer` is the layer's index in the cache.
+        `attend_own` is a function of queries, keys, values and the cache.
         """
         normed = self.attention_norm(x)
-        cache = write_to_cache(cache, *self.attention.keys_and_values(normed), layer=layer, start=start)
-        keys, values = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
-        x = x + self.attention.mix(attend_cached(self.attention.queries(normed), keys, values, own_scores))
+        keys, values = self.attention.keys_and_values(normed)
+        heads, cache = attend_own(self.attention.queries(normed), keys, values, cache)
+        x = x + self.attention.mix(heads)
         x = x + self.cross.mix(attend_cached(self.cross.queries(self.cross_norm(x)), *cross))
         return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None), cache
 
@@ -298,6 +299,10 @@ class T5(nnx.Module):
         return CrossCache(keys, values, hide_padding(mask))
 
     @property
+    def _steps_in_kernel(self) -> bool:
+        return self.attention == "kernel" and step_kernel.fits(self.config.num_heads, self.config.d_kv, self.rules)
+
+    @property
     def _unrolls_steps(self) -> bool:
         return step_loop(self.attention) == "unrolled"
 
@@ -344,10 +349,16 @@ class T5(nnx.Module):
         """Start tokens [B, N], and an empty cache for N hypotheses of up to `max_length` tokens, for `step`."""
         config, rows = self.config, source.padding.shape[0]
         layers, caches = (1, config.num_decoder_layers) if self._unrolls_steps else (config.num_decoder_layers, 1)
-        places, shape = max_length * hypotheses, (layers, rows, config.num_heads)
-        sharding = self.rules.out(None, "batch", "heads", None, None)
-        keys = jnp.zeros((*shape, config.d_kv, places), self.dtype, out_sharding=sharding)
-        values = jnp.zeros((*shape, places, config.d_kv), self.dtype, out_sharding=sharding)
+        if self._steps_in_kernel:
+            max_length = step_kernel.token_room(max_length, hypotheses)
+            shape = (layers, rows, max_length * hypotheses, config.num_heads * config.d_kv)
+            sharding = self.rules.out(None, "batch", None, "heads")
+            keys, values = (jnp.zeros(shape, self.dtype, out_sharding=sharding) for _ in range(2))
+        else:
+            places, shape = max_length * hypotheses, (layers, rows, config.num_heads)
+            sharding = self.rules.out(None, "batch", "heads", None, None)
+            keys = jnp.zeros((*shape, config.d_kv, places), self.dtype, out_sharding=sharding)
+            values = jnp.zeros((*shape, places, config.d_kv), self.dtype, out_sharding=sharding)
         first, writers = (
             jnp.full(size, token, jnp.int32, out_sharding=self.rules.out("batch", *(None,) * (len(size) - 1)))
             for size, token in (
@@ -370,10 +381,17 @@ class T5(nnx.Module):
         scores = scores.reshape(*scores.shape[:3], length * hypotheses)
         start = position * hypotheses
 
+        def attend_own(layer, query, keys, values, cache):
+            if self._steps_in_kernel:
+                return attend_step(query, keys, values, cache, scores, layer=layer, start=start, rules=self.rules)
+            cache = write_to_cache(cache, keys, values, layer=layer, start=start)
+            own = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
+            return attend_cached(query, *own, scores), cache
+
         def layer(carry, xs):
             layers, number, keys, values = xs
             x, cache = carry
-            return layers.step(x, number, start, scores, (keys, values, source.padding), cache), None
+            return layers.step(x, partial(attend_own, number), (keys, values, source.padding), cache), None
 
         x = self._embed(tokens)
         if self._unrolls_steps:
