@@ -62,7 +62,7 @@ def _results(one: Instruction, operands: int) -> tuple[HloArray, ...]:
 def _call_traffic(one: Instruction, operands: list[Instruction]) -> int:
     """Bytes of HBM of a custom call: its operands and results once, or a kernel's cost estimate.
 
-    The estimate does not know which arrays the compiler keeps in fast memory: these are subtracted once.
+    The estimate does not know which arrays the compiler keeps in fast memory: those in HBM have their share of it.
     """
     if one.target in _FREE_CALLS:
         return 0
@@ -70,7 +70,9 @@ def _call_traffic(one: Instruction, operands: list[Instruction]) -> int:
     once = _in_hbm(arrays)
     if not once or one.estimate is None:
         return once
-    return max(0, one.estimate[1] - sum(array.bytes for array in arrays if not array.in_hbm))
+    return (
+        one.estimate[1] * sum(array.bytes for array in arrays if array.in_hbm) // sum(array.bytes for array in arrays)
+    )
 
 
 def _in_hbm(arrays: Iterable[HloArray]) -> int:

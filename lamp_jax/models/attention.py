@@ -109,6 +109,16 @@ class Attention(nnx.Module):
         keys, values = (project("bsd,dhk->bshk", x, weight, self.rules) for weight in (self.key, self.value))
         return keys, values
 
+    def all_keys_and_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Keys and values of all layers, [B, S, D] -> two of [L, B, S, H, K]; None where matrices are adapted.
+
+        One product for all layers: the gradients of x are summed in it, and over the devices once.
+        """
+        if isinstance(self.key, nnx.Module) or isinstance(self.value, nnx.Module):
+            return None
+        keys, values = (project("bsd,ldhk->lbshk", x, weight, self.rules) for weight in (self.key, self.value))
+        return keys, values
+
     def queries(self, x: jax.Array) -> jax.Array:
         """Queries, [B, T, D] -> [B, T, H, K]."""
         return project("btd,dhk->bthk", x, self.query, self.rules)
@@ -116,6 +126,4 @@ class Attention(nnx.Module):
     def mix(self, heads: jax.Array) -> jax.Array:
         """Output projection of the heads, [B, T, H, K] -> [B, T, D]."""
         sharding = self.rules.out("batch", None, None)
-        return attention_result(
-            project("bthk,hkd->btd", attention_result(heads), self.output, self.rules, out=sharding)
-        )
+        return project("bthk,hkd->btd", attention_result(heads), self.output, self.rules, out=sharding)

@@ -47,7 +47,7 @@ _ATTENTION = "attention"
 
 
 def attention_result(x: jax.Array) -> jax.Array:
-    """x, a result of an attention or of its output projection, which the remat "attention" stores.
+    """x, a result of an attention or of its half of a layer, which the remat "attention" stores.
 
     Few bytes for many: recomputing it would read and write scores, and where heads are sharded sum the projection over
     the devices again.

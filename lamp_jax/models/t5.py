@@ -34,6 +34,7 @@ from lamp_jax.models.layers import (
     LayerLoop,
     Remat,
     RMSNorm,
+    attention_result,
     look_up,
     normal,
     project,
@@ -95,7 +96,7 @@ class EncoderLayers(nnx.Module):
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
         heads = attend(self.attention.queries(normed), keys, values)
-        x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
+        x = attention_result(x + dropout(self.attention.mix(heads), self.rate, key_attention))
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
 
@@ -131,11 +132,11 @@ class DecoderLayers(nnx.Module):
         keys, values = self.attention.keys_and_values(normed)
         values = drop_values(values, self.rate, key_values)
         heads = attend(self.attention.queries(normed), keys, values)
-        x = x + dropout(self.attention.mix(heads), self.rate, key_attention)
+        x = attention_result(x + dropout(self.attention.mix(heads), self.rate, key_attention))
         keys, values = cross
         values = drop_values(values, self.rate, key_source)
         heads = attend_source(self.cross.queries(self.cross_norm(x)), keys, values)
-        x = x + dropout(self.cross.mix(heads), self.rate, key_cross)
+        x = attention_result(x + dropout(self.cross.mix(heads), self.rate, key_cross))
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
 
@@ -268,12 +269,14 @@ class T5(nnx.Module):
             return attend_in_order(query, keys, values, NO_BIAS, padding, order=order, rules=self.rules)
 
         def layer(x, xs):
-            layers, key = xs
-            return layers(x, attend_target, attend_source, layers.cross.keys_and_values(encoded), key), None
+            layers, cross, key = xs
+            cross = layers.cross.keys_and_values(encoded) if cross is None else cross
+            return layers(x, attend_target, attend_source, cross, key), None
 
         x = dropout(self._embed(target), self.config.dropout_rate, key_first)
         keys = layer_keys(key_layers, self.config.num_decoder_layers)
-        x, _ = scan_layers(layer, x, (self.decoder, keys), remat=self.remat, loop=self.loop)
+        cross = self.decoder.cross.all_keys_and_values(encoded) if order == "kernel" else None
+        x, _ = scan_layers(layer, x, (self.decoder, cross, keys), remat=self.remat, loop=self.loop)
         return self.logits(dropout(self.decoder_norm(x), self.config.dropout_rate, key_last))
 
     def target_logits(self, tokens: jax.Array, target: jax.Array, *, key: jax.Array | None = None) -> jax.Array:

@@ -299,3 +299,18 @@ def test_a_loop_runs_as_often_as_its_counter_says(start, step, turns):
     """Loops that overlap products with communication do the work of two devices in each turn."""
     program = Program(COUNTED.replace("START", str(start)).replace("STEP", str(step)))
     assert costs.products(program) == turns * 2 * 4 * 4 * 4
+
+
+@pytest.mark.parametrize(("fast", "share"), [("", 1), ("S(1)", 3 / 4)])
+def test_a_kernel_reads_the_share_of_its_estimate_that_is_in_main_memory(fast, share):
+    """Three arrays of a tile in main memory, the fourth perhaps in fast memory; each is read 5 / 4 times."""
+    tile = "f32[8,128]{1,0:T(8,128)}"
+    estimate = f'"cost_estimate":{{"flops":"7","transcendentals":"1","bytes_accessed":"{5 * TILE}"}}'
+    text = f"""ENTRY %main (x: f32[8,128]) -> f32[8,128] {{
+  %x = {tile} parameter(0)
+  %y = {tile.replace(")}", ")" + fast + "}")} get-tuple-element(%x), index=0
+  ROOT %one = {tile} custom-call(%x, %x, %y), custom_call_target="tpu_custom_call", backend_config={{{estimate}}}
+}}
+"""
+    assert traffic(Program(text)) == share * 5 * TILE
+    assert costs.products(Program(text)) == 7
