@@ -46,9 +46,11 @@ def rows() -> Iterator[Row]:
         ("xxl", "tpu7x:2x2x1", 8),
     ):
         name = f"FLAN-T5-{size if size == 'base' else size.upper()}"
-        split = ("--sharding", "tensor", "--model-parallel", str(chips)) if chips else ()
+        split = ("--sharding", "tensor", "--model-parallel", str(chips)) if chips else ("--sharding", "data")
         large = topology in {"v5p:2x2x1", "tpu7x:2x2x1"}
         train_options = ("--sharding", "fsdp", "--model-parallel", "1") if large else ()
+        if topology == "v6e:2x4":
+            train_options = ("--remat", "attention")
         yield Row(f"{name}, fine-tuning", f"flan_t5_{size}", topology, "train", train_options)
         yield Row(f"{name}, beam-4 generation", f"flan_t5_{size}", topology, "generate", split)
         model = ("--model", f"google/flan-t5-{size}")

@@ -45,7 +45,7 @@ def attend_step(
 
     def locally(query, keys, values, old_keys, old_values, scores, layer, start):
         rows, hypotheses, heads, size = query.shape
-        cache = tuple(
+        stored_keys, stored_values = (
             jax.lax.dynamic_update_slice(old, new.reshape(1, rows, hypotheses, -1), (layer, 0, start, 0))
             for old, new in ((old_keys, keys), (old_values, values))
         )
@@ -54,9 +54,10 @@ def attend_step(
         apart = jnp.where(own, jnp.swapaxes(query, 1, 2)[:, :, :, None], jnp.zeros((), query.dtype))
         apart = apart.reshape(rows, heads * hypotheses, heads * size)
         where = jnp.stack([jnp.asarray(layer, jnp.int32), (start + hypotheses - 1) // PLACES])
-        mixed = attend_places(where, apart, *cache, scores.reshape(rows, heads * hypotheses, -1))
+        mixed = attend_places(where, apart, stored_keys, stored_values, scores.reshape(rows, heads * hypotheses, -1))
         mixed = mixed.reshape(rows, heads, hypotheses, heads, size)
-        return jnp.sum(jnp.where(own, mixed, 0), axis=3).swapaxes(1, 2).astype(values.dtype), *cache
+        result = jnp.sum(jnp.where(own, mixed, 0), axis=3).swapaxes(1, 2).astype(values.dtype)
+        return result, stored_keys, stored_values
 
     arguments = (query, keys, values, *cache, scores, jnp.asarray(layer), start)
     if mesh_is_set():
@@ -64,5 +65,5 @@ def attend_step(
         of_scores, alone = rules.spec("batch", "heads", None, None), rules.spec()
         specs = (by_row, by_row, by_row, stored, stored, of_scores, alone, alone)
         locally = jax.shard_map(locally, in_specs=specs, out_specs=(by_row, stored, stored), check_vma=False)
-    heads, *found = locally(*arguments)
-    return heads, (found[0], found[1])
+    found, stored_keys, stored_values = locally(*arguments)
+    return found, (stored_keys, stored_values)

@@ -388,8 +388,8 @@ class T5(nnx.Module):
             if self._steps_in_kernel:
                 return attend_step(query, keys, values, cache, scores, layer=layer, start=start, rules=self.rules)
             cache = write_to_cache(cache, keys, values, layer=layer, start=start)
-            own = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
-            return attend_cached(query, *own, scores), cache
+            keys, values = (jax.lax.dynamic_index_in_dim(of_all, layer, keepdims=False) for of_all in cache)
+            return attend_cached(query, keys, values, scores), cache
 
         def layer(carry, xs):
             layers, number, keys, values = xs
