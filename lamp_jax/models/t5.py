@@ -40,8 +40,8 @@ from lamp_jax.models.layers import (
     project,
     scan_layers,
 )
-from lamp_jax.models.step_weight import StepWeight, arrange
 from lamp_jax.models.step_kernel import attend_step
+from lamp_jax.models.step_weight import StepWeight, arrange
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides
 
