@@ -146,7 +146,8 @@ class DecoderLayers(nnx.Module):
         """Output of one layer for a complete target, [B, T, D], without gradient; `cross` is the source's cache."""
         normed = self.attention_norm(x)
         keys, values = self.attention.keys_and_values(normed)
-        x = x + self.attention.mix(attend(self.attention.queries(normed), keys, values, position_scores, NO_BIAS))
+        heads = attend(self.attention.queries(normed), keys, values, position_scores, jnp.asarray(NO_BIAS))
+        x = x + self.attention.mix(heads)
         x = x + self.cross.mix(attend_cached(self.cross.queries(self.cross_norm(x)), *cross))
         return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None)
 
