@@ -33,6 +33,7 @@ REQUIRED = [
     "tqdm>=4.66",
     "tensorboardX>=2.6.4",  # writes TensorBoard files without TensorFlow
 ]
+PARITY = ["torch==2.13.0", "rank_bm25==0.2.2", "peft==0.21.2", "sentence-transformers==6.2.0"]
 
 
 class BuildWithPages(build_py):
@@ -88,7 +89,9 @@ setup(
             "apache-beam[dask]>=2.77,<3; python_version < '3.14'",
         ],
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
-        "parity": ["torch==2.13.0", "rank_bm25==0.2.2", "peft==0.21.2", "sentence-transformers==6.2.0"],
+        "parity": PARITY,
+        # The peers of `lamp bench`.
+        "bench": [*PARITY, "ctranslate2>=4.8", "rank-bm25-rs>=0.1", "onnxruntime>=1.20", "onnx>=1.20"],
     },
     cmdclass={"build_py": BuildWithPages},
     entry_points={"console_scripts": ["lamp = lamp_jax.cli:main"]},

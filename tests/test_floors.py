@@ -36,8 +36,9 @@ FLOORS = {
     "options": 13,
     "api_training": 13,
     "api": 14,
-    "stages": 14,
-    "cli": 15,
+    "bench": 15,
+    "stages": 16,
+    "cli": 17,
 }
 WATERLINE = 6
 DEVICE_LIBRARIES = {"jax", "flax", "optax", "orbax", "jaxlib", "chex"}

@@ -26,6 +26,7 @@ from lamp_jax.config import (
     Work,
 )
 from lamp_jax.options.adapters import ConvertStore, ExportAdapter, ImportAdapter, TrainAdapters
+from lamp_jax.options.bench import Bench
 from lamp_jax.options.data import Avocado, Build, Check, Download, Synth, Tfds
 from lamp_jax.options.demo import Compile, Demo
 from lamp_jax.options.feedback import FeedbackItems, FeedbackRetrievers
@@ -43,6 +44,7 @@ __all__ = [
     "AdapterTraining",
     "Answering",
     "Avocado",
+    "Bench",
     "Build",
     "Check",
     "Compatibility",
@@ -116,5 +118,6 @@ STAGES: dict[str, type] = {
     "evaluate": Evaluate,
     "compile": Compile,
     "synth": Synth,
+    "bench": Bench,
 }
 """Options dataclass of each command."""

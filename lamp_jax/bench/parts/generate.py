@@ -1,0 +1,137 @@
+"""Beam search against CTranslate2 and transformers: equal answers, and time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lamp_jax.bench.cases import Case, Dtype, Run, Side, Size, same_rows
+from lamp_jax.bench.flops import Products
+from lamp_jax.bench.models import SEED, TINY, draw_tokens, make_generator, published, tokens_of, words_of
+from lamp_jax.bench.workers import Workers
+
+BEAMS = 4
+TASK = "LaMP-4"
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Beam search for answers to `rows` prompts in batches."""
+
+    name: str
+    rows: int
+    source: int
+    new: int
+    batch: int
+    model: str = "t5-small"
+    tiny: bool = False
+    ends: float = 0.0
+    """How likely an answer ends at each token (`make_generator`)."""
+    dtype: Dtype = "float32"
+    cuda: bool = False
+    slow_peer: bool = False
+    least: float = 0.9
+    """Share of answers that must be equal to transformers'. In float32, near-ties can be decided otherwise."""
+
+
+_ENDS = 3.0
+SEARCHES: dict[Size, tuple[Search, ...]] = {
+    "smoke": (
+        Search("tiny, 4 x 16 tokens, at most 12 new", 4, 16, 12, 2, tiny=True, ends=_ENDS, least=1.0),
+        Search("tiny, bfloat16, 4 x 16 tokens, 8 new", 4, 16, 8, 4, tiny=True, dtype="bfloat16"),
+    ),
+    "full": (
+        Search("T5-small, 16 x 256 tokens, 32 new", 16, 256, 32, 16),
+        Search("T5-small, 16 x 256 tokens, 127 new", 16, 256, 127, 16, slow_peer=True),
+        Search("T5-small, 16 x 256 tokens, 4 new", 16, 256, 4, 16),
+        Search("T5-small, 16 x 256 tokens, answers that end, at most 127 new", 16, 256, 127, 16, ends=_ENDS),
+        Search("T5-small, one at a time, 4 x 256 tokens, 32 new", 4, 256, 32, 1),
+    ),
+    "gpu": (
+        Search("FLAN-T5-base, 64 x 512 tokens, 127 new", 64, 512, 127, 64, "flan-t5-base", dtype="bfloat16", cuda=True),
+        Search(
+            "FLAN-T5-large, 64 x 512 tokens, 127 new", 64, 512, 127, 64, "flan-t5-large", dtype="bfloat16", cuda=True
+        ),
+    ),
+}
+
+
+def cases(size: Size, folder: Path, workers: Workers) -> Iterator[Case]:
+    """Cases of the size; the models are written below `folder`."""
+    for search in SEARCHES[size]:
+        config = published(search.model, **(TINY if search.tiny else {}))
+        directory = str(folder / f"{search.model}-{search.tiny}-{search.ends}")
+        if not Path(directory).exists():
+            workers.of("lamp").call(partial(make_generator, directory, config, ends=search.ends))
+        rng = np.random.default_rng(SEED)
+        prompts = [draw_tokens(rng, search.source, config.vocab_size) for _ in range(search.rows)]
+        yield Case(
+            search.name,
+            Side("lamp", partial(lamp_answers, directory, prompts, search)),
+            [*_peers(directory, prompts, search)],
+            partial(same_rows, least=search.least),
+            flops=search.rows * Products(config).beam(search.source, search.new, BEAMS) if not search.ends else 0.0,
+            dtype=search.dtype,
+        )
+
+
+def _peers(directory: str, prompts: Prompts, search: Search) -> Iterator[Side]:
+    exact = search.dtype == "float32"
+    run = partial(transformers_answers, directory, prompts, search)
+    yield Side("transformers", run, slow=search.slow_peer, exact=exact)
+    if exact and not search.cuda:
+        for kind in ("float32", "int8"):
+            run = partial(ctranslate2_answers, directory, prompts, search, kind)
+            yield Side("ctranslate2", run, f"ctranslate2 {kind}", exact=kind == "float32")
+
+
+def lamp_answers(directory: str, prompts: Prompts, search: Search) -> Run:
+    import lamp_jax as lamp
+    from lamp_jax.results import QuestionPrompt
+
+    model = lamp.load(directory, dtype=search.dtype)
+    rows = [QuestionPrompt(str(n), str(n), TASK, "", tuple(one), 0, False) for n, one in enumerate(prompts)]
+
+    def run() -> list[list[int]]:
+        answers = lamp.generate(
+            model, rows, num_beams=BEAMS, generation_max_length=search.new + 1, batch_size=search.batch
+        )
+        return [tokens_of(answer.text) for answer in answers]
+
+    return run
+
+
+def transformers_answers(directory: str, prompts: Prompts, search: Search) -> Run:
+    from lamp_jax.bench.torch_side import load_peer, padded
+
+    model = load_peer(directory, dtype=search.dtype, cuda=search.cuda)
+
+    def run() -> list[list[int]]:
+        answers = []
+        for start in range(0, len(prompts), search.batch):
+            source = padded(prompts[start : start + search.batch], model.device)
+            found = model.generate(
+                source, attention_mask=source != 0, num_beams=BEAMS, max_new_tokens=search.new, do_sample=False
+            )
+            answers += [[token for token in row[1:] if token > 1] for row in found.tolist()]
+        return answers
+
+    return run
+
+
+def ctranslate2_answers(directory: str, prompts: Prompts, search: Search, kind: str) -> Run:
+    from lamp_jax.bench.ctranslate2_side import open_translator
+
+    translator = open_translator(directory, kind)
+    words = [words_of(one) for one in prompts]
+
+    def run() -> list[list[int]]:
+        found = translator.translate_batch(
+            words, beam_size=BEAMS, max_decoding_length=search.new, max_batch_size=search.batch
+        )
+        return [tokens_of(" ".join(one.hypotheses[0])) for one in found]
+
+    return run
