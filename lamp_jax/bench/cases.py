@@ -8,7 +8,19 @@ import numpy as np
 
 from lamp_jax.options.bench import BenchSize as Size
 
-__all__ = ["Agreement", "Case", "Dtype", "Run", "Side", "Size", "Unit", "close_numbers", "close_values", "same_rows"]
+__all__ = [
+    "Agreement",
+    "Case",
+    "Dtype",
+    "Partial",
+    "Run",
+    "Side",
+    "Size",
+    "Unit",
+    "close_numbers",
+    "close_values",
+    "same_rows",
+]
 
 Unit = Literal["s", "CPU s", "MB"]
 Dtype = Literal["float32", "bfloat16"]
@@ -30,14 +42,19 @@ class Side:
     """Whether the only run is the first, which is timed too: for a side that takes much longer than the others."""
     exact: bool = True
     """Whether its results must agree with lamp's; they are compared in any case."""
-    share: float = 1.0
-    """Share of the case's work that this side does; its times are divided by it."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of its process, in addition to those of all."""
 
     @property
     def name(self) -> str:
         return self.label or self.library
+
+
+class Partial(NamedTuple):
+    """Result of a side that does a share of the case's work; its times are divided by the share."""
+
+    share: float
+    result: Any
 
 
 class Agreement(NamedTuple):
@@ -64,6 +81,8 @@ class Case:
     """FLOPs of the matrix products that the work needs, padding excluded."""
     dtype: Dtype = "float32"
     """Type of the products, whose limit the FLOPs are compared with."""
+    complete: bool = False
+    """Whether the work is a complete job, so that compiling counts too: the table then has that ratio as well."""
     rounds: int = 3
 
 

@@ -1,15 +1,16 @@
 """Limits of the machine, measured beside the cases: peak matmul throughput and memory copies."""
 
+import contextlib
 import platform
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lamp_jax.bench.cases import Size
 from lamp_jax.bench.libraries import LIBRARIES
-from lamp_jax.bench.workers import Workers
+from lamp_jax.bench.workers import FailedSideError, Workers
+from lamp_jax.errors import LampError
 from lamp_jax.runs.workers import available_cores
 
 _PRODUCT: dict[Size, int] = {"smoke": 128, "full": 2048, "gpu": 8192}
@@ -19,12 +20,10 @@ _DTYPES = ("float32", "bfloat16")
 
 def measure_limits(size: Size, workers: Workers) -> dict[str, dict[str, float]]:
     """Peak GFLOP/s of square matrix products by library and type, and GB/s of a copy (read and written)."""
-    sides = {"lamp": _jax_limits, "transformers": _torch_limits}
-    limits = {
-        name: workers.of(name).call(partial(limit, size))
-        for name, limit in sides.items()
-        if not LIBRARIES[name].problem
-    }
+    limits = {"lamp": workers.of("lamp").call(_jax_limits, size)}
+    if not LIBRARIES["transformers"].problem:
+        with contextlib.suppress(FailedSideError):  # torch without CUDA; the peers' rows say so
+            limits["transformers"] = workers.of("transformers").call(_torch_limits, size)
     best = {name: max(one[name] for one in limits.values()) for name in _DTYPES}
     return limits | {"best": best}
 
@@ -64,6 +63,10 @@ def _jax_limits(size: Size) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
+    if size == "gpu" and jax.default_backend() != "gpu":
+        raise LampError(
+            f"--size gpu: jax computes on {jax.default_backend()}; install lamp_jax[cuda] on a CUDA machine"
+        )
     length, copied, found = _PRODUCT[size], _COPY[size], {}
     for name in _DTYPES:
         values = jax.random.normal(jax.random.key(0), (length, length), jnp.float32).astype(name)

@@ -17,7 +17,7 @@ def line(row: Row) -> str:
     """Line of the table."""
     peer = f"{row.peer} {_amount(row.theirs, row.unit)}" if row.theirs is not None else row.peer
     cells = {
-        "ratio": "" if row.ratio is None else f"{row.ratio:.2f}",
+        "ratio": _ratio(row),
         "part": row.part,
         "work": row.case,
         "lamp": _amount(row.lamp, row.unit),
@@ -46,6 +46,12 @@ def describe_limits(limits: dict[str, dict[str, float]]) -> str:
     ]
     copy = max(values.get("copy", 0) for values in limits.values())
     return f"peak matmul GFLOP/s: {', '.join(products)}; memory copy {copy:.1f} GB/s"
+
+
+def _ratio(row: Row) -> str:
+    if row.ratio is None:
+        return ""
+    return f"{row.ratio:.2f}" + ("" if row.with_compiling is None else f" ({row.with_compiling:.2f} with compiling)")
 
 
 def _amount(value: float | None, unit: str) -> str:

@@ -4,8 +4,9 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from lamp_jax.bench.cases import Case, Side
+from lamp_jax.bench.cases import Case, Partial, Side
 from lamp_jax.bench.libraries import LIBRARIES
 from lamp_jax.bench.workers import FailedSideError, Timed, Worker, Workers
 
@@ -32,6 +33,8 @@ class Row:
     peer_runs: tuple[float, ...] = ()
     ratio: float | None = None
     """How many times as fast as the peer lamp is; for MB, the peer's memory divided by lamp's."""
+    with_compiling: float | None = None
+    """`ratio` with lamp's compiling, which is what its first run took longer, for a case that is a complete job."""
     agreement: str = ""
     holds: bool | None = None
     """Whether the results are as close as demanded; None: nothing is demanded of them."""
@@ -83,7 +86,7 @@ def _start(worker: Worker, side: Side) -> Timed:
 
 
 def _alone(part: str, case: Case, runs: Sequence[Timed], limits: dict[str, float]) -> Row:
-    values = _values(case, case.ours, runs)
+    values = _values(case, runs)
     middle = statistics.median(values)
     row = Row(part, case.name, case.unit, middle, values, runs[0].seconds)
     if not case.flops:
@@ -95,24 +98,34 @@ def _alone(part: str, case: Case, runs: Sequence[Timed], limits: dict[str, float
 def _against(
     case: Case, alone: Row, peers: Sequence[Side], runs: dict[str, list[Timed]], problems: dict[str, str]
 ) -> Iterator[Row]:
-    ours = runs[case.ours.name][0].result
+    ours = runs[case.ours.name]
+    compiling = max(0.0, ours[0].seconds - statistics.median(run.seconds for run in ours[1:] or ours))
     for side in peers:
         row = replace(alone, library=side.library, peer=side.name, problem=problems[side.name])
         if not row.problem:
-            values = _values(case, side, runs[side.name])
+            values = _values(case, runs[side.name])
             middle = statistics.median(values)
             row = replace(row, theirs=middle, peer_runs=values, ratio=middle / alone.lamp)
-            row = replace(row, peer_gflops=case.flops / middle / 1e9 if case.flops else None)
+            if case.complete:
+                row = replace(row, with_compiling=middle / (alone.lamp + compiling))
+            if case.flops:
+                row = replace(row, peer_gflops=case.flops / middle / 1e9)
             if case.agree is not None:
-                text, holds = case.agree(ours, runs[side.name][0].result)
+                text, holds = case.agree(_result(ours), _result(runs[side.name]))
                 row = replace(row, agreement=text, holds=holds if side.exact else None)
         yield row
 
 
-def _values(case: Case, side: Side, runs: Sequence[Timed]) -> tuple[float, ...]:
+def _result(runs: Sequence[Timed]) -> Any:
+    found = runs[0].result
+    return found.result if isinstance(found, Partial) else found
+
+
+def _values(case: Case, runs: Sequence[Timed]) -> tuple[float, ...]:
     """Timed runs in the case's unit; the first is not timed unless it is the only one."""
+    share = runs[0].result.share if isinstance(runs[0].result, Partial) else 1.0
 
     def value(run: Timed) -> float:
         return run.result if case.unit == "MB" else run.seconds if case.unit == "s" else run.processor
 
-    return tuple(value(run) / side.share for run in (runs[1:] or runs))
+    return tuple(value(run) / share for run in (runs[1:] or runs))

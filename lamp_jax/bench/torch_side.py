@@ -7,8 +7,10 @@ import numpy as np
 
 from lamp_jax.bench.cases import Dtype
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.batches import pad_rows
+from lamp_jax.inputs.batches import Example, pad_rows
 from lamp_jax.runs.workers import available_cores
+
+IGNORED = -100  # label of tokens that are not predicted
 
 
 def start_torch(*, cuda: bool) -> Any:
@@ -36,6 +38,14 @@ def padded(rows: Sequence[Sequence[int]], device: Any, *, pad: int = 0, multiple
 
     longest = -(-max(map(len, rows)) // multiple) * multiple
     return torch.tensor(pad_rows(rows, len(rows), longest, pad=pad).astype(np.int64), device=device)
+
+
+def labelled(examples: Sequence[Example], device: Any, *, multiple: int = 1) -> dict[str, Any]:
+    """Arguments of a model that returns its loss on prompts and answers."""
+    sides = ([one.source for one in examples], [one.target for one in examples])
+    source, target = (padded(rows, device, multiple=multiple) for rows in sides)
+    labels = target.masked_fill(target == 0, IGNORED)
+    return {"input_ids": source, "attention_mask": source != 0, "labels": labels, "use_cache": False}
 
 
 def finish(model: Any) -> None:

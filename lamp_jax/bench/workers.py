@@ -98,7 +98,9 @@ def thread_settings(threads: int) -> dict[str, str]:
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     # Idle threads of OpenMP that wait actively would take the cores of the side whose turn it is.
     quiet = {"OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {name: str(threads) for name in names} | quiet | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Without a cache, so that the first run compiles.
+    return {name: str(threads) for name in names} | quiet | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 @contextlib.contextmanager
@@ -130,6 +132,8 @@ def _serve(pipe: Connection) -> None:
             return
         try:
             answer = (function(*arguments), None)
+        except LampError as error:
+            answer = (None, str(error))
         except Exception as error:
             traceback.print_exc()
             answer = (None, f"{type(error).__name__}: {error}")

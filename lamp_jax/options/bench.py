@@ -6,7 +6,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 BenchSize = Literal["smoke", "full", "gpu"]
-BenchPart = Literal["bm25", "generate", "feedback", "train"]
+BenchPart = Literal["bm25", "generate", "feedback", "train", "encode", "adapters", "start", "memory"]
 
 
 @dataclass(frozen=True)

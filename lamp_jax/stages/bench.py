@@ -9,6 +9,7 @@ from pathlib import Path
 from lamp_jax.bench.libraries import LIBRARIES, versions
 from lamp_jax.bench.machine import describe_machine, measure_limits
 from lamp_jax.bench.parts import PARTS, cases_of
+from lamp_jax.bench.parts.encode import find_model
 from lamp_jax.bench.report import as_json, describe_limits, head, line
 from lamp_jax.bench.runner import Row, measure
 from lamp_jax.bench.workers import Workers, thread_settings
@@ -17,6 +18,10 @@ from lamp_jax.options.bench import Bench
 from lamp_jax.runs.workers import available_cores
 from lamp_jax.version import VERSION
 
+_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # memory is left for the peers
+# Also where there is an accelerator: one device with all cores.
+_CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+
 
 def run(options: Bench) -> None:
     """Prints the measurements. LampError for a peer that is not installed, and at the end where results differ."""
@@ -24,8 +29,7 @@ def run(options: Bench) -> None:
     machine, rows = describe_machine(), []
     say = (lambda text: print(text, file=sys.stderr)) if options.json else print
     say(f"lamp {VERSION} on {machine['processor']}, {machine['cores']} threads on each side, size {options.size}")
-    # The sizes of a CPU are measured on it, also where there is an accelerator.
-    platform = {} if options.size == "gpu" else {"JAX_PLATFORMS": "cpu"}
+    platform = _GPU if options.size == "gpu" else _CPU
     with Workers(platform) as workers, tempfile.TemporaryDirectory(prefix="lamp-bench-") as name:
         limits = measure_limits(options.size, workers)
         say(describe_limits(limits))
@@ -49,7 +53,8 @@ def _rows(options: Bench, parts: list[str], folder: Path, workers: Workers, limi
 
 
 def _check(options: Bench) -> list[str]:
-    """Parts to measure. LampError for a part that the size lacks, and for unknown or missing peers."""
+    """Parts to measure. LampError for a part that the size lacks, for unknown or missing peers, and for a missing
+    encoder of `encode`."""
     for part in options.parts:
         if options.size not in PARTS[part]:
             raise LampError(f"{part}: has no size {options.size}; give --size {' or '.join(PARTS[part])}")
@@ -59,7 +64,10 @@ def _check(options: Bench) -> list[str]:
             raise LampError(f"--against {name}: unknown peer; choose one of {peers}")
         if LIBRARIES[name].problem:
             raise LampError(f"--against {name}: {LIBRARIES[name].problem}")
-    return list(options.parts) or [part for part, sizes in PARTS.items() if options.size in sizes]
+    parts: list[str] = [*options.parts] or [part for part, sizes in PARTS.items() if options.size in sizes]
+    if "encode" in parts:
+        find_model()
+    return parts
 
 
 def check_results(rows: list[Row]) -> None:

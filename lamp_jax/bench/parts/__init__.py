@@ -12,6 +12,10 @@ PARTS: dict[str, tuple[Size, ...]] = {
     "generate": ("smoke", "full", "gpu"),
     "feedback": ("smoke", "full"),
     "train": ("smoke", "full", "gpu"),
+    "encode": ("smoke", "full"),
+    "adapters": ("smoke", "full", "gpu"),
+    "start": ("smoke", "full"),
+    "memory": ("smoke", "full"),
 }
 """Sizes of each part."""
 

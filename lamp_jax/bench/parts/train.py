@@ -1,6 +1,6 @@
 """Fine-tuning against transformers: a step of fixed length, and epochs of uneven examples; equal gradients."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lamp_jax.bench.cases import Case, Dtype, Run, Side, Size, close_values
+from lamp_jax.bench.cases import Case, Dtype, Partial, Run, Side, Size, close_values
 from lamp_jax.bench.flops import Products
 from lamp_jax.bench.models import SEED, TINY, draw_tokens, make_generator, published
 from lamp_jax.bench.workers import Workers
@@ -72,12 +72,9 @@ def cases(size: Size, folder: Path, workers: Workers) -> Iterator[Case]:
             workers.of("lamp").call(partial(make_generator, directory, config))
         examples = draw_examples(training, config.vocab_size)
         made = own_batches(training, examples)
-        share = sum(int(np.count_nonzero(part >= 0)) for batch in made for part in batch) / _count(examples)
         yield Case(
             training.name,
-            Side(
-                "lamp", partial(lamp_updates, directory, made, examples[: training.batch], training), share=float(share)
-            ),
+            Side("lamp", partial(lamp_updates, directory, made, examples, training)),
             [*_peers(directory, examples, training)],
             partial(close_values, relative=training.relative),
             flops=Products(config).training((len(one.source), len(one.target)) for one in examples),
@@ -94,9 +91,8 @@ def _peers(directory: str, examples: Sequence[Example], training: Training) -> I
     for name, order in orders.items():
         batches = [order[start : start + training.batch] for start in range(0, len(order), training.batch)]
         chosen = [[examples[place] for place in batches[number]] for number in _draw(len(batches), training.batches)]
-        share = sum(map(_count, chosen)) / _count(examples)
-        run = partial(transformers_updates, directory, chosen, examples[: training.batch], training)
-        yield Side("transformers", run, f"transformers{name}", slow=training.batches > 2, share=share)
+        run = partial(transformers_updates, directory, chosen, examples, training)
+        yield Side("transformers", run, f"transformers{name}", slow=training.batches > 2)
 
 
 def _count(examples: Sequence[Example]) -> int:
@@ -129,8 +125,9 @@ def _draw(count: int, chosen: int) -> list[int]:
     return np.random.default_rng(SEED).permutation(count)[:chosen].tolist()
 
 
-def lamp_updates(directory: str, batches: Sequence[Batch], first: Sequence[Example], training: Training) -> Run:
-    """Updates of `lamp train`; the result is the loss and the gradients' norms of `first`, without dropout."""
+def lamp_updates(directory: str, batches: Sequence[Batch], examples: Sequence[Example], training: Training) -> Run:
+    """Updates of `lamp train`; the result is the loss and the gradients' norms of the first examples, without
+    dropout."""
     import jax
     from flax import nnx
 
@@ -145,16 +142,17 @@ def lamp_updates(directory: str, batches: Sequence[Batch], first: Sequence[Examp
     loss_sum, optimizer = generator_loss(graph), make_optimizer(Learning(), 1000)
     update = make_update(loss_sum, optimizer, seed=SEED, accumulation=1, rules=model.module.rules)
     with use_mesh(model.mesh):
-        found = _lamp_gradient(model.module, first)
+        found = _lamp_gradient(model.module, examples[: training.batch])
+        done = sum(int(np.count_nonzero(part >= 0)) for batch in batches for part in batch)
         state = start(params, optimizer)
 
-    def run() -> Mapping[str, float]:
+    def run() -> Partial:
         nonlocal state
         with use_mesh(model.mesh):
             for batch in batches:
                 state, _ = update(state, place_batch(batch))
             jax.block_until_ready(state)
-        return found
+        return Partial(done / _count(examples), found)
 
     return run
 
@@ -180,43 +178,34 @@ def _lamp_gradient(model: Any, examples: Sequence[Example]) -> dict[str, float]:
 
 
 def transformers_updates(
-    directory: str, batches: Sequence[Sequence[Example]], first: Sequence[Example], training: Training
+    directory: str, batches: Sequence[Sequence[Example]], examples: Sequence[Example], training: Training
 ) -> Run:
     """Updates of a plain loop with a fused AdamW; the result is as that of `lamp_updates`."""
     import torch
 
-    from lamp_jax.bench.torch_side import finish, load_peer, padded
+    from lamp_jax.bench.torch_side import finish, labelled, load_peer
 
     # Parameters in float32, products in `dtype`, as lamp has them.
     model = load_peer(directory, cuda=training.cuda)
     mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=training.dtype == "bfloat16")
 
-    def loss_of(examples: Sequence[Example]) -> Any:
-        source, target = (
-            padded(rows, model.device, multiple=8)
-            for rows in ([one.source for one in examples], [one.target for one in examples])
-        )
+    def loss_of(batch: Sequence[Example]) -> Any:
         with mixed:
-            return model(
-                input_ids=source,
-                attention_mask=source != 0,
-                labels=target.masked_fill(target == 0, -100),
-                use_cache=False,
-            ).loss
+            return model(**labelled(batch, model.device, multiple=8)).loss
 
-    loss = loss_of(first)
+    loss = loss_of(examples[: training.batch])
     loss.backward()
     found = {"loss": loss.item()} | {name: one.grad.norm().item() for name, one in model.named_parameters()}
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=1e-4, fused=True)
 
-    def run() -> Mapping[str, float]:
-        for examples in batches:
+    def run() -> Partial:
+        for batch in batches:
             optimizer.zero_grad(set_to_none=True)
-            loss_of(examples).backward()
+            loss_of(batch).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         finish(model)
-        return found
+        return Partial(sum(map(_count, batches)) / _count(examples), found)
 
     return run
