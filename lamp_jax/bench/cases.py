@@ -101,5 +101,8 @@ def close_numbers(ours: Any, theirs: Any, *, relative: float) -> Agreement:
 
 def close_values(ours: Mapping[str, float], theirs: Mapping[str, float], *, relative: float) -> Agreement:
     """Largest relative difference of the numbers of the same names. Holds if it is at most `relative`."""
-    found = max(abs(value - theirs[name]) / max(abs(theirs[name]), 1e-12) for name, value in ours.items())
-    return Agreement(f"within {found:.0e}", ours.keys() == theirs.keys() and found <= relative)
+    if ours.keys() != theirs.keys():
+        return Agreement(f"different names: {', '.join(sorted(ours.keys() ^ theirs.keys()))}", False)
+    one, other = (np.array([values[name] for name in ours]) for values in (ours, theirs))
+    found = float(np.max(np.abs(one - other) / np.maximum(np.abs(other), 1e-12)))
+    return Agreement(f"within {found:.0e}", found <= relative)

@@ -6,7 +6,8 @@ from typing import Any
 
 from lamp_jax.bench.runner import Row
 
-_WIDTHS = {"ratio": 6, "part": 8, "work": 54, "lamp": 12, "peer": 34, "results": 16, "GFLOP/s": 8, "of limit": 8}
+_WIDTHS = {"ratio": 6, "compiling": 9, "part": 8, "work": 56, "lamp": 12, "peer": 36, "results": 16, "GFLOP/s": 7}
+_WIDTHS |= {"of limit": 8}
 
 
 def head() -> str:
@@ -17,7 +18,8 @@ def line(row: Row) -> str:
     """Line of the table."""
     peer = f"{row.peer} {_amount(row.theirs, row.unit)}" if row.theirs is not None else row.peer
     cells = {
-        "ratio": _ratio(row),
+        "ratio": "" if row.ratio is None else f"{row.ratio:.2f}",
+        "compiling": "" if row.with_compiling is None else f"{row.with_compiling:.2f}",
         "part": row.part,
         "work": row.case,
         "lamp": _amount(row.lamp, row.unit),
@@ -46,12 +48,6 @@ def describe_limits(limits: dict[str, dict[str, float]]) -> str:
     ]
     copy = max(values.get("copy", 0) for values in limits.values())
     return f"peak matmul GFLOP/s: {', '.join(products)}; memory copy {copy:.1f} GB/s"
-
-
-def _ratio(row: Row) -> str:
-    if row.ratio is None:
-        return ""
-    return f"{row.ratio:.2f}" + ("" if row.with_compiling is None else f" ({row.with_compiling:.2f} with compiling)")
 
 
 def _amount(value: float | None, unit: str) -> str:

