@@ -21,6 +21,8 @@ from lamp_jax.version import VERSION
 _GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # memory is left for the peers
 # Also where there is an accelerator: one device with all cores.
 _CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+_FAST_COMPILER = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_ENVIRONMENT = {"gpu": _GPU, "full": _CPU, "smoke": {**_CPU, "XLA_FLAGS": _FAST_COMPILER}}
 
 
 def run(options: Bench) -> None:
@@ -29,7 +31,7 @@ def run(options: Bench) -> None:
     machine, rows = describe_machine(), []
     say = (lambda text: print(text, file=sys.stderr)) if options.json else print
     say(f"lamp {VERSION} on {machine['processor']}, {machine['cores']} threads on each side, size {options.size}")
-    platform = _GPU if options.size == "gpu" else _CPU
+    platform = _ENVIRONMENT[options.size]
     with Workers(platform) as workers, tempfile.TemporaryDirectory(prefix="lamp-bench-") as name:
         limits = measure_limits(options.size, workers)
         say(describe_limits(limits))

@@ -40,13 +40,15 @@ class Users:
     """Tokens per microbatch."""
     shorter: int = 1
     """Divisor of prompts' lengths and of the numbers of items."""
+    even: bool = False
+    """Whether all prompts and answers have one length: one shape, which compiles faster."""
     dtype: Dtype = "float32"
     cuda: bool = False
 
 
 SIZES: dict[Size, tuple[Users, ...]] = {
-    "smoke": (Users("tiny", 4, 2, 1, tiny=True, batch=4, tokens=256, shorter=8),),
-    "full": (Users("T5-small", 64, 3, 12),),
+    "smoke": (Users("tiny", 4, 2, 1, tiny=True, batch=4, tokens=256, shorter=8, even=True),),
+    "full": (Users("T5-small", 64, 3, 16),),
     "gpu": (
         Users("FLAN-T5-base", 64, 2, 4, "flan-t5-base", tokens=16384, dtype="bfloat16", cuda=True),
         Users("FLAN-T5-large", 64, 1, 8, "flan-t5-large", tokens=16384, dtype="bfloat16", cuda=True),
@@ -103,8 +105,12 @@ def draw_users(form: Users, vocabulary: int) -> list[UserExamples]:
     sizes = np.clip(np.exp(rng.normal(np.log(23), 0.8, form.users)), 4, 149).astype(int) // form.shorter + 1
 
     def item() -> Example:
-        length = int(min(430, 130 + rng.gamma(3, 30))) // form.shorter
-        return Example("", draw_tokens(rng, length, vocabulary), draw_tokens(rng, int(rng.integers(3, 6)), vocabulary))
+        length = (130 if form.even else int(min(430, 130 + rng.gamma(3, 30)))) // form.shorter
+        return Example(
+            "",
+            draw_tokens(rng, length, vocabulary),
+            draw_tokens(rng, 4 if form.even else int(rng.integers(3, 6)), vocabulary),
+        )
 
     return [UserExamples(str(user), [item() for _ in range(size)]) for user, size in enumerate(sizes)]
 

@@ -40,7 +40,7 @@ def cases(size: Size, folder: Path, workers: Workers) -> Iterator[Case]:
     texts = draw_texts(form, directory)
     flops = count_products(directory, texts)
     # One virtual device per core, as `lamp rank --ranker dense` has them.
-    devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={available_cores()}"}
+    devices = {"JAX_NUM_CPU_DEVICES": str(available_cores())}
     exact = Side("lamp", partial(lamp_vectors, directory, texts, "float32"), "lamp float32", environment=devices)
     name = f"MiniLM-L6, {form.count} texts of 5 to {form.words} words"
     yield Case(
@@ -103,7 +103,7 @@ def lamp_vectors(directory: str, texts: Sequence[str], dtype: Dtype) -> Run:
     from lamp_jax.encoding import open_encoder
     from lamp_jax.sharding import open_mesh
 
-    devices = Devices(cpu_devices=available_cores(), dtype=dtype)
+    devices = Devices(cpu_devices=0, dtype=dtype)  # those of the environment
     mesh = open_mesh(devices)
     with jax.set_mesh(mesh):
         encoder = open_encoder(directory, devices, max_length=MAX_LENGTH)

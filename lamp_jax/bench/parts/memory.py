@@ -21,7 +21,7 @@ class File:
     words: int
 
 
-SIZES: dict[Size, File] = {"smoke": File(3, 4, 8), "full": File(1000, 185, 80)}
+SIZES: dict[Size, File] = {"smoke": File(3, 4, 8), "full": File(400, 185, 80)}
 VOCABULARY = 2000
 
 

@@ -49,8 +49,8 @@ SIZES: dict[Size, tuple[Training, ...]] = {
     ),
     "full": (
         Training("T5-small, a step of 8 x (256 + 32)", "fixed", 8, 8, 1),
-        Training("T5-small, epoch of 1,000, LaMP-4's lengths", "LaMP-4", 1000, 8, 6),
-        Training("T5-small, epoch of 1,000, LaMP-7's lengths", "LaMP-7", 1000, 8, 8),
+        Training("T5-small, epoch of 1,000, LaMP-4's lengths", "LaMP-4", 1000, 8, 4),
+        Training("T5-small, epoch of 1,000, LaMP-7's lengths", "LaMP-7", 1000, 8, 6),
     ),
     "gpu": (
         Training(
