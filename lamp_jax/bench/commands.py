@@ -1,6 +1,5 @@
 """Commands of lamp as processes: their result and peak memory."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,24 +9,23 @@ from lamp_jax.errors import LampError
 _MB = 1e6
 
 
+# A process's peak memory is at least that of the process that started it: a small one starts the command.
+_LAUNCH = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
 def run_lamp(words: Sequence[str]) -> float:
     """Runs `lamp WORDS`; returns its peak resident memory in MB. LampError, with its messages, where it fails.
 
     Its processor time counts as that of a child of this process.
     """
-    return run_python(["-m", "lamp_jax.cli", *words])
-
-
-def run_python(words: Sequence[str]) -> float:
-    """Runs a Python command, as `run_lamp`."""
-    process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    assert process.stdout is not None  # a pipe
-    said = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise LampError(f"{' '.join(words)}: exit status {process.returncode}: {said.strip()[-500:]}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return used.ru_maxrss * unit / _MB
+    command = [sys.executable, "-S", "-c", _LAUNCH, sys.executable, "-m", "lamp_jax.cli", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    said, _, peak = done.stdout.strip().rpartition("\n")
+    if done.returncode:
+        raise LampError(f"lamp {' '.join(words)}: exit status {done.returncode}: {said[-500:]}")
+    return int(peak) * (1 if sys.platform == "darwin" else 1024) / _MB
