@@ -82,4 +82,4 @@ def test_every_tpu_accepts_the_kernel_which_reads_only_what_is_written(name):
         found = traffic(Program(compile_step(lambda: lowered)[0].as_text()))
     layer = 2 * rows * places * heads * size * 2
     least = layer * 2.5 / 4
-    assert least <= found < 1.5 * least + rows * heads * hypotheses * places * 4
+    assert least <= found < 1.1 * layer  # with queries, scores and results; all blocks would be 1.2 and more
