@@ -66,7 +66,7 @@ def cut_chunks(path: str | Path) -> Iterator[Chunk]:
 
 
 def stream_first_items(
-    path: str | Path, size: int, *, task: Task, patches: Iterable[str] = ALL_PATCHES, work: Work
+    path: str | Path, size: int, *, task: Task | None, patches: Iterable[str] = ALL_PATCHES, work: Work
 ) -> Iterator[Question]:
     """Questions of a file, in order, each with only the first `size` items of its profile. LampError as
     stream_questions."""
@@ -76,7 +76,7 @@ def stream_first_items(
         yield from questions
 
 
-def _first_items(chunk: Chunk, *, size: int, task: Task, patches: tuple[str, ...]) -> list[Question]:
+def _first_items(chunk: Chunk, *, size: int, task: Task | None, patches: tuple[str, ...]) -> list[Question]:
     questions = questions_of(chunk, task=task, patches=patches)
     return [replace(question, profile=question.profile[:size]) for question in questions]
 

@@ -7,13 +7,13 @@ from functools import partial
 import numpy as np
 
 from lamp_jax.artifacts.feedback import MetricValues, first_pairs, read_feedback
-from lamp_jax.config import Compatibility
+from lamp_jax.config import Compatibility, Work
+from lamp_jax.data.chunks import stream_first_items
 from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.candidate_batches import Candidates
 from lamp_jax.inputs.generator import reference_of
 from lamp_jax.inputs.reader import TextReader
-from lamp_jax.inputs.retrieved import read_first
 from lamp_jax.retrieval.sampling import permutation
 from lamp_jax.retrieval.texts import documents_of, query_of
 from lamp_jax.settings import Ropg
@@ -36,7 +36,7 @@ def read_scored_questions(
     ropg: Ropg, task: Task, path: str, feedback: Sequence[str], *, compatibility: Compatibility
 ) -> list[ScoredQuestion]:
     """Questions of a file with the rewards of their first items. LampError for missing or non-numeric feedback."""
-    questions = read_first(path, task, ropg.profile_size)
+    questions = list(stream_first_items(path, ropg.profile_size, task=task, work=Work()))
     metrics = read_feedback(feedback, task, questions, profile_size=ropg.profile_size)
     return score_questions(ropg, task, questions, metrics, path=path, compatibility=compatibility)
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from lamp_jax.artifacts.feedback import read_retriever_feedback, read_settings
 from lamp_jax.artifacts.selector import Candidate, CandidateSet, QuestionCandidates, write_candidates
+from lamp_jax.config import Work
+from lamp_jax.data.chunks import stream_first_items
 from lamp_jax.data.files import Question, add_outputs, read_outputs
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.retrieved import read_first
 from lamp_jax.options.selector import SelectorData
 from lamp_jax.retrieval.ranking import read_scores
 from lamp_jax.retrieval.selector import predict_success
@@ -28,7 +29,9 @@ def run(options: SelectorData) -> None:
     if record.state == "done":
         return print(f"{options.output}: already made")
     task = find_task(read_settings(options.feedback, "retrievers")["task"])
-    questions = read_first(options.questions, None, 0, patches=options.compatibility.patches)
+    questions = list(
+        stream_first_items(options.questions, 0, task=None, patches=options.compatibility.patches, work=Work())
+    )
     if options.golds:
         questions = add_outputs(
             questions, read_outputs(options.golds).by_id, left=options.questions, right=options.golds

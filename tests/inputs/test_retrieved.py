@@ -2,13 +2,13 @@
 
 import pytest
 
-from lamp_jax.config import Prompting
+from lamp_jax.config import Prompting, Work
 from lamp_jax.data import chunks
 from lamp_jax.data.files import read_questions
 from lamp_jax.datasets.synthetic import write_benchmark
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.generator import retrieved_items
-from lamp_jax.inputs.retrieved import read_first, read_retrieved
+from lamp_jax.inputs.retrieved import read_retrieved
 from lamp_jax.retrieval.rankers import RETRIEVERS
 from lamp_jax.settings import PromptSettings
 from lamp_jax.tasks.catalog import find_task
@@ -38,14 +38,16 @@ def test_profiles_are_the_retrieved_items_of_the_complete_file(path, retriever, 
 
 def test_the_first_items_are_those_of_the_complete_file(path):
     complete = read_questions(path, task=TASK)
-    assert [one.profile for one in read_first(path, TASK, 2)] == [one.profile[:2] for one in complete]
+    assert [one.profile for one in chunks.stream_first_items(path, 2, task=TASK, work=Work())] == [
+        one.profile[:2] for one in complete
+    ]
 
 
 def test_an_id_that_occurs_twice_and_a_missing_date_are_named(path):
     content = path.read_text()
     path.write_text(content.replace('"id": "201"', '"id": "200"', 1))
     with pytest.raises(LampError, match="'200': this id occurs twice"):
-        read_first(path, TASK, 1)
+        list(chunks.stream_first_items(path, 1, task=TASK, work=Work()))
     path.write_text(content.replace('"date"', '"day"'))
     with pytest.raises(LampError, match=r"train_questions\.json: question '200': no profile item has a 'date'"):
         read_retrieved(path, TASK, PromptSettings(), retriever="recency")
