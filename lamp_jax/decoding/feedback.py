@@ -1,6 +1,7 @@
 """Feedback of a generator: prompts are answered and scored in batches, sorted by length within windows."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -118,12 +119,16 @@ def likelihood_rater(
     rows = dict(zip(references, tokens, strict=True))
     # One target length for all batches, so that a program is compiled per length of prompts only.
     length = -(-max(map(len, tokens), default=0) // 16) * 16
-    measure = jax.jit(lambda params, source, target: mean_log_probability(nnx.merge(graph, params), source, target))
 
     def rate(questions: Sequence[Question], source: np.ndarray) -> list[RatedAnswer]:
         target = pad_rows([rows[one.id] for one in questions], batch_size, length)
         target = target[own_rows(batch_size)]
-        values = read(measure(params, *place_batch((source, target))))
+        values = read(_measure(graph, params, *place_batch((source, target))))
         return [(None, {LIKELIHOOD: float(value)}) for value in values[: len(questions)]]
 
     return rate
+
+
+@partial(jax.jit, static_argnums=0)  # of the module: several calls of one model compile a program once
+def _measure(graph: nnx.GraphDef, params: Any, source: jax.Array, target: jax.Array) -> jax.Array:
+    return mean_log_probability(nnx.merge(graph, params), source, target)
