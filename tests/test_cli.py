@@ -41,7 +41,7 @@ def test_nested_options_have_plain_names():
     assert options.devices.dtype == "bfloat16"
 
 
-OPTION_OF_ALL = {"compile": "--topology", "import-adapter": "--store"}
+OPTION_OF_ALL = {"compile": "--topology", "bench": "--size", "import-adapter": "--store"}
 
 
 @pytest.mark.parametrize("stage", cli.STAGES)

@@ -145,7 +145,7 @@ def test_an_example_has_prompt_and_gold(tokenizer):
     (example,) = load_examples([QUESTION], make)
     assert tokenizer.decode(example.target) == "4</s>"
     assert list(example.source) == tokenizer(prompt.text).input_ids
-    assert prompt_examples([QUESTION], prompts())[0].source == example.source
+    assert list(prompt_examples([QUESTION], prompts())[0].source) == list(example.source)
 
 
 MANY = [replace(QUESTION, id=str(number), output=str(number % 5 + 1)) for number in range(50)]

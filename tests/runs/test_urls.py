@@ -14,7 +14,9 @@ from lamp_jax.runs.urls import READ, WRITTEN, copy_path, split_url, url_of, with
 NO_PATHS = {
     "beam_options",
     "beam_staging",
+    "against",
     "columns",
+    "compilation_cache",  # a directory of this machine, or `off`
     "config",
     "date_format",
     "encoding",

@@ -61,7 +61,7 @@ STAGES = {
     "evaluate": Stage(("--golds", "--predictions"), SCORED),
     "evaluate zips": Stage(("--golds-zip", "--predictions-zip")),
 }
-WITHOUT_INPUTS = {"demo", "synth", "download", "compile"}
+WITHOUT_INPUTS = {"demo", "synth", "download", "compile", "bench"}
 WITHOUT_FORCE = {"check", "import-adapter"}
 DIRECTORIES = {"--model", "--adapters", "--encoder", "--tokenizer", "--selector", "--feedback", "--validation-feedback"}
 DIRECTORIES |= {"store", "--store", "directory", "--archives", "--ids", "--data"}
