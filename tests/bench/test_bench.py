@@ -37,7 +37,7 @@ def test_results_of_all_parts_equal_those_of_all_peers(capsys):
     rows = report["rows"]
     assert {row["part"] for row in rows} == {part for part, sizes in PARTS.items() if "smoke" in sizes}
     assert not [row for row in rows if row["holds"] is False or row["failed"]]
-    compared = {row["library"] for row in rows if row["holds"]}
+    compared = {row["library"] for row in rows if row["holds"]} - {"lamp"}  # in bfloat16, against its float32
     installed = {name for name, library in LIBRARIES.items() if not library.problem} - {"lamp"}
     assert compared == installed
     assert {row["library"] for row in rows if row["problem"]} == set(LIBRARIES) - installed - {"lamp"}
