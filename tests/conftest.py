@@ -46,7 +46,7 @@ def compiled() -> str:
 
 # No deadline: a first example may import transformers or compile. `.ci/run` uses the profile `full`.
 settings.register_profile("quick", deadline=None, max_examples=30)
-settings.register_profile("full", deadline=None, max_examples=100)
+settings.register_profile("full", deadline=None, max_examples=60)
 settings.load_profile("quick")
 
 
