@@ -70,15 +70,20 @@ def stream_first_items(
 ) -> Iterator[Question]:
     """Questions of a file, in order, each with only the first `size` items of its profile. LampError as
     stream_questions."""
-    seen: set[str] = set()
-    for questions in map_chunks(partial(_first_items, size=size, task=task, patches=tuple(patches)), path, work):
-        check_unique([question.id for question in questions], seen, path)
-        yield from questions
+    return stream_read(partial(_first_items, size=size, task=task, patches=tuple(patches)), path, work)
 
 
 def _first_items(chunk: Chunk, *, size: int, task: Task | None, patches: tuple[str, ...]) -> list[Question]:
     questions = questions_of(chunk, task=task, patches=patches)
     return [replace(question, profile=question.profile[:size]) for question in questions]
+
+
+def stream_read(read: Callable[[Chunk], list[Question]], path: str | Path, work: Work) -> Iterator[Question]:
+    """Questions that `read` returns for the chunks of a file, in the file's order. LampError for repeated ids."""
+    seen: set[str] = set()
+    for questions in map_chunks(read, path, work):
+        check_unique([question.id for question in questions], seen, path)
+        yield from questions
 
 
 def map_chunks(function: Callable[[Chunk], Result], path: str | Path, work: Work) -> Iterator[Result]:

@@ -5,12 +5,11 @@ A file of 20,000 questions with 185 items of 80 words takes 1.8 GB, and several 
 
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from lamp_jax.config import Work
-from lamp_jax.data.chunks import Chunk, map_chunks, questions_of
-from lamp_jax.data.files import Question, check_unique
+from lamp_jax.data.chunks import Chunk, questions_of, stream_read
+from lamp_jax.data.files import Question
 from lamp_jax.errors import LampError
 from lamp_jax.inputs.generator import PromptOptions, retrieved_items
 from lamp_jax.tasks.catalog import Task
@@ -22,13 +21,7 @@ def read_retrieved(path: str | Path, task: Task, options: PromptOptions, *, retr
     Their prompts with the retriever `file` are those of the file's questions with `retriever`. LampError as
     read_questions, and where the retriever raises it.
     """
-    seen: set[str] = set()
-    questions = []
-    read = partial(_retrieve, task=task, options=options, retriever=retriever)
-    for question in chain.from_iterable(map_chunks(read, path, Work())):
-        check_unique([question.id], seen, path)
-        questions.append(question)
-    return questions
+    return list(stream_read(partial(_retrieve, task=task, options=options, retriever=retriever), path, Work()))
 
 
 def _retrieve(chunk: Chunk, *, task: Task, options: PromptOptions, retriever: str) -> list[Question]:

@@ -2,27 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 from lamp_jax.data.chunks import Chunk, questions_of
 from lamp_jax.errors import LampError
 from lamp_jax.retrieval.rankers import RankOptions, find_ranker
-from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking
+from lamp_jax.retrieval.ranking import RankedLine, encode_ranking, open_ranking
 from lamp_jax.tasks.catalog import Task
-
-open_ranking = lru_cache(maxsize=16)(RankingFile)
-"""RankingFile of a path; every process reads it once."""
 
 
 def rank_chunk(
-    chunk: Chunk, *, ranker: str, task: Task, options: RankOptions, rankings: Sequence[str] = ()
+    chunk: Chunk, *, ranker: str, task: Task, options: RankOptions, rankings: Sequence[str] = (), run_id: str = ""
 ) -> list[RankedLine]:
     """Rankings of a chunk by a ranker that needs no encoder. LampError, with the file, where the ranker raises.
 
-    `rankings` are the files that it needs. A question that is not in all of them has an empty line.
+    `rankings` are the files that it needs; they do not change during the run of the command, which `run_id` names. A
+    question that is not in all of them has an empty line.
     """
     questions = list(questions_of(chunk, task=task, patches=options.compatibility.patches))
-    files = {path: open_ranking(path) for path in rankings}
+    files = {path: open_ranking(path, run_id) for path in rankings}
     known = [question for question in questions if all(question.id in ranking for ranking in files.values())]
     own = {path: {question.id: ranking[question.id] for question in known} for path, ranking in files.items()}
     try:

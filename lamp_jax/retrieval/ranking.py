@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,15 @@ class RankingFile(Mapping[str, Sequence[str]]):
 
     def __len__(self) -> int:
         return len(self._raw)
+
+
+@lru_cache(maxsize=16)
+def open_ranking(path: str, run_id: str) -> RankingFile:
+    """Ranking file, which every process reads once in a run of a command.
+
+    A worker may outlive the run, after which the file may change.
+    """
+    return RankingFile(path)
 
 
 def _read_members(path: str | Path) -> dict[str, msgspec.Raw]:

@@ -13,13 +13,12 @@ from lamp_jax.data.chunks import Chunk, map_chunks, questions_of
 from lamp_jax.data.files import check_same_ids, check_unique, question_record, read_outputs
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Merge
-from lamp_jax.retrieval.ranking import RankingFile, apply_ranking
+from lamp_jax.retrieval.ranking import apply_ranking, open_ranking
 from lamp_jax.runs.json_files import encode, write_json_list
 from lamp_jax.runs.records import guard_outputs, reserve
 
-# Every process reads references and ranking once in a run. A worker may outlive the run, after which files may change.
+# Every process reads the references once in a run, as open_ranking.
 _references = lru_cache(maxsize=1)(lambda path, run_id: read_outputs(path).by_id)
-_ranking = lru_cache(maxsize=1)(lambda path, run_id: RankingFile(path))
 
 
 class _Merged(NamedTuple):
@@ -49,7 +48,7 @@ def merge_chunk(chunk: Chunk, *, options: Merge, run_id: str) -> list[_Merged]:
     `run_id` names the run of the command: the files do not change during it.
     """
     references = _references(options.outputs, run_id) if options.outputs else None
-    ranking = _ranking(options.ranking, run_id) if options.ranking else None
+    ranking = open_ranking(options.ranking, run_id) if options.ranking else None
     merged = []
     for question in questions_of(chunk, patches=options.compatibility.patches):
         if any(known is not None and question.id not in known for known in (references, ranking)):
@@ -79,6 +78,6 @@ def _check_ids(ids: set[str], options: Merge, run_id: str) -> None:
     if options.outputs:
         others[options.outputs] = _references(options.outputs, run_id)
     if options.ranking:
-        others[options.ranking] = _ranking(options.ranking, run_id)
+        others[options.ranking] = open_ranking(options.ranking, run_id)
     for name, known in others.items():
         check_same_ids(ids, known, left=options.questions, right=name)

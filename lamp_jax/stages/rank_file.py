@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tqdm.auto import tqdm
 
@@ -16,11 +17,11 @@ from lamp_jax.data.chunks import map_chunks
 from lamp_jax.data.files import QuestionFile, check_same_ids, check_unique
 from lamp_jax.errors import LampError
 from lamp_jax.options.retrieval import Rank
-from lamp_jax.retrieval.chunks import open_ranking, rank_chunk
+from lamp_jax.retrieval.chunks import rank_chunk
 from lamp_jax.retrieval.dense import EmbeddingCache
 from lamp_jax.retrieval.encoders import EncoderSettings, choose_dates
 from lamp_jax.retrieval.rankers import Ranker, RankOptions, find_ranker, names_by_need
-from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, write_rankings
+from lamp_jax.retrieval.ranking import RankedLine, RankingFile, encode_ranking, open_ranking, write_rankings
 from lamp_jax.runs.outputs import check_apart
 from lamp_jax.runs.processes import is_first, on_first, process_count
 from lamp_jax.runs.records import digest, guard_outputs, reserve
@@ -87,11 +88,10 @@ def options_of(options: Rank) -> RankOptions:
 
 def _by_chunks(options: Rank, task: Task, ranker: Ranker) -> Iterator[RankedLine]:
     """Rankings of a file that is streamed in chunks to several processes."""
-    open_ranking.cache_clear()  # the files may have changed
-    rankings = {path: open_ranking(path) for path in options.rankings}
-    rank = partial(
-        rank_chunk, ranker=ranker.name, task=task, options=options_of(options), rankings=tuple(options.rankings)
-    )
+    run_id = uuid4().hex
+    rankings = {path: open_ranking(path, run_id) for path in options.rankings}
+    given = {"ranker": ranker.name, "task": task, "options": options_of(options)}
+    rank = partial(rank_chunk, **given, rankings=tuple(options.rankings), run_id=run_id)
     seen: set[str] = set()
     ids: list[str] = []
     for line in chain.from_iterable(map_chunks(rank, options.questions, options.work)):

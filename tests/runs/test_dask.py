@@ -142,6 +142,21 @@ def test_workers_that_outlive_a_run_read_changed_files_again(data, work, tmp_pat
         assert {question.output for question in read_questions(tmp_path / answer / "m.json")} == {answer}
 
 
+def test_workers_that_outlive_a_run_read_a_changed_ranking_again(data, work, tmp_path):
+    """Fusion of a ranking with itself is that ranking."""
+    ranking = {one: list(items) for one, items in json.loads((data / "ranking").read_text()).items()}
+    for name, changed in (("ranked", ranking), ("reversed", {one: items[::-1] for one, items in ranking.items()})):
+        for path in ("ranking", "copy"):
+            (tmp_path / path).write_text(json.dumps(changed))
+        command = (
+            f"rank --task LaMP-3 --questions {{data}}/train_questions.json --ranker rrf --rankings {tmp_path}/ranking "
+            f"{tmp_path}/copy "
+            "--output {out}/fused"
+        )
+        fused = run(command, data, tmp_path / name, *words_of(work))["fused"]
+        assert json.loads(fused) == changed
+
+
 def test_an_error_on_a_worker_is_raised_unchanged(work):
     with pytest.raises(LampError, match="question '3': no good"):
         list(parallel_map(refuse_the_third, range(9), work, size=0))
