@@ -144,6 +144,9 @@ def _count_jaxpr(jaxpr: Any) -> int:
         if equation.primitive.name == "pallas_call":
             total += equation.params["cost_estimate"].flops if equation.params["cost_estimate"] else 0
             continue
+        if equation.primitive.name == "cond":  # one branch is computed, and those of different platforms are alike
+            total += max(_count_jaxpr(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         times *= _shards(equation) if equation.primitive.name == "shard_map" else 1
         inside = (equation.params.get(name) for name in ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr"))

@@ -5,7 +5,7 @@ has parameters.
 """
 
 from functools import partial, reduce
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -227,6 +227,53 @@ def _with_neighbours(x: jax.Array, reach: int, fill: float) -> jax.Array:
     return jnp.concatenate([parts[:, :-2], parts[:, 1:-1], parts[:, 2:]], axis=2)
 
 
+class ProductAxes(NamedTuple):
+    """Axes of x, of the weight and of the result of a product: a letter each."""
+
+    x: str
+    weight: str
+    result: str
+
+    @property
+    def inputs(self) -> str:
+        """Axes of the weight that are summed."""
+        return "".join(letter for letter in self.weight if letter in self.x)
+
+    @property
+    def outputs(self) -> str:
+        """Axes of the weight that the result has."""
+        return "".join(letter for letter in self.weight if letter in self.result)
+
+    @property
+    def rows(self) -> str:
+        """Axes of x that are not summed."""
+        return "".join(letter for letter in self.x if letter in self.result)
+
+
+def product_axes(subscripts: str) -> ProductAxes:
+    """Axes in subscripts "x,weight->result"."""
+    x, rest = subscripts.split(",")
+    return ProductAxes(x, *rest.split("->"))
+
+
+def einsum(subscripts: str, x: jax.Array, y: jax.Array, *, out: P | None = None, dtype: jnp.dtype) -> jax.Array:
+    """einsum of two arrays with results of this dtype, sharded as `out`.
+
+    Products of bfloat16 are computed in float32 and rounded on CPUs: only then does XLA's CPU backend use the
+    processor's instructions for bfloat16, which are 2 to 7 times as fast (jax 0.10.2, a processor with AMX).
+    """
+
+    def multiply(computed: jnp.dtype, x: jax.Array, y: jax.Array) -> jax.Array:
+        found = jnp.einsum(subscripts, x, y, out_sharding=out, preferred_element_type=computed)
+        return found.astype(dtype)
+
+    if not x.dtype == y.dtype == dtype == jnp.bfloat16:
+        return multiply(dtype, x, y)
+    return jax.lax.platform_dependent(
+        x, y, cpu=partial(multiply, jnp.dtype(jnp.float32)), default=partial(multiply, dtype)
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4, 5))
 def product(
     subscripts: str, x: jax.Array, weight: jax.Array, rules: Rules, out: P | None, dtype: jnp.dtype
@@ -238,8 +285,7 @@ def product(
     transpose the left operand of the weight's gradient: here that is x, stored and shared by all products of x, whereas
     JAX's rule takes the output's gradient, fused with all operations that compute it.
     """
-    weight = gather_weight(weight, rules)
-    return jnp.einsum(subscripts, x, weight, out_sharding=out, preferred_element_type=dtype)
+    return einsum(subscripts, x, gather_weight(weight, rules), out=out, dtype=dtype)
 
 
 def _product_forward(subscripts, x, weight, rules, out, dtype):
@@ -249,12 +295,12 @@ def _product_forward(subscripts, x, weight, rules, out, dtype):
 def _product_backward(subscripts, rules, out, dtype, kept, gradient):
     x, weight = kept
     gradient = gradient.astype(x.dtype)
-    inputs, rest = subscripts.split(",")
-    matrix, outputs = rest.split("->")
-    d_x = jnp.einsum(
-        f"{outputs},{matrix}->{inputs}", gradient, gather_weight(weight, rules), out_sharding=sharding_of(x)
+    axes = product_axes(subscripts)
+    whole = gather_weight(weight, rules)
+    d_x = einsum(f"{axes.result},{axes.weight}->{axes.x}", gradient, whole, out=sharding_of(x), dtype=x.dtype)
+    d_weight = einsum(
+        f"{axes.x},{axes.result}->{axes.weight}", x, gradient, out=sharding_of(weight), dtype=weight.dtype
     )
-    d_weight = jnp.einsum(f"{inputs},{outputs}->{matrix}", x, gradient, out_sharding=sharding_of(weight))
     return d_x, d_weight
 
 

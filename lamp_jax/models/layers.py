@@ -149,12 +149,6 @@ class Weight(Protocol):
     ) -> jax.Array: ...
 
 
-def split_subscripts(subscripts: str) -> tuple[str, str, str]:
-    """Axes of x, of the weight and of the result in "x,weight->result"."""
-    rows, rest = subscripts.split(",")
-    return rows, *rest.split("->")  # pyright: ignore[reportReturnType]
-
-
 def project(
     subscripts: str,
     x: jax.Array,

@@ -21,7 +21,8 @@ from lamp_jax.errors import LampError
 from lamp_jax.models.dropout import dropout, layer_keys
 from lamp_jax.models.families import family_of
 from lamp_jax.models.generator import Generator, GeneratorConfig
-from lamp_jax.models.layers import project, split_subscripts
+from lamp_jax.models.kernels import product_axes
+from lamp_jax.models.layers import project
 from lamp_jax.models.quantized import Quantized
 from lamp_jax.models.step_weight import arranged
 from lamp_jax.sharding import Rules, gathered
@@ -44,15 +45,13 @@ class Adapted(nnx.Module):
     ) -> jax.Array:
         """Product with x [B, T, ...]; arguments as in `project`."""
         own = project(subscripts, x, self.weight, rules, out=out, dtype=dtype)
-        rows, matrix, found = split_subscripts(subscripts)
-        inputs = "".join(letter for letter in matrix if letter in rows)
-        outputs = "".join(letter for letter in matrix if letter in found)
-        narrow = "".join(letter for letter in rows if letter not in inputs) + "r"
+        axes = product_axes(subscripts)
+        row, narrow = axes.x[0], f"{axes.rows}r"
         down, up = self.down[...].astype(x.dtype), self.up[...].astype(x.dtype)
         sharding = rules.out("batch", *(None,) * (len(narrow) - 1))
         seen = dropout(x, self.rate, None if self.key is None else self.key[...])
-        low = jnp.einsum(f"{rows},{rows[0]}{inputs}r->{narrow}", seen, down, out_sharding=sharding)
-        addition = jnp.einsum(f"{narrow},{rows[0]}r{outputs}->{found}", low, up, out_sharding=out)
+        low = jnp.einsum(f"{axes.x},{row}{axes.inputs}r->{narrow}", seen, down, out_sharding=sharding)
+        addition = jnp.einsum(f"{narrow},{row}r{axes.outputs}->{axes.result}", low, up, out_sharding=out)
         return own + self.scale * addition.astype(own.dtype)
 
     def for_steps(self, *, inputs: int) -> "Adapted":

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from lamp_jax.models.layers import Weight, split_subscripts
+from lamp_jax.models.kernels import einsum, product_axes
+from lamp_jax.models.layers import Weight
 from lamp_jax.sharding import Rules
 
 
@@ -25,14 +26,11 @@ class StepWeight(nnx.Module):
         self, subscripts: str, x: jax.Array, rules: Rules, *, out: P | None, dtype: jnp.dtype | None
     ) -> jax.Array:
         """Product with x; arguments as in `layers.project`."""
-        rows, matrix, found = split_subscripts(subscripts)
-        inputs = "".join(letter for letter in matrix if letter in rows)
-        outputs = "".join(letter for letter in matrix if letter in found)
-        others = "".join(letter for letter in rows if letter not in inputs)
-        weight, turned = self.weight[...].astype(x.dtype), f"{outputs}{others}"
-        columns = jnp.einsum(f"{outputs}{inputs},{rows}->{turned}", weight, x, preferred_element_type=dtype or x.dtype)
+        axes = product_axes(subscripts)
+        weight, turned = self.weight[...].astype(x.dtype), f"{axes.outputs}{axes.rows}"
+        columns = einsum(f"{axes.outputs}{axes.inputs},{axes.x}->{turned}", weight, x, dtype=dtype or x.dtype)
         # Without the barrier XLA swaps the operands to avoid the transposition, and the product is slow again.
-        return jnp.einsum(f"{turned}->{found}", jax.lax.optimization_barrier(columns), out_sharding=out)
+        return jnp.einsum(f"{turned}->{axes.result}", jax.lax.optimization_barrier(columns), out_sharding=out)
 
 
 def arrange(owner: nnx.Module, **inputs: int) -> None:

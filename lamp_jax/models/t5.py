@@ -3,10 +3,10 @@
 Raffel et al. 2020 (arXiv 1910.10683). The layers of a stack are one scan over stacked parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,39 +42,11 @@ from lamp_jax.models.layers import (
 )
 from lamp_jax.models.step_kernel import attend_step
 from lamp_jax.models.step_weight import StepWeight, arrange
+from lamp_jax.models.t5_cache import CrossCache, LayerCache, SelfCache, empty_cache, scores_of_own
 from lamp_jax.models.t5_config import T5Config
 from lamp_jax.sharding import DATA_PARALLEL, Rules, check_divides
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-class CrossCache(NamedTuple):
-    """Cross-attention keys and values of one source; computed once, shared by all hypotheses."""
-
-    keys: tuple[jax.Array, ...] | jax.Array
-    """Keys [B, H, K, S] of each layer; stacked, [L, ...], where the layers are scanned."""
-    values: tuple[jax.Array, ...] | jax.Array
-    """Values [B, H, S, K] of each layer, likewise."""
-    padding: jax.Array
-    """Additive mask [B, 1, 1, S]: 0 at tokens, very negative at padding."""
-
-
-LayerCache = tuple[jax.Array, jax.Array]
-"""Keys [L, B, H, K, T * N] and values [L, B, H, T * N, K]; L = 1 where the layers are unrolled. In the order of
-`attend_step`: two of [L, B, T * N, H * K], with a larger T."""
-
-
-class SelfCache(NamedTuple):
-    """Keys and values of the target tokens of N hypotheses per source, with room for T tokens each.
-
-    Hypothesis n writes its token number t at t * N + n. A hypothesis that continues another one does not copy its keys
-    and values: `writers` says where they are.
-    """
-
-    layers: tuple[LayerCache, ...]
-    """One for each layer where the layers are unrolled, so that none is copied; else one for all."""
-    writers: jax.Array
-    """[B, N, T]: which hypothesis wrote each token of every hypothesis; -1 at tokens to come."""
 
 
 class EncoderLayers(nnx.Module):
@@ -120,7 +92,7 @@ class DecoderLayers(nnx.Module):
         x: jax.Array,
         attend: Attend,
         attend_source: Attend,
-        cross: tuple[jax.Array, jax.Array],
+        cross: Sequence[jax.Array],
         key: jax.Array | None,
     ) -> jax.Array:
         """Output of one layer for a complete target, [B, T, D]; `cross`: keys and values of the source.
@@ -139,17 +111,6 @@ class DecoderLayers(nnx.Module):
         x = attention_result(x + dropout(self.cross.mix(heads), self.rate, key_cross))
         mlp = self.mlp(self.mlp_norm(x), rate=self.rate, key=key_inner)
         return x + dropout(mlp, self.rate, key_mlp)
-
-    def read(
-        self, x: jax.Array, position_scores: jax.Array, cross: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> jax.Array:
-        """Output of one layer for a complete target, [B, T, D], without gradient; `cross` is the source's cache."""
-        normed = self.attention_norm(x)
-        keys, values = self.attention.keys_and_values(normed)
-        heads = attend(self.attention.queries(normed), keys, values, position_scores, jnp.asarray(NO_BIAS))
-        x = x + self.attention.mix(heads)
-        x = x + self.cross.mix(attend_cached(self.cross.queries(self.cross_norm(x)), *cross))
-        return x + self.mlp(self.mlp_norm(x), rate=0.0, key=None)
 
     def step(
         self,
@@ -318,9 +279,15 @@ class T5(nnx.Module):
         """Last decoder hidden states [B, T, D] of targets [B, T], given the cached source; no dropout."""
         position = self._causal_scores(target.shape[1])
 
+        def attend_target(query, keys, values):
+            return attend(query, keys, values, position, jnp.asarray(NO_BIAS))
+
+        def attend_source(query, keys, values):
+            return attend_cached(query, keys, values, source.padding)
+
         def layer(x, xs):
-            layers, keys, values = xs
-            return layers.read(x, position, (keys, values, source.padding)), None
+            layers, *cross = xs
+            return layers(x, attend_target, attend_source, cross, None), None
 
         x = self._embed(decoder_inputs(target, self.config))
         if self._unrolls_steps:
@@ -352,38 +319,19 @@ class T5(nnx.Module):
     def start(self, source: CrossCache, *, hypotheses: int, max_length: int) -> tuple[jax.Array, SelfCache]:
         """Start tokens [B, N], and an empty cache for N hypotheses of up to `max_length` tokens, for `step`."""
         config, rows = self.config, source.padding.shape[0]
-        layers, caches = (1, config.num_decoder_layers) if self._unrolls_steps else (config.num_decoder_layers, 1)
-        if self._steps_in_kernel:
-            max_length = step_kernel.token_room(max_length, hypotheses)
-            shape = (layers, rows, max_length * hypotheses, config.num_heads * config.d_kv)
-            sharding = self.rules.out(None, "batch", None, "heads")
-            keys, values = (jnp.zeros(shape, self.dtype, out_sharding=sharding) for _ in range(2))
-        else:
-            places, shape = max_length * hypotheses, (layers, rows, config.num_heads)
-            sharding = self.rules.out(None, "batch", "heads", None, None)
-            keys = jnp.zeros((*shape, config.d_kv, places), self.dtype, out_sharding=sharding)
-            values = jnp.zeros((*shape, places, config.d_kv), self.dtype, out_sharding=sharding)
-        first, writers = (
-            jnp.full(size, token, jnp.int32, out_sharding=self.rules.out("batch", *(None,) * (len(size) - 1)))
-            for size, token in (
-                ((rows, hypotheses), config.decoder_start_token_id),
-                ((rows, hypotheses, max_length), -1),
-            )
-        )
-        return first, SelfCache(((keys, values),) * caches, writers)
+        sharding = self.rules.out("batch", None)
+        first = jnp.full((rows, hypotheses), config.decoder_start_token_id, jnp.int32, out_sharding=sharding)
+        sizes = {"rows": rows, "hypotheses": hypotheses, "length": max_length, "dtype": self.dtype}
+        loops = {"unrolled": self._unrolls_steps, "kernel": self._steps_in_kernel}
+        return first, empty_cache(config, self.rules, **sizes, **loops)
 
     def step(
         self, tokens: jax.Array, position: jax.Array, cache: SelfCache, source: CrossCache
     ) -> tuple[jax.Array, SelfCache]:
         """Logits [B, N, V] after the tokens [B, N] at `position` (a scalar, from 0), float32, and the updated cache."""
         hypotheses, length = cache.writers.shape[1:]
-        own = jnp.arange(hypotheses)
-        writers = jnp.where(jnp.arange(length) == position, own[:, None], cache.writers)
-        is_own = writers[..., None] == own  # [B, N, T, N]
-        bias = self.decoder_positions.scores(jnp.arange(length) - position)[None, :, None, :, None]
-        scores = jnp.where(is_own[:, None], bias, HIDDEN)
-        scores = scores.reshape(*scores.shape[:3], length * hypotheses)
-        start = position * hypotheses
+        writers, start = cache.writers_at(position), position * hypotheses
+        scores = scores_of_own(writers, self.decoder_positions.scores(jnp.arange(length) - position))
 
         def attend_own(layer, query, keys, values, cache):
             if self._steps_in_kernel:
@@ -411,7 +359,7 @@ class T5(nnx.Module):
 
     def choose(self, cache: SelfCache, parents: jax.Array) -> SelfCache:
         """Cache in which hypothesis n of a source continues its former hypothesis `parents[b, n]`, [B, N]."""
-        return cache._replace(writers=jnp.take_along_axis(cache.writers, parents[..., None], axis=1))
+        return cache.choose(parents)
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits of the decoder's last hidden states, [..., D] -> [..., V], float32."""
