@@ -13,7 +13,7 @@ from lamp_jax.data.files import Question
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.labels import mean_log_probability
 from lamp_jax.distributed import read
-from lamp_jax.inputs.batches import choose_buckets, pad_rows, prediction_batches
+from lamp_jax.inputs.batches import fit_buckets, pad_rows, prediction_batches
 from lamp_jax.inputs.generator import make_prompts, prompt_examples, reference_of
 from lamp_jax.settings import PromptSettings
 from lamp_jax.sharding import own_rows, place_batch
@@ -66,7 +66,6 @@ def rate_trials(
     `advance` is called with the number of trials of every batch.
     """
     settings = PromptSettings(prompting=prompting, compatibility=compatibility)
-    rows = dict.fromkeys(choose_buckets(prompting.max_length), batch_size)
     window, seen = _WINDOW * batch_size, 0
     for start in range(0, len(trials), window):
         chosen = trials[start : start + window]
@@ -76,7 +75,9 @@ def rate_trials(
             continue
         questions = [trial.question for trial in chosen]
         prompts = list(make_prompts(questions, task, tokenizer, settings, retriever="file"))
-        for places, batch in prediction_batches(prompt_examples(questions, prompts), rows=rows, own=own_rows):
+        examples = prompt_examples(questions, prompts)
+        lengths = fit_buckets((len(example.source) for example in examples), prompting.max_length)
+        for places, batch in prediction_batches(examples, rows=dict.fromkeys(lengths, batch_size), own=own_rows):
             if seen + len(places) > done:
                 answers = rate([questions[place] for place in places], batch.source)
                 yield RatedBatch(

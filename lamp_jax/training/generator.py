@@ -15,7 +15,7 @@ from lamp_jax.data.sources import QuestionSource
 from lamp_jax.decoding.answering import answer
 from lamp_jax.decoding.answers import Answerer
 from lamp_jax.decoding.generation import GENERATION_CONFIG, Generation, keep_generation
-from lamp_jax.inputs.batches import Example, TrainingBatches, choose_buckets
+from lamp_jax.inputs.batches import Example, TrainingBatches
 from lamp_jax.inputs.generator import (
     ExampleMaker,
     load_examples,
@@ -95,10 +95,9 @@ def train_generator(
         on_first(lambda: keep_generation(model, output))
     start = _prepare_model(options, model, len(tokenizer), devices)
     graph, params = nnx.split(start)
-    buckets = choose_buckets(options.prompting.max_length)
     examples = _examples(options, task, questions, tokenizer, name=names[0], workers=workers)
-    size, seed = options.learning.batch_size, options.seed
-    batches = TrainingBatches(examples, batch_size=size, buckets=buckets, seed=seed, own=own_rows)
+    size, seed, longest = options.learning.batch_size, options.seed, options.prompting.max_length
+    batches = TrainingBatches(examples, batch_size=size, max_length=longest, seed=seed, own=own_rows)
     return fit(
         output,
         params,

@@ -32,6 +32,7 @@ _LINE_SECONDS = 60.0  # between lines of progress without a terminal for the bar
 WAIT, UPDATE = "wait for data", "update"
 """Annotations of the two parts of a step in a profiler's trace."""
 
+Shapes = tuple[tuple[int, ...], ...]
 
 RUN_FILES = (DIVERGED, "metrics.jsonl", "tensorboard/*", f"{CHECKPOINTS}/*")
 """Files of `fit` in a run's directory, besides the best model."""
@@ -104,11 +105,11 @@ def fit(
     optimizer = make_optimizer(learning, total_steps)
     update = make_update(loss_sum, optimizer, seed=seed, accumulation=learning.accumulation, rules=rules)
     state, progress = start(params, optimizer), Progress()
-    shapes: set[tuple[int, ...]] = set()  # each of them is one compilation
+    compiled: set[Shapes] = set()
 
     def update_on_devices(state: TrainState, batch: Sequence[np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
-        shapes.add(batch[0].shape)
-        wait(batch[0].shape)
+        compiled.add(_shapes(batch))
+        wait(_shapes(batch))
         return update(state, place_batch(tuple(batch), rules=rules))
 
     with (
@@ -122,9 +123,9 @@ def fit(
             print(f"{output}: resuming after step {progress.step} of {total_steps}")
         kept = progress
 
-        def lower(step: int) -> tuple[tuple[int, ...], jax.stages.Lowered]:
+        def lower(step: int) -> tuple[Shapes, jax.stages.Lowered]:
             batch = tuple(batches[step])
-            return batch[0].shape, update.lower(state, place_batch(batch, rules=rules))
+            return _shapes(batch), update.lower(state, place_batch(batch, rules=rules))
 
         steps = first_steps(batches, progress.step, total_steps)
         wait = stack.enter_context(compiled_ahead(map(lower, steps if len(steps) > 1 else ())))
@@ -153,8 +154,18 @@ def fit(
             )
         except DivergedError as error:
             raise end_diverged(output, error, learning, saved=kept.step, best=kept.best_step) from None
-    print(f"{output}: compiled for {len(shapes)} shapes, {', '.join(map(str, sorted(shapes)))}")
+    print(f"{output}: compiled for {len(compiled)} shapes of batches, {', '.join(map(_written, sorted(compiled)))}")
     return progress
+
+
+def _shapes(batch: Sequence[np.ndarray]) -> Shapes:
+    """Shapes of a batch's arrays, for each of which the update is compiled once."""
+    return tuple(rows.shape for rows in batch)
+
+
+def _written(shapes: Shapes) -> str:
+    """Shapes in words: "8x256 8x32"."""
+    return " ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

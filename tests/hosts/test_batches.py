@@ -28,7 +28,7 @@ def examples(count):
 
 
 def training(own):
-    return TrainingBatches(examples(45), batch_size=SIZE, buckets=(4, 8, 16), seed=3, own=own)
+    return TrainingBatches(examples(45), batch_size=SIZE, max_length=16, buckets=(4, 8, 16), seed=3, own=own)
 
 
 def choosing(own):

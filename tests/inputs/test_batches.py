@@ -32,7 +32,7 @@ def examples(lengths):
 
 
 def training(lengths, *, seed=0, batch_size=4):
-    return TrainingBatches(examples(lengths), batch_size=batch_size, buckets=BUCKETS, seed=seed)
+    return TrainingBatches(examples(lengths), batch_size=batch_size, max_length=16, buckets=BUCKETS, seed=seed)
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
@@ -144,3 +144,22 @@ def test_buckets_fitted_to_prompts_are_not_more_and_have_less_padding(longest, d
 
 def test_without_prompts_there_are_no_buckets():
     assert fit_buckets([], 512) == ()
+
+
+def test_uneven_targets_have_several_padded_lengths_and_even_ones_have_one():
+    rng = np.random.default_rng(0)
+    sources, uneven = rng.integers(100, 130, 400), np.minimum(90, np.exp(rng.normal(3.2, 0.5, 400))).astype(int) + 1
+    for targets, most in ((uneven, 3), (rng.integers(1, 9, 400), 1)):
+        pairs = zip(sources, targets, strict=True)
+        rows = [Example(str(n), [n + 1] * source, [n + 1] * target) for n, (source, target) in enumerate(pairs)]
+        batches = TrainingBatches(rows, batch_size=8, max_length=512, seed=0)
+        sizes = {batches.size(step)[1] for step in range(len(batches))}
+        assert max(targets) <= max(sizes) < max(targets) + 8
+        assert (len(sizes) > 1) == (most > 1)
+        assert len(sizes) <= most
+        found = Counter()
+        for step in range(len(batches)):
+            batch = batches[step]
+            assert batches.size(step) == (batch.source.shape[1], batch.target.shape[1])
+            found.update({int(row[0]) - 1: int((row != NO_TOKEN).sum()) for row in batch.target})
+        assert found == Counter(dict(enumerate(targets.tolist())))

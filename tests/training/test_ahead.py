@@ -15,7 +15,7 @@ from lamp_jax.training.ahead import compiled_ahead, first_steps
 @pytest.mark.parametrize("start", [0, 5, 17])
 def test_every_shape_of_the_coming_epoch_has_a_step(start):
     examples = [Example(str(number), [1] * (number % 13 + 1), [1]) for number in range(45)]
-    batches = TrainingBatches(examples, batch_size=4, buckets=(4, 8, 16), seed=0)
+    batches = TrainingBatches(examples, batch_size=4, max_length=16, buckets=(4, 8, 16), seed=0)
     steps = first_steps(batches, start, 100)
     assert steps[0] == start
     found = [batches[step].source.shape for step in steps]

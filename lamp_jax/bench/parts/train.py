@@ -10,9 +10,9 @@ import numpy as np
 
 from lamp_jax.bench.cases import Case, Dtype, Partial, Run, Side, Size, close_values
 from lamp_jax.bench.flops import Products
-from lamp_jax.bench.models import SEED, TINY, draw_tokens, make_generator, published
+from lamp_jax.bench.models import SEED, draw_tokens, made_generator, published
 from lamp_jax.bench.workers import Workers
-from lamp_jax.inputs.batches import Batch, Example, TrainingBatches, choose_buckets, pad_rows
+from lamp_jax.inputs.batches import Batch, Example, TrainingBatches, pad_rows
 
 LENGTHS = {
     "fixed": (256, 0.0, 32, 0.0),
@@ -66,10 +66,8 @@ SIZES: dict[Size, tuple[Training, ...]] = {
 def cases(size: Size, folder: Path, workers: Workers) -> Iterator[Case]:
     """Cases of the size; the models are written below `folder`."""
     for training in SIZES[size]:
-        config = published(training.model, **(TINY if training.tiny else {}))
-        directory = str(folder / f"{training.model}-{training.tiny}")
-        if not Path(directory).exists():
-            workers.of("lamp").call(partial(make_generator, directory, config))
+        config = published(training.model, tiny=training.tiny)
+        directory = made_generator(workers, folder / f"{training.model}-{training.tiny}", config)
         examples = draw_examples(training, config.vocab_size)
         made = own_batches(training, examples)
         yield Case(
@@ -113,11 +111,7 @@ def draw_examples(training: Training, vocabulary: int) -> list[Example]:
 
 def own_batches(training: Training, examples: Sequence[Example]) -> list[Batch]:
     """Batches of an epoch of lamp, drawn at random where the epoch has more."""
-    if training.lengths == "fixed":
-        buckets: Sequence[int] = [len(examples[0].source)]
-    else:
-        buckets = sorted({-(-bucket // training.shorter) for bucket in choose_buckets(MAX_LENGTH)})
-    batches = TrainingBatches(examples, batch_size=training.batch, buckets=buckets, seed=SEED)
+    batches = TrainingBatches(examples, batch_size=training.batch, max_length=MAX_LENGTH, seed=SEED)
     return [batches[number] for number in _draw(len(batches), training.batches)]
 
 
