@@ -1,8 +1,10 @@
 """CTranslate2 as a peer: conversion and loading of a generator. Imported in the peer's process only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lamp_jax.bench.models import tokens_of, words_of
 from lamp_jax.runs.workers import available_cores
 
 
@@ -17,3 +19,10 @@ def open_translator(directory: str, kind: str) -> Any:
     return ctranslate2.Translator(
         str(converted), device="cpu", compute_type=kind, inter_threads=1, intra_threads=available_cores()
     )
+
+
+def answers(translator: Any, prompts: Sequence[Sequence[int]], *, beams: int, new: int, batch: int) -> list[list[int]]:
+    """Token ids of the best answers to prompts, in batches of similar length."""
+    words = [words_of(one) for one in prompts]
+    found = translator.translate_batch(words, beam_size=beams, max_decoding_length=new, max_batch_size=batch)
+    return [tokens_of(" ".join(one.hypotheses[0])) for one in found]

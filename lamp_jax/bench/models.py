@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lamp_jax.bench.workers import Workers
 
 SEED = 0
 SHARPNESS = 6.0
@@ -37,6 +40,13 @@ def make_generator(directory: str, config: Any, *, ends: float = 0.0, seed: int 
     head[config.eos_token_id] *= ends
     save_file(tensors, path, metadata={"format": "pt"})
     make_tokenizer(config.vocab_size).save_pretrained(directory)
+
+
+def made_generator(workers: Workers, directory: Path, config: Any, *, ends: float = 0.0) -> str:
+    """Directory of a generator, which lamp's process makes unless it exists."""
+    if not directory.exists():
+        workers.of("lamp").call(partial(make_generator, str(directory), config, ends=ends))
+    return str(directory)
 
 
 def make_tokenizer(pieces: int) -> Any:
@@ -72,15 +82,7 @@ def draw_tokens(rng: np.random.Generator, length: int, vocabulary: int) -> list[
     return [*rng.integers(FIRST_WORD, vocabulary, length - 1).tolist(), 1]
 
 
-def published(name: str, **changes: Any) -> Any:
-    """Config of a published size, such as `t5-small`."""
-    from lamp_jax.models.families import published_configs
-
-    config: Any = published_configs()[name]
-    return replace(config, **changes)
-
-
-TINY = {
+_TINY: dict[str, Any] = {
     "vocab_size": 512,
     "d_model": 64,
     "d_kv": 16,
@@ -90,3 +92,11 @@ TINY = {
     "num_heads": 4,
 }
 """Changes to a published size that make a model for smoke tests."""
+
+
+def published(name: str, *, tiny: bool = False) -> Any:
+    """Config of a published size, such as `t5-small`, or of a tiny model of its form."""
+    from lamp_jax.models.families import published_configs
+
+    config: Any = published_configs()[name]
+    return replace(config, **_TINY) if tiny else config

@@ -10,6 +10,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.inputs.batches import Example, pad_rows
 from lamp_jax.runs.workers import available_cores
 
+END = 1  # token; padding is 0
 IGNORED = -100  # label of tokens that are not predicted
 
 
@@ -46,6 +47,11 @@ def labelled(examples: Sequence[Example], device: Any, *, multiple: int = 1) -> 
     source, target = (padded(rows, device, multiple=multiple) for rows in sides)
     labels = target.masked_fill(target == 0, IGNORED)
     return {"input_ids": source, "attention_mask": source != 0, "labels": labels, "use_cache": False}
+
+
+def answer_tokens(found: Any) -> list[list[int]]:
+    """Token ids of generated answers [B, T], without start, end and padding."""
+    return [[token for token in row[1:] if token > END] for row in found.tolist()]
 
 
 def finish(model: Any) -> None:

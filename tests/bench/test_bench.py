@@ -1,6 +1,7 @@
 """`lamp bench`: results equal to the peers', peers that are missing, counted products."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from lamp_jax.bench import libraries
 from lamp_jax.bench.cases import Agreement, Case, Side, close_numbers, close_values, same_rows
 from lamp_jax.bench.flops import Products
 from lamp_jax.bench.libraries import LIBRARIES, Library
-from lamp_jax.bench.models import TINY, published
+from lamp_jax.bench.models import published
 from lamp_jax.bench.parts import PARTS
 from lamp_jax.bench.report import line
 from lamp_jax.bench.runner import measure
@@ -51,7 +52,7 @@ def test_options_name_the_parts():
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
 def test_counted_products_are_those_of_the_model(feed_forward: str):
-    config = published("t5-small", **TINY, feed_forward_proj=feed_forward)
+    config = replace(published("t5-small", tiny=True), feed_forward_proj=feed_forward)
     model = new_generator(config, seed=0)
     source, target = jnp.ones((1, 24), jnp.int32), jnp.ones((1, 1), jnp.int32)
     # Of one token, because the model also computes the products that its mask removes; it looks up relative positions

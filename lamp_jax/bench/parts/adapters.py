@@ -10,7 +10,7 @@ import numpy as np
 
 from lamp_jax.bench.cases import Case, Dtype, Partial, Run, Side, Size, close_values, same_rows
 from lamp_jax.bench.flops import Products
-from lamp_jax.bench.models import SEED, TINY, draw_tokens, make_generator, published, tokens_of
+from lamp_jax.bench.models import SEED, draw_tokens, make_generator, published, tokens_of
 from lamp_jax.bench.workers import Workers
 from lamp_jax.config import Lora, Optimization
 from lamp_jax.inputs.batches import Example
@@ -59,7 +59,7 @@ SIZES: dict[Size, tuple[Users, ...]] = {
 def cases(size: Size, folder: Path, workers: Workers) -> Iterator[Case]:
     """Cases of the size; models and adapters are written below `folder`."""
     for form in SIZES[size]:
-        config = published(form.model, **(TINY if form.tiny else {}))
+        config = published(form.model, tiny=form.tiny)
         place = folder / form.model
         workers.of("lamp").call(make_files, place, config, form)
         users = draw_users(form, config.vocab_size)
@@ -274,7 +274,7 @@ def lamp_answers(place: Path, prompts: Sequence[Sequence[int]], form: Users) -> 
 
 def peft_answers(place: Path, prompts: Sequence[Sequence[int]], form: Users, *, mixed: bool) -> Run:
     """Greedy answers of peft: batches of similar lengths with `adapter_names`, or one question after the other."""
-    from lamp_jax.bench.torch_side import padded
+    from lamp_jax.bench.torch_side import answer_tokens, padded
 
     names = [str(number) for number in range(len(prompts))]
     model = open_peft(place, names, cuda=form.cuda, dtype=form.dtype)
@@ -292,8 +292,8 @@ def peft_answers(place: Path, prompts: Sequence[Sequence[int]], form: Users, *, 
             found = model.generate(
                 input_ids=source, attention_mask=source != 0, max_new_tokens=form.new, do_sample=False, **own
             )
-            for number, row in zip(numbers, found.tolist(), strict=True):
-                answers[number] = [token for token in row[1:] if token > 1]
+            for number, row in zip(numbers, answer_tokens(found), strict=True):
+                answers[number] = row
         return answers
 
     return run

@@ -10,7 +10,7 @@ import numpy as np
 
 from lamp_jax.bench.cases import Case, Run, Side, Size, close_numbers, same_rows
 from lamp_jax.bench.flops import Products
-from lamp_jax.bench.models import SEED, TINY, draw_tokens, make_generator, published, tokens_of, word, words_of
+from lamp_jax.bench.models import SEED, draw_tokens, made_generator, published, tokens_of, word, words_of
 from lamp_jax.bench.workers import Workers
 from lamp_jax.data.files import Question
 from lamp_jax.tasks.catalog import find_task
@@ -58,23 +58,22 @@ class Pair(NamedTuple):
 def cases(size: Size, folder: Path, workers: Workers) -> Iterator[Case]:
     """Cases of the size; the model is written below `folder`."""
     for trials in SIZES[size]:
-        config = published("t5-small", **(TINY if trials.tiny else {}))
-        directory = str(folder / "model")
-        if not Path(directory).exists():
-            workers.of("lamp").call(partial(make_generator, directory, config))
+        config = published("t5-small", tiny=trials.tiny)
+        directory = made_generator(workers, folder / "model", config)
         questions = draw_questions(trials, config.vocab_size)
         pairs: list[Pair] = workers.of("lamp").call(make_pairs, directory, questions, trials)
         products = Products(config)
         if trials.reward == "likelihood":
             flops = sum(products.forward(len(one.source), len(one.target)) for one in pairs)
             kinds = (("transformers", transformers_likelihoods), ("ctranslate2", ctranslate2_likelihoods))
-            ours, agree = lamp_likelihoods, partial(close_numbers, relative=1e-4)
+            agree = partial(close_numbers, relative=1e-4)
         else:
             flops = sum(products.beam(len(one.source), trials.new, BEAMS) for one in pairs)
             kinds = (("ctranslate2", ctranslate2_answers),)
-            ours, agree = lamp_answers, partial(same_rows, least=1.0 if trials.tiny else 0.9)
+            agree = partial(same_rows, least=1.0 if trials.tiny else 0.9)
         peers = [Side(name, partial(run, directory, pairs, trials)) for name, run in kinds]
-        yield Case(trials.name, Side("lamp", partial(ours, directory, questions, trials)), peers, agree, flops=flops)
+        ours = Side("lamp", partial(lamp_feedback, directory, questions, trials))
+        yield Case(trials.name, ours, peers, agree, flops=flops)
 
 
 def draw_questions(trials: Trials, vocabulary: int) -> list[Question]:
@@ -111,44 +110,19 @@ def make_pairs(directory: str, questions: Sequence[Question], trials: Trials) ->
     return [Pair(prompt.tokens, target) for prompt, target in zip(prompts, targets, strict=True)]
 
 
-def lamp_likelihoods(directory: str, questions: Sequence[Question], trials: Trials) -> Run:
-    """Rewards of `lamp feedback items --reward likelihood`; `lamp.feedback` would compile in each call."""
-    from flax import nnx
-
-    import lamp_jax as lamp
-    from lamp_jax.config import CORRECT, Answering, Prompting
-    from lamp_jax.decoding.feedback import Trial, likelihood_rater, rate_trials
-    from lamp_jax.sharding import use_mesh
-    from lamp_jax.tasks.rewards import LIKELIHOOD
-
-    model = lamp.load(directory)
-    pairs = [(question, item) for question in questions for item in question.profile]
-    alone = [Trial(replace(question, profile=(item,)), {"at": at}) for at, (question, item) in enumerate(pairs)]
-    graph, params = nnx.split(model.module)
-    answering = Answering(generation_max_length=trials.new + 1)
-    rate = likelihood_rater(graph, params, model.tokenizer, alone, answering=answering, batch_size=trials.batch)
-
-    def run() -> list[float]:
-        found = [0.0] * len(alone)
-        prompting = Prompting(1, trials.longest)
-        options = {"prompting": prompting, "batch_size": trials.batch, "compatibility": CORRECT}
-        with use_mesh(model.mesh):
-            for batch in rate_trials(alone, rate, TASK, model.tokenizer, **options):
-                for trial, (_, metrics) in zip(batch.trials, batch.answers, strict=True):
-                    found[trial.names["at"]] = metrics[LIKELIHOOD]
-        return found
-
-    return run
-
-
-def lamp_answers(directory: str, questions: Sequence[Question], trials: Trials) -> Run:
-    """Answers of `lamp.feedback`, whose rewards are the metric's."""
+def lamp_feedback(directory: str, questions: Sequence[Question], trials: Trials) -> Run:
+    """Rewards of `lamp.feedback` by likelihood; else the answers whose metric is the reward."""
     import lamp_jax as lamp
 
     model = lamp.load(directory)
     options: dict[str, Any] = {"profile_size": trials.items, "num_beams": BEAMS, "batch_size": trials.batch}
     options |= {"generation_max_length": trials.new + 1, "max_length": trials.longest}
-    return lambda: [tokens_of(row.output or "") for row in lamp.feedback(model, questions, TASK, **options)]
+
+    def run() -> list[Any]:
+        rows = lamp.feedback(model, questions, TASK, reward=trials.reward, **options)
+        return [row.reward if trials.reward == "likelihood" else tokens_of(row.output or "") for row in rows]
+
+    return run
 
 
 def transformers_likelihoods(directory: str, pairs: Sequence[Pair], trials: Trials) -> Run:
@@ -192,15 +166,7 @@ def ctranslate2_likelihoods(directory: str, pairs: Sequence[Pair], trials: Trial
 
 
 def ctranslate2_answers(directory: str, pairs: Sequence[Pair], trials: Trials) -> Run:
-    from lamp_jax.bench.ctranslate2_side import open_translator
+    from lamp_jax.bench.ctranslate2_side import answers, open_translator
 
-    translator = open_translator(directory, "float32")
-    words = [words_of(pair.source) for pair in pairs]
-
-    def run() -> list[list[int]]:
-        found = translator.translate_batch(
-            words, beam_size=BEAMS, max_decoding_length=trials.new, max_batch_size=trials.batch
-        )
-        return [tokens_of(" ".join(one.hypotheses[0])) for one in found]
-
-    return run
+    translator, sources = open_translator(directory, "float32"), [pair.source for pair in pairs]
+    return lambda: answers(translator, sources, beams=BEAMS, new=trials.new, batch=trials.batch)
