@@ -21,7 +21,7 @@ from lamp_jax.errors import LampError
 from lamp_jax.models.dropout import dropout, layer_keys
 from lamp_jax.models.families import family_of
 from lamp_jax.models.generator import Generator, GeneratorConfig
-from lamp_jax.models.kernels import product_axes
+from lamp_jax.models.kernels import einsum, product_axes
 from lamp_jax.models.layers import project
 from lamp_jax.models.quantized import Quantized
 from lamp_jax.models.step_weight import arranged
@@ -50,8 +50,8 @@ class Adapted(nnx.Module):
         down, up = self.down[...].astype(x.dtype), self.up[...].astype(x.dtype)
         sharding = rules.out("batch", *(None,) * (len(narrow) - 1))
         seen = dropout(x, self.rate, None if self.key is None else self.key[...])
-        low = jnp.einsum(f"{axes.x},{row}{axes.inputs}r->{narrow}", seen, down, out_sharding=sharding)
-        addition = jnp.einsum(f"{narrow},{row}r{axes.outputs}->{axes.result}", low, up, out_sharding=out)
+        low = einsum(f"{axes.x},{row}{axes.inputs}r->{narrow}", seen, down, out=sharding, dtype=x.dtype)
+        addition = einsum(f"{narrow},{row}r{axes.outputs}->{axes.result}", low, up, out=out, dtype=x.dtype)
         return own + self.scale * addition.astype(own.dtype)
 
     def for_steps(self, *, inputs: int) -> "Adapted":
