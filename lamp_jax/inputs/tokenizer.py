@@ -122,7 +122,15 @@ def round_up_vocabulary(pieces: int) -> int:
 def tokenize(texts: Sequence[str], tokenizer: Any, *, max_length: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut to `max_length`."""
     clean = [without_surrogates(text) for text in texts]
-    return tokenizer(clean, truncation=True, max_length=max_length).input_ids if clean else []
+    found: list[list[int]] = []
+    # A tokenizer keeps about 200 bytes of each token, also of those that are cut off, until its call has ended.
+    for start in range(0, len(clean), _TEXTS_AT_ONCE):
+        some = clean[start : start + _TEXTS_AT_ONCE]
+        found += tokenizer(some, truncation=True, max_length=max_length).input_ids
+    return found
+
+
+_TEXTS_AT_ONCE = 512
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:

@@ -3,7 +3,7 @@
 import pytest
 
 from lamp_jax.errors import LampError
-from lamp_jax.inputs.tokenizer import EXTRA_IDS, load_tokenizer, train_text_tokenizer, train_tokenizer
+from lamp_jax.inputs.tokenizer import EXTRA_IDS, load_tokenizer, tokenize, train_text_tokenizer, train_tokenizer
 
 TEXTS = [f"the {word} film was {other} and  long" for word in ("good", "bad", "old") for other in ("dull", "bright")]
 
@@ -51,3 +51,13 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(LampError, match="no such directory"):
         load_tokenizer(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 9])
+def test_texts_are_tokenized_a_few_at_a_time_with_the_same_result(count, monkeypatch):
+    tokenizer = train_text_tokenizer(["some words of several texts"], vocab_size=60)
+    texts = [f"text {number} has several words of {'some ' * number}" for number in range(count)]
+    complete = tokenize(texts, tokenizer, max_length=12)
+    assert complete == [tokenizer(text, truncation=True, max_length=12).input_ids for text in texts]
+    monkeypatch.setattr("lamp_jax.inputs.tokenizer._TEXTS_AT_ONCE", 4)
+    assert tokenize(texts, tokenizer, max_length=12) == complete
