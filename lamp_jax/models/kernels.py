@@ -305,8 +305,8 @@ def _product_backward(subscripts, rules, out, dtype, kept, gradient):
     x, weight = kept
     gradient = gradient.astype(x.dtype)
     axes = product_axes(subscripts)
-    whole = gather_weight(weight, rules)
-    d_x = einsum(f"{axes.result},{axes.weight}->{axes.x}", gradient, whole, out=sharding_of(x), dtype=x.dtype)
+    complete = gather_weight(weight, rules)
+    d_x = einsum(f"{axes.result},{axes.weight}->{axes.x}", gradient, complete, out=sharding_of(x), dtype=x.dtype)
     d_weight = einsum(
         f"{axes.x},{axes.result}->{axes.weight}", x, gradient, out=sharding_of(weight), dtype=weight.dtype
     )
