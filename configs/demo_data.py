@@ -2,7 +2,7 @@
 
 Command:  lamp synth configs/demo_data.py (`lamp demo` reads this page)
 Hardware: one CPU core
-Time:     not measured alone; all of `lamp demo` took 2 minutes 29 seconds on two CPU cores
+Time:     not measured alone; all of `lamp demo` took 1 minute 46 seconds on two CPU cores
 Score:    none: the page makes data
 """
 

@@ -154,7 +154,7 @@ def fit(
             )
         except DivergedError as error:
             raise end_diverged(output, error, learning, saved=kept.step, best=kept.best_step) from None
-    print(f"{output}: compiled for {len(compiled)} shapes of batches, {', '.join(map(_written, sorted(compiled)))}")
+    print(f"{output}: programs compiled: {len(compiled)}, for batches of {', '.join(map(_written, sorted(compiled)))}")
     return progress
 
 

@@ -179,7 +179,7 @@ def train(folder, name, *more):
 
 
 def reported_shapes(capsys) -> int:
-    return int(re.search(r"compiled for (\d+) shapes", capsys.readouterr().out)[1])
+    return int(re.search(r"programs compiled: (\d+)", capsys.readouterr().out)[1])
 
 
 def test_further_epochs_of_a_generator_and_their_evaluations_compile_nothing_more(tmp_path, capsys):
