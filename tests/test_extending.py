@@ -120,7 +120,7 @@ def test_a_training_method_of_three_files_trains(extend, tmp_path):
     assert len(re.findall(r"^\+\+\+ ", read_diff("A training method"), re.MULTILINE)) <= 4
     run = extend("A training method")
     output = tmp_path / "hinge"
-    run((*words(tmp_path, output), "--method", "hinge", "--margin", 0.5))
+    run((*words(tmp_path, output), "--method", "hinge", "--margin", 0.5, "--log-every", 0))
     record = json.loads((output / "run.json").read_text())
     assert record["finished"]
     assert (record["settings"]["method"], record["settings"]["margin"]) == ("hinge", 0.5)
