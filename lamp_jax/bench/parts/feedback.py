@@ -169,4 +169,4 @@ def ctranslate2_answers(directory: str, pairs: Sequence[Pair], trials: Trials) -
     from lamp_jax.bench.ctranslate2_side import answers, open_translator
 
     translator, sources = open_translator(directory, "float32"), [pair.source for pair in pairs]
-    return lambda: answers(translator, sources, beams=BEAMS, new=trials.new, batch=trials.batch)
+    return answers(translator, sources, beams=BEAMS, new=trials.new, batch=trials.batch)

@@ -128,4 +128,4 @@ def ctranslate2_answers(directory: str, prompts: Prompts, search: Search, kind: 
     from lamp_jax.bench.ctranslate2_side import answers, open_translator
 
     translator = open_translator(directory, kind)
-    return lambda: answers(translator, prompts, beams=BEAMS, new=search.new, batch=search.batch)
+    return answers(translator, prompts, beams=BEAMS, new=search.new, batch=search.batch)
